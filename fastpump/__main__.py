@@ -1,0 +1,7 @@
+"""`python -m fastpump`."""
+
+import sys
+
+from fastpump.cli import main
+
+sys.exit(main())

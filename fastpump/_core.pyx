@@ -1,0 +1,767 @@
+"""The data plane, as Python sees it.
+
+Thin: the mechanisms are inline functions in hot/*.pxd, compiled into this one
+module. Here live the objects that own memory:
+
+SharedTables  the supervisor's hand on the shared memory (layout: hot/shm.pxd)
+Pump          one worker: its buffers, its loop
+and plain functions over the same inline code, for tests and tools.
+
+Three kinds of errors: hostile input ends in a counted verdict; a system error
+(-errno) is raised here, once; a caller's bug raises ValueError or IndexError.
+"""
+
+import os
+import secrets
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from fastpump.hot.aead cimport (
+    AEAD_AES_256_GCM, AEAD_CHACHA20_POLY1305, AEAD_IPSEC_MB, AEAD_OPENSSL, Aead, aead_free,
+    aead_has_ipsec_mb, aead_init, aead_open, aead_seal,
+)
+from fastpump.hot.atomics cimport (
+    ACQUIRE, RELAXED, RELEASE, SEQ_CST, add32, add64, and32, fence, load32, load64, store32,
+    store64,
+)
+from fastpump.hot.batch cimport send_flush, send_init
+from fastpump.hot.egress cimport tun_to_udp
+from fastpump.hot.gro cimport (
+    Candidate, Gro, gro_is_full, gro_receive, gro_reset, item_finish,
+)
+from fastpump.hot.ingress cimport recv_init, udp_to_tun
+from fastpump.hot.ip cimport IpPacket, ip_parse
+from fastpump.hot.limits cimport (
+    BATCH_BUCKETS, BUFFER_STRIDE, EVENT_RING_LEN, GRO_MAX_TCP_SEGMENTS, MAX_QUEUES,
+    READ_HEADROOM, READ_TAILROOM, RECV_MESSAGES, SEND_MESSAGES, STAGED_SLOTS, TAG_LEN,
+    VNET_HEADER_LEN,
+)
+from fastpump.hot.limits cimport REPLAY_WINDOW as _REPLAY_WINDOW
+from fastpump.hot.limits cimport REJECT_AFTER_MESSAGES as _REJECT_AFTER_MESSAGES
+from fastpump.hot.linux cimport (
+    MADV_DONTDUMP, MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED,
+    PROT_READ, PROT_WRITE, errno, iovec, madvise, mmap, munmap, now_ns,
+)
+from fastpump.hot.loop cimport loop_doorbell, loop_init, loop_run
+from fastpump.hot.lookup cimport lookup_peer, prefix_load
+from fastpump.hot.replay cimport replay_is_fresh, replay_mark
+from fastpump.hot.sandbox cimport (
+    sandbox_drop_capabilities, sandbox_filter_syscalls, sandbox_tie_to_parent,
+)
+from fastpump.hot.shm cimport (
+    ADDRESS_LEN, ARMED_ROAM, ARMED_UNANSWERED_RX, ARMED_UNANSWERED_TX, ARMED_WANT_SESSION,
+    EVENT_CONFIRMED, EVENT_INTERFACE_GONE, EVENT_OFFLOAD_OFF, EVENT_REKEY, EVENT_ROAM,
+    EVENT_SEND_ERROR, EVENT_UNANSWERED_RX, EVENT_UNANSWERED_TX, EVENT_WANT_SESSION,
+    KEYPAIR_INITIATOR, KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, NONE, OFFLOAD_TUN_TCP4,
+    OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6, OFFLOAD_UDP_GSO, Event, Header,
+    Keypair, PeerSlot, Replay, Tables, TrieNode, WorkerShared, tables_resolve,
+)
+from fastpump.hot.split cimport Splitter, splitter_init, splitter_next
+from fastpump.hot.staged cimport staged_init
+from fastpump.hot.trie cimport trie_insert, trie_remove
+from fastpump.hot cimport verdict as v
+from fastpump.hot.vnet cimport VnetHeader, vnet_checksum_complete, vnet_load
+from fastpump.hot.worker cimport Worker
+
+VERDICT_NAMES = {
+    v.DROP_MALFORMED_PACKET: "DROP_MALFORMED_PACKET",
+    v.DROP_NO_PEER: "DROP_NO_PEER",
+    v.DROP_NO_ENDPOINT: "DROP_NO_ENDPOINT",
+    v.DROP_STAGED_FULL: "DROP_STAGED_FULL",
+    v.DROP_STAGED_TIMEOUT: "DROP_STAGED_TIMEOUT",
+    v.DROP_COUNTER_LIMIT: "DROP_COUNTER_LIMIT",
+    v.DROP_TOO_BIG: "DROP_TOO_BIG",
+    v.DROP_SEND_BUFFER_FULL: "DROP_SEND_BUFFER_FULL",
+    v.DROP_SEND_ERROR: "DROP_SEND_ERROR",
+    v.DROP_MALFORMED_MESSAGE: "DROP_MALFORMED_MESSAGE",
+    v.DROP_TRUNCATED: "DROP_TRUNCATED",
+    v.DROP_UNKNOWN_INDEX: "DROP_UNKNOWN_INDEX",
+    v.DROP_EXPIRED_KEYPAIR: "DROP_EXPIRED_KEYPAIR",
+    v.DROP_REPLAYED: "DROP_REPLAYED",
+    v.DROP_UNAUTHENTIC: "DROP_UNAUTHENTIC",
+    v.DROP_MALFORMED_INNER: "DROP_MALFORMED_INNER",
+    v.DROP_SOURCE_NOT_ALLOWED: "DROP_SOURCE_NOT_ALLOWED",
+    v.DROP_INTERFACE_DOWN: "DROP_INTERFACE_DOWN",
+    v.DROP_INTERFACE_FULL: "DROP_INTERFACE_FULL",
+    v.DROP_INTERFACE_ERROR: "DROP_INTERFACE_ERROR",
+    v.FAILED_UDP_GSO: "FAILED_UDP_GSO",
+    v.FAILED_TUN_GSO: "FAILED_TUN_GSO",
+    v.FAILED_EVENT_RING_FULL: "FAILED_EVENT_RING_FULL",
+}
+COUNTER_NAMES = {
+    v.TUN_RX_PACKETS: "tun_rx_packets",
+    v.TUN_RX_BYTES: "tun_rx_bytes",
+    v.TUN_RX_SUPERPACKETS: "tun_rx_superpackets",
+    v.UDP_TX_DATAGRAMS: "udp_tx_datagrams",
+    v.UDP_TX_BYTES: "udp_tx_bytes",
+    v.UDP_TX_MESSAGES: "udp_tx_messages",
+    v.UDP_TX_CALLS: "udp_tx_calls",
+    v.UDP_RX_DATAGRAMS: "udp_rx_datagrams",
+    v.UDP_RX_BYTES: "udp_rx_bytes",
+    v.UDP_RX_MESSAGES: "udp_rx_messages",
+    v.UDP_RX_CALLS: "udp_rx_calls",
+    v.TUN_TX_PACKETS: "tun_tx_packets",
+    v.TUN_TX_BYTES: "tun_tx_bytes",
+    v.TUN_TX_WRITES: "tun_tx_writes",
+    v.TUN_TX_SUPERPACKETS: "tun_tx_superpackets",
+    v.KEEPALIVES_RECEIVED: "keepalives_received",
+    v.WAKEUPS: "wakeups",
+}
+assert len(VERDICT_NAMES) == v.VERDICT_COUNT - 1
+assert len(COUNTER_NAMES) == v.COUNTER_COUNT
+
+EVENT_NAMES = {
+    EVENT_WANT_SESSION: "want_session",
+    EVENT_UNANSWERED_TX: "unanswered_tx",
+    EVENT_UNANSWERED_RX: "unanswered_rx",
+    EVENT_CONFIRMED: "confirmed",
+    EVENT_REKEY: "rekey",
+    EVENT_ROAM: "roam",
+    EVENT_OFFLOAD_OFF: "offload_off",
+    EVENT_SEND_ERROR: "send_error",
+    EVENT_INTERFACE_GONE: "interface_gone",
+}
+OFFLOAD_BITS = {
+    "udp-gso": OFFLOAD_UDP_GSO,
+    "tun-tcp4": OFFLOAD_TUN_TCP4,
+    "tun-tcp6": OFFLOAD_TUN_TCP6,
+    "tun-udp4": OFFLOAD_TUN_UDP4,
+    "tun-udp6": OFFLOAD_TUN_UDP6,
+}
+ARMED_BITS = {
+    "unanswered_tx": ARMED_UNANSWERED_TX,
+    "unanswered_rx": ARMED_UNANSWERED_RX,
+    "want_session": ARMED_WANT_SESSION,
+    "roam": ARMED_ROAM,
+}
+REPLAY_WINDOW = _REPLAY_WINDOW
+REJECT_AFTER_MESSAGES = _REJECT_AFTER_MESSAGES
+MAX_TUN_QUEUES = MAX_QUEUES
+NO_SLOT = NONE
+BACKENDS = ("openssl", "ipsec-mb") if aead_has_ipsec_mb() else ("openssl",)
+
+cdef enum:
+    CACHE_LINE = 64
+    PAGE = 4096
+
+
+cdef uint64_t round_up(uint64_t value, uint64_t multiple):
+    return (value + multiple - 1) // multiple * multiple
+
+
+cdef int backend_number(str name) except -1:
+    if name not in BACKENDS:
+        raise ValueError(f"AEAD backend {name!r} is not in this build; it has: "
+                         + ", ".join(BACKENDS))
+    return AEAD_IPSEC_MB if name == "ipsec-mb" else AEAD_OPENSSL
+
+
+def default_backend():
+    """The AEAD backend's name: FASTPUMP_AEAD if set, else the fastest in this build."""
+    name = os.environ.get("FASTPUMP_AEAD") or BACKENDS[len(BACKENDS) - 1]
+    backend_number(name)
+    return name
+
+
+cdef void *map_memory(size_t size, int fd) except NULL:
+    """Map shared (fd >= 0) or private memory that no core dump shows."""
+    cdef int flags = MAP_SHARED if fd >= 0 else MAP_PRIVATE | MAP_ANONYMOUS
+    cdef void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, fd, 0)
+    if memory == MAP_FAILED:
+        raise OSError(errno, f"cannot map {size} bytes: {os.strerror(errno)}")
+    madvise(memory, size, MADV_DONTDUMP)
+    return memory
+
+
+cdef class SharedTables:
+    """The tables that the supervisor writes and the workers read.
+
+    Create them with `create`, hand `fd` to the workers, who `attach`. Slots are
+    plain integers. All changes are safe while workers run.
+    """
+
+    cdef readonly int fd
+    cdef Tables tables
+    cdef size_t size
+    cdef list free_peers, free_keypairs, free_nodes
+    cdef uint32_t next_peer, next_keypair, next_node
+    cdef list retired               # (kind, slot) since `waiting` was snapshot
+    cdef list waiting
+    cdef list waiting_epochs
+
+    def __cinit__(self):
+        self.fd = -1
+        self.free_peers, self.free_keypairs, self.free_nodes = [], [], []
+        self.retired, self.waiting, self.waiting_epochs = [], [], []
+
+    def __dealloc__(self):
+        if self.tables.header != NULL:
+            munmap(self.tables.header, self.size)
+
+    def close(self):
+        """Close the file descriptor; the mapping stays until the object goes."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    @classmethod
+    def create(cls, uint32_t queue_count, uint32_t peer_capacity=16384,
+               uint32_t node_capacity=1 << 18):
+        """New, empty tables for `queue_count` workers (1 to 256)."""
+        cdef SharedTables self = cls.__new__(cls)
+        cdef Header header
+        cdef uint64_t at
+        cdef uint32_t i
+        if not 1 <= queue_count <= MAX_QUEUES:
+            raise ValueError(f"a TUN has 1 to {MAX_QUEUES} queues, not {queue_count}")
+        memset(&header, 0, sizeof(header))
+        header.queue_count = queue_count
+        header.peer_capacity = peer_capacity
+        # Three keypairs a peer, one handshake under way.
+        header.keypair_capacity = 4 * peer_capacity
+        header.node_capacity = node_capacity
+        header.worker_bits = (queue_count - 1).bit_length()
+        header.slot_bits = (header.keypair_capacity - 1).bit_length()
+        header.workers_at = at = PAGE
+        header.peers_at = at = round_up(at + queue_count * sizeof(WorkerShared), PAGE)
+        header.keypairs_at = at = round_up(at + peer_capacity * sizeof(PeerSlot), PAGE)
+        at += header.keypair_capacity * sizeof(Keypair)
+        header.nodes_at = at = round_up(at, PAGE)
+        header.size = round_up(at + node_capacity * sizeof(TrieNode), PAGE)
+        fd = os.memfd_create("fastpump", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, header.size)
+            self.attach_fd(fd, header.size)
+        except BaseException:
+            os.close(fd)
+            raise
+        memcpy(self.tables.header, &header, sizeof(header))
+        tables_resolve(&self.tables, self.tables.header)
+        self.next_node = 1
+        return self
+
+    @classmethod
+    def attach(cls, int fd):
+        """The tables behind another process's `fd`."""
+        cdef SharedTables self = cls.__new__(cls)
+        self.attach_fd(fd, os.fstat(fd).st_size)
+        tables_resolve(&self.tables, self.tables.header)
+        return self
+
+    cdef int attach_fd(self, int fd, size_t size) except -1:
+        self.tables.header = <Header *>map_memory(size, fd)
+        self.size = size
+        self.fd = fd
+        return 0
+
+    # -- header
+
+    @property
+    def queue_count(self):
+        return self.tables.header.queue_count
+
+    @property
+    def offloads(self):
+        """Names of OFFLOAD_BITS in use now; workers clear what fails."""
+        cdef uint32_t bits = load32(&self.tables.header.offloads, RELAXED)
+        return [name for name, bit in OFFLOAD_BITS.items() if bits & bit]
+
+    @offloads.setter
+    def offloads(self, names):
+        cdef uint32_t bits = 0
+        for name in names:
+            bits |= <uint32_t>OFFLOAD_BITS[name]
+        store32(&self.tables.header.offloads, bits, RELAXED)
+
+    @property
+    def mtu(self):
+        return self.tables.header.mtu
+
+    @mtu.setter
+    def mtu(self, uint32_t value):
+        store32(&self.tables.header.mtu, value, RELAXED)
+
+    # -- peers
+
+    cdef PeerSlot *peer(self, uint32_t slot) except NULL:
+        if slot >= self.next_peer or not self.tables.peers[slot].live:
+            raise IndexError(f"no peer in slot {slot}")
+        return &self.tables.peers[slot]
+
+    def peer_add(self):
+        """A slot for a new peer; MemoryError when the table is full."""
+        cdef uint32_t slot, purge_count
+        cdef PeerSlot *peer
+        if not self.free_peers:
+            self.reclaim()
+        if self.free_peers:
+            slot = self.free_peers.pop()
+        elif self.next_peer < self.tables.header.peer_capacity:
+            slot = self.next_peer
+            self.next_peer += 1
+        else:
+            raise MemoryError(f"the peer table is full ({self.tables.header.peer_capacity})")
+        peer = &self.tables.peers[slot]
+        purge_count = peer.purge_count
+        memset(peer, 0, sizeof(PeerSlot))
+        peer.purge_count = purge_count
+        peer.send_keypair = NONE
+        store32(&peer.live, 1, RELEASE)
+        return slot
+
+    def peer_remove(self, uint32_t slot):
+        """Give the slot back. The caller has taken its prefixes and keypairs away."""
+        cdef PeerSlot *peer = self.peer(slot)
+        store32(&peer.send_keypair, NONE, RELEASE)
+        add32(&peer.purge_count, 1, RELEASE)
+        store32(&peer.live, 0, RELEASE)
+        self.retired.append(("peer", slot))
+
+    def peer_set_endpoint(self, uint32_t slot, bytes sockaddr):
+        """`sockaddr`: a struct sockaddr_in or sockaddr_in6 as bytes; b"" for unknown."""
+        cdef PeerSlot *peer = self.peer(slot)
+        cdef const uint8_t *source = <const uint8_t *>PyBytes_AS_STRING(sockaddr)
+        cdef uint32_t length = <uint32_t>len(sockaddr)
+        if length > ADDRESS_LEN:
+            raise ValueError(f"a sockaddr of {length} bytes")
+        store32(&peer.endpoint_seq, peer.endpoint_seq + 1, RELAXED)
+        fence(RELEASE)
+        memcpy(peer.endpoint, source, length)
+        peer.endpoint_len = length
+        store32(&peer.endpoint_seq, peer.endpoint_seq + 1, RELEASE)
+
+    def peer_set_send_keypair(self, uint32_t slot, keypair):
+        """What workers seal with from now on; None for no session."""
+        cdef uint32_t value = NONE if keypair is None else keypair
+        store32(&self.peer(slot).send_keypair, value, SEQ_CST)
+
+    def peer_purge_staged(self, uint32_t slot):
+        """Drop what waits for a session; ring the workers' doorbells afterwards."""
+        add32(&self.peer(slot).purge_count, 1, RELEASE)
+
+    def peer_disarm(self, uint32_t slot, str what):
+        """Let workers send the event of that name for the peer again."""
+        cdef uint32_t bit = ARMED_BITS[what]
+        and32(&self.peer(slot).armed, ~bit, SEQ_CST)
+
+    def peer_note_sent(self, uint32_t slot, uint64_t now, uint64_t wire_bytes):
+        """The supervisor sent something authenticated to the peer (a keepalive)."""
+        cdef PeerSlot *peer = self.peer(slot)
+        peer.last_tx_ns = now
+        peer.first_unanswered_rx_ns = 0
+        add64(&peer.tx_bytes, wire_bytes, RELAXED)
+
+    def peer_note_received(self, uint32_t slot, uint64_t now, uint64_t wire_bytes):
+        """The supervisor received something authenticated (a handshake message)."""
+        cdef PeerSlot *peer = self.peer(slot)
+        peer.last_rx_ns = now
+        peer.first_unanswered_tx_ns = 0
+        add64(&peer.rx_bytes, wire_bytes, RELAXED)
+
+    def peer_activity(self, uint32_t slot):
+        """(first_unanswered_tx_ns, first_unanswered_rx_ns, last_tx_ns, last_rx_ns);
+        CLOCK_BOOTTIME, 0 for never or nothing unanswered."""
+        cdef PeerSlot *peer = self.peer(slot)
+        return (peer.first_unanswered_tx_ns, peer.first_unanswered_rx_ns, peer.last_tx_ns,
+                peer.last_rx_ns)
+
+    def peer_bytes(self, uint32_t slot):
+        """(rx_bytes, tx_bytes) of transport messages, without UDP and IP headers."""
+        cdef PeerSlot *peer = self.peer(slot)
+        return load64(&peer.rx_bytes, RELAXED), load64(&peer.tx_bytes, RELAXED)
+
+    # -- keypairs
+
+    cdef Keypair *keypair(self, uint32_t slot) except NULL:
+        if slot >= self.next_keypair:
+            raise IndexError(f"no keypair in slot {slot}")
+        return &self.tables.keypairs[slot]
+
+    def keypair_reserve(self, uint32_t worker):
+        """(slot, local_index) for a handshake that begins: the index says which worker
+        will receive. MemoryError when the table is full."""
+        cdef Header *header = self.tables.header
+        cdef uint32_t slot
+        if worker >= header.queue_count:
+            raise IndexError(f"no worker {worker}")
+        if not self.free_keypairs:
+            self.reclaim()
+        if self.free_keypairs:
+            slot = self.free_keypairs.pop()
+        elif self.next_keypair < header.keypair_capacity:
+            slot = self.next_keypair
+            self.next_keypair += 1
+        else:
+            raise MemoryError(f"the keypair table is full ({header.keypair_capacity})")
+        random_bits = 32 - header.worker_bits - header.slot_bits
+        index = secrets.randbits(random_bits) << (header.worker_bits + header.slot_bits)
+        index |= slot << header.worker_bits | worker
+        return slot, index
+
+    def keypair_install(self, uint32_t slot, uint32_t local_index, uint32_t remote_index,
+                        uint32_t peer, uint32_t worker, bytes send_key, bytes receive_key,
+                        bint is_initiator, uint64_t rekey_at_ns, uint64_t rekey_rx_at_ns,
+                        uint64_t reject_at_ns):
+        """Fill a reserved slot and publish it to the receiving worker.
+
+        A responder's keypair is unconfirmed: the worker reports its first message.
+        """
+        cdef Keypair *keypair = self.keypair(slot)
+        if len(send_key) != 32 or len(receive_key) != 32:
+            raise ValueError("transport keys have 32 bytes")
+        memset(keypair, 0, sizeof(Keypair))
+        keypair.local_index = local_index
+        keypair.remote_index = remote_index
+        keypair.peer = peer
+        keypair.worker = worker
+        keypair.flags = KEYPAIR_INITIATOR if is_initiator else KEYPAIR_UNCONFIRMED
+        keypair.rekey_at_ns = rekey_at_ns
+        keypair.rekey_rx_at_ns = rekey_rx_at_ns
+        keypair.reject_at_ns = reject_at_ns
+        memcpy(keypair.send_key, PyBytes_AS_STRING(send_key), 32)
+        memcpy(keypair.receive_key, PyBytes_AS_STRING(receive_key), 32)
+        store32(&keypair.live, 1, RELEASE)
+
+    def keypair_confirm(self, uint32_t slot):
+        and32(&self.keypair(slot).flags, ~<uint32_t>KEYPAIR_UNCONFIRMED, RELAXED)
+
+    def keypair_rearm_rekey(self, uint32_t slot):
+        """Let the workers ask for a rekey again (the last attempt failed)."""
+        and32(&self.keypair(slot).flags, ~<uint32_t>KEYPAIR_REKEY_TOLD, RELAXED)
+
+    def keypair_take_counter(self, uint32_t slot):
+        """A send counter, taken atomically: nobody else gets it."""
+        return add64(&self.keypair(slot).send_counter, 1, RELAXED)
+
+    def keypair_retire(self, uint32_t slot):
+        """Take the keypair out of use; its keys are wiped after the grace period."""
+        store32(&self.keypair(slot).live, 0, SEQ_CST)
+        self.retired.append(("keypair", slot))
+
+    # -- allowed IPs
+
+    def allowed_insert(self, bytes address, uint32_t prefix_len, uint32_t peer):
+        """Give a prefix (4 or 16 address bytes) to a peer, whoever had it before."""
+        cdef uint64_t bits[2]
+        cdef uint32_t fresh[2]
+        cdef uint32_t taken
+        cdef bint is_v6 = self.address_is_v6(address, prefix_len)
+        self.peer(peer)
+        prefix_load(bits, <const uint8_t *>PyBytes_AS_STRING(address), is_v6)
+        fresh[0] = self.node_take()
+        fresh[1] = self.node_take()
+        taken = trie_insert(&self.tables, is_v6, bits, prefix_len, peer, fresh)
+        for i in range(taken, 2):
+            self.free_nodes.append(fresh[i])
+
+    def allowed_remove(self, bytes address, uint32_t prefix_len):
+        """Take a prefix away from whoever has it."""
+        cdef uint64_t bits[2]
+        cdef uint32_t unlinked[2]
+        cdef bint is_v6 = self.address_is_v6(address, prefix_len)
+        prefix_load(bits, <const uint8_t *>PyBytes_AS_STRING(address), is_v6)
+        for i in range(trie_remove(&self.tables, is_v6, bits, prefix_len, unlinked)):
+            self.retired.append(("node", unlinked[i]))
+
+    def allowed_lookup(self, bytes address):
+        """The peer slot that owns an address, or None."""
+        cdef bint is_v6 = self.address_is_v6(address, 0)
+        cdef uint32_t peer = lookup_peer(
+            &self.tables, <const uint8_t *>PyBytes_AS_STRING(address), is_v6)
+        return None if peer == NONE else peer
+
+    cdef bint address_is_v6(self, bytes address, uint32_t prefix_len) except -1:
+        if len(address) not in (4, 16) or prefix_len > 8 * len(address):
+            raise ValueError(f"{len(address)} address bytes with a prefix of {prefix_len}")
+        return len(address) == 16
+
+    cdef uint32_t node_take(self) except 0:
+        cdef uint32_t index
+        if not self.free_nodes:
+            self.reclaim()
+        if self.free_nodes:
+            return self.free_nodes.pop()
+        if self.next_node >= self.tables.header.node_capacity:
+            raise MemoryError("the table of allowed IPs is full "
+                              f"({self.tables.header.node_capacity} nodes)")
+        index = self.next_node
+        self.next_node += 1
+        return index
+
+    # -- grace periods
+
+    def reclaim(self):
+        """Wipe and reuse what every worker has let go of; how many still wait.
+
+        A worker has let go when its epoch moved since, or when it is idle (even).
+        """
+        cdef uint32_t i
+        cdef uint64_t then
+        if not self.waiting:
+            self.waiting, self.retired = self.retired, []
+            fence(SEQ_CST)
+            self.waiting_epochs = [load64(&self.tables.workers[i].epoch, SEQ_CST)
+                                   for i in range(self.tables.header.queue_count)]
+        for i, then in enumerate(self.waiting_epochs):
+            if then & 1 and load64(&self.tables.workers[i].epoch, SEQ_CST) == then:
+                return len(self.waiting) + len(self.retired)
+        for kind, slot in self.waiting:
+            if kind == "keypair":
+                memset(&self.tables.keypairs[<uint32_t>slot], 0, sizeof(Keypair))
+                self.free_keypairs.append(slot)
+            elif kind == "node":
+                self.free_nodes.append(slot)
+            else:
+                self.free_peers.append(slot)
+        self.waiting = []
+        return len(self.retired)
+
+    # -- workers
+
+    cdef WorkerShared *worker(self, uint32_t number) except NULL:
+        if number >= self.tables.header.queue_count:
+            raise IndexError(f"no worker {number}")
+        return &self.tables.workers[number]
+
+    def worker_is_dead(self, uint32_t number):
+        """The worker's process has ended: it holds nothing any more."""
+        cdef WorkerShared *worker = self.worker(number)
+        store64(&worker.epoch, (worker.epoch | 1) + 1, SEQ_CST)
+
+    def worker_counters(self, uint32_t number):
+        """{"counters": {name: n}, "verdicts": {name: n}, "tx_batches": [n], "rx_batches":
+        [n]}; bucket i of a batch histogram holds calls of 2^i to 2^(i+1)-1 datagrams."""
+        cdef WorkerShared *worker = self.worker(number)
+        return {
+            "counters": {name: worker.counters[<int>i] for i, name in COUNTER_NAMES.items()},
+            "verdicts": {name: worker.verdicts[<int>i] for i, name in VERDICT_NAMES.items()},
+            "tx_batches": [worker.send_batches[i] for i in range(BATCH_BUCKETS)],
+            "rx_batches": [worker.recv_batches[i] for i in range(BATCH_BUCKETS)],
+        }
+
+    def worker_events(self, uint32_t number):
+        """Take all events of one worker: [(name, peer, detail, error, at_ns, sockaddr)]."""
+        cdef WorkerShared *worker = self.worker(number)
+        cdef uint64_t head = worker.events_head
+        cdef uint64_t tail = load64(&worker.events_tail, ACQUIRE)
+        cdef Event *event
+        events = []
+        if tail - head > EVENT_RING_LEN:    # cannot be; a worker is trusted with no more
+            head = tail
+        while head < tail:
+            event = &worker.events[head % EVENT_RING_LEN]
+            events.append((EVENT_NAMES.get(event.kind, "unknown"), event.peer, event.detail,
+                           event.error, event.at_ns,
+                           PyBytes_FromStringAndSize(<char *>event.address, ADDRESS_LEN)))
+            head += 1
+        store64(&worker.events_head, head, RELEASE)
+        return events
+
+
+cdef class Pump:
+    """One worker's data plane: queue `number`'s TUN fd and UDP socket, and the tables.
+
+    `run` never returns while the interface lives; `turn` does one turn of both
+    directions without waiting, for tests and for other event loops.
+    """
+
+    cdef Worker *worker
+    cdef SharedTables tables
+    cdef void *memory
+    cdef size_t memory_len
+
+    def __init__(self, SharedTables tables, uint32_t number, int tun_fd, int udp_fd,
+                 int doorbell_fd, int event_fd, *, str backend=None, uint64_t busy_poll_us=0):
+        cdef Worker *worker
+        cdef uint8_t *at
+        cdef int error
+        if self.worker != NULL:
+            raise ValueError("already set up")
+        if number >= tables.tables.header.queue_count:
+            raise IndexError(f"no worker {number}")
+        self.memory_len = (round_up(sizeof(Worker), PAGE)
+                           + (SEND_MESSAGES + RECV_MESSAGES + STAGED_SLOTS + 1) * BUFFER_STRIDE
+                           + round_up(2 * tables.tables.header.peer_capacity, PAGE))
+        self.memory = map_memory(self.memory_len, -1)
+        at = <uint8_t *>self.memory
+        worker = self.worker = <Worker *>at
+        at += round_up(sizeof(Worker), PAGE)
+        worker.send.buffers = at
+        at += SEND_MESSAGES * BUFFER_STRIDE
+        worker.recv.buffers = at
+        at += RECV_MESSAGES * BUFFER_STRIDE
+        worker.read_buffer = at
+        at += BUFFER_STRIDE
+        worker.staged.buffers = at
+        at += STAGED_SLOTS * BUFFER_STRIDE
+        worker.staged.per_peer = <uint16_t *>at
+        self.tables = tables
+        worker.tables = tables.tables
+        worker.shared = &tables.tables.workers[number]
+        worker.number = number
+        worker.tun_fd = tun_fd
+        worker.udp_fd = udp_fd
+        worker.doorbell_fd = doorbell_fd
+        worker.event_fd = event_fd
+        worker.epoll_fd = -1
+        worker.busy_poll_ns = 1000 * busy_poll_us
+        worker.send.tables = &worker.tables
+        worker.send.shared = worker.shared
+        worker.send.fd = udp_fd
+        send_init(&worker.send)
+        recv_init(&worker.recv)
+        staged_init(&worker.staged)
+        if aead_init(&worker.aead, backend_number(backend or default_backend())) != 0:
+            raise OSError("the AEAD library does not start")
+        error = loop_init(worker)
+        if error < 0:
+            raise OSError(-error, f"epoll: {os.strerror(-error)}")
+
+    def __dealloc__(self):
+        if self.worker != NULL:
+            aead_free(&self.worker.aead)
+            if self.worker.epoll_fd >= 0:
+                os.close(self.worker.epoll_fd)
+            munmap(self.memory, self.memory_len)
+
+    def run(self):
+        """Pump until the interface is gone."""
+        with nogil:
+            loop_run(self.worker)
+
+    def turn(self, now=None):
+        """One turn: doorbell, tun_to_udp, udp_to_tun. `now`: CLOCK_BOOTTIME in ns."""
+        cdef Worker *worker = self.worker
+        worker.now_ns = now_ns() if now is None else now
+        with nogil:
+            worker.send.now_ns = worker.now_ns
+            worker.mtu = load32(&worker.tables.header.mtu, RELAXED)
+            loop_doorbell(worker)
+            tun_to_udp(worker)
+            udp_to_tun(worker)
+
+
+def confine(int parent):
+    """Lock this process in: it dies with `parent`, has no capabilities, and may call
+    nothing but what the pump calls (hot/sandbox.h). OSError if the kernel refuses."""
+    for what, error in (("parent", sandbox_tie_to_parent(parent)),
+                        ("capabilities", sandbox_drop_capabilities()),
+                        ("seccomp", sandbox_filter_syscalls())):
+        if error < 0:
+            raise OSError(-error, f"sandbox, {what}: {os.strerror(-error)}")
+
+
+# -- plain functions over the hot code, for tests and tools
+
+def aead(str backend, str cipher, bytes key, bytes nonce, bytes aad, bytes data, *, bint seal):
+    """Seal or open one message: `cipher` is chacha20-poly1305 or aes-256-gcm, `key` 32
+    bytes, `nonce` 12. Opening takes ciphertext and tag; None if it is not authentic."""
+    cdef Aead context
+    cdef int number = backend_number(backend)
+    cdef int which = {"chacha20-poly1305": AEAD_CHACHA20_POLY1305,
+                      "aes-256-gcm": AEAD_AES_256_GCM}[cipher]
+    cdef Py_ssize_t length = len(data)
+    cdef int result
+    if len(key) != 32 or len(nonce) != 12 or (not seal and length < TAG_LEN):
+        raise ValueError("key 32 bytes, nonce 12, sealed data at least 16")
+    if aead_init(&context, number) != 0:
+        raise OSError("the AEAD library does not start")
+    try:
+        if seal:
+            out = bytearray(length + TAG_LEN)
+            result = aead_seal(&context, which, key, nonce, aad, len(aad), data,
+                               <uint8_t *>out, length)
+            if result != 0:
+                raise OSError("the AEAD library failed")
+            return bytes(out)
+        length -= TAG_LEN
+        out = bytearray(length)
+        result = aead_open(&context, which, key, nonce, aad, len(aad), data, <uint8_t *>out,
+                           length)
+        return bytes(out) if result == 0 else None
+    finally:
+        aead_free(&context)
+
+
+cdef class ReplayWindow:
+    """The replay window of hot/replay.pxd."""
+
+    cdef Replay replay
+
+    def is_fresh(self, uint64_t counter):
+        return bool(replay_is_fresh(&self.replay, counter))
+
+    def mark(self, uint64_t counter):
+        """Accept the counter; False if it was seen before or is too old."""
+        return bool(replay_mark(&self.replay, counter))
+
+
+def split(bytes vnet_and_packet):
+    """What leaves for a packet read from the interface: [packet, ...] with complete
+    checksums; None if the vnet header lies. Input: vnet header (10 bytes), packet."""
+    cdef VnetHeader vnet
+    cdef IpPacket ip
+    cdef Splitter splitter
+    cdef uint8_t *segment
+    cdef uint32_t length
+    if len(vnet_and_packet) < VNET_HEADER_LEN:
+        return None
+    work = bytearray(vnet_and_packet)
+    cdef uint8_t *start = <uint8_t *>work
+    vnet_load(&vnet, start)
+    if not ip_parse(&ip, start + VNET_HEADER_LEN, <uint32_t>len(work) - VNET_HEADER_LEN):
+        return None
+    if vnet.gso_type == 0:
+        if not vnet_checksum_complete(&vnet, ip.start, ip.total_len):
+            return None
+        return [PyBytes_FromStringAndSize(<char *>ip.start, ip.total_len)]
+    if not splitter_init(&splitter, &vnet, &ip):
+        return None
+    segments = []
+    length = splitter_next(&splitter, &segment)
+    while length:
+        segments.append(PyBytes_FromStringAndSize(<char *>segment, length))
+        length = splitter_next(&splitter, &segment)
+    return segments
+
+
+def coalesce(list packets, offloads=("tun-tcp4", "tun-tcp6", "tun-udp4", "tun-udp6")):
+    """What is written to the interface for packets received in one batch:
+    [vnet header (10 bytes) + packet or superpacket, ...]. ValueError for no IP packet."""
+    cdef Gro *gro = <Gro *>calloc(1, sizeof(Gro))
+    cdef uint8_t *buffers = <uint8_t *>calloc(len(packets) + 1, BUFFER_STRIDE)
+    cdef iovec iov[GRO_MAX_TCP_SEGMENTS + 1]
+    cdef Candidate candidate
+    cdef uint8_t *at
+    cdef uint32_t bits = 0
+    cdef int count, k
+    cdef bytes data
+    if gro == NULL or buffers == NULL:
+        free(gro)
+        free(buffers)
+        raise MemoryError
+    try:
+        for name in offloads:
+            bits |= <uint32_t>OFFLOAD_BITS[name]
+        gro_reset(gro, bits)
+        for i, data in enumerate(packets):
+            at = buffers + <size_t>i * BUFFER_STRIDE + READ_HEADROOM
+            memcpy(at, PyBytes_AS_STRING(data), min(len(data), 65535))
+            if not ip_parse(&candidate.ip, at, min(len(data), 65535)):
+                raise ValueError("not an IP packet")
+            if gro_is_full(gro):
+                raise ValueError("too many packets for one batch")
+            gro_receive(gro, &candidate)
+        written = []
+        for i in range(gro.item_count):
+            count = item_finish(gro, &gro.items[<uint32_t>i], iov)
+            written.append(b"".join(
+                PyBytes_FromStringAndSize(<char *>iov[k].iov_base, iov[k].iov_len)
+                for k in range(count)))
+        return written
+    finally:
+        free(gro)
+        free(buffers)

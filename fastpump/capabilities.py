@@ -1,0 +1,121 @@
+"""What this kernel can do, probed once by really trying it.
+
+Offloads by the names that `--offload NAME=off` takes:
+
+    csum      the kernel leaves TCP and UDP checksums to us (TUN_F_CSUM)
+    tso4 tso6 it hands over TCP superpackets (TUN_F_TSO4/6, with ECN)
+    uso       it hands over UDP superpackets (TUN_F_USO4|6; Linux 6.2)
+    gro       it takes superpackets that we coalesced
+    udp-gso   one send carries many datagrams (UDP_SEGMENT; Linux 4.18)
+    udp-gro   one receive brings many datagrams (UDP_GRO; Linux 5.0)
+
+Some kernels accept vnet headers and then fail superpackets, so each kind is written to
+the interface before it is up: a kernel that takes it says EIO (interface down), one that
+does not EINVAL. What fails later is switched off by the worker that notices.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastpump import netdev
+from fastpump.netdev import TunQueues
+from fastpump.sockets import UDP_GRO, UDP_SEGMENT
+
+OFFLOAD_NAMES = ("csum", "tso4", "tso6", "uso", "gro", "udp-gso", "udp-gro")
+
+_VNET = struct.Struct("=BBHHHH")
+_NEEDS_CSUM = 1
+_GSO_TCPV4, _GSO_TCPV6, _GSO_UDP_L4 = 1, 4, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """The offloads in use, and how they go to the data plane."""
+
+    names: tuple[str, ...]
+    """Those of OFFLOAD_NAMES that are on."""
+    hot: tuple[str, ...]
+    """Names of _core.OFFLOAD_BITS."""
+    udp_gro: bool
+
+
+def _superpacket(kind: str) -> bytes:
+    """A vnet header and a superpacket of two segments between documentation addresses."""
+    is_tcp = kind.startswith("tun-tcp")
+    l4_len, offset = (20, 16) if is_tcp else (8, 6)
+    payload = bytes(200)
+    if is_tcp:
+        l4 = struct.pack("!HHIIBBHHH", 9, 9, 1, 1, 5 << 4, 0x10, 512, 0, 0)
+    else:
+        l4 = struct.pack("!HHHH", 9, 9, l4_len + len(payload), 0)
+    if kind.endswith("4"):
+        ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + l4_len + len(payload), 1, 0x4000, 64,
+                         6 if is_tcp else 17, 0, b"\xc0\0\2\1", b"\xc0\0\2\2")
+    else:
+        address = bytes.fromhex("20010db8000000000000000000000001")
+        ip = struct.pack("!IHBB16s16s", 6 << 28, l4_len + len(payload), 6 if is_tcp else 17, 64,
+                         address, address)
+    gso = _GSO_UDP_L4 if not is_tcp else _GSO_TCPV4 if kind.endswith("4") else _GSO_TCPV6
+    vnet = _VNET.pack(_NEEDS_CSUM, gso, len(ip) + l4_len, 100, len(ip), offset)
+    return vnet + ip + l4 + payload
+
+
+def _takes_superpacket(fd: int, kind: str) -> bool:
+    try:
+        os.write(fd, _superpacket(kind))
+    except OSError as error:
+        return error.errno == errno.EIO
+    return True
+
+
+def _has_socket_option(option: int, value: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.setsockopt(socket.IPPROTO_UDP, option, value)
+        except OSError:
+            return False
+    return True
+
+
+def probe(tun: TunQueues, wanted: Mapping[str, bool]) -> Capabilities:
+    """Switch on what the kernel offers and the operator did not switch off.
+
+    `tun` is not up yet. Without csum there is no tso, uso or gro: superpackets have
+    partial checksums.
+    """
+    def allowed(name: str) -> bool:
+        return wanted.get(name, True)
+
+    names: list[str] = []
+    mask = 0
+    if allowed("csum") and tun.set_offloads(netdev.TUN_F_CSUM):
+        names.append("csum")
+        mask = netdev.TUN_F_CSUM
+        for name, bits in (("tso4", netdev.TUN_F_TSO4), ("tso6", netdev.TUN_F_TSO6),
+                           ("uso", netdev.TUN_F_USO4 | netdev.TUN_F_USO6)):
+            if allowed(name) and tun.set_offloads(mask | bits):
+                names.append(name)
+                mask |= bits
+        if mask & (netdev.TUN_F_TSO4 | netdev.TUN_F_TSO6) and tun.set_offloads(
+                mask | netdev.TUN_F_TSO_ECN):
+            mask |= netdev.TUN_F_TSO_ECN
+    tun.set_offloads(mask)
+    hot: list[str] = []
+    if "csum" in names and allowed("gro"):
+        hot += [kind for kind in ("tun-tcp4", "tun-tcp6", "tun-udp4", "tun-udp6")
+                if _takes_superpacket(tun.fds[0], kind)]
+        if hot:
+            names.append("gro")
+    if allowed("udp-gso") and _has_socket_option(UDP_SEGMENT, 1200):
+        names.append("udp-gso")
+        hot.append("udp-gso")
+    udp_gro = allowed("udp-gro") and _has_socket_option(UDP_GRO, 1)
+    if udp_gro:
+        names.append("udp-gro")
+    return Capabilities(tuple(names), tuple(hot), udp_gro)

@@ -1,0 +1,235 @@
+"""The command line. Each command's --help teaches it; docs/fastpump.1.md is the manual."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastpump import __version__
+from fastpump.errors import ConfigError, FastpumpError
+
+_TUNNEL_HELP = """\
+Join this host to others by an encrypted tunnel. Runs in the foreground; stop it with
+Ctrl-C. Needs root (or CAP_NET_ADMIN). Any WireGuard peer can be at the other end.
+
+A peer is PUBKEY[@HOST:PORT][,allowed-ips=CIDR+CIDR...][,psk=FILE][,keepalive=SECONDS]:
+
+  PUBKEY        the peer's public key, as `fastpump pubkey` or `wg pubkey` prints it
+  @HOST:PORT    where it is; without it, the peer must come to us. IPv6: @[ADDRESS]:PORT
+  allowed-ips   what is behind it: packets to these networks go to it, packets from it
+                must come from them. With one peer the default is the networks of --address
+  psk           a file with a preshared key (`fastpump genpsk`)
+  keepalive     send something at least this often, to keep a NAT open
+
+Two hosts:
+  host A   fastpump tunnel --address 10.9.0.1/24
+           (prints A's public key and what to type on host B)
+  host B   fastpump tunnel --address 10.9.0.2/24 --peer A_KEY@a.example.net:51820
+           (prints B's public key)
+  host A   fastpump tunnel --address 10.9.0.1/24 --peer B_KEY
+
+Link two networks: add the far network to the peer's allowed-ips
+  fastpump tunnel --address 10.9.0.1/24 --peer B_KEY@b.example.net:51820,\\
+allowed-ips=10.9.0.0/24+192.168.7.0/24
+"""
+
+_OFFLOAD_HELP = """\
+switch an offload of the kernel on or off; all that work are on. NAME: csum, tso4, tso6,
+uso, gro (superpackets to the interface), udp-gso, udp-gro"""
+
+
+def _configured(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser of ours as an argparse type: its complaint is shown as it is."""
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return convert
+
+
+def _number(what: str, low: int, high: int) -> Callable[[str], Any]:
+    def parse(text: str) -> int:
+        from fastpump.config import parse_number
+        return parse_number(text, what, low, high)
+    return _configured(parse)
+
+
+def _lazily(name: str) -> Callable[[str], Any]:
+    """A parser of fastpump.config, imported when it is used (genkey starts quickly)."""
+    def parse(text: str) -> Any:
+        from fastpump import config
+        return getattr(config, name)(text)
+    return _configured(parse)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="fastpump", description="A packet pump for Linux: multi-queue TUN interfaces joined "
+        "over encrypted UDP, WireGuard on the wire.",
+        epilog="`fastpump COMMAND --help` explains a command. Start with: fastpump demo")
+    parser.add_argument("--version", action="version", version=f"fastpump {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_tunnel(commands)
+    status = commands.add_parser(
+        "status", help="show running tunnels",
+        description="Show the running tunnels of this network namespace: queues and their "
+        "workers, peers, and what became of packets that were not delivered.")
+    status.add_argument("name", nargs="?", metavar="NAME", help="only this interface")
+    status.add_argument("--json", action="store_true", help="print JSON (keys: see the manual)")
+    status.set_defaults(run=_status)
+    _add_demo(commands)
+    for name, help_text, action in (
+            ("genkey", "make a private key and print it", _genkey),
+            ("pubkey", "read a private key from stdin, print its public key", _pubkey),
+            ("genpsk", "make a preshared key and print it", _genpsk)):
+        command = commands.add_parser(
+            name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}. Same "
+            "format as `wg`: base64, one line.")
+        command.set_defaults(run=action)
+    return parser
+
+
+def _add_tunnel(commands: Any) -> None:
+    tunnel = commands.add_parser(
+        "tunnel", help="run a tunnel (the main job)", description=_TUNNEL_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = tunnel.add_argument
+    add("name", nargs="?", default="fp0", metavar="NAME", help="interface to create (fp0)")
+    add("--queues", type=_number("number of queues", 1, 256), metavar="N",
+        help="queues, each with a worker process (default: one per CPU)")
+    add("--address", type=_lazily("parse_address"), action="append", default=[], metavar="CIDR",
+        help="address of the interface, with prefix length; may be repeated")
+    add("--listen-port", type=_number("UDP port", 0, 65535), metavar="PORT",
+        help="UDP port (default: 51820, or any free one if that is taken; 0: any)")
+    add("--private-key", type=Path, metavar="FILE",
+        help="file with the private key (default: made once and kept in /var/lib/fastpump)")
+    add("--peer", type=_lazily("parse_peer"), action="append", default=[], metavar="SPEC",
+        help="a peer, see above; may be repeated")
+    add("--mtu", type=_lazily("parse_mtu"), default=1420, metavar="N",
+        help="MTU of the interface (1420)")
+    add("--fwmark", type=_number("firewall mark", 0, 0xFFFFFFFF), default=0, metavar="N",
+        help="firewall mark of the tunnel's own packets, for policy routing")
+    add("--no-routes", action="store_true", help="add no routes to the allowed IPs")
+    add("--pin", action="store_true",
+        help="pin each worker to a CPU, when there are as many CPUs as queues")
+    add("--busy-poll", type=_number("number of microseconds", 0, 1_000_000), default=0,
+        metavar="USEC", help="spin this long before sleeping: lower latency, more CPU (0)")
+    add("--offload", type=_lazily("parse_offload"), action="append", default=[],
+        metavar="NAME=on|off", help=_OFFLOAD_HELP)
+    add("--log-level", choices=("debug", "info", "warning", "error"), default="info",
+        help="what to log to stderr (info)")
+    add("--log-json", action="store_true", help="log, and say ready, as JSON lines")
+    tunnel.set_defaults(run=_tunnel)
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser(
+        "demo", help="show what a tunnel does on this machine",
+        description="Make two network namespaces joined by a virtual cable, run a real "
+        "`fastpump tunnel` in each, measure ping and throughput through the tunnel and beside "
+        "it, print a table, and clean up. Needs root, or a kernel that lets users make "
+        "namespaces; and iperf3.")
+    demo.add_argument("--queues", type=_number("number of queues", 1, 256), metavar="N",
+                      help="queues of each tunnel (default: one per CPU)")
+    demo.add_argument("--seconds", type=_number("number of seconds", 1, 3600), default=3,
+                      metavar="S", help="length of each measurement (3)")
+    demo.set_defaults(run=_demo)
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps({"time": round(record.created, 3), "level": record.levelname.lower(),
+                           "logger": record.name, "message": record.getMessage()})
+
+
+def _set_up_logging(level: str, *, as_json: bool) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonFormatter() if as_json else
+                         logging.Formatter("%(levelname)s %(message)s"))
+    logger = logging.getLogger("fastpump")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(level.upper())
+
+
+def _tunnel(args: argparse.Namespace) -> int:
+    from fastpump.config import TunnelConfig
+    from fastpump.tunnel import run
+
+    _set_up_logging(args.log_level, as_json=args.log_json)
+    run(TunnelConfig(
+        name=args.name, queue_count=args.queues or len(os.sched_getaffinity(0)),
+        addresses=tuple(args.address), listen_port=args.listen_port,
+        private_key_file=args.private_key, peers=tuple(args.peer), mtu=args.mtu,
+        fwmark=args.fwmark, routes=not args.no_routes, pin=args.pin,
+        busy_poll_us=args.busy_poll, offloads=dict(args.offload)), as_json=args.log_json)
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from fastpump import control, stats
+
+    names = control.running() if args.name is None else [args.name]
+    found = [status for status in (control.ask(name, "status") for name in names)
+             if status is not None]
+    if args.name is not None and not found:
+        raise ConfigError(f"no tunnel runs on {args.name} in this network namespace; `fastpump "
+                          "status` lists those that do")
+    if args.json:
+        print(json.dumps({"interfaces": found}, indent=2))
+    elif found:
+        print("\n\n".join(stats.show(status) for status in found))
+    else:
+        print("no tunnel runs in this network namespace")
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from fastpump.demo import run
+
+    return run(args.queues or len(os.sched_getaffinity(0)), args.seconds)
+
+
+def _genkey(_args: argparse.Namespace) -> int:
+    from fastpump import keys
+
+    print(keys.encode(keys.generate_private()))
+    return 0
+
+
+def _pubkey(_args: argparse.Namespace) -> int:
+    from fastpump import keys
+
+    text = sys.stdin.buffer.read(4096).decode("ascii", "replace")
+    print(keys.encode(keys.public_of(keys.decode(text, "private key on stdin"))))
+    return 0
+
+
+def _genpsk(_args: argparse.Namespace) -> int:
+    from fastpump import keys
+
+    print(keys.encode(keys.generate_preshared()))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status: 0, 1 for an error that is explained, 2 for usage."""
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except FastpumpError as error:
+        print(f"fastpump: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,26 @@
+"""Numbers of the protocol (WireGuard paper, sections 5 and 6) and of the kernel's
+implementation (drivers/net/wireguard/messages.h). Times are nanoseconds."""
+
+SECOND = 1_000_000_000
+
+KEY_LEN = 32
+TAG_LEN = 16
+TIMESTAMP_LEN = 12
+
+REKEY_AFTER_TIME = 120 * SECOND
+REJECT_AFTER_TIME = 180 * SECOND
+REKEY_ATTEMPT_TIME = 90 * SECOND
+REKEY_TIMEOUT = 5 * SECOND
+REKEY_TIMEOUT_JITTER = SECOND // 3
+KEEPALIVE_TIMEOUT = 10 * SECOND
+ZERO_KEYS_AFTER_TIME = 3 * REJECT_AFTER_TIME
+MAX_HANDSHAKE_ATTEMPTS = REKEY_ATTEMPT_TIME // REKEY_TIMEOUT
+# A peer's initiations closer together than this are a flood (50 a second).
+MIN_INITIATION_INTERVAL = SECOND // 50
+
+DEFAULT_MTU = 1420
+MIN_MTU = 576
+MAX_MTU = 65000
+DEFAULT_PORT = 51820
+DEFAULT_NAME = "fp0"
+MAX_NAME_LEN = 15

@@ -1,0 +1,100 @@
+"""Endpoints: where a peer's datagrams go, as text and as struct sockaddr.
+
+The UDP sockets are dual-stack (AF_INET6, IPv4 as v4-mapped addresses) unless the host
+has no IPv6; then they are AF_INET, and so are the sockaddrs.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import struct
+from dataclasses import dataclass
+
+from fastpump.errors import ConfigError
+
+_SOCKADDR_IN6 = struct.Struct("=H2sI16sI")
+_SOCKADDR_IN = struct.Struct("=H2s4s8x")
+_MAPPED_PREFIX = bytes(10) + b"\xff\xff"
+
+IPv4Address, IPv6Address = ipaddress.IPv4Address, ipaddress.IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address and a UDP port; `scope_id` only for link-local IPv6."""
+
+    address: IPv4Address | IPv6Address
+    port: int
+    scope_id: int = 0
+
+    def __str__(self) -> str:
+        """As wg prints it: 192.0.2.1:51820 or [2001:db8::1]:51820."""
+        if self.address.version == 4:
+            return f"{self.address}:{self.port}"
+        scope = f"%{self.scope_id}" if self.scope_id else ""
+        return f"[{self.address}{scope}]:{self.port}"
+
+    def sockaddr(self, family: int) -> bytes:
+        """struct sockaddr_in6 (or _in) for a socket of `family`."""
+        port = self.port.to_bytes(2, "big")
+        if family == socket.AF_INET:
+            if self.address.version != 4:
+                raise ConfigError(f"the endpoint {self} is IPv6, which this host has not")
+            return _SOCKADDR_IN.pack(socket.AF_INET, port, self.address.packed)
+        packed = self.address.packed
+        if self.address.version == 4:
+            packed = _MAPPED_PREFIX + packed
+        return _SOCKADDR_IN6.pack(socket.AF_INET6, port, 0, packed, self.scope_id)
+
+    @classmethod
+    def from_sockaddr(cls, data: bytes) -> Endpoint:
+        """The reverse; v4-mapped addresses come out as IPv4."""
+        family = int.from_bytes(data[:2], "little" if struct.pack("=H", 1)[0] else "big")
+        port = int.from_bytes(data[2:4], "big")
+        if family == socket.AF_INET:
+            return cls(IPv4Address(data[4:8]), port)
+        _, _, _, packed, scope_id = _SOCKADDR_IN6.unpack(data[:_SOCKADDR_IN6.size])
+        if packed[:12] == _MAPPED_PREFIX:
+            return cls(IPv4Address(packed[12:]), port)
+        return cls(IPv6Address(packed), port, scope_id)
+
+    @classmethod
+    def from_python(cls, address: tuple[object, ...]) -> Endpoint:
+        """What recvfrom() gives: (host, port) or (host, port, flowinfo, scope_id)."""
+        host = ipaddress.ip_address(str(address[0]).partition("%")[0])
+        scope_id = int(str(address[3])) if len(address) == 4 else 0
+        if isinstance(host, IPv6Address) and host.ipv4_mapped is not None:
+            return cls(host.ipv4_mapped, int(str(address[1])))
+        return cls(host, int(str(address[1])), scope_id)
+
+    def to_python(self, family: int) -> tuple[str, int] | tuple[str, int, int, int]:
+        """What sendto() takes on a socket of `family`."""
+        if family == socket.AF_INET:
+            return str(self.address), self.port
+        if self.address.version == 4:
+            return f"::ffff:{self.address}", self.port, 0, 0
+        return str(self.address), self.port, 0, self.scope_id
+
+
+def split_host_port(text: str) -> tuple[str, int]:
+    """HOST:PORT or [V6]:PORT; ConfigError tells what is wrong."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ConfigError(f"the endpoint {text!r} is ambiguous: write IPv6 as [ADDRESS]:PORT")
+    if not colon or not host or not port.isascii() or not port.isdigit() \
+            or not 1 <= int(port) <= 65535:
+        raise ConfigError(f"the endpoint {text!r} is not HOST:PORT (a port is 1 to 65535)")
+    return host, int(port)
+
+
+def resolve(host: str, port: int) -> Endpoint:
+    """The first address of a name. Blocks while it asks."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
+        raise ConfigError(f"the endpoint host {host!r} cannot be resolved: {reason}") from None
+    return Endpoint.from_python(found[0][4])

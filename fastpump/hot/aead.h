@@ -1,0 +1,201 @@
+/* AEAD by two libraries behind one pair of calls. No cipher is implemented here.
+ *
+ *   ipsec-mb   intel-ipsec-mb: the job interface for ChaCha20-Poly1305 (one
+ *              submit call runs the whole message; the init/update/finalize
+ *              calls are 150 ns slower each), the direct calls for AES-256-GCM.
+ *   openssl    libcrypto's EVP, one context per direction and cipher, keyed per
+ *              message (cheap for ChaCha20, an expansion for AES).
+ *
+ * Tags: intel-ipsec-mb only computes them, so opening compares in constant time
+ * here. The plaintext of a message whose tag fails has been written all the same:
+ * the caller drops it. Source and destination may be the same, or not overlap.
+ */
+#ifndef FASTPUMP_AEAD_H
+#define FASTPUMP_AEAD_H
+
+#include <openssl/crypto.h>
+#include <openssl/evp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef FASTPUMP_IPSEC_MB
+#include <intel-ipsec-mb.h>
+#endif
+
+enum { AEAD_OPENSSL = 0, AEAD_IPSEC_MB = 1 };
+enum { AEAD_CHACHA20_POLY1305 = 0, AEAD_AES_256_GCM = 1 };
+
+typedef struct {
+    int backend;
+#ifdef FASTPUMP_IPSEC_MB
+    IMB_MGR *manager;
+#endif
+    EVP_CIPHER_CTX *seal[2]; /* by cipher */
+    EVP_CIPHER_CTX *open[2];
+} Aead;
+
+static inline int aead_has_ipsec_mb(void)
+{
+#ifdef FASTPUMP_IPSEC_MB
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+static void aead_free(Aead *self)
+{
+    for (int cipher = 0; cipher < 2; cipher++) {
+        EVP_CIPHER_CTX_free(self->seal[cipher]);
+        EVP_CIPHER_CTX_free(self->open[cipher]);
+    }
+#ifdef FASTPUMP_IPSEC_MB
+    if (self->manager != NULL)
+        free_mb_mgr(self->manager);
+#endif
+    memset(self, 0, sizeof *self);
+}
+
+/* 0, or -1 when the library refuses (no memory, no such backend). */
+static int aead_init(Aead *self, int backend)
+{
+    memset(self, 0, sizeof *self);
+    self->backend = backend;
+    if (backend == AEAD_IPSEC_MB) {
+#ifdef FASTPUMP_IPSEC_MB
+        self->manager = alloc_mb_mgr(0);
+        if (self->manager == NULL)
+            return -1;
+        init_mb_mgr_auto(self->manager, NULL);
+        if (imb_get_errno(self->manager) != 0) {
+            aead_free(self);
+            return -1;
+        }
+        return 0;
+#else
+        return -1;
+#endif
+    }
+    const EVP_CIPHER *ciphers[2] = {EVP_chacha20_poly1305(), EVP_aes_256_gcm()};
+    for (int cipher = 0; cipher < 2; cipher++) {
+        self->seal[cipher] = EVP_CIPHER_CTX_new();
+        self->open[cipher] = EVP_CIPHER_CTX_new();
+        if (self->seal[cipher] == NULL || self->open[cipher] == NULL ||
+            EVP_EncryptInit_ex(self->seal[cipher], ciphers[cipher], NULL, NULL, NULL) != 1 ||
+            EVP_DecryptInit_ex(self->open[cipher], ciphers[cipher], NULL, NULL, NULL) != 1) {
+            aead_free(self);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+#ifdef FASTPUMP_IPSEC_MB
+/* Run one message; the tag that belongs to the ciphertext goes to `tag`. */
+static inline int aead_ipsec_mb(Aead *self, int cipher, int is_seal, const uint8_t *key,
+                                const uint8_t *nonce, const uint8_t *aad, size_t aad_len,
+                                const uint8_t *src, uint8_t *dst, size_t len, uint8_t *tag)
+{
+    IMB_MGR *manager = self->manager;
+    if (cipher == AEAD_AES_256_GCM) {
+        struct gcm_key_data expanded;
+        struct gcm_context_data context;
+        IMB_AES256_GCM_PRE(manager, key, &expanded);
+        if (is_seal)
+            IMB_AES256_GCM_ENC(manager, &expanded, &context, dst, src, len, nonce, aad, aad_len,
+                               tag, 16);
+        else
+            IMB_AES256_GCM_DEC(manager, &expanded, &context, dst, src, len, nonce, aad, aad_len,
+                               tag, 16);
+        OPENSSL_cleanse(&expanded, sizeof expanded);
+        return 0;
+    }
+    IMB_JOB *job = IMB_GET_NEXT_JOB(manager);
+    job->cipher_mode = IMB_CIPHER_CHACHA20_POLY1305;
+    job->hash_alg = IMB_AUTH_CHACHA20_POLY1305;
+    job->cipher_direction = is_seal ? IMB_DIR_ENCRYPT : IMB_DIR_DECRYPT;
+    job->chain_order = is_seal ? IMB_ORDER_CIPHER_HASH : IMB_ORDER_HASH_CIPHER;
+    job->enc_keys = key;
+    job->dec_keys = key;
+    job->key_len_in_bytes = 32;
+    job->iv = nonce;
+    job->iv_len_in_bytes = 12;
+    job->u.CHACHA20_POLY1305.aad = aad;
+    job->u.CHACHA20_POLY1305.aad_len_in_bytes = aad_len;
+    job->src = src;
+    job->dst = dst;
+    job->cipher_start_src_offset_in_bytes = 0;
+    job->msg_len_to_cipher_in_bytes = len;
+    job->hash_start_src_offset_in_bytes = 0;
+    job->msg_len_to_hash_in_bytes = len;
+    job->auth_tag_output = tag;
+    job->auth_tag_output_len_in_bytes = 16;
+    job = IMB_SUBMIT_JOB_NOCHECK(manager);
+    return job != NULL && job->status == IMB_STATUS_COMPLETED ? 0 : -1;
+}
+#endif
+
+static inline int aead_openssl_seal(EVP_CIPHER_CTX *context, const uint8_t *key,
+                                    const uint8_t *nonce, const uint8_t *aad, size_t aad_len,
+                                    const uint8_t *src, uint8_t *dst, size_t len)
+{
+    int written;
+    if (EVP_EncryptInit_ex(context, NULL, NULL, key, nonce) != 1)
+        return -1;
+    if (aad_len && EVP_EncryptUpdate(context, NULL, &written, aad, (int)aad_len) != 1)
+        return -1;
+    if (len && EVP_EncryptUpdate(context, dst, &written, src, (int)len) != 1)
+        return -1;
+    if (EVP_EncryptFinal_ex(context, dst + len, &written) != 1)
+        return -1;
+    return EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_GET_TAG, 16, dst + len) == 1 ? 0 : -1;
+}
+
+static inline int aead_openssl_open(EVP_CIPHER_CTX *context, const uint8_t *key,
+                                    const uint8_t *nonce, const uint8_t *aad, size_t aad_len,
+                                    const uint8_t *src, uint8_t *dst, size_t len)
+{
+    int written;
+    uint8_t tag[16], unused[16];
+    memcpy(tag, src + len, 16);
+    if (EVP_DecryptInit_ex(context, NULL, NULL, key, nonce) != 1)
+        return -1;
+    if (EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_SET_TAG, 16, tag) != 1)
+        return -1;
+    if (aad_len && EVP_DecryptUpdate(context, NULL, &written, aad, (int)aad_len) != 1)
+        return -1;
+    if (len && EVP_DecryptUpdate(context, dst, &written, src, (int)len) != 1)
+        return -1;
+    return EVP_DecryptFinal_ex(context, unused, &written) == 1 ? 0 : -1;
+}
+
+/* Seal `len` bytes of `src` into `dst`: `len` bytes of ciphertext, 16 of tag.
+ * `key` is 32 bytes, `nonce` 12. 0, or -1 when the library fails. */
+static inline int aead_seal(Aead *self, int cipher, const uint8_t *key, const uint8_t *nonce,
+                            const uint8_t *aad, size_t aad_len, const uint8_t *src, uint8_t *dst,
+                            size_t len)
+{
+#ifdef FASTPUMP_IPSEC_MB
+    if (self->backend == AEAD_IPSEC_MB)
+        return aead_ipsec_mb(self, cipher, 1, key, nonce, aad, aad_len, src, dst, len, dst + len);
+#endif
+    return aead_openssl_seal(self->seal[cipher], key, nonce, aad, aad_len, src, dst, len);
+}
+
+/* Open `len` bytes of ciphertext and the 16 of tag behind them. 0, or -1 when it
+ * is not authentic. */
+static inline int aead_open(Aead *self, int cipher, const uint8_t *key, const uint8_t *nonce,
+                            const uint8_t *aad, size_t aad_len, const uint8_t *src, uint8_t *dst,
+                            size_t len)
+{
+#ifdef FASTPUMP_IPSEC_MB
+    if (self->backend == AEAD_IPSEC_MB) {
+        uint8_t tag[16];
+        if (aead_ipsec_mb(self, cipher, 0, key, nonce, aad, aad_len, src, dst, len, tag) != 0)
+            return -1;
+        return CRYPTO_memcmp(tag, src + len, 16) == 0 ? 0 : -1;
+    }
+#endif
+    return aead_openssl_open(self->open[cipher], key, nonce, aad, aad_len, src, dst, len);
+}
+#endif

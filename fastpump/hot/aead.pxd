@@ -1,0 +1,31 @@
+# AEAD: see aead.h, which is the only place that knows the libraries.
+
+from libc.stdint cimport uint64_t, uint8_t
+from libc.string cimport memset
+
+from fastpump.hot.bytes cimport store_le64
+
+
+cdef extern from "aead.h" nogil:
+    enum:
+        AEAD_OPENSSL
+        AEAD_IPSEC_MB
+        AEAD_CHACHA20_POLY1305
+        AEAD_AES_256_GCM
+    ctypedef struct Aead:
+        int backend
+    int aead_has_ipsec_mb()
+    int aead_init(Aead *self, int backend)
+    void aead_free(Aead *self)
+    int aead_seal(Aead *self, int cipher, const uint8_t *key, const uint8_t *nonce,
+                  const uint8_t *aad, size_t aad_len, const uint8_t *src, uint8_t *dst,
+                  size_t length)
+    int aead_open(Aead *self, int cipher, const uint8_t *key, const uint8_t *nonce,
+                  const uint8_t *aad, size_t aad_len, const uint8_t *src, uint8_t *dst,
+                  size_t length)
+
+
+cdef inline void nonce_set(uint8_t *nonce, uint64_t counter) noexcept nogil:
+    """Four zero bytes, then the counter in little-endian (WireGuard paper, 5.4.6)."""
+    memset(nonce, 0, 4)
+    store_le64(nonce + 4, counter)

@@ -1,0 +1,22 @@
+# The compiler's atomic builtins, typed. All shared state of the pump has a single
+# writer or goes through these; there are no locks (see hot/shm.pxd).
+
+from libc.stdint cimport uint32_t, uint64_t
+
+
+cdef extern from * nogil:
+    enum:
+        RELAXED "__ATOMIC_RELAXED"
+        ACQUIRE "__ATOMIC_ACQUIRE"
+        RELEASE "__ATOMIC_RELEASE"
+        SEQ_CST "__ATOMIC_SEQ_CST"
+    uint32_t load32 "__atomic_load_n"(uint32_t *p, int order)
+    uint64_t load64 "__atomic_load_n"(uint64_t *p, int order)
+    void store32 "__atomic_store_n"(uint32_t *p, uint32_t value, int order)
+    void store64 "__atomic_store_n"(uint64_t *p, uint64_t value, int order)
+    uint32_t add32 "__atomic_fetch_add"(uint32_t *p, uint32_t value, int order)
+    uint64_t add64 "__atomic_fetch_add"(uint64_t *p, uint64_t value, int order)
+    uint32_t or32 "__atomic_fetch_or"(uint32_t *p, uint32_t value, int order)
+    uint32_t and32 "__atomic_fetch_and"(uint32_t *p, uint32_t value, int order)
+    void fence "__atomic_thread_fence"(int order)
+    bint likely "__builtin_expect"(bint condition, int expected)

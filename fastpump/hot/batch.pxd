@@ -1,0 +1,216 @@
+# Send batch: sealed datagrams on their way to one sendmmsg.
+#
+# A message is a run of equal-sized datagrams to one peer (the last may be shorter),
+# sent with UDP_SEGMENT: the segments of a superpacket, and just as well small
+# packets that happen to have one size. A datagram joins the latest message of its
+# peer or opens a new one, so a peer's datagrams leave in the order they came.
+# The endpoint is copied when a message opens.
+#
+# Errors of sendmmsg concern its first message:
+#   EAGAIN, ENOBUFS, ENOMEM   no room: dropped and counted, never spun on
+#   EIO, EMSGSIZE, EINVAL     of a GSO message: sent again one by one. EIO means that
+#                             the way out has no checksum offload (udp_send_skb());
+#                             GSO is switched off for good.
+#   others                    dropped, counted, told to the supervisor once a second
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
+from libc.string cimport memcpy, memset
+
+from fastpump.hot.atomics cimport RELAXED, and32
+from fastpump.hot.events cimport event_push
+from fastpump.hot.limits cimport (
+    BATCH_BUCKETS, BUFFER_STRIDE, MAX_GSO_SEGMENTS, MAX_UDP_PAYLOAD, SEND_FLUSH_BYTES,
+    SEND_MESSAGES,
+)
+from fastpump.hot.linux cimport (
+    CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_SPACE, EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE,
+    ENOBUFS, ENOMEM, MSG_DONTWAIT, SOL_UDP, UDP_SEGMENT, cmsghdr, errno, iovec, mmsghdr,
+    sendmmsg, sockaddr_in6,
+)
+from fastpump.hot.shm cimport (
+    EVENT_OFFLOAD_OFF, EVENT_SEND_ERROR, NONE, OFFLOAD_UDP_GSO, Tables, WorkerShared,
+    peer_endpoint_read,
+)
+from fastpump.hot.verdict cimport (
+    DROP_SEND_BUFFER_FULL, DROP_SEND_ERROR, FAILED_UDP_GSO, UDP_TX_BYTES, UDP_TX_CALLS,
+    UDP_TX_DATAGRAMS, UDP_TX_MESSAGES,
+)
+
+cdef enum:
+    CONTROL_LEN = 24                # CMSG_SPACE(sizeof(uint16_t))
+    ERROR_EVENT_INTERVAL_NS = 1000000000
+
+cdef struct SendMessage:
+    uint32_t peer
+    uint32_t length
+    uint32_t segment_len
+    uint32_t segment_count
+    bint is_open
+
+cdef struct SendBatch:
+    Tables *tables
+    WorkerShared *shared
+    int fd
+    uint64_t now_ns
+    uint64_t last_error_event_ns
+    bint has_events                 # something went into the event ring
+    uint32_t count
+    uint32_t bytes
+    uint8_t *buffers                # SEND_MESSAGES of BUFFER_STRIDE
+    SendMessage info[SEND_MESSAGES]
+    mmsghdr messages[SEND_MESSAGES]
+    iovec iov[SEND_MESSAGES]
+    sockaddr_in6 names[SEND_MESSAGES]
+    uint8_t control[SEND_MESSAGES][CONTROL_LEN]
+
+
+cdef inline uint32_t batch_bucket(uint32_t count) noexcept nogil:
+    """Bucket of the log2 histogram: 1, 2-3, 4-7, ... datagrams."""
+    cdef uint32_t bucket = 0
+    while count > 1 and bucket < BATCH_BUCKETS - 1:
+        count >>= 1
+        bucket += 1
+    return bucket
+
+
+cdef inline void send_init(SendBatch *self) noexcept nogil:
+    cdef int i
+    for i in range(SEND_MESSAGES):
+        self.messages[i].msg_hdr.msg_iov = &self.iov[i]
+        self.messages[i].msg_hdr.msg_iovlen = 1
+        self.messages[i].msg_hdr.msg_name = &self.names[i]
+        self.iov[i].iov_base = self.buffers + <size_t>i * BUFFER_STRIDE
+    self.count = 0
+    self.bytes = 0
+
+
+cdef inline void send_error_tell(SendBatch *self, uint32_t peer, int error) noexcept nogil:
+    if self.now_ns - self.last_error_event_ns < ERROR_EVENT_INTERVAL_NS:
+        return
+    self.last_error_event_ns = self.now_ns
+    self.has_events |= event_push(self.shared, EVENT_SEND_ERROR, peer, 0, error,
+                                  self.now_ns, NULL)
+
+
+cdef inline void send_one_by_one(SendBatch *self, uint32_t which) noexcept nogil:
+    """Send the segments of a message that failed as a whole."""
+    cdef SendMessage *info = &self.info[which]
+    cdef mmsghdr message = self.messages[which]
+    cdef iovec iov
+    cdef uint32_t at = 0, length
+    message.msg_hdr.msg_iov = &iov
+    message.msg_hdr.msg_control = NULL
+    message.msg_hdr.msg_controllen = 0
+    while at < info.length:
+        length = info.length - at
+        if length > info.segment_len:
+            length = info.segment_len
+        iov.iov_base = <uint8_t *>self.iov[which].iov_base + at
+        iov.iov_len = length
+        self.shared.counters[UDP_TX_CALLS] += 1
+        if sendmmsg(self.fd, &message, 1, MSG_DONTWAIT) == 1:
+            self.shared.counters[UDP_TX_DATAGRAMS] += 1
+            self.shared.counters[UDP_TX_MESSAGES] += 1
+            self.shared.counters[UDP_TX_BYTES] += length
+        elif errno in (EAGAIN, ENOBUFS, ENOMEM):
+            self.shared.verdicts[DROP_SEND_BUFFER_FULL] += 1
+        else:
+            self.shared.verdicts[DROP_SEND_ERROR] += 1
+            send_error_tell(self, info.peer, errno)
+        at += length
+
+
+cdef inline void send_failed(SendBatch *self, uint32_t which, int error) noexcept nogil:
+    """Deal with one message that sendmmsg refused."""
+    cdef SendMessage *info = &self.info[which]
+    if error in (ENOBUFS, ENOMEM):
+        self.shared.verdicts[DROP_SEND_BUFFER_FULL] += info.segment_count
+    elif info.segment_count > 1 and error in (EIO, EMSGSIZE, EINVAL):
+        self.shared.verdicts[FAILED_UDP_GSO] += 1
+        if error == EIO and and32(&self.tables.header.offloads, ~<uint32_t>OFFLOAD_UDP_GSO,
+                                  RELAXED) & OFFLOAD_UDP_GSO:
+            self.has_events |= event_push(self.shared, EVENT_OFFLOAD_OFF, NONE,
+                                          OFFLOAD_UDP_GSO, error, self.now_ns, NULL)
+        send_one_by_one(self, which)
+    else:
+        self.shared.verdicts[DROP_SEND_ERROR] += info.segment_count
+        send_error_tell(self, info.peer, error)
+
+
+cdef inline void send_flush(SendBatch *self) noexcept nogil:
+    """Send everything that was reserved, and empty the batch."""
+    cdef uint32_t sent = 0, i, datagrams
+    cdef int result
+    for i in range(self.count):
+        self.iov[i].iov_len = self.info[i].length
+        if self.info[i].segment_count > 1:
+            memcpy(CMSG_DATA(<cmsghdr *>self.control[i]), &self.info[i].segment_len, 2)
+            self.messages[i].msg_hdr.msg_control = self.control[i]
+            self.messages[i].msg_hdr.msg_controllen = CONTROL_LEN
+        else:
+            self.messages[i].msg_hdr.msg_control = NULL
+            self.messages[i].msg_hdr.msg_controllen = 0
+    while sent < self.count:
+        result = sendmmsg(self.fd, &self.messages[sent], self.count - sent, MSG_DONTWAIT)
+        self.shared.counters[UDP_TX_CALLS] += 1
+        if result > 0:
+            datagrams = 0
+            for i in range(sent, sent + <uint32_t>result):
+                datagrams += self.info[i].segment_count
+                self.shared.counters[UDP_TX_BYTES] += self.info[i].length
+            self.shared.counters[UDP_TX_MESSAGES] += <uint32_t>result
+            self.shared.counters[UDP_TX_DATAGRAMS] += datagrams
+            self.shared.send_batches[batch_bucket(datagrams)] += 1
+            sent += <uint32_t>result
+        elif errno == EAGAIN:
+            for i in range(sent, self.count):
+                self.shared.verdicts[DROP_SEND_BUFFER_FULL] += self.info[i].segment_count
+            break
+        elif errno != EINTR:
+            send_failed(self, sent, errno)
+            sent += 1
+    self.count = 0
+    self.bytes = 0
+
+
+cdef inline uint8_t *send_reserve(SendBatch *self, uint32_t peer, uint32_t length) noexcept nogil:
+    """Room for one datagram of `length` bytes to `peer`; NULL if its endpoint is
+    unknown. The caller fills all of it before the next call."""
+    cdef SendMessage *info
+    cdef cmsghdr *control
+    cdef uint32_t i = self.count, name_len
+    cdef uint8_t *room
+    while i:
+        i -= 1
+        info = &self.info[i]
+        if info.peer != peer:
+            continue
+        if not info.is_open or length > info.segment_len \
+                or info.length + length > MAX_UDP_PAYLOAD:
+            break
+        room = <uint8_t *>self.iov[i].iov_base + info.length
+        info.length += length
+        info.segment_count += 1
+        info.is_open = length == info.segment_len and info.segment_count < MAX_GSO_SEGMENTS
+        self.bytes += length
+        return room
+    if self.count == SEND_MESSAGES or self.bytes >= SEND_FLUSH_BYTES:
+        send_flush(self)
+    i = self.count
+    name_len = peer_endpoint_read(&self.tables.peers[peer], <uint8_t *>&self.names[i])
+    if name_len == 0:
+        return NULL
+    self.count += 1
+    self.bytes += length
+    info = &self.info[i]
+    info.peer = peer
+    info.length = length
+    info.segment_len = length
+    info.segment_count = 1
+    info.is_open = (self.tables.header.offloads & OFFLOAD_UDP_GSO) != 0
+    self.messages[i].msg_hdr.msg_namelen = name_len
+    control = <cmsghdr *>self.control[i]
+    control.cmsg_level = SOL_UDP
+    control.cmsg_type = UDP_SEGMENT
+    control.cmsg_len = CMSG_LEN(sizeof(uint16_t))
+    return <uint8_t *>self.iov[i].iov_base

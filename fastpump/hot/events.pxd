@@ -1,0 +1,46 @@
+# Worker -> supervisor: a ring of events per worker (one producer, one consumer).
+#
+# Events are rare: each kind is sent at most once per peer until the supervisor has
+# dealt with it (PeerSlot.armed, Keypair.flags). When the ring is full the event is
+# not sent and its bit not set, so the next packet tries again.
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, load32, load64, or32, store64
+from fastpump.hot.limits cimport EVENT_RING_LEN
+from fastpump.hot.shm cimport ADDRESS_LEN, Event, WorkerShared
+from fastpump.hot.verdict cimport FAILED_EVENT_RING_FULL
+
+
+cdef inline bint event_push(WorkerShared *self, uint32_t kind, uint32_t peer, uint32_t detail,
+                            uint32_t error, uint64_t now, const void *address) noexcept nogil:
+    cdef uint64_t tail = self.events_tail
+    cdef Event *event
+    if tail - load64(&self.events_head, ACQUIRE) >= EVENT_RING_LEN:
+        self.verdicts[FAILED_EVENT_RING_FULL] += 1
+        return False
+    event = &self.events[tail % EVENT_RING_LEN]
+    event.kind = kind
+    event.peer = peer
+    event.detail = detail
+    event.error = error
+    event.at_ns = now
+    if address != NULL:
+        memcpy(event.address, address, ADDRESS_LEN)
+    else:
+        memset(event.address, 0, ADDRESS_LEN)
+    store64(&self.events_tail, tail + 1, RELEASE)
+    return True
+
+
+cdef inline bint event_push_once(WorkerShared *self, uint32_t *bits, uint32_t bit, uint32_t kind,
+                                 uint32_t peer, uint32_t detail, uint64_t now,
+                                 const void *address) noexcept nogil:
+    """Push unless `bit` says that it was told; True if it was pushed now."""
+    if load32(bits, RELAXED) & bit:
+        return False
+    if not event_push(self, kind, peer, detail, 0, now, address):
+        return False
+    or32(bits, bit, RELAXED)
+    return True

@@ -1,0 +1,342 @@
+# Coalesce: merge the packets of one flow into superpackets (GRO) without copying.
+#
+# Packets were opened in place, in the receive buffers, and stay there. A superpacket
+# is the first packet followed by the payloads of the next ones, gathered by one
+# writev: the kernel's copy into the interface is the only copy. The ten bytes in
+# front of a packet (its transport header, used up) take the vnet header.
+#
+#   receive buffer:  [hdr][IP TCP payload 0]  [hdr][IP TCP payload 1] ...
+#   writev:           {vnet IP TCP payload 0}             {payload 1} ...
+#
+# Merged is only what the far kernel's own GRO would have merged (net/ipv4/af_inet.c,
+# tcp_offload.c, udp_offload.c): all of the headers equal but length, id, sequence,
+# checksum, PSH and FIN; contiguous; not behind a shorter segment; PSH and FIN end;
+# SYN, RST, URG, CWR never. Both checksums are verified before a merge, because the
+# merged packet goes to the kernel with a partial one; a packet that stays alone
+# keeps its own, right or wrong.
+#
+# Order: items are written in the order of their first packets; a packet that cannot
+# join its flow's open item closes it. So a flow is never reordered.
+# Accepted limit: the flow table has one entry per bucket. A collision ends a merge
+# early and costs no correctness.
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
+from libc.string cimport memcmp, memcpy, memset
+
+from fastpump.hot.bytes cimport load_be16, load_be32, load_le64, store_be16
+from fastpump.hot.checksum cimport (
+    checksum_fold, checksum_store, ipv4_checksum_set, l4_checksum_is_valid, pseudo_sum,
+)
+from fastpump.hot.ip cimport (
+    PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_CWR, TCP_ECE, TCP_FIN, TCP_PSH, IpPacket,
+    ip_total_len_set,
+)
+from fastpump.hot.limits cimport (
+    GRO_FLOW_BUCKETS, GRO_MAX_PIECES, GRO_MAX_TCP_SEGMENTS, GRO_MAX_UDP_SEGMENTS,
+    MAX_PACKET_LEN, VNET_HEADER_LEN,
+)
+from fastpump.hot.linux cimport (
+    VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, iovec,
+)
+from fastpump.hot.shm cimport (
+    OFFLOAD_TUN_TCP4, OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6,
+)
+from fastpump.hot.vnet cimport GSO_UDP_L4, VnetHeader
+
+cdef enum:
+    GRO_MAX_HEADER = 100            # IPv6 and a full TCP header
+
+cdef enum:
+    FLOW_NONE                       # no ports to look at: passes alone, ends nothing
+    FLOW_ENDS                       # of a flow, but can never merge (SYN, pure ACK, ...)
+    FLOW_MERGES
+
+cdef struct Piece:
+    uint8_t *start                  # a payload in the receive buffer
+    uint32_t length
+    uint32_t next                   # index + 1 in the pieces, 0 at the end
+
+cdef struct Item:
+    uint8_t *packet
+    uint32_t packet_len             # of the first packet
+    uint32_t total_len              # with all merged payloads
+    uint32_t l4_at
+    uint32_t header_len
+    uint32_t segment_size           # payload of the first packet
+    uint32_t segment_count
+    uint32_t first_piece, last_piece
+    uint32_t next_sequence
+    uint32_t offload                # OFFLOAD_TUN_* that a merge needs
+    uint16_t last_id
+    uint16_t id_step                # 1 counting, 0 fixed; set by the first merge
+    uint8_t added_flags             # PSH and FIN of merged packets
+    bint is_v6
+    bint is_tcp
+    bint is_open
+    uint8_t saved_header[GRO_MAX_HEADER]    # of the first packet, once something merged
+
+cdef struct Gro:
+    uint32_t item_count
+    uint32_t piece_count
+    uint32_t offloads               # OFFLOAD_TUN_* in use
+    uint32_t buckets[GRO_FLOW_BUCKETS]      # index + 1 of the flow's latest item
+    Item items[GRO_MAX_PIECES]
+    Piece pieces[GRO_MAX_PIECES]
+
+cdef struct Candidate:
+    # A packet that is being looked at.
+    IpPacket ip
+    int flow_class
+    uint32_t bucket
+    uint32_t header_len
+    uint32_t payload_len
+    uint32_t offload
+    bint is_tcp
+
+
+cdef inline void gro_reset(Gro *self, uint32_t offloads) noexcept nogil:
+    self.item_count = 0
+    self.piece_count = 0
+    self.offloads = offloads
+    memset(self.buckets, 0, sizeof(self.buckets))
+
+
+cdef inline bint gro_is_full(const Gro *self) noexcept nogil:
+    return self.item_count == GRO_MAX_PIECES or self.piece_count == GRO_MAX_PIECES
+
+
+cdef inline uint32_t flow_bucket(const IpPacket *ip, const uint8_t *l4) noexcept nogil:
+    """Addresses and ports, mixed: collisions are harmless, so a cheap mix will do."""
+    cdef uint64_t mix = load_be32(l4) ^ <uint64_t>ip.protocol << 32
+    cdef int i
+    if ip.is_v6:
+        for i in range(4):
+            mix = (mix ^ load_le64(ip.start + 8 + 8 * i)) * <uint64_t>0x9e3779b97f4a7c15u
+    else:
+        mix = (mix ^ load_le64(ip.start + 12)) * <uint64_t>0x9e3779b97f4a7c15u
+    return <uint32_t>(mix >> 40) % GRO_FLOW_BUCKETS
+
+
+cdef inline void candidate_classify(Candidate *self) noexcept nogil:
+    """Set the flow class, and for those with ports the bucket and lengths."""
+    cdef IpPacket *ip = &self.ip
+    cdef uint8_t *l4 = ip.start + ip.header_len
+    cdef uint32_t l4_len = ip.total_len - ip.header_len
+    cdef uint32_t tcp_header_len
+    self.flow_class = FLOW_NONE
+    if ip.is_fragment or (not ip.is_v6 and ip.header_len != 20):
+        return
+    if ip.protocol == PROTOCOL_TCP:
+        if l4_len < 20:
+            return
+        self.is_tcp = True
+        self.flow_class = FLOW_ENDS
+        self.bucket = flow_bucket(ip, l4)
+        tcp_header_len = <uint32_t>(l4[12] >> 4) * 4
+        if tcp_header_len < 20 or tcp_header_len >= l4_len:
+            return                  # malformed, or a pure ACK
+        if l4[13] & ~(TCP_PSH | TCP_FIN | TCP_ECE) != TCP_ACK:
+            return                  # SYN, RST, URG, CWR, or no ACK
+        self.header_len = ip.header_len + tcp_header_len
+        self.offload = OFFLOAD_TUN_TCP6 if ip.is_v6 else OFFLOAD_TUN_TCP4
+    elif ip.protocol == PROTOCOL_UDP:
+        if l4_len < 8:
+            return
+        self.is_tcp = False
+        self.flow_class = FLOW_ENDS
+        self.bucket = flow_bucket(ip, l4)
+        if load_be16(l4 + 4) != l4_len or l4_len == 8 or load_be16(l4 + 6) == 0:
+            return
+        self.header_len = ip.header_len + 8
+        self.offload = OFFLOAD_TUN_UDP6 if ip.is_v6 else OFFLOAD_TUN_UDP4
+    else:
+        return
+    self.payload_len = ip.total_len - self.header_len
+    self.flow_class = FLOW_MERGES
+
+
+cdef inline bint item_is_same_flow(const Item *self, const Candidate *packet) noexcept nogil:
+    cdef const uint8_t *a = self.packet
+    cdef const uint8_t *b = packet.ip.start
+    if self.is_v6 != packet.ip.is_v6 or self.is_tcp != packet.is_tcp:
+        return False
+    if self.is_v6:
+        return memcmp(a + 8, b + 8, 32) == 0 and memcmp(a + 40, b + 40, 4) == 0
+    return memcmp(a + 12, b + 12, 12) == 0     # addresses and, right behind, ports
+
+
+cdef inline bint item_headers_match(const Item *self, const Candidate *packet) noexcept nogil:
+    """Whether everything that the kernel's GRO wants equal is equal."""
+    cdef const uint8_t *a = self.packet
+    cdef const uint8_t *b = packet.ip.start
+    cdef uint32_t at = packet.ip.header_len
+    cdef uint16_t step
+    if self.header_len != packet.header_len:
+        return False
+    if self.is_v6:
+        # version, traffic class, flow label; next header, hop limit
+        if memcmp(a, b, 4) != 0 or memcmp(a + 6, b + 6, 2) != 0:
+            return False
+    else:
+        # version, TOS; DF; TTL, protocol
+        if memcmp(a, b, 2) != 0 or memcmp(a + 6, b + 6, 4) != 0:
+            return False
+        step = <uint16_t>(load_be16(b + 4) - self.last_id)
+        if self.segment_count > 1:
+            if step != self.id_step:
+                return False
+        elif step != 1 and not (step == 0 and b[6] & 0x40):
+            return False            # a fixed id is fine with DF only (RFC 6864)
+    if not self.is_tcp:
+        return True
+    a += at
+    b += at
+    if load_be32(b + 4) != self.next_sequence:
+        return False
+    # acknowledgement, data offset; flags but PSH and FIN; window; urgent pointer, options
+    if memcmp(a + 8, b + 8, 5) != 0 or memcmp(a + 14, b + 14, 2) != 0:
+        return False
+    if (a[13] ^ b[13]) & ~(TCP_PSH | TCP_FIN):
+        return False
+    return memcmp(a + 18, b + 18, self.header_len - at - 18) == 0
+
+
+cdef inline bint packet_checksum_is_valid(const uint8_t *packet, bint is_v6, bint is_tcp,
+                                          uint32_t l4_at, uint32_t total_len) noexcept nogil:
+    return l4_checksum_is_valid(packet, is_v6, PROTOCOL_TCP if is_tcp else PROTOCOL_UDP,
+                                packet + l4_at, total_len - l4_at)
+
+
+cdef inline bint item_merge(Gro *gro, Item *self, const Candidate *packet) noexcept nogil:
+    """Append the packet's payload to the item if that is allowed."""
+    cdef uint32_t limit = GRO_MAX_TCP_SEGMENTS if self.is_tcp else GRO_MAX_UDP_SEGMENTS
+    cdef uint8_t *start = packet.ip.start
+    cdef Piece *piece
+    if packet.payload_len > self.segment_size or self.segment_count >= limit:
+        return False
+    if self.total_len + packet.payload_len > MAX_PACKET_LEN:
+        return False
+    if not item_headers_match(self, packet):
+        return False
+    if self.segment_count == 1 and not packet_checksum_is_valid(
+            self.packet, self.is_v6, self.is_tcp, self.l4_at, self.packet_len):
+        return False
+    if not packet_checksum_is_valid(start, self.is_v6, self.is_tcp, self.l4_at,
+                                    packet.ip.total_len):
+        return False
+    if self.segment_count == 1:
+        memcpy(self.saved_header, self.packet, self.header_len)
+        if not self.is_v6:
+            self.id_step = <uint16_t>(load_be16(start + 4) - self.last_id)
+    piece = &gro.pieces[gro.piece_count]
+    gro.piece_count += 1
+    piece.start = start + packet.header_len
+    piece.length = packet.payload_len
+    piece.next = 0
+    if self.last_piece:
+        gro.pieces[self.last_piece - 1].next = gro.piece_count
+    else:
+        self.first_piece = gro.piece_count
+    self.last_piece = gro.piece_count
+    self.segment_count += 1
+    self.total_len += packet.payload_len
+    self.next_sequence += packet.payload_len
+    if not self.is_v6:
+        self.last_id = load_be16(start + 4)
+    if self.is_tcp:
+        self.added_flags |= start[self.l4_at + 13] & (TCP_PSH | TCP_FIN)
+    if packet.payload_len < self.segment_size or self.added_flags:
+        self.is_open = False
+    return True
+
+
+cdef inline Item *gro_append(Gro *self, const Candidate *packet) noexcept nogil:
+    """A new item that holds the packet alone."""
+    cdef Item *item = &self.items[self.item_count]
+    self.item_count += 1
+    item.packet = packet.ip.start
+    item.packet_len = packet.ip.total_len
+    item.total_len = packet.ip.total_len
+    item.segment_count = 1
+    item.first_piece = 0
+    item.last_piece = 0
+    item.is_v6 = packet.ip.is_v6
+    item.is_open = False
+    return item
+
+
+cdef inline void gro_receive(Gro *self, Candidate *packet) noexcept nogil:
+    """Take one packet: merge it, or append it. The caller sees to it that there is
+    room (`gro_is_full`)."""
+    cdef Item *item
+    cdef uint8_t *l4
+    candidate_classify(packet)
+    if packet.flow_class == FLOW_NONE:
+        gro_append(self, packet)
+        return
+    if self.buckets[packet.bucket]:
+        item = &self.items[self.buckets[packet.bucket] - 1]
+        if item_is_same_flow(item, packet):
+            if packet.flow_class == FLOW_MERGES and item.is_open and item_merge(
+                    self, item, packet):
+                return
+            item.is_open = False
+    if packet.flow_class == FLOW_ENDS:
+        gro_append(self, packet)
+        return
+    item = gro_append(self, packet)
+    self.buckets[packet.bucket] = self.item_count
+    l4 = item.packet + packet.ip.header_len
+    item.l4_at = packet.ip.header_len
+    item.header_len = packet.header_len
+    item.segment_size = packet.payload_len
+    item.is_tcp = packet.is_tcp
+    item.added_flags = 0
+    item.offload = packet.offload
+    item.last_id = 0 if item.is_v6 else load_be16(item.packet + 4)
+    item.next_sequence = load_be32(l4 + 4) + packet.payload_len if item.is_tcp else 0
+    item.is_open = (self.offloads & packet.offload) != 0
+    if item.is_tcp and l4[13] & (TCP_PSH | TCP_FIN):
+        item.is_open = False
+
+
+cdef inline int item_finish(Gro *gro, Item *self, iovec *iov) noexcept nogil:
+    """Write the vnet header, and a superpacket's own headers; fill `iov` (of at least
+    GRO_MAX_TCP_SEGMENTS entries) and give the number of entries."""
+    cdef VnetHeader vnet
+    cdef uint8_t *l4
+    cdef uint32_t next_piece
+    cdef uint32_t check_offset
+    cdef int count = 1
+    memset(&vnet, 0, sizeof(vnet))
+    if self.segment_count > 1:
+        check_offset = 16 if self.is_tcp else 6
+        l4 = self.packet + self.l4_at
+        ip_total_len_set(self.packet, self.is_v6, self.total_len)
+        if not self.is_v6:
+            ipv4_checksum_set(self.packet, self.l4_at)
+        if self.is_tcp:
+            l4[13] |= self.added_flags
+            vnet.gso_type = (VIRTIO_NET_HDR_GSO_TCPV6 if self.is_v6
+                             else VIRTIO_NET_HDR_GSO_TCPV4)
+        else:
+            store_be16(l4 + 4, <uint16_t>(self.total_len - self.l4_at))
+            vnet.gso_type = GSO_UDP_L4
+        checksum_store(l4 + check_offset, checksum_fold(pseudo_sum(
+            self.packet, self.is_v6, PROTOCOL_TCP if self.is_tcp else PROTOCOL_UDP,
+            self.total_len - self.l4_at)))
+        vnet.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
+        vnet.hdr_len = <uint16_t>self.header_len
+        vnet.gso_size = <uint16_t>self.segment_size
+        vnet.csum_start = <uint16_t>self.l4_at
+        vnet.csum_offset = <uint16_t>check_offset
+    memcpy(self.packet - VNET_HEADER_LEN, &vnet, VNET_HEADER_LEN)
+    iov[0].iov_base = self.packet - VNET_HEADER_LEN
+    iov[0].iov_len = self.packet_len + VNET_HEADER_LEN
+    next_piece = self.first_piece
+    while next_piece:
+        iov[count].iov_base = gro.pieces[next_piece - 1].start
+        iov[count].iov_len = gro.pieces[next_piece - 1].length
+        next_piece = gro.pieces[next_piece - 1].next
+        count += 1
+    return count

@@ -1,0 +1,286 @@
+# udp_to_tun: from the peers to the interface.
+#
+#   receive     recvmmsg; a message is a GRO train of equal-sized datagrams
+#   open        each datagram in place, after the checks below
+#   coalesce    hot/gro.pxd
+#   write       one writev for each packet or superpacket
+#
+# The order of the checks on a datagram, cheapest first and nothing believed before
+# the tag has proved it (each failure is a verdict):
+#   1 length and type          5 mark the counter
+#   2 receiver index           6 inner version and length
+#   3 keypair's age            7 inner source in the peer's allowed IPs
+#   4 replay (quick), AEAD     8 only then: endpoint (roaming), deliver
+# A keepalive (empty inside) ends behind 5, and moves the endpoint as well.
+#
+# Who owns what: the keypair's replay window belongs to this worker (keypair_find
+# checks it), whatever the steering did.
+
+from libc.stdint cimport uint32_t, uint64_t, uint8_t
+from libc.string cimport memcmp, memcpy, memset
+
+from fastpump.hot.aead cimport AEAD_CHACHA20_POLY1305, aead_open, nonce_set
+from fastpump.hot.atomics cimport RELAXED, add64, and32, load32
+from fastpump.hot.batch cimport batch_bucket
+from fastpump.hot.bytes cimport load_le32, load_le64
+from fastpump.hot.events cimport event_push, event_push_once
+from fastpump.hot.gro cimport (
+    Candidate, Item, gro_is_full, gro_receive, gro_reset, item_finish,
+)
+from fastpump.hot.ip cimport ip_parse, ip_source
+from fastpump.hot.limits cimport (
+    BUFFER_STRIDE, RECV_MESSAGES, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN,
+    TRANSPORT_TYPE, UDP_RECV_BUDGET, VNET_HEADER_LEN,
+)
+from fastpump.hot.linux cimport (
+    AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, EAGAIN, EINTR, EINVAL, EIO, ENOBUFS,
+    ENOMEM, MSG_DONTWAIT, MSG_TRUNC, SOL_UDP, UDP_GRO, cmsghdr, errno, msghdr, recvmmsg,
+    sockaddr_in6, write, writev,
+)
+from fastpump.hot.lookup cimport lookup_peer
+from fastpump.hot.replay cimport replay_is_fresh, replay_mark
+from fastpump.hot.shm cimport (
+    ARMED_ROAM, ARMED_UNANSWERED_RX, EVENT_CONFIRMED, EVENT_OFFLOAD_OFF, EVENT_REKEY,
+    EVENT_ROAM, EVENT_UNANSWERED_RX, KEYPAIR_CONFIRM_TOLD, KEYPAIR_INITIATOR,
+    KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, NONE, Keypair, PeerSlot, keypair_find,
+)
+from fastpump.hot.verdict cimport (
+    DROP_EXPIRED_KEYPAIR, DROP_INTERFACE_DOWN, DROP_INTERFACE_ERROR, DROP_INTERFACE_FULL,
+    DROP_MALFORMED_INNER, DROP_MALFORMED_MESSAGE, DROP_REPLAYED, DROP_SOURCE_NOT_ALLOWED,
+    DROP_TRUNCATED, DROP_UNAUTHENTIC, DROP_UNKNOWN_INDEX, FAILED_TUN_GSO, KEEPALIVES_RECEIVED,
+    PASS, TUN_TX_BYTES, TUN_TX_PACKETS, TUN_TX_SUPERPACKETS, TUN_TX_WRITES, UDP_RX_BYTES,
+    UDP_RX_CALLS, UDP_RX_DATAGRAMS, UDP_RX_MESSAGES, Verdict,
+)
+from fastpump.hot.worker cimport RecvBatch, Worker
+
+
+cdef inline void recv_prepare(RecvBatch *self, uint32_t which) noexcept nogil:
+    """Make a message ready to receive into; the kernel shortens what it uses."""
+    cdef msghdr *message = &self.messages[which].msg_hdr
+    message.msg_name = &self.names[which]
+    message.msg_namelen = sizeof(sockaddr_in6)
+    message.msg_iov = &self.iov[which]
+    message.msg_iovlen = 1
+    message.msg_control = self.control[which]
+    message.msg_controllen = sizeof(self.control[which])
+    message.msg_flags = 0
+    self.iov[which].iov_base = self.buffers + <size_t>which * BUFFER_STRIDE
+    self.iov[which].iov_len = BUFFER_STRIDE
+
+
+cdef inline void recv_init(RecvBatch *self) noexcept nogil:
+    cdef int i
+    for i in range(RECV_MESSAGES):
+        recv_prepare(self, i)
+
+
+cdef inline uint32_t message_segment_len(msghdr *message, uint32_t length) noexcept nogil:
+    """The datagram size of a GRO train; `length` when it is a single datagram."""
+    cdef cmsghdr *control = CMSG_FIRSTHDR(message)
+    cdef int segment_len
+    while control != NULL:
+        if control.cmsg_level == SOL_UDP and control.cmsg_type == UDP_GRO:
+            memcpy(&segment_len, CMSG_DATA(control), sizeof(int))
+            if segment_len > 0:
+                return <uint32_t>segment_len
+        control = CMSG_NXTHDR(message, control)
+    return length
+
+
+cdef inline bint address_is_equal(const uint8_t *a, const uint8_t *b, uint32_t length) noexcept nogil:
+    """Compare sockaddrs without sin6_flowinfo, which says nothing about who it is."""
+    if length < sizeof(sockaddr_in6):
+        return memcmp(a, b, 8) == 0         # sockaddr_in: family, port, address
+    return memcmp(a, b, 4) == 0 and memcmp(a + 8, b + 8, 20) == 0
+
+
+cdef inline void peer_note_received(Worker *self, Keypair *keypair, PeerSlot *peer, bint is_data,
+                                    const sockaddr_in6 *source, uint32_t source_len) noexcept nogil:
+    """Timers, confirmation and roaming, after everything has been checked."""
+    cdef uint32_t index = keypair.peer
+    cdef uint32_t slot = <uint32_t>(keypair - self.tables.keypairs)
+    if peer.last_rx_ns != self.now_ns:
+        peer.last_rx_ns = self.now_ns
+    if peer.first_unanswered_tx_ns:
+        peer.first_unanswered_tx_ns = 0
+    if is_data:
+        if not peer.first_unanswered_rx_ns:
+            peer.first_unanswered_rx_ns = self.now_ns
+        self.send.has_events |= event_push_once(
+            self.shared, &peer.armed, ARMED_UNANSWERED_RX, EVENT_UNANSWERED_RX, index, 0,
+            self.now_ns, NULL)
+    if keypair.flags & KEYPAIR_UNCONFIRMED:
+        self.send.has_events |= event_push_once(
+            self.shared, &keypair.flags, KEYPAIR_CONFIRM_TOLD, EVENT_CONFIRMED, index, slot,
+            self.now_ns, NULL)
+    if keypair.flags & KEYPAIR_INITIATOR and self.now_ns >= keypair.rekey_rx_at_ns:
+        self.send.has_events |= event_push_once(
+            self.shared, &keypair.flags, KEYPAIR_REKEY_TOLD, EVENT_REKEY, index, slot,
+            self.now_ns, NULL)
+    # Read without the sequence lock: a torn read costs one event too many.
+    if peer.endpoint_len != source_len or not address_is_equal(
+            peer.endpoint, <const uint8_t *>source, source_len):
+        self.send.has_events |= event_push_once(
+            self.shared, &peer.armed, ARMED_ROAM, EVENT_ROAM, index, slot, self.now_ns, source)
+
+
+cdef inline void run_finish(Worker *self) noexcept nogil:
+    if self.run.bytes:
+        add64(&self.tables.peers[self.run.peer].rx_bytes, self.run.bytes, RELAXED)
+    self.run.bytes = 0
+
+
+cdef inline Verdict ingress_datagram(Worker *self, uint8_t *datagram, uint32_t length,
+                                     const sockaddr_in6 *source,
+                                     uint32_t source_len) noexcept nogil:
+    cdef uint8_t *inner = datagram + TRANSPORT_HEADER_LEN
+    cdef Keypair *keypair
+    cdef PeerSlot *peer
+    cdef Candidate packet
+    cdef uint8_t nonce[12]
+    cdef uint64_t counter
+    cdef uint32_t inner_len
+    if length < TRANSPORT_MIN_LEN or load_le32(datagram) != TRANSPORT_TYPE:
+        return DROP_MALFORMED_MESSAGE
+    keypair = keypair_find(&self.tables, load_le32(datagram + 4), self.number)
+    if keypair == NULL:
+        return DROP_UNKNOWN_INDEX
+    if self.now_ns >= keypair.reject_at_ns:
+        return DROP_EXPIRED_KEYPAIR
+    counter = load_le64(datagram + 8)
+    if not replay_is_fresh(&keypair.replay, counter):
+        return DROP_REPLAYED
+    inner_len = length - TRANSPORT_HEADER_LEN - TAG_LEN
+    nonce_set(nonce, counter)
+    if aead_open(&self.aead, AEAD_CHACHA20_POLY1305, keypair.receive_key, nonce, NULL, 0,
+                 inner, inner, inner_len) != 0:
+        return DROP_UNAUTHENTIC
+    replay_mark(&keypair.replay, counter)
+    peer = &self.tables.peers[keypair.peer]
+    if self.run.peer != keypair.peer:
+        run_finish(self)
+        self.run.peer = keypair.peer
+    self.run.bytes += length
+    if inner_len == 0:
+        self.shared.counters[KEEPALIVES_RECEIVED] += 1
+        peer_note_received(self, keypair, peer, False, source, source_len)
+        return PASS
+    if not ip_parse(&packet.ip, inner, inner_len):
+        return DROP_MALFORMED_INNER
+    if lookup_peer(&self.tables, ip_source(&packet.ip), packet.ip.is_v6) != keypair.peer:
+        return DROP_SOURCE_NOT_ALLOWED
+    peer_note_received(self, keypair, peer, True, source, source_len)
+    if gro_is_full(&self.gro):
+        ingress_write(self)
+    gro_receive(&self.gro, &packet)
+    return PASS
+
+
+cdef inline void write_failed(Worker *self, int error, uint32_t packets) noexcept nogil:
+    if error == EIO:
+        self.shared.verdicts[DROP_INTERFACE_DOWN] += packets
+    elif error in (EAGAIN, ENOBUFS, ENOMEM):
+        self.shared.verdicts[DROP_INTERFACE_FULL] += packets
+    else:
+        self.shared.verdicts[DROP_INTERFACE_ERROR] += packets
+
+
+cdef inline void write_plain(Worker *self, uint8_t *packet, uint32_t packet_len) noexcept nogil:
+    """Write one packet that needs nothing of the kernel."""
+    memset(packet - VNET_HEADER_LEN, 0, VNET_HEADER_LEN)
+    if write(self.tun_fd, packet - VNET_HEADER_LEN, packet_len + VNET_HEADER_LEN) < 0:
+        write_failed(self, errno, 1)
+        return
+    self.shared.counters[TUN_TX_WRITES] += 1
+    self.shared.counters[TUN_TX_PACKETS] += 1
+    self.shared.counters[TUN_TX_BYTES] += packet_len
+
+
+cdef inline void write_one_by_one(Worker *self, Item *item) noexcept nogil:
+    """Write a superpacket's packets singly: the kernel refused the whole. Those behind
+    the first still have their own headers in front of their payloads."""
+    cdef uint32_t piece = item.first_piece
+    memcpy(item.packet, item.saved_header, item.header_len)
+    write_plain(self, item.packet, item.packet_len)
+    while piece:
+        write_plain(self, self.gro.pieces[piece - 1].start - item.header_len,
+                    self.gro.pieces[piece - 1].length + item.header_len)
+        piece = self.gro.pieces[piece - 1].next
+
+
+cdef inline void write_item(Worker *self, Item *item) noexcept nogil:
+    cdef int count
+    cdef long result
+    if item.segment_count == 1:
+        write_plain(self, item.packet, item.packet_len)
+        return
+    count = item_finish(&self.gro, item, self.write_iov)
+    result = writev(self.tun_fd, self.write_iov, count)
+    if result >= 0:
+        self.shared.counters[TUN_TX_WRITES] += 1
+        self.shared.counters[TUN_TX_SUPERPACKETS] += 1
+        self.shared.counters[TUN_TX_PACKETS] += item.segment_count
+        self.shared.counters[TUN_TX_BYTES] += item.total_len
+    elif errno == EINVAL:
+        # The kernel takes vnet headers but not this kind of superpacket.
+        self.shared.verdicts[FAILED_TUN_GSO] += 1
+        if and32(&self.tables.header.offloads, ~item.offload, RELAXED) & item.offload:
+            self.send.has_events |= event_push(self.shared, EVENT_OFFLOAD_OFF, NONE,
+                                               item.offload, EINVAL, self.now_ns, NULL)
+        write_one_by_one(self, item)
+    else:
+        write_failed(self, errno, item.segment_count)
+
+
+cdef inline void ingress_write(Worker *self) noexcept nogil:
+    """Write everything that was coalesced, in order, and start anew."""
+    cdef uint32_t i
+    for i in range(self.gro.item_count):
+        write_item(self, &self.gro.items[i])
+    gro_reset(&self.gro, load32(&self.tables.header.offloads, RELAXED))
+
+
+cdef inline bint udp_to_tun(Worker *self) noexcept nogil:
+    """One turn; True if the socket may hold more."""
+    cdef RecvBatch *recv = &self.recv
+    cdef msghdr *message
+    cdef uint8_t *datagram
+    cdef uint32_t i, left, length, segment_len, datagrams
+    cdef Verdict verdict
+    cdef int received, turn
+    for turn in range(UDP_RECV_BUDGET):
+        received = recvmmsg(self.udp_fd, recv.messages, RECV_MESSAGES, MSG_DONTWAIT, NULL)
+        if received <= 0:
+            # Errors of earlier sends (ICMP) are reported here too; they pass.
+            return received < 0 and errno not in (EAGAIN, EINTR)
+        self.shared.counters[UDP_RX_CALLS] += 1
+        self.shared.counters[UDP_RX_MESSAGES] += <uint32_t>received
+        datagrams = 0
+        gro_reset(&self.gro, load32(&self.tables.header.offloads, RELAXED))
+        for i in range(<uint32_t>received):
+            message = &recv.messages[i].msg_hdr
+            left = recv.messages[i].msg_len
+            datagram = <uint8_t *>recv.iov[i].iov_base
+            segment_len = message_segment_len(message, left)
+            if message.msg_flags & MSG_TRUNC:
+                self.shared.verdicts[DROP_TRUNCATED] += 1
+                left = 0
+            self.shared.counters[UDP_RX_BYTES] += left
+            while left:
+                length = left if left < segment_len else segment_len
+                verdict = ingress_datagram(self, datagram, length, &recv.names[i],
+                                           message.msg_namelen)
+                if verdict != PASS:
+                    self.shared.verdicts[verdict] += 1
+                datagram += length
+                left -= length
+                datagrams += 1
+        self.shared.counters[UDP_RX_DATAGRAMS] += datagrams
+        self.shared.recv_batches[batch_bucket(datagrams)] += 1
+        run_finish(self)
+        ingress_write(self)
+        for i in range(<uint32_t>received):
+            recv_prepare(recv, i)
+        if <uint32_t>received < RECV_MESSAGES:
+            return False
+    return True

@@ -1,0 +1,163 @@
+# System calls and structures of Linux that the pump uses, declared in one place.
+#
+# The comment behind a call names its system call where a worker makes it while
+# packets flow; hot/sandbox.pxd admits exactly those.
+
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
+from posix.types cimport off_t
+
+
+cdef extern from "<sys/types.h>" nogil:
+    ctypedef long ssize_t_ "ssize_t"
+
+
+cdef extern from "<errno.h>" nogil:
+    int errno
+    enum:
+        EAGAIN
+        EBADF
+        EBADFD
+        EINTR
+        EINVAL
+        EIO
+        EMSGSIZE
+        ENOBUFS
+        ENOMEM
+
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
+
+cdef extern from "<unistd.h>" nogil:
+    long read(int fd, void *buf, size_t count)                      # read
+    long write(int fd, const void *buf, size_t count)               # write
+    int getppid()
+
+
+cdef extern from "<sys/uio.h>" nogil:
+    long writev(int fd, const iovec *iov, int count)                # writev
+
+
+cdef extern from "<sys/socket.h>" nogil:
+    struct sockaddr:
+        uint16_t sa_family
+    struct msghdr:
+        void *msg_name
+        uint32_t msg_namelen
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+        int msg_flags
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
+    enum:
+        MSG_DONTWAIT
+        MSG_TRUNC
+        MSG_CTRUNC
+        AF_INET
+        AF_INET6
+    struct timespec
+    int sendmmsg(int fd, mmsghdr *msgs, unsigned int count, int flags)   # sendmmsg
+    int recvmmsg(int fd, mmsghdr *msgs, unsigned int count, int flags,
+                 void *timeout)                                     # recvmmsg
+    cmsghdr *CMSG_FIRSTHDR(msghdr *message)
+    cmsghdr *CMSG_NXTHDR(msghdr *message, cmsghdr *current)
+    uint8_t *CMSG_DATA(cmsghdr *message)
+    size_t CMSG_LEN(size_t length)
+    size_t CMSG_SPACE(size_t length)
+
+
+cdef extern from "<netinet/in.h>" nogil:
+    enum:
+        SOL_UDP "IPPROTO_UDP"
+    struct in6_addr:
+        uint8_t s6_addr[16]
+    struct sockaddr_in6:
+        uint16_t sin6_family
+        uint16_t sin6_port
+        uint32_t sin6_flowinfo
+        in6_addr sin6_addr
+        uint32_t sin6_scope_id
+
+
+cdef extern from "<linux/udp.h>" nogil:
+    enum:
+        UDP_SEGMENT
+        UDP_GRO
+
+
+cdef extern from "<linux/virtio_net.h>" nogil:
+    enum:
+        VIRTIO_NET_HDR_F_NEEDS_CSUM
+        VIRTIO_NET_HDR_GSO_NONE
+        VIRTIO_NET_HDR_GSO_TCPV4
+        VIRTIO_NET_HDR_GSO_TCPV6
+        VIRTIO_NET_HDR_GSO_ECN
+
+
+cdef extern from "<sys/epoll.h>" nogil:
+    union epoll_data:
+        uint32_t u32
+    struct epoll_event:
+        uint32_t events
+        epoll_data data
+    enum:
+        EPOLLIN
+        EPOLL_CTL_ADD
+        EPOLL_CTL_MOD
+        EPOLL_CLOEXEC
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
+    int epoll_wait(int epfd, epoll_event *events, int count, int timeout)  # epoll_wait
+
+
+cdef extern from "<sys/mman.h>" nogil:
+    enum:
+        PROT_READ
+        PROT_WRITE
+        MAP_SHARED
+        MAP_PRIVATE
+        MAP_ANONYMOUS
+        MADV_DONTDUMP
+        MADV_HUGEPAGE
+        MADV_DONTFORK
+    void *MAP_FAILED
+    void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+    int munmap(void *addr, size_t length)
+    int madvise(void *addr, size_t length, int advice)
+
+
+cdef extern from "<time.h>" nogil:
+    struct c_timespec "timespec":
+        int64_t tv_sec
+        long tv_nsec
+    enum:
+        CLOCK_BOOTTIME
+    int clock_gettime(int clock, c_timespec *now)     # in the vDSO: no system call
+
+
+cdef extern from "<sys/prctl.h>" nogil:
+    enum:
+        PR_SET_DUMPABLE
+        PR_SET_NO_NEW_PRIVS
+        PR_SET_PDEATHSIG
+        PR_SET_SECCOMP
+        PR_CAPBSET_DROP
+    int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
+
+
+cdef inline uint64_t now_ns() noexcept nogil:
+    """Nanoseconds of CLOCK_BOOTTIME: goes on while the machine is suspended, so that
+    keys expire (the kernel's WireGuard uses the same clock)."""
+    cdef c_timespec now
+    clock_gettime(CLOCK_BOOTTIME, &now)
+    return <uint64_t>now.tv_sec * 1000000000u + <uint64_t>now.tv_nsec

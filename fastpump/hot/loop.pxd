@@ -1,0 +1,103 @@
+# The worker's loop: wait, then give each direction a bounded turn.
+#
+# Under load the wait is asked with timeout 0, so that neither direction starves the
+# other; when both are empty it blocks, and a lone packet is on its way as soon as
+# it arrives. With busy polling the worker first spins for a while.
+
+from libc.stdint cimport uint32_t, uint64_t, uint8_t
+
+from fastpump.hot.atomics cimport RELAXED, SEQ_CST, load32, store64
+from fastpump.hot.batch cimport send_flush
+from fastpump.hot.egress cimport staged_send, tun_to_udp
+from fastpump.hot.ingress cimport udp_to_tun
+from fastpump.hot.linux cimport (
+    EINTR, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, epoll_create1, epoll_ctl, epoll_event,
+    epoll_wait, errno, now_ns, read, write,
+)
+from fastpump.hot.shm cimport NONE
+from fastpump.hot.staged cimport staged_purge
+from fastpump.hot.verdict cimport WAKEUPS
+from fastpump.hot.worker cimport Worker
+
+cdef enum:
+    READY_TUN = 1
+    READY_UDP = 2
+    READY_DOORBELL = 4
+
+
+cdef inline int loop_watch(Worker *self, int fd, uint32_t ready) noexcept nogil:
+    cdef epoll_event event
+    event.events = EPOLLIN
+    event.data.u32 = ready
+    return epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, fd, &event)
+
+
+cdef inline int loop_init(Worker *self) noexcept nogil:
+    """0 or -errno."""
+    self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+    if self.epoll_fd < 0:
+        return -errno
+    if loop_watch(self, self.tun_fd, READY_TUN) < 0 \
+            or loop_watch(self, self.udp_fd, READY_UDP) < 0 \
+            or loop_watch(self, self.doorbell_fd, READY_DOORBELL) < 0:
+        return -errno
+    return 0
+
+
+cdef inline uint32_t loop_wait(Worker *self, uint64_t *epoch, int timeout) noexcept nogil:
+    """What is ready (READY_*). The epoch is even exactly while this blocks."""
+    cdef epoll_event events[4]
+    cdef uint32_t ready = 0
+    cdef int count, i
+    if timeout:
+        epoch[0] += 1
+        store64(&self.shared.epoch, epoch[0], SEQ_CST)
+        count = epoll_wait(self.epoll_fd, events, 4, timeout)
+        self.shared.counters[WAKEUPS] += 1
+        epoch[0] += 1
+    else:
+        count = epoll_wait(self.epoll_fd, events, 4, 0)
+        epoch[0] += 2
+    store64(&self.shared.epoch, epoch[0], SEQ_CST)
+    for i in range(count):
+        ready |= events[i].data.u32
+    return ready
+
+
+cdef inline void loop_doorbell(Worker *self) noexcept nogil:
+    cdef uint64_t rings
+    read(self.doorbell_fd, &rings, sizeof(rings))
+    staged_purge(self)
+    staged_send(self, NONE)
+    send_flush(&self.send)
+
+
+cdef inline void loop_run(Worker *self) noexcept nogil:
+    """Until the process is killed, or its interface is gone."""
+    cdef uint64_t epoch = self.shared.epoch | 1
+    cdef uint64_t one = 1, idle_since_ns = 0
+    cdef uint32_t ready = READY_DOORBELL
+    cdef bint has_more
+    cdef int timeout
+    store64(&self.shared.epoch, epoch, SEQ_CST)
+    while not self.interface_gone:
+        self.now_ns = now_ns()
+        self.send.now_ns = self.now_ns
+        self.mtu = load32(&self.tables.header.mtu, RELAXED)
+        has_more = False
+        if ready & READY_DOORBELL:
+            loop_doorbell(self)
+        if ready & READY_TUN:
+            has_more |= tun_to_udp(self)
+        if ready & READY_UDP:
+            has_more |= udp_to_tun(self)
+        if self.send.has_events:
+            self.send.has_events = False
+            write(self.event_fd, &one, sizeof(one))
+        timeout = 0 if has_more else -1
+        if self.busy_poll_ns and not has_more:
+            if ready:
+                idle_since_ns = self.now_ns
+            if self.now_ns - idle_since_ns < self.busy_poll_ns:
+                timeout = 0
+        ready = loop_wait(self, &epoch, timeout)

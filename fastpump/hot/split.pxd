@@ -1,0 +1,133 @@
+# Split: undo the kernel's segmentation offload (GSO), one segment at a time and in
+# place, so that sealing it into the send buffer is the only copy.
+#
+# Segments are taken in order. By the time segment i is wanted, segment i-1 has been
+# sealed, so the bytes just before segment i's payload are used up: its header is
+# written there, and header and payload are one run. The original header is kept
+# aside as the template.
+#
+#   read buffer:  [header][payload 0][payload 1][payload 2]
+#   segment 0:    [header][payload 0]
+#   segment 1:                [header][payload 1]      (over the end of payload 0)
+#
+# As the kernel's tcp_gso_segment() and __udp_gso_segment() do it: IPv4 ids count up,
+# sequence numbers advance, CWR stays on the first segment only, PSH and FIN go to
+# the last only. Checksums are written complete (or left partial by the caller's
+# wish in a transport that can say so).
+
+from libc.stdint cimport uint16_t, uint32_t, uint8_t
+from libc.string cimport memcpy
+
+from fastpump.hot.bytes cimport load_be16, load_be32, store_be16, store_be32
+from fastpump.hot.checksum cimport ipv4_checksum_set, l4_checksum_set
+from fastpump.hot.ip cimport (
+    PROTOCOL_TCP, PROTOCOL_UDP, TCP_CWR, TCP_FIN, TCP_PSH, IpPacket, ip_total_len_set,
+)
+from fastpump.hot.linux cimport (
+    VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4,
+    VIRTIO_NET_HDR_GSO_TCPV6,
+)
+from fastpump.hot.vnet cimport GSO_UDP_L4, VnetHeader
+
+cdef enum:
+    SPLIT_MAX_HEADER = 256          # IP (with extension headers) and TCP
+
+cdef struct Splitter:
+    uint8_t *packet
+    uint32_t payload_len
+    uint32_t done                   # payload bytes already given out
+    uint32_t segment_size           # payload bytes of each segment but the last
+    uint32_t count
+    uint32_t index
+    uint32_t ip_header_len
+    uint32_t l4_at
+    uint32_t header_len             # everything before the payload
+    bint is_v6
+    bint is_tcp
+    uint16_t first_id
+    uint32_t first_sequence
+    uint8_t header[SPLIT_MAX_HEADER]
+
+
+cdef inline bint splitter_init(Splitter *self, const VnetHeader *vnet,
+                               const IpPacket *ip) noexcept nogil:
+    """Prepare for the superpacket `ip`; False if vnet header and packet do not agree.
+
+    The L4 header's place is csum_start: behind options and extension headers.
+    """
+    cdef uint8_t gso_type = vnet.gso_type & ~VIRTIO_NET_HDR_GSO_ECN
+    cdef uint32_t l4_header_len = 8
+    cdef uint8_t *l4
+    if not vnet.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM or vnet.gso_size == 0:
+        return False
+    self.packet = ip.start
+    self.is_v6 = ip.is_v6
+    self.ip_header_len = ip.header_len
+    self.l4_at = vnet.csum_start
+    self.is_tcp = gso_type != GSO_UDP_L4
+    if gso_type == VIRTIO_NET_HDR_GSO_TCPV4 and ip.is_v6:
+        return False
+    if gso_type == VIRTIO_NET_HDR_GSO_TCPV6 and not ip.is_v6:
+        return False
+    if gso_type not in (VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, GSO_UDP_L4):
+        return False
+    if vnet.csum_offset != (16 if self.is_tcp else 6):
+        return False
+    if self.l4_at < ip.header_len or self.l4_at + (20 if self.is_tcp else 8) > ip.total_len:
+        return False
+    l4 = ip.start + self.l4_at
+    if self.is_tcp:
+        l4_header_len = <uint32_t>(l4[12] >> 4) * 4
+        if l4_header_len < 20:
+            return False
+    self.header_len = self.l4_at + l4_header_len
+    if self.header_len > SPLIT_MAX_HEADER or self.header_len > ip.total_len:
+        return False
+    self.payload_len = ip.total_len - self.header_len
+    self.segment_size = vnet.gso_size
+    self.count = 1
+    if self.payload_len > self.segment_size:
+        self.count = (self.payload_len + self.segment_size - 1) / self.segment_size
+    self.done = 0
+    self.index = 0
+    self.first_id = 0 if self.is_v6 else load_be16(ip.start + 4)
+    self.first_sequence = load_be32(l4 + 4) if self.is_tcp else 0
+    memcpy(self.header, ip.start, self.header_len)
+    return True
+
+
+cdef inline uint32_t splitter_next(Splitter *self, uint8_t **segment) noexcept nogil:
+    """The next segment, complete, and its length; 0 when there is none left.
+
+    The segment before it must have been used up: its last bytes are overwritten.
+    """
+    cdef uint32_t payload = self.payload_len - self.done
+    cdef uint32_t total_len
+    cdef bint is_last
+    cdef uint8_t *start = self.packet + self.done
+    cdef uint8_t *l4 = start + self.l4_at
+    if self.index == self.count:
+        return 0
+    if payload > self.segment_size:
+        payload = self.segment_size
+    is_last = self.index + 1 == self.count
+    total_len = self.header_len + payload
+    memcpy(start, self.header, self.header_len)
+    ip_total_len_set(start, self.is_v6, total_len)
+    if not self.is_v6:
+        store_be16(start + 4, <uint16_t>(self.first_id + self.index))
+        ipv4_checksum_set(start, self.ip_header_len)
+    if self.is_tcp:
+        store_be32(l4 + 4, self.first_sequence + self.done)
+        if not is_last:
+            l4[13] &= <uint8_t>~(TCP_FIN | TCP_PSH)
+        if self.index:
+            l4[13] &= <uint8_t>~TCP_CWR
+        l4_checksum_set(start, self.is_v6, PROTOCOL_TCP, l4, total_len - self.l4_at, 16)
+    else:
+        store_be16(l4 + 4, <uint16_t>(total_len - self.l4_at))
+        l4_checksum_set(start, self.is_v6, PROTOCOL_UDP, l4, total_len - self.l4_at, 6)
+    self.done += payload
+    self.index += 1
+    segment[0] = start
+    return total_len

@@ -1,0 +1,78 @@
+# Staged packets: what came for a peer while there was no session to seal it with.
+#
+# Per worker, in the order of arrival, at most STAGED_PER_PEER of one peer: then its
+# oldest gives way, as in the kernel's WireGuard. They leave, before anything newer
+# of that peer, as soon as the worker sees a session: at the peer's next packet, or
+# when the supervisor rings the doorbell. They are dropped when the supervisor moves
+# the peer's purge_count (the handshake failed, or the peer was removed).
+
+from libc.stdint cimport uint32_t, uint8_t
+from libc.string cimport memcpy, memmove
+
+from fastpump.hot.limits cimport (
+    BUFFER_STRIDE, READ_HEADROOM, STAGED_PER_PEER, STAGED_SLOTS, VNET_HEADER_LEN,
+)
+from fastpump.hot.verdict cimport DROP_STAGED_FULL, DROP_STAGED_TIMEOUT
+from fastpump.hot.worker cimport Staged, StagedPacket, Worker
+
+
+cdef inline void staged_init(Staged *self) noexcept nogil:
+    cdef int i
+    self.count = 0
+    self.free_count = STAGED_SLOTS
+    for i in range(STAGED_SLOTS):
+        self.free_slots[i] = i
+
+
+cdef inline uint8_t *staged_packet(Staged *self, uint32_t slot) noexcept nogil:
+    """Where a slot's packet begins; its vnet header lies right before it."""
+    return self.buffers + <size_t>slot * BUFFER_STRIDE + READ_HEADROOM
+
+
+cdef inline void staged_remove(Staged *self, uint32_t position) noexcept nogil:
+    cdef StagedPacket *packet = &self.packets[position]
+    self.per_peer[packet.peer] -= 1
+    self.free_slots[self.free_count] = packet.slot
+    self.free_count += 1
+    self.count -= 1
+    memmove(packet, packet + 1, (self.count - position) * sizeof(StagedPacket))
+
+
+cdef inline void staged_add(Worker *worker, uint32_t peer, const uint8_t *packet,
+                            uint32_t packet_len) noexcept nogil:
+    """Keep a copy of the packet and of the vnet header before it."""
+    cdef Staged *self = &worker.staged
+    cdef StagedPacket *entry
+    cdef uint32_t position
+    if self.per_peer[peer] >= STAGED_PER_PEER:
+        for position in range(self.count):
+            if self.packets[position].peer == peer:
+                staged_remove(self, position)
+                break
+        worker.shared.verdicts[DROP_STAGED_FULL] += 1
+    if self.free_count == 0:        # other peers hold all of it: the newest gives way
+        worker.shared.verdicts[DROP_STAGED_FULL] += 1
+        return
+    self.free_count -= 1
+    entry = &self.packets[self.count]
+    self.count += 1
+    entry.peer = peer
+    entry.purge_count = worker.tables.peers[peer].purge_count
+    entry.packet_len = packet_len
+    entry.slot = self.free_slots[self.free_count]
+    self.per_peer[peer] += 1
+    memcpy(staged_packet(self, entry.slot) - VNET_HEADER_LEN, packet - VNET_HEADER_LEN,
+           packet_len + VNET_HEADER_LEN)
+
+
+cdef inline void staged_purge(Worker *worker) noexcept nogil:
+    """Drop what the supervisor has given up."""
+    cdef Staged *self = &worker.staged
+    cdef uint32_t position = 0
+    while position < self.count:
+        if self.packets[position].purge_count != \
+                worker.tables.peers[self.packets[position].peer].purge_count:
+            staged_remove(self, position)
+            worker.shared.verdicts[DROP_STAGED_TIMEOUT] += 1
+        else:
+            position += 1

@@ -1,0 +1,57 @@
+# What became of a packet, counted by name, per worker.
+#
+# The operator sees these names (`fastpump status`); _core.pyx maps each to its
+# string. DROP_* means that the packet is gone. FAILED_* counts an event that the
+# pump recovered from.
+
+ctypedef int Verdict
+
+cdef enum:
+    PASS = 0
+    # tun_to_udp
+    DROP_MALFORMED_PACKET           # from the interface: no IP packet, or a lying vnet header
+    DROP_NO_PEER                    # no allowed IPs cover the destination
+    DROP_NO_ENDPOINT                # the peer's address is not known yet
+    DROP_STAGED_FULL                # the oldest packet that waited for a session gave way
+    DROP_STAGED_TIMEOUT             # the handshake failed; what waited for it is gone
+    DROP_COUNTER_LIMIT              # REJECT_AFTER_MESSAGES
+    DROP_TOO_BIG                    # larger than any UDP datagram can carry
+    DROP_SEND_BUFFER_FULL           # EAGAIN, ENOBUFS, ENOMEM of sendmmsg
+    DROP_SEND_ERROR                 # any other error of sendmmsg (unreachable, filtered, ...)
+    # udp_to_tun
+    DROP_MALFORMED_MESSAGE          # wrong type or length
+    DROP_TRUNCATED                  # larger than the receive buffer
+    DROP_UNKNOWN_INDEX              # no session of this worker has that receiver index
+    DROP_EXPIRED_KEYPAIR            # REJECT_AFTER_TIME
+    DROP_REPLAYED                   # counter seen before, or behind the window
+    DROP_UNAUTHENTIC                # the tag does not match
+    DROP_MALFORMED_INNER            # authentic, but no IP packet inside
+    DROP_SOURCE_NOT_ALLOWED         # inner source address not in the peer's allowed IPs
+    DROP_INTERFACE_DOWN             # EIO of write: the interface is down
+    DROP_INTERFACE_FULL             # EAGAIN, ENOBUFS, ENOMEM of write
+    DROP_INTERFACE_ERROR            # any other error of write
+    # recovered
+    FAILED_UDP_GSO                  # a GSO send failed; sent again segment by segment
+    FAILED_TUN_GSO                  # a GSO write failed; written again segment by segment
+    FAILED_EVENT_RING_FULL          # the supervisor is behind; told again later
+    VERDICT_COUNT
+
+cdef enum:
+    TUN_RX_PACKETS                  # reads of the interface (a superpacket is one)
+    TUN_RX_BYTES
+    TUN_RX_SUPERPACKETS
+    UDP_TX_DATAGRAMS                # on the wire, after segmentation
+    UDP_TX_BYTES
+    UDP_TX_MESSAGES                 # entries of sendmmsg (a GSO send is one)
+    UDP_TX_CALLS
+    UDP_RX_DATAGRAMS
+    UDP_RX_BYTES
+    UDP_RX_MESSAGES
+    UDP_RX_CALLS
+    TUN_TX_PACKETS                  # inner packets delivered
+    TUN_TX_BYTES
+    TUN_TX_WRITES
+    TUN_TX_SUPERPACKETS
+    KEEPALIVES_RECEIVED
+    WAKEUPS                         # returns of the wait
+    COUNTER_COUNT

@@ -1,0 +1,46 @@
+# The virtio-net header in front of every packet of a TUN/TAP queue opened with
+# IFF_VNET_HDR (include/uapi/linux/virtio_net.h; native byte order on TUN).
+#
+# What the kernel says of csum_start and csum_offset is used after a bounds check;
+# its hdr_len is wrong on forwarded packets and is not used at all.
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
+from libc.string cimport memcpy
+
+from fastpump.hot.checksum cimport checksum_fold, checksum_store, checksum_sum
+from fastpump.hot.linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM
+
+cdef struct VnetHeader:
+    uint8_t flags
+    uint8_t gso_type
+    uint16_t hdr_len
+    uint16_t gso_size
+    uint16_t csum_start
+    uint16_t csum_offset
+
+cdef enum:
+    GSO_UDP_L4 = 5                  # VIRTIO_NET_HDR_GSO_UDP_L4: not in Debian 12's header
+
+
+cdef inline void vnet_load(VnetHeader *self, const uint8_t *bytes) noexcept nogil:
+    memcpy(self, bytes, sizeof(VnetHeader))
+
+
+cdef inline bint vnet_checksum_complete(const VnetHeader *self, uint8_t *packet,
+                                        uint32_t packet_len) noexcept nogil:
+    """Finish a partial checksum (CHECKSUM_PARTIAL), which peers other than the local
+    kernel cannot be handed. False if the header points outside the packet.
+
+    As skb_checksum_help() does, a result of zero becomes 0xffff.
+    """
+    cdef uint32_t start = self.csum_start
+    cdef uint32_t field = start + self.csum_offset
+    cdef uint16_t check
+    if not self.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
+        return True
+    if start >= packet_len or field + 2 > packet_len:
+        return False
+    # The field holds the pseudo-header's sum, so it takes part in the sum.
+    check = <uint16_t>~checksum_fold(checksum_sum(packet + start, packet_len - start))
+    checksum_store(packet + field, check if check else 0xffff)
+    return True

@@ -1,0 +1,59 @@
+# A worker's private state: one struct, allocated once, zeroed, never grown.
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
+
+from fastpump.hot.aead cimport Aead
+from fastpump.hot.batch cimport SendBatch
+from fastpump.hot.gro cimport Gro
+from fastpump.hot.limits cimport GRO_MAX_TCP_SEGMENTS, RECV_MESSAGES, STAGED_SLOTS
+from fastpump.hot.linux cimport iovec, mmsghdr, sockaddr_in6
+from fastpump.hot.shm cimport Keypair, Tables, WorkerShared
+
+cdef struct RecvBatch:
+    uint8_t *buffers                # RECV_MESSAGES of BUFFER_STRIDE
+    mmsghdr messages[RECV_MESSAGES]
+    iovec iov[RECV_MESSAGES]
+    sockaddr_in6 names[RECV_MESSAGES]
+    uint8_t control[RECV_MESSAGES][64]
+
+cdef struct StagedPacket:
+    uint32_t peer
+    uint32_t purge_count            # of the peer, when the packet was staged
+    uint32_t packet_len
+    uint32_t slot
+
+cdef struct Staged:
+    # Packets that wait for a session, oldest first; see hot/staged.pxd.
+    uint32_t count
+    StagedPacket packets[STAGED_SLOTS]
+    uint32_t free_count
+    uint32_t free_slots[STAGED_SLOTS]
+    uint16_t *per_peer              # by peer index
+    uint8_t *buffers                # STAGED_SLOTS of BUFFER_STRIDE
+
+cdef struct ReceiveRun:
+    # Datagrams in a row on one keypair: its peer's counters are touched once.
+    uint32_t peer
+    uint64_t bytes
+
+cdef struct Worker:
+    Tables tables
+    WorkerShared *shared
+    uint32_t number
+    int tun_fd
+    int udp_fd
+    int doorbell_fd                 # eventfd: the supervisor wants a look at what is staged
+    int event_fd                    # eventfd: tells the supervisor of events
+    int epoll_fd
+    uint64_t busy_poll_ns
+    uint64_t now_ns                 # of this turn of the loop
+    uint32_t mtu                    # of this turn
+    bint interface_gone
+    uint8_t *read_buffer
+    Aead aead
+    SendBatch send
+    RecvBatch recv
+    ReceiveRun run
+    Staged staged
+    Gro gro
+    iovec write_iov[GRO_MAX_TCP_SEGMENTS + 1]

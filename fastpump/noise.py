@@ -1,0 +1,202 @@
+"""Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s as WireGuard runs it (paper, section 5.4).
+
+Sans-I/O: keys, indices and the timestamp are arguments, messages are values. Each step
+stands under the Noise token that it implements; names are the paper's:
+
+    c  chaining key     h  transcript hash     k  message key
+
+Whatever a stranger sends ends in HandshakeError, which says which step failed.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from hashlib import blake2s
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from fastpump.constants import KEY_LEN
+from fastpump.wire import Initiation, Response
+
+_CONSTRUCTION = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
+_IDENTIFIER = b"WireGuard v1 zx2c4 Jason@zx2c4.com"
+_ZERO_NONCE = bytes(12)
+
+
+class HandshakeError(Exception):
+    """A handshake message that does not hold; its text names the step."""
+
+
+def _hash(*parts: bytes) -> bytes:
+    digest = blake2s()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+def _hmac(key: bytes, data: bytes) -> bytes:
+    return hmac.digest(key, data, blake2s)
+
+
+def _kdf(count: int, key: bytes, data: bytes) -> list[bytes]:
+    """KDF_n of the paper: HKDF with BLAKE2s, `count` outputs of 32 bytes."""
+    secret = _hmac(key, data)
+    outputs = [_hmac(secret, b"\x01")]
+    while len(outputs) < count:
+        outputs.append(_hmac(secret, outputs[-1] + bytes([len(outputs) + 1])))
+    return outputs
+
+
+_INITIAL_CHAIN = _hash(_CONSTRUCTION)
+_INITIAL_HASH = _hash(_INITIAL_CHAIN, _IDENTIFIER)
+
+
+class StaticKey:
+    """Our private key and what follows from it."""
+
+    def __init__(self, private: bytes) -> None:
+        if len(private) != KEY_LEN:
+            raise ValueError("a private key has 32 bytes")
+        self._private = X25519PrivateKey.from_private_bytes(private)
+        self.public = self._private.public_key().public_bytes_raw()
+
+    @classmethod
+    def generate(cls) -> StaticKey:
+        """A fresh key (also used for ephemeral ones)."""
+        return cls(X25519PrivateKey.generate().private_bytes_raw())
+
+    def exchange(self, public: bytes) -> bytes:
+        """The Diffie-Hellman secret; HandshakeError for a point of low order."""
+        try:
+            return self._private.exchange(X25519PublicKey.from_public_bytes(public))
+        except ValueError:
+            raise HandshakeError("public key of low order") from None
+
+
+def _seal(key: bytes, data: bytes, h: bytes) -> bytes:
+    return ChaCha20Poly1305(key).encrypt(_ZERO_NONCE, data, h)
+
+
+def _open(key: bytes, data: bytes, h: bytes, what: str) -> bytes:
+    try:
+        return ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, data, h)
+    except InvalidTag:
+        raise HandshakeError(f"{what} is not authentic") from None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class TransportKeys:
+    """The two keys that a handshake yields, from our side."""
+
+    send: bytes
+    receive: bytes
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class InitiatorState:
+    """What the initiator keeps until the response comes."""
+
+    local_index: int
+    ephemeral: StaticKey
+    c: bytes
+    h: bytes
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ConsumedInitiation:
+    """What the responder learnt from an initiation."""
+
+    peer_public: bytes
+    timestamp: bytes
+    remote_index: int
+    peer_ephemeral: bytes
+    c: bytes
+    h: bytes
+
+
+def create_initiation(static: StaticKey, peer_public: bytes, local_index: int, timestamp: bytes,
+                      ephemeral: StaticKey | None = None) -> tuple[Initiation, InitiatorState]:
+    """First message. `timestamp` is TAI64N, 12 bytes, greater than any sent before."""
+    c, h = _INITIAL_CHAIN, _hash(_INITIAL_HASH, peer_public)
+    ephemeral = ephemeral or StaticKey.generate()
+    # e
+    (c,) = _kdf(1, c, ephemeral.public)
+    h = _hash(h, ephemeral.public)
+    # es
+    c, k = _kdf(2, c, ephemeral.exchange(peer_public))
+    # s
+    encrypted_static = _seal(k, static.public, h)
+    h = _hash(h, encrypted_static)
+    # ss
+    c, k = _kdf(2, c, static.exchange(peer_public))
+    # {timestamp}
+    encrypted_timestamp = _seal(k, timestamp, h)
+    h = _hash(h, encrypted_timestamp)
+    message = Initiation(local_index, ephemeral.public, encrypted_static, encrypted_timestamp)
+    return message, InitiatorState(local_index, ephemeral, c, h)
+
+
+def consume_initiation(static: StaticKey, message: Initiation) -> ConsumedInitiation:
+    """Open a first message. Who the peer is stands in the result; whether he may speak,
+    and whether the timestamp is news, is the caller's to decide."""
+    c, h = _INITIAL_CHAIN, _hash(_INITIAL_HASH, static.public)
+    # e
+    (c,) = _kdf(1, c, message.ephemeral)
+    h = _hash(h, message.ephemeral)
+    # es
+    c, k = _kdf(2, c, static.exchange(message.ephemeral))
+    # s
+    peer_public = _open(k, message.encrypted_static, h, "the initiator's static key")
+    h = _hash(h, message.encrypted_static)
+    # ss
+    c, k = _kdf(2, c, static.exchange(peer_public))
+    # {timestamp}
+    timestamp = _open(k, message.encrypted_timestamp, h, "the timestamp")
+    h = _hash(h, message.encrypted_timestamp)
+    return ConsumedInitiation(peer_public, timestamp, message.sender_index, message.ephemeral,
+                              c, h)
+
+
+def create_response(initiation: ConsumedInitiation, preshared_key: bytes, local_index: int,
+                    ephemeral: StaticKey | None = None) -> tuple[Response, TransportKeys]:
+    """Second message, and the responder's transport keys."""
+    c, h = initiation.c, initiation.h
+    ephemeral = ephemeral or StaticKey.generate()
+    # e
+    (c,) = _kdf(1, c, ephemeral.public)
+    h = _hash(h, ephemeral.public)
+    # ee
+    (c,) = _kdf(1, c, ephemeral.exchange(initiation.peer_ephemeral))
+    # se
+    (c,) = _kdf(1, c, ephemeral.exchange(initiation.peer_public))
+    # psk
+    c, tau, k = _kdf(3, c, preshared_key)
+    h = _hash(h, tau)
+    # {}
+    encrypted_nothing = _seal(k, b"", h)
+    receive, send = _kdf(2, c, b"")
+    message = Response(local_index, initiation.remote_index, ephemeral.public, encrypted_nothing)
+    return message, TransportKeys(send, receive)
+
+
+def consume_response(static: StaticKey, state: InitiatorState, preshared_key: bytes,
+                     message: Response) -> TransportKeys:
+    """Open a second message; the initiator's transport keys."""
+    c, h = state.c, state.h
+    # e
+    (c,) = _kdf(1, c, message.ephemeral)
+    h = _hash(h, message.ephemeral)
+    # ee
+    (c,) = _kdf(1, c, state.ephemeral.exchange(message.ephemeral))
+    # se
+    (c,) = _kdf(1, c, static.exchange(message.ephemeral))
+    # psk
+    c, tau, k = _kdf(3, c, preshared_key)
+    h = _hash(h, tau)
+    # {}
+    _open(k, message.encrypted_nothing, h, "the response")
+    send, receive = _kdf(2, c, b"")
+    return TransportKeys(send, receive)

@@ -1,0 +1,52 @@
+"""Where fastpump keeps things: private keys, and the control sockets.
+
+Both are told apart by network namespace, since interface names are: `fp0` of one
+namespace and `fp0` of another are two interfaces.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+NAMED_NAMESPACES = Path("/run/netns")
+_OWN = Path("/proc/self/ns/net")
+
+
+def state_dir() -> Path:
+    """FASTPUMP_STATE, or /var/lib/fastpump."""
+    return Path(os.environ.get("FASTPUMP_STATE") or "/var/lib/fastpump")
+
+
+def namespace_inode() -> int:
+    """What identifies this process's network namespace, while it lives."""
+    return _OWN.stat().st_ino
+
+
+def namespace_name() -> str | None:
+    """The name `ip netns` knows this network namespace by, if it has one."""
+    own = namespace_inode()
+    try:
+        entries = sorted(NAMED_NAMESPACES.iterdir())
+    except OSError:
+        return None
+    for entry in entries:
+        try:
+            if entry.stat().st_ino == own:
+                return entry.name
+        except OSError:
+            continue
+    return None
+
+
+def private_key_file(interface: str) -> Path:
+    """Where the private key of an interface of this namespace is kept."""
+    namespace = namespace_name()
+    name = f"{interface}.key" if namespace is None else f"{interface}@{namespace}.key"
+    return state_dir() / name
+
+
+def runtime_dir() -> Path:
+    """The directory of this namespace's control sockets: FASTPUMP_RUN or /run/fastpump,
+    then the namespace's inode."""
+    return Path(os.environ.get("FASTPUMP_RUN") or "/run/fastpump") / str(namespace_inode())

@@ -1,0 +1,168 @@
+"""The UDP sockets: one per worker and one for handshakes, all on one port.
+
+They form one SO_REUSEPORT group, in the order of their binding: worker 0, ..., worker
+n-1, handshakes. A classic BPF program on the group sees each datagram's payload from
+offset 0 and picks the socket by its number: transport messages go to the worker whose
+number stands in the low bits of the receiver index (which we chose), everything else to
+the handshake socket. So an unmodified peer reaches the right worker wherever it roams.
+A GRO train is steered as a whole, by its first datagram.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+import struct
+
+from fastpump.constants import DEFAULT_PORT
+from fastpump.errors import SystemSetupError
+from fastpump.wire import COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN, TRANSPORT_TYPE
+
+# Not in Python's socket module (include/uapi/asm-generic/socket.h, linux/in.h, udp.h).
+SO_ATTACH_REUSEPORT_CBPF = 51
+SO_ATTACH_FILTER = 26
+SO_SNDBUFFORCE = 32
+SO_RCVBUFFORCE = 33
+IP_MTU_DISCOVER = 10
+IPV6_MTU_DISCOVER = 23
+PMTUDISC_DONT = 0
+UDP_GRO = 104
+UDP_SEGMENT = 103
+
+BUFFER_BYTES = 4 << 20
+
+# Classic BPF (include/uapi/linux/bpf_common.h).
+_LD_B_ABS, _LD_W_LEN, _JEQ, _JGE, _AND, _RET_K, _RET_A = 0x30, 0x80, 0x15, 0x35, 0x54, 0x06, 0x16
+_Instruction = tuple[int, int, int, int]
+
+
+class _SockFprog(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+
+def steering_program(queue_count: int) -> list[_Instruction]:
+    """(code, jump if true, jump if false, k) of the group's program."""
+    mask = (1 << (queue_count - 1).bit_length()) - 1
+    return [
+        (_LD_B_ABS, 0, 0, 0),
+        (_JEQ, 0, 4, TRANSPORT_TYPE),
+        (_LD_B_ABS, 0, 0, 4),           # receiver index, little-endian: its low byte
+        (_AND, 0, 0, mask),
+        (_JGE, 1, 0, queue_count),
+        (_RET_A, 0, 0, 0),
+        (_RET_K, 0, 0, queue_count),
+    ]
+
+
+def handshake_filter() -> list[_Instruction]:
+    """What the handshake socket lets in: three lengths (with the UDP header) and types.
+    Anything else is dropped by the kernel, before it costs a wake-up."""
+    return [
+        (_LD_W_LEN, 0, 0, 0),
+        (_JEQ, 3, 0, INITIATION_LEN + 8),
+        (_JEQ, 2, 0, RESPONSE_LEN + 8),
+        (_JEQ, 1, 0, COOKIE_REPLY_LEN + 8),
+        (_RET_K, 0, 0, 0),
+        (_LD_B_ABS, 0, 0, 8),
+        (_JGE, 0, 1, TRANSPORT_TYPE),
+        (_RET_K, 0, 0, 0),
+        (_RET_K, 0, 0, 0xFFFF),
+    ]
+
+
+def _attach(sock: socket.socket, option: int, program: list[_Instruction]) -> None:
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    header = _SockFprog(len(program), ctypes.addressof(buffer))
+    sock.setsockopt(socket.SOL_SOCKET, option, bytes(header))
+
+
+def preferred_family() -> int:
+    """AF_INET6 (dual-stack) where the host has IPv6, else AF_INET."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return socket.AF_INET
+    return socket.AF_INET6
+
+
+class SocketGroup:
+    """The workers' sockets, the handshake socket, and their common port."""
+
+    def __init__(self, queue_count: int, port: int | None, *, fwmark: int = 0,
+                 gro: bool = True) -> None:
+        """`port`: None for 51820, or any free one when that is taken; 0 for any."""
+        self.family = preferred_family()
+        self.workers: list[socket.socket] = []
+        self._open: list[socket.socket] = []
+        try:
+            self.port = self._find_port(port)
+            for _ in range(queue_count):
+                self.workers.append(self._bind(fwmark))
+                if gro:
+                    self.workers[-1].setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+            self.handshake = self._bind(fwmark)
+            try:
+                _attach(self.handshake, SO_ATTACH_REUSEPORT_CBPF, steering_program(queue_count))
+                _attach(self.handshake, SO_ATTACH_FILTER, handshake_filter())
+            except OSError as error:
+                raise SystemSetupError(
+                    "the kernel refuses the program that steers datagrams to workers "
+                    f"(SO_ATTACH_REUSEPORT_CBPF: {error.strerror}); Linux 4.5 or newer is "
+                    "needed") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _find_port(self, wanted: int | None) -> int:
+        """A port that nobody has. Bound without SO_REUSEPORT for a moment: joining the
+        group of another process would steal its datagrams."""
+        with socket.socket(self.family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("", DEFAULT_PORT if wanted is None else wanted))
+            except OSError as error:
+                if wanted is None and error.errno == errno.EADDRINUSE:
+                    probe.bind(("", 0))
+                elif error.errno == errno.EADDRINUSE:
+                    raise SystemSetupError(
+                        f"the UDP port {wanted} is in use; choose another with --listen-port, or "
+                        f"see who has it: ss -lunp 'sport = :{wanted}'") from None
+                else:
+                    raise SystemSetupError(
+                        f"the UDP port {wanted} cannot be bound: {error.strerror}") from None
+            return int(probe.getsockname()[1])
+
+    def _bind(self, fwmark: int) -> socket.socket:
+        sock = socket.socket(self.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._open.append(sock)
+        if self.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_DONT)
+        # As the kernel's WireGuard: outer packets may be fragmented on the way.
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DONT)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if fwmark:
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, fwmark)
+            except OSError as error:
+                raise SystemSetupError(f"the firewall mark {fwmark:#x} cannot be set: "
+                                       f"{error.strerror}") from None
+        for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF),
+                              (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, forced, BUFFER_BYTES)
+            except OSError:
+                sock.setsockopt(socket.SOL_SOCKET, plain, BUFFER_BYTES)
+        try:
+            sock.bind(("", self.port))
+        except OSError as error:
+            raise SystemSetupError(f"the UDP port {self.port} cannot be bound: "
+                                   f"{error.strerror}") from None
+        return sock
+
+    def close(self) -> None:
+        """Close all sockets."""
+        for sock in self._open:
+            sock.close()

@@ -1,0 +1,132 @@
+"""What a tunnel tells of itself: gather (in the tunnel) and show (in the terminal).
+
+The JSON keys are stable and documented in docs/fastpump.1.md.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections import Counter
+from typing import Any
+
+from fastpump import keys
+from fastpump._core import SharedTables, default_backend
+from fastpump.device import Device, Peer, Prefix
+from fastpump.supervisor import WorkerProcess
+
+
+def prefix_text(prefix: Prefix) -> str:
+    """10.9.0.0/24"""
+    address, length = prefix
+    return f"{ipaddress.ip_address(address)}/{length}"
+
+
+def _peer(tables: SharedTables, peer: Peer) -> dict[str, Any]:
+    rx_bytes, tx_bytes = tables.peer_bytes(peer.slot)
+    ordered = sorted(peer.allowed_ips, key=lambda prefix: (len(prefix[0]), prefix))
+    return {
+        "public_key": keys.encode(peer.public_key),
+        "endpoint": None if peer.endpoint is None else str(peer.endpoint),
+        "allowed_ips": [prefix_text(prefix) for prefix in ordered],
+        "latest_handshake": peer.latest_handshake_unix,
+        "rx_bytes": rx_bytes,
+        "tx_bytes": tx_bytes,
+        "transport": "wireguard",
+        "persistent_keepalive": peer.timers.persistent_interval_ns // 1_000_000_000,
+        "preshared_key": any(peer.preshared_key),
+        "worker": peer.worker,
+    }
+
+
+def gather(name: str, index: int, listen_port: int, offloads: list[str], tables: SharedTables,
+           device: Device, workers: list[WorkerProcess]) -> dict[str, Any]:
+    """One entry of `interfaces`."""
+    verdicts: Counter[str] = Counter(device.verdicts)
+    queues = []
+    for worker in workers:
+        shared = tables.worker_counters(worker.number)
+        verdicts.update(shared["verdicts"])
+        queues.append({
+            "queue": worker.number,
+            "pid": worker.pid,
+            "restarts": worker.restarts,
+            "cpu": worker.cpu,
+            **shared["counters"],
+            "tx_batches": shared["tx_batches"],
+            "rx_batches": shared["rx_batches"],
+            "verdicts": {verdict: n for verdict, n in shared["verdicts"].items() if n},
+        })
+    return {
+        "name": name,
+        "ifindex": index,
+        "mode": "tun",
+        "public_key": keys.encode(device.public_key),
+        "listen_port": listen_port,
+        "mtu": tables.mtu,
+        "offloads": offloads,
+        "aead": default_backend(),
+        "worker_restarts": sum(worker.restarts for worker in workers),
+        "queues": queues,
+        "peers": [_peer(tables, peer) for peer in device.peers.values()],
+        "verdicts": dict(sorted((verdict, n) for verdict, n in verdicts.items() if n)),
+    }
+
+
+def amount(count: float) -> str:
+    """1.50 MiB"""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+def ago(unix_s: int, now_s: float) -> str:
+    """1 minute, 5 seconds ago"""
+    if unix_s == 0:
+        return "never"
+    seconds = max(0, int(now_s) - unix_s)
+    parts = []
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):
+        count, seconds = divmod(seconds, size)
+        if count:
+            parts.append(f"{count} {unit}{'s' * (count != 1)}")
+    return ", ".join(parts) + " ago" if parts else "now"
+
+
+def show(status: dict[str, Any]) -> str:
+    """The status of one interface for a terminal."""
+    lines = [
+        f"interface: {status['name']} ({status['mode']}, MTU {status['mtu']})",
+        f"  public key: {status['public_key']}",
+        f"  listening port: {status['listen_port']}",
+        f"  offloads: {', '.join(status['offloads']) or 'none'}",
+        f"  ciphers by: {status['aead']}",
+        "",
+        f"  {'queue':>5} {'worker':>8} {'restarts':>8} {'from interface':>16} {'sent':>12} "
+        f"{'received':>12} {'to interface':>16}",
+    ]
+    for queue in status["queues"]:
+        lines.append(
+            f"  {queue['queue']:>5} {queue['pid'] or 'dead':>8} {queue['restarts']:>8} "
+            f"{amount(queue['tun_rx_bytes']):>16} {amount(queue['udp_tx_bytes']):>12} "
+            f"{amount(queue['udp_rx_bytes']):>12} {amount(queue['tun_tx_bytes']):>16}")
+    for peer in status["peers"]:
+        lines += [
+            "",
+            f"peer: {peer['public_key']}",
+            f"  endpoint: {peer['endpoint'] or 'not known yet'}",
+            f"  allowed ips: {', '.join(peer['allowed_ips']) or '(none)'}",
+            f"  latest handshake: {ago(peer['latest_handshake'], time.time())}",
+            f"  transfer: {amount(peer['rx_bytes'])} received, {amount(peer['tx_bytes'])} sent",
+            f"  transport: {peer['transport']}",
+        ]
+        if peer["preshared_key"]:
+            lines.append("  preshared key: (hidden)")
+        if peer["persistent_keepalive"]:
+            lines.append(f"  persistent keepalive: every {peer['persistent_keepalive']} seconds")
+    if status["verdicts"]:
+        lines += ["", "verdicts:"]
+        lines += [f"  {verdict}: {n}" for verdict, n in status["verdicts"].items()]
+    return "\n".join(lines)

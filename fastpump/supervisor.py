@@ -1,0 +1,246 @@
+"""The supervisor: one asyncio loop that keeps the workers running and the device fed.
+
+Who owns what: the supervisor owns every fd (queues, sockets, shared memory, eventfds)
+for the tunnel's whole life; workers inherit them. A worker that dies is started again on
+the same fds, so the interface stays, the kernel keeps what arrives meanwhile, and send
+counters go on where they were (they live in the shared memory).
+
+Workers end with the supervisor whatever ends it (PR_SET_PDEATHSIG); they have no state
+to save, so stopping one is SIGKILL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastpump._core import SharedTables
+from fastpump.constants import SECOND
+from fastpump.device import Device
+from fastpump.endpoint import Endpoint
+from fastpump.errors import SystemSetupError
+from fastpump.netdev import TunQueues
+from fastpump.sockets import SocketGroup
+from fastpump.worker import EXIT_INTERFACE_GONE, EXIT_SETUP
+
+log = logging.getLogger("fastpump.supervisor")
+
+# A worker that dies this soon after its start is held back before the next try.
+QUICK_DEATH_S = 1.0
+MAX_BACKOFF_S = 5.0
+RECLAIM_INTERVAL_S = 1.0
+HANDSHAKES_PER_WAKEUP = 64
+
+
+def now_ns() -> int:
+    """CLOCK_BOOTTIME, the clock of the data plane."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    """One worker, over all its incarnations."""
+
+    number: int
+    doorbell_fd: int
+    event_fd: int
+    cpu: int | None
+    process: subprocess.Popen[bytes] | None = None
+    pidfd: int = -1
+    started_at: float = 0.0
+    restarts: int = 0
+    quick_deaths: int = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The pid of the live process, None between a death and the next start."""
+        return None if self.process is None else self.process.pid
+
+
+class Supervisor:
+    """Runs `device`'s workers, sockets and timers until `stop` is called."""
+
+    def __init__(self, tables: SharedTables, tun: TunQueues, sockets: SocketGroup,
+                 private_key: bytes, *, pin: bool = False, busy_poll_us: int = 0) -> None:
+        self._tables = tables
+        self._tun = tun
+        self._sockets = sockets
+        self._busy_poll_us = busy_poll_us
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: int | None = None
+        self._stopped = asyncio.Event()
+        self.stop_reason = ""
+        self.failure: str | None = None
+        cpus = sorted(os.sched_getaffinity(0))
+        if pin and tables.queue_count > len(cpus):
+            log.warning("not pinned: %d queues and only %d CPUs", tables.queue_count, len(cpus))
+            pin = False
+        self.workers: list[WorkerProcess] = []
+        for number in range(tables.queue_count):
+            doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self.workers.append(WorkerProcess(number, doorbell, event,
+                                              cpus[number] if pin else None))
+        self.device = Device(tables, private_key, sockets.family, transmit=self._transmit,
+                             ring=self._ring, schedule=self._schedule, unix_ns=time.time_ns,
+                             jitter=random.randrange)
+
+    # -- life
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Start everything, call `on_ready`, and go on until `stop`; then end it all."""
+        loop = self._loop = asyncio.get_running_loop()
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self.stop, f"on {signal.Signals(number).name}")
+            loop.add_reader(self._sockets.handshake, self._on_handshake)
+            for worker in self.workers:
+                loop.add_reader(worker.event_fd, self._on_event, worker)
+                self._start(worker)
+            self._schedule()
+            self._reclaim()
+            on_ready()
+            await self._stopped.wait()
+        finally:
+            self._shut_down()
+        if self.failure is not None:
+            raise SystemSetupError(self.failure)
+
+    def stop(self, reason: str) -> None:
+        """End `run` soon; the first reason counts."""
+        self.stop_reason = self.stop_reason or reason
+        self._stopped.set()
+
+    def _shut_down(self) -> None:
+        assert self._loop is not None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.remove_reader(self._sockets.handshake)
+        for worker in self.workers:
+            self._loop.remove_reader(worker.event_fd)
+            if worker.process is not None:
+                self._loop.remove_reader(worker.pidfd)
+                worker.process.kill()
+                worker.process.wait()
+                os.close(worker.pidfd)
+            os.close(worker.event_fd)
+            os.close(worker.doorbell_fd)
+
+    # -- workers
+
+    def _start(self, worker: WorkerProcess) -> None:
+        assert self._loop is not None
+        if self._stopped.is_set():
+            return
+        fds = (self._tun.fds[worker.number], self._sockets.workers[worker.number].fileno(),
+               self._tables.fd, worker.doorbell_fd, worker.event_fd)
+        package_dir = str(Path(__file__).resolve().parent.parent)
+        # -I -S: no environment, no site hooks; what it imports stands next to us.
+        program = (f"import sys; sys.path.insert(0, {package_dir!r}); "
+                   "from fastpump.worker import main; main()")
+        arguments = [worker.number, *fds, -1 if worker.cpu is None else worker.cpu,
+                     self._busy_poll_us, os.getpid()]
+        # A process group of its own: Ctrl-C is the supervisor's to handle.
+        worker.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", program, *map(str, arguments)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=fds, process_group=0)
+        worker.started_at = time.monotonic()
+        worker.pidfd = os.pidfd_open(worker.process.pid)
+        self._loop.add_reader(worker.pidfd, self._on_death, worker)
+
+    def _on_death(self, worker: WorkerProcess) -> None:
+        assert self._loop is not None
+        assert worker.process is not None
+        self._loop.remove_reader(worker.pidfd)
+        os.close(worker.pidfd)
+        status = worker.process.wait()
+        pid, worker.process = worker.process.pid, None
+        self._tables.worker_is_dead(worker.number)
+        if self._stopped.is_set():
+            return
+        if status == EXIT_INTERFACE_GONE:
+            self.stop("because the interface was deleted")
+            return
+        lived = time.monotonic() - worker.started_at
+        worker.quick_deaths = worker.quick_deaths + 1 if lived < QUICK_DEATH_S else 0
+        if status == EXIT_SETUP and worker.restarts == 0:
+            self.failure = f"worker {worker.number} cannot start; its message is above"
+            self.stop("because a worker cannot start")
+            return
+        worker.restarts += 1
+        cause = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        log.warning("worker %d (pid %d) died of %s; starting it again", worker.number, pid, cause)
+        if worker.quick_deaths <= 3:
+            self._start(worker)
+        else:
+            delay = min(MAX_BACKOFF_S, 0.1 * 2 ** (worker.quick_deaths - 3))
+            self._loop.call_later(delay, self._start, worker)
+
+    def _on_event(self, worker: WorkerProcess) -> None:
+        try:
+            os.eventfd_read(worker.event_fd)
+        except BlockingIOError:
+            return
+        self.device.handle_events(worker.number, now_ns())
+
+    def _ring(self) -> None:
+        for worker in self.workers:
+            os.eventfd_write(worker.doorbell_fd, 1)
+
+    # -- handshakes
+
+    def _on_handshake(self) -> None:
+        for _ in range(HANDSHAKES_PER_WAKEUP):
+            try:
+                message, address = self._sockets.handshake.recvfrom(2048)
+            except BlockingIOError:
+                return
+            except OSError as error:    # what ICMP said of an earlier send
+                log.debug("handshake socket: %s", error)
+                continue
+            self.device.receive(message, Endpoint.from_python(address), now_ns())
+
+    def _transmit(self, message: bytes, endpoint: Endpoint) -> None:
+        try:
+            self._sockets.handshake.sendto(message, endpoint.to_python(self._sockets.family))
+        except (BlockingIOError, socket.gaierror, OSError) as error:
+            log.info("nothing can be sent to %s now: %s", endpoint, error)
+
+    # -- timers
+
+    def _schedule(self) -> None:
+        """Have the device's next deadline served."""
+        deadline = self.device.next_deadline()
+        if self._loop is None or deadline is None:
+            return
+        if self._timer is not None:
+            if self._timer_at is not None and self._timer_at <= deadline:
+                return
+            self._timer.cancel()
+        self._timer_at = deadline
+        delay = max(0, deadline - now_ns()) / SECOND
+        self._timer = self._loop.call_later(delay, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = self._timer_at = None
+        self.device.tick(now_ns())
+        self._schedule()
+
+    def _reclaim(self) -> None:
+        """Wipe retired keys once no worker can hold them."""
+        assert self._loop is not None
+        if self._stopped.is_set():
+            return
+        self._tables.reclaim()
+        self._loop.call_later(RECLAIM_INTERVAL_S, self._reclaim)

@@ -1,0 +1,24 @@
+"""TAI64N timestamps (WireGuard paper, section 5.1; cr.yp.to/libtai/tai64.html)."""
+
+from __future__ import annotations
+
+from fastpump.constants import SECOND
+
+_TAI64_BASE = 0x400000000000000A
+# The low bits of the clock are nobody's business (the kernel does the same).
+_GRANULARITY_NS = 1 << 24
+
+
+def emit(unix_ns: int) -> bytes:
+    """12 bytes, big-endian: their order is the order of time."""
+    unix_ns -= unix_ns % _GRANULARITY_NS
+    seconds, nanoseconds = divmod(unix_ns, SECOND)
+    return (_TAI64_BASE + seconds).to_bytes(8, "big") + nanoseconds.to_bytes(4, "big")
+
+
+def emit_after(previous: bytes, unix_ns: int) -> bytes:
+    """A timestamp greater than `previous`, also when the clock was set back."""
+    timestamp = emit(unix_ns)
+    if timestamp > previous:
+        return timestamp
+    return (int.from_bytes(previous, "big") + 1).to_bytes(12, "big")

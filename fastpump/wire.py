@@ -1,0 +1,72 @@
+"""WireGuard's handshake messages: parse and emit (WireGuard paper, section 5.4).
+
+Transport messages are the data plane's: hot/egress.pxd and hot/ingress.pxd; only the
+empty one (a keepalive) is made here. All integers are little-endian. `parse` answers
+None for what is not a handshake message of the right length; contents are not judged.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+INITIATION_TYPE = 1
+RESPONSE_TYPE = 2
+COOKIE_REPLY_TYPE = 3
+TRANSPORT_TYPE = 4
+
+_INITIATION = struct.Struct("<II32s48s28s16s16s")
+_RESPONSE = struct.Struct("<III32s16s16s16s")
+_TRANSPORT_HEADER = struct.Struct("<IIQ")
+
+INITIATION_LEN = _INITIATION.size
+RESPONSE_LEN = _RESPONSE.size
+COOKIE_REPLY_LEN = 64
+MACS_LEN = 32
+MAC_LEN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Initiation:
+    """First message, initiator to responder: 148 bytes."""
+
+    sender_index: int
+    ephemeral: bytes
+    encrypted_static: bytes
+    encrypted_timestamp: bytes
+
+    def emit(self) -> bytes:
+        """The message with its macs zero; `cookie.add_macs` fills them."""
+        return _INITIATION.pack(INITIATION_TYPE, self.sender_index, self.ephemeral,
+                                self.encrypted_static, self.encrypted_timestamp, b"", b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """Second message, responder to initiator: 92 bytes."""
+
+    sender_index: int
+    receiver_index: int
+    ephemeral: bytes
+    encrypted_nothing: bytes
+
+    def emit(self) -> bytes:
+        """The message with its macs zero; `cookie.add_macs` fills them."""
+        return _RESPONSE.pack(RESPONSE_TYPE, self.sender_index, self.receiver_index,
+                              self.ephemeral, self.encrypted_nothing, b"", b"")
+
+
+def parse(message: bytes) -> Initiation | Response | None:
+    """The handshake message in a datagram, or None."""
+    if len(message) == INITIATION_LEN and message[:4] == b"\x01\0\0\0":
+        _, sender, ephemeral, static, timestamp, _, _ = _INITIATION.unpack(message)
+        return Initiation(sender, ephemeral, static, timestamp)
+    if len(message) == RESPONSE_LEN and message[:4] == b"\x02\0\0\0":
+        _, sender, receiver, ephemeral, nothing, _, _ = _RESPONSE.unpack(message)
+        return Response(sender, receiver, ephemeral, nothing)
+    return None
+
+
+def transport_header(receiver_index: int, counter: int) -> bytes:
+    """The 16 bytes in front of a transport message's ciphertext."""
+    return _TRANSPORT_HEADER.pack(TRANSPORT_TYPE, receiver_index, counter)

@@ -1,0 +1,114 @@
+"""Build the one extension module, ``fastpump._core``.
+
+Everything else about the package is in pyproject.toml. Two libraries give the
+ciphers: OpenSSL's libcrypto (always) and intel-ipsec-mb (x86-64, when its
+header is there). Both are compiled in; FASTPUMP_AEAD chooses at run time.
+
+Environment:
+  FASTPUMP_BUILD_DEBUG=1         assertions, symbols, no optimisation
+  FASTPUMP_BUILD_PROFILE=1       symbols and frame pointers, optimised
+  FASTPUMP_BUILD_NO_IPSEC_MB=1   leave intel-ipsec-mb out
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+}
+WARNINGS = ["-Wall", "-Wsign-compare", "-Wno-unused-function"]
+
+
+def environment_flag(name: str) -> bool:
+    return os.environ.get(name, "") not in ("", "0")
+
+
+def header_compiles(header: str, flags: list[str]) -> bool:
+    """Whether the C compiler finds `header`."""
+    compiler = os.environ.get("CC", "cc").split()
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.c")
+        source.write_text(f"#include <{header}>\nint main(void) {{ return 0; }}\n")
+        command = [*compiler, *flags, "-fsyntax-only", str(source)]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def pkg_config(option: str, package: str) -> list[str]:
+    if shutil.which("pkg-config") is None:
+        sys.exit("fastpump: pkg-config is missing; install it (Debian: apt install pkg-config)")
+    result = subprocess.run(["pkg-config", option, package], capture_output=True, text=True)
+    if result.returncode != 0:
+        sys.exit("fastpump: the headers of OpenSSL are missing; install them "
+                 "(Debian: apt install libssl-dev)")
+    return result.stdout.split()
+
+
+class BuildExt(build_ext):
+    """Probe the headers first, so that what is missing is said in one sentence."""
+
+    def build_extensions(self) -> None:
+        if shutil.which(os.environ.get("CC", "cc").split()[0]) is None:
+            sys.exit("fastpump: no C compiler; install one (Debian: apt install build-essential)")
+        include = [f"-I{path}" for path in self.compiler.include_dirs]
+        if not header_compiles("Python.h", include):
+            sys.exit("fastpump: the headers of Python are missing; install them "
+                     "(Debian: apt install python3-dev)")
+        crypto_cflags = pkg_config("--cflags", "libcrypto")
+        if not header_compiles("openssl/evp.h", crypto_cflags):
+            sys.exit("fastpump: the headers of OpenSSL are missing; install them "
+                     "(Debian: apt install libssl-dev)")
+        for extension in self.extensions:
+            extension.extra_compile_args += crypto_cflags
+            extension.extra_link_args += pkg_config("--libs", "libcrypto")
+            if self.has_ipsec_mb():
+                extension.define_macros.append(("FASTPUMP_IPSEC_MB", "1"))
+                extension.libraries.append("IPSec_MB")
+        super().build_extensions()
+
+    @staticmethod
+    def has_ipsec_mb() -> bool:
+        if platform.machine() != "x86_64" or environment_flag("FASTPUMP_BUILD_NO_IPSEC_MB"):
+            return False
+        if header_compiles("intel-ipsec-mb.h", []):
+            return True
+        print("fastpump: building without intel-ipsec-mb, which is about twice as fast as "
+              "OpenSSL here (Debian: apt install libipsec-mb-dev)", file=sys.stderr)
+        return False
+
+
+def extensions() -> list[Extension]:
+    from Cython.Build import cythonize
+
+    # -fno-strict-aliasing: headers are read in place, out of byte buffers.
+    compile_args = [*WARNINGS, "-fno-strict-aliasing"]
+    if environment_flag("FASTPUMP_BUILD_DEBUG"):
+        compile_args += ["-O0", "-g", "-UNDEBUG", "-DFASTPUMP_DEBUG=1"]
+    else:
+        compile_args += ["-O3"]
+    if environment_flag("FASTPUMP_BUILD_PROFILE"):
+        compile_args += ["-g", "-fno-omit-frame-pointer"]
+    here = Path(__file__).parent
+    core = Extension(
+        "fastpump._core",
+        ["fastpump/_core.pyx"],
+        extra_compile_args=compile_args,
+        define_macros=[("_GNU_SOURCE", "1")],
+        include_dirs=["fastpump/hot"],
+        depends=sorted(str(p.relative_to(here)) for p in here.glob("fastpump/hot/*.*")),
+    )
+    return cythonize([core], compiler_directives=DIRECTIVES, build_dir="build/cython")
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExt})
