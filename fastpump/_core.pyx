@@ -284,6 +284,15 @@ cdef class SharedTables:
     def mtu(self, uint32_t value):
         store32(&self.tables.header.mtu, value, RELAXED)
 
+    @property
+    def spread_queues(self):
+        """How many queues the received flows of a peer are written to, by their hash."""
+        return self.tables.header.spread_queues
+
+    @spread_queues.setter
+    def spread_queues(self, uint32_t value):
+        store32(&self.tables.header.spread_queues, value, RELAXED)
+
     # -- peers
 
     cdef PeerSlot *peer(self, uint32_t slot) except NULL:
@@ -562,7 +571,8 @@ cdef class SharedTables:
 
 
 cdef class Pump:
-    """One worker's data plane: queue `number`'s TUN fd and UDP socket, and the tables.
+    """One worker's data plane: the TUN fds of all queues (it reads that of queue
+    `number`), its UDP socket, and the tables.
 
     `run` never returns while the interface lives; `turn` does one turn of both
     directions without waiting, for tests and for other event loops.
@@ -573,15 +583,15 @@ cdef class Pump:
     cdef void *memory
     cdef size_t memory_len
 
-    def __init__(self, SharedTables tables, uint32_t number, int tun_fd, int udp_fd,
+    def __init__(self, SharedTables tables, uint32_t number, list tun_fds, int udp_fd,
                  int doorbell_fd, int event_fd, *, str backend=None, uint64_t busy_poll_us=0):
         cdef Worker *worker
         cdef uint8_t *at
         cdef int error
         if self.worker != NULL:
             raise ValueError("already set up")
-        if number >= tables.tables.header.queue_count:
-            raise IndexError(f"no worker {number}")
+        if number >= tables.queue_count or len(tun_fds) != tables.queue_count:
+            raise IndexError(f"worker {number} of {tables.queue_count}, {len(tun_fds)} queues")
         self.memory_len = (round_up(sizeof(Worker), PAGE)
                            + (SEND_MESSAGES + RECV_MESSAGES + STAGED_SLOTS + 1) * BUFFER_STRIDE
                            + round_up(2 * tables.tables.header.peer_capacity, PAGE))
@@ -602,7 +612,10 @@ cdef class Pump:
         worker.tables = tables.tables
         worker.shared = &tables.tables.workers[number]
         worker.number = number
-        worker.tun_fd = tun_fd
+        for i, fd in enumerate(tun_fds):
+            worker.tun_fds[<int>i] = fd
+        worker.queue_count = tables.tables.header.queue_count
+        worker.tun_fd = worker.tun_fds[number]
         worker.udp_fd = udp_fd
         worker.doorbell_fd = doorbell_fd
         worker.event_fd = event_fd
@@ -639,6 +652,7 @@ cdef class Pump:
         with nogil:
             worker.send.now_ns = worker.now_ns
             worker.mtu = load32(&worker.tables.header.mtu, RELAXED)
+            worker.spread_queues = load32(&worker.tables.header.spread_queues, RELAXED)
             loop_doorbell(worker)
             tun_to_udp(worker)
             udp_to_tun(worker)

@@ -30,7 +30,10 @@ PMTUDISC_DONT = 0
 UDP_GRO = 104
 UDP_SEGMENT = 103
 
-BUFFER_BYTES = 4 << 20
+# A queue between two hosts that have no more CPU to give: what it holds is latency. 1 MiB
+# (the kernel doubles it for its bookkeeping) is about 1 ms at 10 Gbit/s; with 4 MiB, the
+# 99th percentile of a ping beside a TCP stream was half as long again, at equal throughput.
+BUFFER_BYTES = 1 << 20
 
 # Classic BPF (include/uapi/linux/bpf_common.h).
 _LD_B_ABS, _LD_W_LEN, _JEQ, _JGE, _AND, _RET_K, _RET_A = 0x30, 0x80, 0x15, 0x35, 0x54, 0x06, 0x16

@@ -94,7 +94,7 @@ class Supervisor:
                                               cpus[number] if pin else None))
         self.device = Device(tables, private_key, sockets.family, transmit=self._transmit,
                              ring=self._ring, schedule=self._schedule, unix_ns=time.time_ns,
-                             jitter=random.randrange)
+                             jitter=random.randrange, cpu_count=len(cpus))
 
     # -- life
 
@@ -143,18 +143,18 @@ class Supervisor:
         assert self._loop is not None
         if self._stopped.is_set():
             return
-        fds = (self._tun.fds[worker.number], self._sockets.workers[worker.number].fileno(),
-               self._tables.fd, worker.doorbell_fd, worker.event_fd)
+        fds = (self._sockets.workers[worker.number].fileno(), self._tables.fd,
+               worker.doorbell_fd, worker.event_fd)
         package_dir = str(Path(__file__).resolve().parent.parent)
         # -I -S: no environment, no site hooks; what it imports stands next to us.
         program = (f"import sys; sys.path.insert(0, {package_dir!r}); "
                    "from fastpump.worker import main; main()")
         arguments = [worker.number, *fds, -1 if worker.cpu is None else worker.cpu,
-                     self._busy_poll_us, os.getpid()]
+                     self._busy_poll_us, os.getpid(), *self._tun.fds]
         # A process group of its own: Ctrl-C is the supervisor's to handle.
         worker.process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", program, *map(str, arguments)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=fds, process_group=0)
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=(*fds, *self._tun.fds), process_group=0)
         worker.started_at = time.monotonic()
         worker.pidfd = os.pidfd_open(worker.process.pid)
         self._loop.add_reader(worker.pidfd, self._on_death, worker)

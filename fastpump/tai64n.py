@@ -11,8 +11,8 @@ _GRANULARITY_NS = 1 << 24
 
 def emit(unix_ns: int) -> bytes:
     """12 bytes, big-endian: their order is the order of time."""
-    unix_ns -= unix_ns % _GRANULARITY_NS
     seconds, nanoseconds = divmod(unix_ns, SECOND)
+    nanoseconds -= nanoseconds % _GRANULARITY_NS
     return (_TAI64_BASE + seconds).to_bytes(8, "big") + nanoseconds.to_bytes(4, "big")
 
 

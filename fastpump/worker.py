@@ -17,17 +17,18 @@ EXIT_SETUP = 4
 def main() -> None:
     """Entry point of the process; leaves by _exit, nothing needs tidying.
 
-    Arguments: number, tun_fd, udp_fd, tables_fd, doorbell_fd, event_fd, cpu (-1: any),
-    busy_poll_us, parent pid.
+    Arguments: number, udp_fd, tables_fd, doorbell_fd, event_fd, cpu (-1: any),
+    busy_poll_us, parent pid, and the TUN fds of all queues.
     """
-    number, tun, udp, tables, doorbell, event, cpu, busy_poll_us, parent = map(int, sys.argv[1:])
+    number, udp, tables, doorbell, event, cpu, busy_poll_us, parent, *tuns = map(
+        int, sys.argv[1:])
     status = EXIT_SETUP
     try:
         from fastpump._core import Pump, SharedTables, confine
 
         if cpu >= 0:
             os.sched_setaffinity(0, {cpu})
-        pump = Pump(SharedTables.attach(tables), number, tun, udp, doorbell, event,
+        pump = Pump(SharedTables.attach(tables), number, tuns, udp, doorbell, event,
                     busy_poll_us=busy_poll_us)
         confine(parent)
         pump.run()

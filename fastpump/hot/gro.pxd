@@ -67,6 +67,7 @@ cdef struct Item:
     uint32_t first_piece, last_piece
     uint32_t next_sequence
     uint32_t offload                # OFFLOAD_TUN_* that a merge needs
+    uint32_t flow_hash              # 0 for a packet without ports
     uint16_t last_id
     uint16_t id_step                # 1 counting, 0 fixed; set by the first merge
     uint8_t added_flags             # PSH and FIN of merged packets
@@ -87,7 +88,7 @@ cdef struct Candidate:
     # A packet that is being looked at.
     IpPacket ip
     int flow_class
-    uint32_t bucket
+    uint32_t flow_hash
     uint32_t header_len
     uint32_t payload_len
     uint32_t offload
@@ -105,7 +106,7 @@ cdef inline bint gro_is_full(const Gro *self) noexcept nogil:
     return self.item_count == GRO_MAX_PIECES or self.piece_count == GRO_MAX_PIECES
 
 
-cdef inline uint32_t flow_bucket(const IpPacket *ip, const uint8_t *l4) noexcept nogil:
+cdef inline uint32_t flow_hash(const IpPacket *ip, const uint8_t *l4) noexcept nogil:
     """Addresses and ports, mixed: collisions are harmless, so a cheap mix will do."""
     cdef uint64_t mix = load_be32(l4) ^ <uint64_t>ip.protocol << 32
     cdef int i
@@ -114,16 +115,17 @@ cdef inline uint32_t flow_bucket(const IpPacket *ip, const uint8_t *l4) noexcept
             mix = (mix ^ load_le64(ip.start + 8 + 8 * i)) * <uint64_t>0x9e3779b97f4a7c15u
     else:
         mix = (mix ^ load_le64(ip.start + 12)) * <uint64_t>0x9e3779b97f4a7c15u
-    return <uint32_t>(mix >> 40) % GRO_FLOW_BUCKETS
+    return <uint32_t>(mix >> 32)
 
 
 cdef inline void candidate_classify(Candidate *self) noexcept nogil:
-    """Set the flow class, and for those with ports the bucket and lengths."""
+    """Set the flow class, and for those with ports the hash and lengths."""
     cdef IpPacket *ip = &self.ip
     cdef uint8_t *l4 = ip.start + ip.header_len
     cdef uint32_t l4_len = ip.total_len - ip.header_len
     cdef uint32_t tcp_header_len
     self.flow_class = FLOW_NONE
+    self.flow_hash = 0
     if ip.is_fragment or (not ip.is_v6 and ip.header_len != 20):
         return
     if ip.protocol == PROTOCOL_TCP:
@@ -131,7 +133,7 @@ cdef inline void candidate_classify(Candidate *self) noexcept nogil:
             return
         self.is_tcp = True
         self.flow_class = FLOW_ENDS
-        self.bucket = flow_bucket(ip, l4)
+        self.flow_hash = flow_hash(ip, l4)
         tcp_header_len = <uint32_t>(l4[12] >> 4) * 4
         if tcp_header_len < 20 or tcp_header_len >= l4_len:
             return                  # malformed, or a pure ACK
@@ -144,7 +146,7 @@ cdef inline void candidate_classify(Candidate *self) noexcept nogil:
             return
         self.is_tcp = False
         self.flow_class = FLOW_ENDS
-        self.bucket = flow_bucket(ip, l4)
+        self.flow_hash = flow_hash(ip, l4)
         if load_be16(l4 + 4) != l4_len or l4_len == 8 or load_be16(l4 + 6) == 0:
             return
         self.header_len = ip.header_len + 8
@@ -257,6 +259,7 @@ cdef inline Item *gro_append(Gro *self, const Candidate *packet) noexcept nogil:
     item.packet = packet.ip.start
     item.packet_len = packet.ip.total_len
     item.total_len = packet.ip.total_len
+    item.flow_hash = packet.flow_hash
     item.segment_count = 1
     item.first_piece = 0
     item.last_piece = 0
@@ -270,12 +273,14 @@ cdef inline void gro_receive(Gro *self, Candidate *packet) noexcept nogil:
     room (`gro_is_full`)."""
     cdef Item *item
     cdef uint8_t *l4
+    cdef uint32_t bucket
     candidate_classify(packet)
     if packet.flow_class == FLOW_NONE:
         gro_append(self, packet)
         return
-    if self.buckets[packet.bucket]:
-        item = &self.items[self.buckets[packet.bucket] - 1]
+    bucket = packet.flow_hash % GRO_FLOW_BUCKETS
+    if self.buckets[bucket]:
+        item = &self.items[self.buckets[bucket] - 1]
         if item_is_same_flow(item, packet):
             if packet.flow_class == FLOW_MERGES and item.is_open and item_merge(
                     self, item, packet):
@@ -285,7 +290,7 @@ cdef inline void gro_receive(Gro *self, Candidate *packet) noexcept nogil:
         gro_append(self, packet)
         return
     item = gro_append(self, packet)
-    self.buckets[packet.bucket] = self.item_count
+    self.buckets[bucket] = self.item_count
     l4 = item.packet + packet.ip.header_len
     item.l4_at = packet.ip.header_len
     item.header_len = packet.header_len

@@ -13,6 +13,13 @@
 #   4 replay (quick), AEAD     8 only then: endpoint (roaming), deliver
 # A keepalive (empty inside) ends behind 5, and moves the endpoint as well.
 #
+# Queues: the kernel sends a flow to the queue on which its other direction was last
+# written (tun_flow_update()). One WireGuard session is received by one worker; if that
+# wrote to its own queue only, it would also have to send for all flows of the peer.
+# With many peers that is best (a peer's state stays on one core), and the peers spread
+# over the workers. With few, flows are written to several queues by their hash, so that
+# several workers send (Header.spread_queues; the supervisor decides).
+#
 # Who owns what: the keypair's replay window belongs to this worker (keypair_find
 # checks it), whatever the steering did.
 
@@ -30,7 +37,7 @@ from fastpump.hot.gro cimport (
 from fastpump.hot.ip cimport ip_parse, ip_source
 from fastpump.hot.limits cimport (
     BUFFER_STRIDE, RECV_MESSAGES, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN,
-    TRANSPORT_TYPE, UDP_RECV_BUDGET, VNET_HEADER_LEN,
+    TRANSPORT_TYPE, VNET_HEADER_LEN,
 )
 from fastpump.hot.linux cimport (
     AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, EAGAIN, EINTR, EINVAL, EIO, ENOBUFS,
@@ -185,10 +192,19 @@ cdef inline void write_failed(Worker *self, int error, uint32_t packets) noexcep
         self.shared.verdicts[DROP_INTERFACE_ERROR] += packets
 
 
-cdef inline void write_plain(Worker *self, uint8_t *packet, uint32_t packet_len) noexcept nogil:
+cdef inline int write_queue(Worker *self, const Item *item) noexcept nogil:
+    """The queue that a flow is written to; see "Queues" at the head of the file."""
+    if self.spread_queues > 1 and item.flow_hash:
+        return self.tun_fds[(self.number + item.flow_hash % self.spread_queues)
+                            % self.queue_count]
+    return self.tun_fd
+
+
+cdef inline void write_plain(Worker *self, int fd, uint8_t *packet,
+                             uint32_t packet_len) noexcept nogil:
     """Write one packet that needs nothing of the kernel."""
     memset(packet - VNET_HEADER_LEN, 0, VNET_HEADER_LEN)
-    if write(self.tun_fd, packet - VNET_HEADER_LEN, packet_len + VNET_HEADER_LEN) < 0:
+    if write(fd, packet - VNET_HEADER_LEN, packet_len + VNET_HEADER_LEN) < 0:
         write_failed(self, errno, 1)
         return
     self.shared.counters[TUN_TX_WRITES] += 1
@@ -200,10 +216,11 @@ cdef inline void write_one_by_one(Worker *self, Item *item) noexcept nogil:
     """Write a superpacket's packets singly: the kernel refused the whole. Those behind
     the first still have their own headers in front of their payloads."""
     cdef uint32_t piece = item.first_piece
+    cdef int fd = write_queue(self, item)
     memcpy(item.packet, item.saved_header, item.header_len)
-    write_plain(self, item.packet, item.packet_len)
+    write_plain(self, fd, item.packet, item.packet_len)
     while piece:
-        write_plain(self, self.gro.pieces[piece - 1].start - item.header_len,
+        write_plain(self, fd, self.gro.pieces[piece - 1].start - item.header_len,
                     self.gro.pieces[piece - 1].length + item.header_len)
         piece = self.gro.pieces[piece - 1].next
 
@@ -212,10 +229,10 @@ cdef inline void write_item(Worker *self, Item *item) noexcept nogil:
     cdef int count
     cdef long result
     if item.segment_count == 1:
-        write_plain(self, item.packet, item.packet_len)
+        write_plain(self, write_queue(self, item), item.packet, item.packet_len)
         return
     count = item_finish(&self.gro, item, self.write_iov)
-    result = writev(self.tun_fd, self.write_iov, count)
+    result = writev(write_queue(self, item), self.write_iov, count)
     if result >= 0:
         self.shared.counters[TUN_TX_WRITES] += 1
         self.shared.counters[TUN_TX_SUPERPACKETS] += 1
@@ -247,40 +264,37 @@ cdef inline bint udp_to_tun(Worker *self) noexcept nogil:
     cdef uint8_t *datagram
     cdef uint32_t i, left, length, segment_len, datagrams
     cdef Verdict verdict
-    cdef int received, turn
-    for turn in range(UDP_RECV_BUDGET):
-        received = recvmmsg(self.udp_fd, recv.messages, RECV_MESSAGES, MSG_DONTWAIT, NULL)
-        if received <= 0:
-            # Errors of earlier sends (ICMP) are reported here too; they pass.
-            return received < 0 and errno not in (EAGAIN, EINTR)
-        self.shared.counters[UDP_RX_CALLS] += 1
-        self.shared.counters[UDP_RX_MESSAGES] += <uint32_t>received
-        datagrams = 0
-        gro_reset(&self.gro, load32(&self.tables.header.offloads, RELAXED))
-        for i in range(<uint32_t>received):
-            message = &recv.messages[i].msg_hdr
-            left = recv.messages[i].msg_len
-            datagram = <uint8_t *>recv.iov[i].iov_base
-            segment_len = message_segment_len(message, left)
-            if message.msg_flags & MSG_TRUNC:
-                self.shared.verdicts[DROP_TRUNCATED] += 1
-                left = 0
-            self.shared.counters[UDP_RX_BYTES] += left
-            while left:
-                length = left if left < segment_len else segment_len
-                verdict = ingress_datagram(self, datagram, length, &recv.names[i],
-                                           message.msg_namelen)
-                if verdict != PASS:
-                    self.shared.verdicts[verdict] += 1
-                datagram += length
-                left -= length
-                datagrams += 1
-        self.shared.counters[UDP_RX_DATAGRAMS] += datagrams
-        self.shared.recv_batches[batch_bucket(datagrams)] += 1
-        run_finish(self)
-        ingress_write(self)
-        for i in range(<uint32_t>received):
-            recv_prepare(recv, i)
-        if <uint32_t>received < RECV_MESSAGES:
-            return False
-    return True
+    cdef int received
+    received = recvmmsg(self.udp_fd, recv.messages, RECV_MESSAGES, MSG_DONTWAIT, NULL)
+    if received <= 0:
+        # Errors of earlier sends (ICMP) are reported here too; they pass.
+        return received < 0 and errno not in (EAGAIN, EINTR)
+    self.shared.counters[UDP_RX_CALLS] += 1
+    self.shared.counters[UDP_RX_MESSAGES] += <uint32_t>received
+    datagrams = 0
+    gro_reset(&self.gro, load32(&self.tables.header.offloads, RELAXED))
+    for i in range(<uint32_t>received):
+        message = &recv.messages[i].msg_hdr
+        left = recv.messages[i].msg_len
+        datagram = <uint8_t *>recv.iov[i].iov_base
+        segment_len = message_segment_len(message, left)
+        if message.msg_flags & MSG_TRUNC:
+            self.shared.verdicts[DROP_TRUNCATED] += 1
+            left = 0
+        self.shared.counters[UDP_RX_BYTES] += left
+        while left:
+            length = left if left < segment_len else segment_len
+            verdict = ingress_datagram(self, datagram, length, &recv.names[i],
+                                       message.msg_namelen)
+            if verdict != PASS:
+                self.shared.verdicts[verdict] += 1
+            datagram += length
+            left -= length
+            datagrams += 1
+    self.shared.counters[UDP_RX_DATAGRAMS] += datagrams
+    self.shared.recv_batches[batch_bucket(datagrams)] += 1
+    run_finish(self)
+    ingress_write(self)
+    for i in range(<uint32_t>received):
+        recv_prepare(recv, i)
+    return <uint32_t>received == RECV_MESSAGES

@@ -24,10 +24,9 @@ cdef enum:
 
     # Batches: what one turn of the loop may do before it looks at the other side.
     SEND_MESSAGES = 64
-    SEND_FLUSH_BYTES = 262144
+    SEND_FLUSH_BYTES = 131072
     TUN_READ_BUDGET = 64
     RECV_MESSAGES = 8
-    UDP_RECV_BUDGET = 2
 
     # Coalescing: segments of one receive batch at most; see hot/gro.pxd.
     GRO_MAX_PIECES = 2048

@@ -84,6 +84,7 @@ cdef inline void loop_run(Worker *self) noexcept nogil:
         self.now_ns = now_ns()
         self.send.now_ns = self.now_ns
         self.mtu = load32(&self.tables.header.mtu, RELAXED)
+        self.spread_queues = load32(&self.tables.header.spread_queues, RELAXED)
         has_more = False
         if ready & READY_DOORBELL:
             loop_doorbell(self)

@@ -84,6 +84,7 @@ cdef struct Header:
     uint32_t root[2]                # trie roots, IPv4 and IPv6
     uint32_t offloads
     uint32_t mtu
+    uint32_t spread_queues          # how many queues a peer's flows are written to
 
 cdef struct WorkerShared:
     uint64_t epoch                  # odd: inside a turn of the loop; even: waiting

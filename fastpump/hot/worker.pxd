@@ -5,7 +5,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from fastpump.hot.aead cimport Aead
 from fastpump.hot.batch cimport SendBatch
 from fastpump.hot.gro cimport Gro
-from fastpump.hot.limits cimport GRO_MAX_TCP_SEGMENTS, RECV_MESSAGES, STAGED_SLOTS
+from fastpump.hot.limits cimport GRO_MAX_TCP_SEGMENTS, MAX_QUEUES, RECV_MESSAGES, STAGED_SLOTS
 from fastpump.hot.linux cimport iovec, mmsghdr, sockaddr_in6
 from fastpump.hot.shm cimport Keypair, Tables, WorkerShared
 
@@ -40,7 +40,10 @@ cdef struct Worker:
     Tables tables
     WorkerShared *shared
     uint32_t number
-    int tun_fd
+    int tun_fd                      # this worker's queue: what it reads
+    int tun_fds[MAX_QUEUES]         # all queues, to write to
+    uint32_t queue_count
+    uint32_t spread_queues          # of this turn; 1: write to the own queue only
     int udp_fd
     int doorbell_fd                 # eventfd: the supervisor wants a look at what is staged
     int event_fd                    # eventfd: tells the supervisor of events

@@ -1,0 +1,298 @@
+"""Two devices that talk through memory, with a fake clock."""
+
+import socket
+
+import pytest
+
+from fastpump import keys, tai64n
+from fastpump._core import SharedTables
+from fastpump.constants import (
+    REJECT_AFTER_TIME,
+    REKEY_AFTER_TIME,
+    REKEY_TIMEOUT,
+    SECOND,
+    ZERO_KEYS_AFTER_TIME,
+)
+from fastpump.device import Device
+from fastpump.endpoint import Endpoint, IPv4Address
+from fastpump.errors import ConfigError
+
+PLACE = {name: Endpoint(IPv4Address(f"192.0.2.{number}"), 51820)
+         for number, name in enumerate("ab", 1)}
+
+
+class Side:
+    def __init__(self, world, name):
+        self.name, self.sent, self.rings = name, [], 0
+        self.tables = SharedTables.create(4, 64, 4096)
+        self.device = Device(
+            self.tables, keys.generate_private(), socket.AF_INET6,
+            transmit=lambda message, where: self.sent.append((message, where)),
+            ring=self.ring, schedule=lambda: None, unix_ns=lambda: world.unix_ns,
+            jitter=lambda limit: 0, cpu_count=2)
+
+    def ring(self):
+        self.rings += 1
+
+    @property
+    def peer(self):
+        (peer,) = self.device.peers.values()
+        return peer
+
+    @property
+    def has_session(self):
+        return self.peer.keypairs.current is not None
+
+    def confirm(self):
+        """What a worker does on the first transport message."""
+        self.device._confirm(self.peer, self.peer.keypairs.next.slot)
+
+
+class World:
+    """`pass_on` carries messages; transport messages (type 4) are only counted."""
+
+    def __init__(self, **peer):
+        self.now, self.unix_ns = 1000 * SECOND, 1_700_000_000 * SECOND
+        self.a, self.b = Side(self, "a"), Side(self, "b")
+        for one, other in ((self.a, self.b), (self.b, self.a)):
+            one.device.add_peer(other.device.public_key, self.now, endpoint=PLACE[other.name],
+                                **peer)
+
+    def advance(self, ns):
+        self.now += ns
+        self.unix_ns += ns
+        for side in (self.a, self.b):
+            side.device.tick(self.now)
+
+    def want(self, side):
+        """What the device does on a worker's event."""
+        side.device._want_session(side.peer, self.now)
+        side.device._watch(side.peer)
+
+    def pass_on(self, source, sink):
+        """Deliver what one side sent; the types."""
+        types = [message[0] for message, _ in source.sent]
+        for message, _ in source.sent:
+            if message[0] != 4:
+                sink.device.receive(message, PLACE[source.name], self.now)
+        source.sent.clear()
+        return types
+
+    def handshake(self, initiator, responder):
+        self.want(initiator)
+        assert self.pass_on(initiator, responder) == [1]
+        assert self.pass_on(responder, initiator) == [2]
+        assert self.pass_on(initiator, responder) == [4]    # the keepalive that confirms
+        responder.confirm()
+
+
+def test_handshake_gives_both_a_session():
+    world = World()
+    world.handshake(world.a, world.b)
+    assert world.a.has_session and world.b.has_session
+    ours, theirs = world.a.peer.keypairs.current, world.b.peer.keypairs.current
+    assert (ours.local_index, ours.remote_index) == (theirs.remote_index, theirs.local_index)
+    assert ours.is_initiator and not theirs.is_initiator
+    assert world.a.rings == world.b.rings == 1
+    assert world.a.peer.latest_handshake_unix == 1_700_000_000
+
+
+def test_a_responder_does_not_send_before_it_is_confirmed():
+    world = World()
+    world.want(world.a)
+    world.pass_on(world.a, world.b)
+    assert not world.b.has_session and world.b.peer.keypairs.next is not None
+
+
+def test_both_at_once():
+    world = World()
+    world.want(world.a)
+    world.want(world.b)
+    first, second = list(world.a.sent), list(world.b.sent)
+    world.a.sent.clear()
+    world.b.sent.clear()
+    world.b.device.receive(first[0][0], PLACE["a"], world.now)
+    world.a.device.receive(second[0][0], PLACE["b"], world.now)
+    world.pass_on(world.b, world.a)
+    world.pass_on(world.a, world.b)
+    assert world.a.has_session and world.b.has_session
+    known = {keypair.remote_index for keypair in (world.b.peer.keypairs.current,
+                                                  world.b.peer.keypairs.previous) if keypair}
+    assert world.a.peer.keypairs.current.local_index in known
+
+
+def test_rekey_keeps_the_old_keys_for_what_is_under_way():
+    world = World()
+    world.handshake(world.a, world.b)
+    old = world.b.peer.keypairs.current
+    world.advance(REKEY_AFTER_TIME)
+    world.handshake(world.a, world.b)
+    assert world.b.peer.keypairs.previous is old
+    assert world.b.peer.keypairs.current is not old
+
+
+def test_a_replayed_initiation_is_dropped_and_counted():
+    world = World()
+    world.want(world.a)
+    message = world.a.sent[0][0]
+    world.pass_on(world.a, world.b)
+    world.b.sent.clear()
+    world.now += SECOND
+    world.b.device.receive(message, PLACE["a"], world.now)
+    assert world.b.sent == []
+    assert world.b.device.verdicts == {"DROP_REPLAYED_INITIATION": 1}
+
+
+def test_a_flood_of_good_initiations_is_slowed_down():
+    world = World()
+    messages = []
+    for _ in range(2):
+        world.a.peer.last_initiation_sent_at = None
+        world.a.peer.timers.retransmit_at = None
+        world.want(world.a)
+        messages.append(world.a.sent.pop()[0])
+        world.unix_ns += SECOND
+    for message in messages:
+        world.b.device.receive(message, PLACE["a"], world.now)
+    assert len(world.b.sent) == 1
+    assert world.b.device.verdicts == {"DROP_INITIATION_FLOOD": 1}
+
+
+def test_hostile_handshake_messages_are_counted():
+    world = World()
+    world.want(world.a)
+    initiation = world.a.sent[0][0]
+    stranger = World().a
+    stranger.peer.mac1_key = world.a.peer.mac1_key
+    cases = [
+        (b"", "DROP_MALFORMED_HANDSHAKE"),
+        (initiation[:-1], "DROP_MALFORMED_HANDSHAKE"),
+        (b"\x04" + initiation[1:], "DROP_MALFORMED_HANDSHAKE"),
+        (initiation[:50] + b"\xff" + initiation[51:], "DROP_INVALID_MAC1"),
+        (bytes(148), "DROP_MALFORMED_HANDSHAKE"),
+    ]
+    for message, verdict in cases:
+        before = world.b.device.verdicts[verdict]
+        world.b.device.receive(message, PLACE["a"], world.now)
+        assert world.b.device.verdicts[verdict] == before + 1
+    from fastpump import cookie, noise
+    key = cookie.mac1_key(world.b.device.public_key)
+    garbage = cookie.add_macs(b"\1\0\0\0" + bytes(144), key)
+    world.b.device.receive(garbage, PLACE["a"], world.now)
+    assert world.b.device.verdicts["DROP_INVALID_HANDSHAKE"] == 1
+    unexpected = cookie.add_macs(b"\2\0\0\0" + bytes(88), key)
+    world.b.device.receive(unexpected, PLACE["a"], world.now)
+    assert world.b.device.verdicts["DROP_UNEXPECTED_RESPONSE"] == 1
+    unknown, _ = noise.create_initiation(noise.StaticKey.generate(), world.b.device.public_key, 1,
+                                         tai64n.emit(world.unix_ns))
+    world.b.device.receive(cookie.add_macs(unknown.emit(), key), PLACE["a"], world.now)
+    assert world.b.device.verdicts["DROP_UNKNOWN_PEER"] == 1
+    assert world.b.sent == [] and world.b.peer.keypairs.next is None
+
+
+def test_preshared_keys_must_agree():
+    world = World()
+    world.a.peer.preshared_key = bytes(range(32))
+    world.want(world.a)
+    world.pass_on(world.a, world.b)
+    world.pass_on(world.b, world.a)
+    assert not world.a.has_session
+    assert world.a.device.verdicts == {"DROP_INVALID_HANDSHAKE": 1}
+
+
+def test_an_unanswered_initiation_is_repeated_and_given_up():
+    world = World()
+    world.want(world.a)
+    for _ in range(40):
+        world.advance(REKEY_TIMEOUT)
+    stamps = {message for message, _ in world.a.sent}
+    assert len(stamps) == len(world.a.sent) == 18
+    assert world.a.rings == 1       # what waited is purged
+    world.want(world.a)
+    assert len(world.a.sent) == 19
+
+
+def test_initiations_keep_five_seconds_apart():
+    world = World()
+    world.handshake(world.a, world.b)
+    world.now += SECOND
+    world.want(world.a)
+    assert world.a.sent == []
+    world.advance(4 * SECOND)
+    assert [message[0] for message, _ in world.a.sent] == [1]
+
+
+def test_a_lost_response_is_recovered():
+    world = World()
+    world.want(world.a)
+    world.pass_on(world.a, world.b)
+    world.b.sent.clear()
+    world.advance(REKEY_TIMEOUT)
+    assert world.pass_on(world.a, world.b) == [1]
+    world.pass_on(world.b, world.a)
+    assert world.a.has_session
+
+
+def test_keepalives_use_the_session_and_start_one():
+    world = World(persistent_keepalive_s=25)
+    world.advance(0)
+    assert world.pass_on(world.a, world.b) == [1]
+    world.b.sent.clear()            # b's own attempt
+    world.b.device.receive(b"", PLACE["a"], world.now)
+    world = World(persistent_keepalive_s=25)
+    world.b.peer.timers.stop()
+    world.advance(0)
+    world.pass_on(world.a, world.b)
+    world.pass_on(world.b, world.a)
+    world.a.sent.clear()
+    world.advance(25 * SECOND)
+    (message, where), = world.a.sent
+    assert message[0] == 4 and len(message) == 32 and where == PLACE["b"]
+
+
+def test_old_keys_are_wiped():
+    world = World()
+    world.handshake(world.a, world.b)
+    world.advance(ZERO_KEYS_AFTER_TIME)
+    assert not world.a.has_session and not world.b.has_session
+    assert REJECT_AFTER_TIME < ZERO_KEYS_AFTER_TIME
+
+
+def test_allowed_ips_move_between_peers():
+    world = World()
+    device, prefix = world.a.device, (bytes([10, 0, 0, 0]), 8)
+    other = device.add_peer(bytes(range(32)), world.now, allowed_ips=[prefix])
+    device.add_allowed_ip(world.b and device.peers[world.b.device.public_key], prefix)
+    assert other.allowed_ips == set()
+    device.remove_allowed_ip(other, prefix)
+    assert world.a.tables.allowed_lookup(bytes([10, 1, 1, 1])) == device.peers[
+        world.b.device.public_key].slot
+
+
+def test_a_removed_peer_is_gone():
+    world = World(allowed_ips=[(bytes(4), 0)])
+    world.handshake(world.a, world.b)
+    world.a.device.remove_peer(world.a.peer)
+    assert world.a.device.peers == {}
+    assert world.a.tables.allowed_lookup(bytes(4)) is None
+    world.advance(1000 * SECOND)
+    world.want(world.b)
+    world.pass_on(world.b, world.a)
+    assert world.a.device.verdicts == {"DROP_UNKNOWN_PEER": 1}
+
+
+def test_mistakes_are_explained():
+    world = World()
+    with pytest.raises(ConfigError, match="twice"):
+        world.a.device.add_peer(world.b.device.public_key, world.now)
+    with pytest.raises(ConfigError, match="own public key"):
+        world.a.device.add_peer(world.a.device.public_key, world.now)
+
+
+def test_peers_are_spread_over_the_workers():
+    world = World()
+    for i in range(7):
+        world.a.device.add_peer(bytes([i + 1]) * 32, world.now)
+    workers = [peer.worker for peer in world.a.device.peers.values()]
+    assert sorted(workers) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert world.a.tables.spread_queues == 1 and world.b.tables.spread_queues == 2
