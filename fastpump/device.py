@@ -257,8 +257,10 @@ class Device:
         self._tables.peer_disarm(peer.slot, "roam")
 
     def _confirm(self, peer: Peer, slot: int) -> None:
+        """The worker sends with it already; if it was dropped meanwhile, set that right."""
         dropped = peer.keypairs.confirm(slot)
         if dropped is None:
+            self._use_current(peer)
             return
         self._tables.keypair_confirm(slot)
         self._use_current(peer)

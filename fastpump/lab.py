@@ -230,22 +230,23 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 
 def wait_for_line(process: Process, text: str, timeout_s: float = 20) -> str:
-    """Read a process's output up to the line that has `text` in it."""
+    """Read a process's output up to the line that has `text` in it, and no further."""
     assert process.stdout is not None
     deadline = time.monotonic() + timeout_s
     seen = b""
     fd = process.stdout.fileno()
     while True:
-        for line in seen.decode(errors="replace").splitlines(keepends=True):
-            if text in line and line.endswith("\n"):
-                return line
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([fd], [], [], left)[0]:
             raise SystemSetupError(f"no {text!r} within {timeout_s} s: {seen.decode()}")
-        data = os.read(fd, 65536)
+        data = os.read(fd, 1)
         if not data:
             raise SystemSetupError(f"ended before {text!r}: {seen.decode()}")
         seen += data
+        if data == b"\n":
+            line = seen.splitlines()[-1].decode(errors="replace")
+            if text in line:
+                return line
 
 
 def stop(process: Process, number: int = signal.SIGTERM, timeout_s: float = 10) -> str:

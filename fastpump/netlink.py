@@ -96,14 +96,15 @@ def _exists(index: int) -> bool:
     return True
 
 
-def likely_address() -> str | None:
+def likely_address(but_not_of: int) -> str | None:
     """An address at which other hosts probably reach this one: the first global one of
-    the interface with the default route, else any global one."""
+    the interface with the default route, else any global one but those of the interface
+    with the index `but_not_of`."""
     with IPRoute() as route:
         default = {message.get_attr("RTA_OIF")
                    for family in (2, 10)
                    for message in route.get_default_routes(family=family)}
         found = [(message["index"] not in default, message["family"] != 2,
                   message.get_attr("IFA_ADDRESS"))
-                 for message in route.get_addr(scope=0)]
+                 for message in route.get_addr(scope=0) if message["index"] != but_not_of]
     return min(found)[2] if found else None

@@ -62,7 +62,7 @@ def run(config: TunnelConfig, *, as_json: bool = False) -> None:
         routes = [network for peer in peers for network in peer.allowed_ips or ()]
         netlink.configure(config.name, index, config.addresses, config.mtu,
                           routes if config.routes else ())
-        host = None if peers else netlink.likely_address() or "THIS_HOST"
+        host = None if peers else netlink.likely_address(index) or "THIS_HOST"
 
         async def start() -> None:
             supervisor = Supervisor(tables, tun, sockets, private_key, pin=config.pin,

@@ -52,17 +52,19 @@ cdef inline uint32_t padding_len(uint32_t packet_len, uint32_t mtu) noexcept nog
     return padded - packet_len if padded > packet_len else 0
 
 
-cdef inline Verdict seal_segment(Worker *self, uint32_t peer, Keypair *keypair, uint64_t counter,
-                                 uint8_t *packet, uint32_t packet_len) noexcept nogil:
-    """Seal one packet into the send batch. The bytes behind it, which padding borrows
-    (they may be the next segment's payload), are put back."""
+cdef inline uint32_t seal_segment(Worker *self, uint32_t peer, Keypair *keypair,
+                                  uint64_t counter, uint8_t *packet,
+                                  uint32_t packet_len) noexcept nogil:
+    """Seal one packet into the send batch; the datagram's length, 0 if the endpoint is
+    unknown. The bytes behind the packet, which padding borrows (they may be the next
+    segment's payload), are put back."""
     cdef uint32_t padding = padding_len(packet_len, self.mtu)
     cdef uint32_t sealed_len = packet_len + padding
     cdef uint8_t behind[PADDING_MULTIPLE]
     cdef uint8_t nonce[12]
     cdef uint8_t *message = send_reserve(&self.send, peer, sealed_len + TRANSPORT_OVERHEAD)
     if message == NULL:
-        return DROP_NO_ENDPOINT
+        return 0
     if padding:
         memcpy(behind, packet + packet_len, PADDING_MULTIPLE)
         memset(packet + packet_len, 0, padding)
@@ -74,7 +76,7 @@ cdef inline Verdict seal_segment(Worker *self, uint32_t peer, Keypair *keypair, 
               packet, message + TRANSPORT_HEADER_LEN, sealed_len)
     if padding:
         memcpy(packet + packet_len, behind, PADDING_MULTIPLE)
-    return PASS
+    return sealed_len + TRANSPORT_OVERHEAD
 
 
 cdef inline void peer_note_sent(Worker *self, uint32_t index, PeerSlot *peer,
@@ -101,8 +103,7 @@ cdef inline Verdict egress_seal(Worker *self, uint32_t index, Keypair *keypair, 
     cdef uint8_t *segment
     cdef uint32_t segment_len
     cdef uint64_t counter, wire_bytes = 0
-    cdef uint32_t count = 1
-    cdef Verdict verdict = PASS
+    cdef uint32_t count = 1, sealed_len
     if vnet.gso_type != VIRTIO_NET_HDR_GSO_NONE:
         if not splitter_init(&splitter, vnet, ip):
             return DROP_MALFORMED_PACKET
@@ -123,28 +124,32 @@ cdef inline Verdict egress_seal(Worker *self, uint32_t index, Keypair *keypair, 
             self.shared, &keypair.flags, KEYPAIR_REKEY_TOLD, EVENT_REKEY, index,
             <uint32_t>(keypair - self.tables.keypairs), self.now_ns, NULL)
     if count == 1 and vnet.gso_type == VIRTIO_NET_HDR_GSO_NONE:
-        verdict = seal_segment(self, index, keypair, counter, ip.start, ip.total_len)
-        wire_bytes = ip.total_len + TRANSPORT_OVERHEAD
+        wire_bytes = seal_segment(self, index, keypair, counter, ip.start, ip.total_len)
     else:
         segment_len = splitter_next(&splitter, &segment)
-        while segment_len and verdict == PASS:
-            verdict = seal_segment(self, index, keypair, counter, segment, segment_len)
-            wire_bytes += segment_len + TRANSPORT_OVERHEAD
+        while segment_len:
+            sealed_len = seal_segment(self, index, keypair, counter, segment, segment_len)
+            if sealed_len == 0:
+                break
+            wire_bytes += sealed_len
             counter += 1
             segment_len = splitter_next(&splitter, &segment)
-    if verdict == PASS:
-        peer_note_sent(self, index, peer, wire_bytes)
-    return verdict
+    if wire_bytes == 0:
+        return DROP_NO_ENDPOINT
+    peer_note_sent(self, index, peer, wire_bytes)
+    return PASS
 
 
 cdef inline Keypair *peer_session(Worker *self, uint32_t index) noexcept nogil:
-    """The keypair to send with, or NULL; a keypair past REJECT_AFTER_TIME is none."""
+    """The keypair to send with, or NULL; a keypair past REJECT_AFTER_TIME is none, nor is
+    one that was retired just as a worker confirmed it (the supervisor puts that right)."""
     cdef uint32_t slot = load32(&self.tables.peers[index].send_keypair, ACQUIRE)
     cdef Keypair *keypair
     if slot >= self.tables.header.keypair_capacity:
         return NULL
     keypair = &self.tables.keypairs[slot]
-    if self.now_ns >= keypair.reject_at_ns:
+    if not load32(&keypair.live, ACQUIRE) or keypair.peer != index \
+            or self.now_ns >= keypair.reject_at_ns:
         return NULL
     return keypair
 

@@ -27,7 +27,7 @@ from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcmp, memcpy, memset
 
 from fastpump.hot.aead cimport AEAD_CHACHA20_POLY1305, aead_open, nonce_set
-from fastpump.hot.atomics cimport RELAXED, add64, and32, load32
+from fastpump.hot.atomics cimport RELAXED, RELEASE, add64, and32, load32, store32
 from fastpump.hot.batch cimport batch_bucket
 from fastpump.hot.bytes cimport load_le32, load_le64
 from fastpump.hot.events cimport event_push, event_push_once
@@ -116,10 +116,13 @@ cdef inline void peer_note_received(Worker *self, Keypair *keypair, PeerSlot *pe
         self.send.has_events |= event_push_once(
             self.shared, &peer.armed, ARMED_UNANSWERED_RX, EVENT_UNANSWERED_RX, index, 0,
             self.now_ns, NULL)
-    if keypair.flags & KEYPAIR_UNCONFIRMED:
-        self.send.has_events |= event_push_once(
+    if keypair.flags & KEYPAIR_UNCONFIRMED and event_push_once(
             self.shared, &keypair.flags, KEYPAIR_CONFIRM_TOLD, EVENT_CONFIRMED, index, slot,
-            self.now_ns, NULL)
+            self.now_ns, NULL):
+        # Answer with it at once: a peer that was restarted knows no older one, and the
+        # reply to this very packet may leave before the supervisor has woken up.
+        store32(&peer.send_keypair, slot, RELEASE)
+        self.send.has_events = True
     if keypair.flags & KEYPAIR_INITIATOR and self.now_ns >= keypair.rekey_rx_at_ns:
         self.send.has_events |= event_push_once(
             self.shared, &keypair.flags, KEYPAIR_REKEY_TOLD, EVENT_REKEY, index, slot,

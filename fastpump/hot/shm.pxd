@@ -6,6 +6,7 @@
 # Who writes what (everybody reads everything):
 #   supervisor  Header, the trie, a peer's endpoint and send_keypair, a keypair
 #               before it is published and after it is retired.
+#   the keypair's worker   also send_keypair, when the first message confirms it.
 #   any worker  Keypair.send_counter, the peer's counters and `armed` bits (atomic),
 #               the peer's activity times (plain stores; a lost race moves a timer
 #               by less than one turn of a loop), its own WorkerShared.

@@ -1,0 +1,30 @@
+"""Fixtures of the suite. Tests that make namespaces need root and say so."""
+
+import os
+
+import pytest
+
+from fastpump.lab import Lab, fastpump_pair
+
+
+@pytest.fixture
+def lab():
+    """Two hosts on one network; everything in them is gone afterwards."""
+    if os.geteuid() != 0:
+        pytest.fail("this test makes network namespaces: run the suite as root (make test)")
+    with Lab() as made:
+        yield made
+
+
+@pytest.fixture
+def tunnel(lab, tmp_path):
+    """A tunnel of four queues between both hosts: {side: process}."""
+    with fastpump_pair(lab, tmp_path, "--queues", "4") as processes:
+        yield processes
+
+
+@pytest.fixture(autouse=True)
+def _own_directories(tmp_path, monkeypatch):
+    """No test writes to /var/lib or meets another's tunnels in /run."""
+    monkeypatch.setenv("FASTPUMP_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("FASTPUMP_RUN", str(tmp_path / "run"))
