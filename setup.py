@@ -42,13 +42,14 @@ def header_compiles(header: str, flags: list[str]) -> bool:
         source = Path(folder, "probe.c")
         source.write_text(f"#include <{header}>\nint main(void) {{ return 0; }}\n")
         command = [*compiler, *flags, "-fsyntax-only", str(source)]
-        return subprocess.run(command, capture_output=True).returncode == 0
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def pkg_config(option: str, package: str) -> list[str]:
     if shutil.which("pkg-config") is None:
         sys.exit("fastpump: pkg-config is missing; install it (Debian: apt install pkg-config)")
-    result = subprocess.run(["pkg-config", option, package], capture_output=True, text=True)
+    result = subprocess.run(["pkg-config", option, package], capture_output=True, text=True,
+                            check=False)
     if result.returncode != 0:
         sys.exit("fastpump: the headers of OpenSSL are missing; install them "
                  "(Debian: apt install libssl-dev)")

@@ -12,7 +12,6 @@ Three kinds of errors: hostile input ends in a counted verdict; a system error
 """
 
 import os
-import secrets
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
@@ -27,7 +26,7 @@ from fastpump.hot.atomics cimport (
     ACQUIRE, RELAXED, RELEASE, SEQ_CST, add32, add64, and32, fence, load32, load64, store32,
     store64,
 )
-from fastpump.hot.batch cimport send_flush, send_init
+from fastpump.hot.batch cimport send_init
 from fastpump.hot.egress cimport tun_to_udp
 from fastpump.hot.gro cimport (
     Candidate, Gro, gro_is_full, gro_receive, gro_reset, item_finish,
@@ -36,13 +35,13 @@ from fastpump.hot.ingress cimport recv_init, udp_to_tun
 from fastpump.hot.ip cimport IpPacket, ip_parse
 from fastpump.hot.limits cimport (
     BATCH_BUCKETS, BUFFER_STRIDE, EVENT_RING_LEN, GRO_MAX_TCP_SEGMENTS, MAX_QUEUES,
-    READ_HEADROOM, READ_TAILROOM, RECV_MESSAGES, SEND_MESSAGES, STAGED_SLOTS, TAG_LEN,
+    READ_HEADROOM, RECV_MESSAGES, SEND_MESSAGES, STAGED_SLOTS, TAG_LEN,
     VNET_HEADER_LEN,
 )
 from fastpump.hot.limits cimport REPLAY_WINDOW as _REPLAY_WINDOW
 from fastpump.hot.limits cimport REJECT_AFTER_MESSAGES as _REJECT_AFTER_MESSAGES
 from fastpump.hot.linux cimport (
-    MADV_DONTDUMP, MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED,
+    MADV_DONTDUMP, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED,
     PROT_READ, PROT_WRITE, errno, iovec, madvise, mmap, munmap, now_ns,
 )
 from fastpump.hot.loop cimport loop_doorbell, loop_init, loop_run
@@ -144,7 +143,6 @@ NO_SLOT = NONE
 BACKENDS = ("openssl", "ipsec-mb") if aead_has_ipsec_mb() else ("openssl",)
 
 cdef enum:
-    CACHE_LINE = 64
     PAGE = 4096
 
 
@@ -214,7 +212,6 @@ cdef class SharedTables:
         cdef SharedTables self = cls.__new__(cls)
         cdef Header header
         cdef uint64_t at
-        cdef uint32_t i
         if not 1 <= queue_count <= MAX_QUEUES:
             raise ValueError(f"a TUN has 1 to {MAX_QUEUES} queues, not {queue_count}")
         memset(&header, 0, sizeof(header))
@@ -405,10 +402,9 @@ cdef class SharedTables:
             self.next_keypair += 1
         else:
             raise MemoryError(f"the keypair table is full ({header.keypair_capacity})")
-        random_bits = 32 - header.worker_bits - header.slot_bits
-        index = secrets.randbits(random_bits) << (header.worker_bits + header.slot_bits)
-        index |= slot << header.worker_bits | worker
-        return slot, index
+        taken_bits = header.worker_bits + header.slot_bits
+        index = int.from_bytes(os.urandom(4), "little") >> taken_bits << taken_bits
+        return slot, index | slot << header.worker_bits | worker
 
     def keypair_install(self, uint32_t slot, uint32_t local_index, uint32_t remote_index,
                         uint32_t peer, uint32_t worker, bytes send_key, bytes receive_key,

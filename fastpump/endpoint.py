@@ -10,14 +10,13 @@ import ipaddress
 import socket
 import struct
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 
 from fastpump.errors import ConfigError
 
 _SOCKADDR_IN6 = struct.Struct("=H2sI16sI")
 _SOCKADDR_IN = struct.Struct("=H2s4s8x")
 _MAPPED_PREFIX = bytes(10) + b"\xff\xff"
-
-IPv4Address, IPv6Address = ipaddress.IPv4Address, ipaddress.IPv6Address
 
 
 @dataclass(frozen=True, slots=True)

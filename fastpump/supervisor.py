@@ -154,7 +154,8 @@ class Supervisor:
         # A process group of its own: Ctrl-C is the supervisor's to handle.
         worker.process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", program, *map(str, arguments)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=(*fds, *self._tun.fds), process_group=0)
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            pass_fds=(*fds, *self._tun.fds), process_group=0)
         worker.started_at = time.monotonic()
         worker.pidfd = os.pidfd_open(worker.process.pid)
         self._loop.add_reader(worker.pidfd, self._on_death, worker)

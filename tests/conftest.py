@@ -3,8 +3,13 @@
 import os
 
 import pytest
+from hypothesis import settings
 
 from fastpump.lab import Lab, fastpump_pair
+
+# No files left in the tree, no deadline on a machine that others share.
+settings.register_profile("fastpump", database=None, deadline=None)
+settings.load_profile("fastpump")
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Both AEAD libraries give the published bytes, and each other's."""
 
 import json
+import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -46,10 +48,11 @@ def test_backends_agree(cipher, key, nonce, aad, plaintext):
     assert len(sealed) == 1
 
 
-def test_this_machine_compiles_both_backends_on_x86():
-    import platform
-    if platform.machine() == "x86_64":
-        assert _core.BACKENDS == ("openssl", "ipsec-mb")
+def test_the_build_has_the_backends_it_should():
+    """Both on x86-64, where the header is a package away (make installs it)."""
+    default = "openssl,ipsec-mb" if platform.machine() == "x86_64" else "openssl"
+    expected = os.environ.get("FASTPUMP_EXPECT_BACKENDS", default)
+    assert ",".join(_core.BACKENDS) == expected
 
 
 def test_environment_chooses_the_backend(monkeypatch):
@@ -58,5 +61,5 @@ def test_environment_chooses_the_backend(monkeypatch):
     monkeypatch.setenv("FASTPUMP_AEAD", "openssl")
     assert _core.default_backend() == "openssl"
     monkeypatch.setenv("FASTPUMP_AEAD", "rot13")
-    with pytest.raises(ValueError, match="rot13.*openssl"):
+    with pytest.raises(ValueError, match=r"rot13.*openssl"):
         _core.default_backend()

@@ -6,8 +6,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packets import (
-    A4, A6, ACK, B4, B6, CWR, ECE, FIN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, PLAIN, PSH,
-    RST, SYN, UDP, URG, Vnet, ip, parse_vnet, superpacket, tcp, udp,
+    A4,
+    A6,
+    ACK,
+    B4,
+    B6,
+    CWR,
+    ECE,
+    FIN,
+    GSO_TCPV4,
+    GSO_TCPV6,
+    GSO_UDP_L4,
+    NEEDS_CSUM,
+    PLAIN,
+    PSH,
+    RST,
+    SYN,
+    UDP,
+    URG,
+    Vnet,
+    ip,
+    parse_vnet,
+    superpacket,
+    tcp,
+    udp,
 )
 
 from fastpump import _core

@@ -48,7 +48,8 @@ BAD_PEERS = [
 ]
 
 
-@pytest.mark.parametrize(("spec", "complaint"), BAD_PEERS, ids=[spec[-20:] for spec, _ in BAD_PEERS])
+@pytest.mark.parametrize(("spec", "complaint"), BAD_PEERS,
+                         ids=[spec[-20:] for spec, _ in BAD_PEERS])
 def test_bad_peers(spec, complaint):
     with pytest.raises(ConfigError, match=complaint):
         config.parse_peer(spec)

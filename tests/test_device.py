@@ -1,6 +1,7 @@
 """Two devices that talk through memory, with a fake clock."""
 
 import socket
+from ipaddress import IPv4Address
 
 import pytest
 
@@ -14,7 +15,7 @@ from fastpump.constants import (
     ZERO_KEYS_AFTER_TIME,
 )
 from fastpump.device import Device
-from fastpump.endpoint import Endpoint, IPv4Address
+from fastpump.endpoint import Endpoint
 from fastpump.errors import ConfigError
 
 PLACE = {name: Endpoint(IPv4Address(f"192.0.2.{number}"), 51820)

@@ -6,8 +6,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from packets import (
-    A4, A6, ACK, B4, B6, CWR, ECE, FIN, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, PLAIN, PSH, TCP, UDP,
-    Vnet, checksums_are_right, ip, partial, superpacket, tcp, udp,
+    A4,
+    A6,
+    ACK,
+    B4,
+    B6,
+    CWR,
+    ECE,
+    FIN,
+    GSO_TCPV4,
+    GSO_TCPV6,
+    NEEDS_CSUM,
+    PLAIN,
+    PSH,
+    TCP,
+    UDP,
+    Vnet,
+    checksums_are_right,
+    ip,
+    partial,
+    superpacket,
+    tcp,
+    udp,
 )
 
 from fastpump import _core

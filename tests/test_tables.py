@@ -69,9 +69,9 @@ def test_trie_against_brute_force(changes, probes):
     routes = {}
     for network, peer, is_removal in changes:
         if is_removal and routes:
-            network = sorted(routes, key=str)[peer % len(routes)]
-            del routes[network]
-            remove(tables, network)
+            victim = sorted(routes, key=str)[peer % len(routes)]
+            del routes[victim]
+            remove(tables, victim)
         else:
             routes[network] = peers[peer]
             insert(tables, network, peers[peer])

@@ -16,8 +16,17 @@ from hosts import FASTPUMP, children, is_reachable, is_worker, transfer, until
 
 from fastpump import keys
 from fastpump.lab import (
-    INSIDE4, INSIDE6, OUTSIDE4, Lab, fastpump_pair, key_files, stop, tunnel_words, wait_for_line,
+    INSIDE4,
+    INSIDE6,
+    OUTSIDE4,
+    Lab,
+    fastpump_pair,
+    key_files,
+    stop,
+    tunnel_words,
+    wait_for_line,
 )
+
 
 def test_ping_and_tcp_both_ways(lab, tunnel):
     for side, inside in (("a", "b"), ("b", "a")):
@@ -139,7 +148,8 @@ while going:
     except TimeoutError:
         continue
     # Ethernet 14, IPv4 20, UDP 8: to port 51820, type 4
-    if frame[12:14] == b"\\x08\\0" and frame[36:38] == b"\\xca\\x6c" and frame[42:46] == b"\\4\\0\\0\\0":
+    if (frame[12:14], frame[36:38], frame[42:46]) == (
+            b"\\x08\\0", b"\\xca\\x6c", b"\\4\\0\\0\\0"):
         key = frame[46:58]
         repeated += key in seen
         seen.add(key)

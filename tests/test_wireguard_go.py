@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hosts import is_reachable, transfer, until
 
-from fastpump.lab import INSIDE4, INSIDE6, OUTSIDE4, OUTSIDE6, Lab, key_files, need, tunnel_words
 from fastpump import keys
+from fastpump.lab import INSIDE4, INSIDE6, OUTSIDE4, OUTSIDE6, Lab, key_files, need, tunnel_words
 
 
 @pytest.fixture(autouse=True)

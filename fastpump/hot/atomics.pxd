@@ -19,4 +19,3 @@ cdef extern from * nogil:
     uint32_t or32 "__atomic_fetch_or"(uint32_t *p, uint32_t value, int order)
     uint32_t and32 "__atomic_fetch_and"(uint32_t *p, uint32_t value, int order)
     void fence "__atomic_thread_fence"(int order)
-    bint likely "__builtin_expect"(bint condition, int expected)

@@ -14,7 +14,7 @@
 #   others                    dropped, counted, told to the supervisor once a second
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from fastpump.hot.atomics cimport RELAXED, and32
 from fastpump.hot.events cimport event_push
@@ -23,7 +23,7 @@ from fastpump.hot.limits cimport (
     SEND_MESSAGES,
 )
 from fastpump.hot.linux cimport (
-    CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_SPACE, EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE,
+    CMSG_DATA, CMSG_LEN, EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE,
     ENOBUFS, ENOMEM, MSG_DONTWAIT, SOL_UDP, UDP_SEGMENT, cmsghdr, errno, iovec, mmsghdr,
     sendmmsg, sockaddr_in6,
 )

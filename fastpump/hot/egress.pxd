@@ -22,7 +22,7 @@ from fastpump.hot.events cimport event_push, event_push_once
 from fastpump.hot.ip cimport IpPacket, ip_destination, ip_parse
 from fastpump.hot.limits cimport (
     BUFFER_STRIDE, MAX_UDP_PAYLOAD, PADDING_MULTIPLE, READ_HEADROOM, READ_TAILROOM,
-    REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES, SEND_FLUSH_BYTES, TAG_LEN,
+    REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES, SEND_FLUSH_BYTES,
     TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, TRANSPORT_TYPE, TUN_READ_BUDGET,
     VNET_HEADER_LEN,
 )
@@ -180,7 +180,8 @@ cdef inline void staged_send(Worker *self, uint32_t only_peer) noexcept nogil:
         staged_remove(&self.staged, position)
 
 
-cdef inline Verdict egress_packet(Worker *self, uint8_t *packet, uint32_t packet_len) noexcept nogil:
+cdef inline Verdict egress_packet(Worker *self, uint8_t *packet,
+                                  uint32_t packet_len) noexcept nogil:
     cdef VnetHeader vnet
     cdef IpPacket ip
     cdef Keypair *keypair

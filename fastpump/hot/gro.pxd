@@ -28,7 +28,7 @@ from fastpump.hot.checksum cimport (
     checksum_fold, checksum_store, ipv4_checksum_set, l4_checksum_is_valid, pseudo_sum,
 )
 from fastpump.hot.ip cimport (
-    PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_CWR, TCP_ECE, TCP_FIN, TCP_PSH, IpPacket,
+    PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_ECE, TCP_FIN, TCP_PSH, IpPacket,
     ip_total_len_set,
 )
 from fastpump.hot.limits cimport (

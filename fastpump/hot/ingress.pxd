@@ -40,7 +40,7 @@ from fastpump.hot.limits cimport (
     TRANSPORT_TYPE, VNET_HEADER_LEN,
 )
 from fastpump.hot.linux cimport (
-    AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, EAGAIN, EINTR, EINVAL, EIO, ENOBUFS,
+    CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, EAGAIN, EINTR, EINVAL, EIO, ENOBUFS,
     ENOMEM, MSG_DONTWAIT, MSG_TRUNC, SOL_UDP, UDP_GRO, cmsghdr, errno, msghdr, recvmmsg,
     sockaddr_in6, write, writev,
 )
@@ -94,7 +94,8 @@ cdef inline uint32_t message_segment_len(msghdr *message, uint32_t length) noexc
     return length
 
 
-cdef inline bint address_is_equal(const uint8_t *a, const uint8_t *b, uint32_t length) noexcept nogil:
+cdef inline bint address_is_equal(const uint8_t *a, const uint8_t *b,
+                                  uint32_t length) noexcept nogil:
     """Compare sockaddrs without sin6_flowinfo, which says nothing about who it is."""
     if length < sizeof(sockaddr_in6):
         return memcmp(a, b, 8) == 0         # sockaddr_in: family, port, address

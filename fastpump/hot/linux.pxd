@@ -3,20 +3,14 @@
 # The comment behind a call names its system call where a worker makes it while
 # packets flow; hot/sandbox.pxd admits exactly those.
 
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 from posix.types cimport off_t
-
-
-cdef extern from "<sys/types.h>" nogil:
-    ctypedef long ssize_t_ "ssize_t"
 
 
 cdef extern from "<errno.h>" nogil:
     int errno
     enum:
         EAGAIN
-        EBADF
-        EBADFD
         EINTR
         EINVAL
         EIO
@@ -34,7 +28,6 @@ cdef extern from "<sys/uio.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     long read(int fd, void *buf, size_t count)                      # read
     long write(int fd, const void *buf, size_t count)               # write
-    int getppid()
 
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -42,8 +35,6 @@ cdef extern from "<sys/uio.h>" nogil:
 
 
 cdef extern from "<sys/socket.h>" nogil:
-    struct sockaddr:
-        uint16_t sa_family
     struct msghdr:
         void *msg_name
         uint32_t msg_namelen
@@ -62,10 +53,6 @@ cdef extern from "<sys/socket.h>" nogil:
     enum:
         MSG_DONTWAIT
         MSG_TRUNC
-        MSG_CTRUNC
-        AF_INET
-        AF_INET6
-    struct timespec
     int sendmmsg(int fd, mmsghdr *msgs, unsigned int count, int flags)   # sendmmsg
     int recvmmsg(int fd, mmsghdr *msgs, unsigned int count, int flags,
                  void *timeout)                                     # recvmmsg
@@ -73,20 +60,13 @@ cdef extern from "<sys/socket.h>" nogil:
     cmsghdr *CMSG_NXTHDR(msghdr *message, cmsghdr *current)
     uint8_t *CMSG_DATA(cmsghdr *message)
     size_t CMSG_LEN(size_t length)
-    size_t CMSG_SPACE(size_t length)
 
 
 cdef extern from "<netinet/in.h>" nogil:
     enum:
         SOL_UDP "IPPROTO_UDP"
-    struct in6_addr:
-        uint8_t s6_addr[16]
     struct sockaddr_in6:
-        uint16_t sin6_family
-        uint16_t sin6_port
-        uint32_t sin6_flowinfo
-        in6_addr sin6_addr
-        uint32_t sin6_scope_id
+        uint32_t sin6_flowinfo      # all that is not compared byte by byte
 
 
 cdef extern from "<linux/udp.h>" nogil:
@@ -113,7 +93,6 @@ cdef extern from "<sys/epoll.h>" nogil:
     enum:
         EPOLLIN
         EPOLL_CTL_ADD
-        EPOLL_CTL_MOD
         EPOLL_CLOEXEC
     int epoll_create1(int flags)
     int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
@@ -128,8 +107,6 @@ cdef extern from "<sys/mman.h>" nogil:
         MAP_PRIVATE
         MAP_ANONYMOUS
         MADV_DONTDUMP
-        MADV_HUGEPAGE
-        MADV_DONTFORK
     void *MAP_FAILED
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
     int munmap(void *addr, size_t length)
@@ -143,16 +120,6 @@ cdef extern from "<time.h>" nogil:
     enum:
         CLOCK_BOOTTIME
     int clock_gettime(int clock, c_timespec *now)     # in the vDSO: no system call
-
-
-cdef extern from "<sys/prctl.h>" nogil:
-    enum:
-        PR_SET_DUMPABLE
-        PR_SET_NO_NEW_PRIVS
-        PR_SET_PDEATHSIG
-        PR_SET_SECCOMP
-        PR_CAPBSET_DROP
-    int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
 
 
 cdef inline uint64_t now_ns() noexcept nogil:

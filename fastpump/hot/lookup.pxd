@@ -51,10 +51,10 @@ cdef inline uint32_t lookup_peer(Tables *tables, const uint8_t *address, bint is
     cdef uint32_t best = NONE, peer, index
     cdef uint32_t width = 128 if is_v6 else 32
     cdef TrieNode *node
-    cdef int depth
+    cdef int _
     prefix_load(bits, address, is_v6)
     index = load32(&tables.header.root[is_v6], ACQUIRE)
-    for depth in range(130):        # a path is at most 129 nodes long
+    for _ in range(130):            # a path is at most 129 nodes long
         if index == 0 or index >= tables.header.node_capacity:
             break
         node = &tables.nodes[index]

@@ -4,14 +4,14 @@
 # other; when both are empty it blocks, and a lone packet is on its way as soon as
 # it arrives. With busy polling the worker first spins for a while.
 
-from libc.stdint cimport uint32_t, uint64_t, uint8_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from fastpump.hot.atomics cimport RELAXED, SEQ_CST, load32, store64
 from fastpump.hot.batch cimport send_flush
 from fastpump.hot.egress cimport staged_send, tun_to_udp
 from fastpump.hot.ingress cimport udp_to_tun
 from fastpump.hot.linux cimport (
-    EINTR, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, epoll_create1, epoll_ctl, epoll_event,
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, epoll_create1, epoll_ctl, epoll_event,
     epoll_wait, errno, now_ns, read, write,
 )
 from fastpump.hot.shm cimport NONE

@@ -21,7 +21,7 @@
 # unpublish, then wait until each worker's `epoch` has moved or is even (idle), then
 # wipe and reuse: a worker that still holds the pointer has finished by then.
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
+from libc.stdint cimport uint32_t, uint64_t, uint8_t
 
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, load32, fence
 from fastpump.hot.limits cimport BATCH_BUCKETS, EVENT_RING_LEN, REPLAY_WORDS
@@ -111,7 +111,7 @@ cdef struct PeerSlot:
     # Line 1: written by all workers.
     uint32_t armed
     uint32_t padding1
-    uint64_t first_unanswered_tx_ns # 0: every data message was answered
+    uint64_t first_unanswered_tx_ns  # 0: every data message was answered
     uint64_t last_tx_ns
     uint64_t tx_bytes
     uint64_t padding2[4]
@@ -189,8 +189,8 @@ cdef inline uint32_t peer_endpoint_read(PeerSlot *peer, uint8_t *out) noexcept n
     """Copy the endpoint; its length, 0 when it is unknown. Retries while it changes
     (the supervisor's store takes a few nanoseconds; bounded all the same)."""
     cdef uint32_t before, length
-    cdef int attempt
-    for attempt in range(1000000):
+    cdef int _
+    for _ in range(1000000):
         before = load32(&peer.endpoint_seq, ACQUIRE)
         if before & 1:
             continue

@@ -10,7 +10,8 @@ from fastpump.hot.lookup cimport prefix_bit, prefix_mask
 from fastpump.hot.shm cimport NONE, Tables, TrieNode
 
 
-cdef inline uint32_t common_bits(const uint64_t *a, const uint64_t *b, uint32_t limit) noexcept nogil:
+cdef inline uint32_t common_bits(const uint64_t *a, const uint64_t *b,
+                                 uint32_t limit) noexcept nogil:
     """How many leading bits are equal, `limit` at most."""
     cdef uint32_t count = 0
     while count < limit and prefix_bit(a, count) == prefix_bit(b, count):

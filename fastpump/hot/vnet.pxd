@@ -4,7 +4,7 @@
 # What the kernel says of csum_start and csum_offset is used after a bounds check;
 # its hdr_len is wrong on forwarded packets and is not used at all.
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
+from libc.stdint cimport uint16_t, uint32_t, uint8_t
 from libc.string cimport memcpy
 
 from fastpump.hot.checksum cimport checksum_fold, checksum_store, checksum_sum

@@ -7,7 +7,7 @@ from fastpump.hot.batch cimport SendBatch
 from fastpump.hot.gro cimport Gro
 from fastpump.hot.limits cimport GRO_MAX_TCP_SEGMENTS, MAX_QUEUES, RECV_MESSAGES, STAGED_SLOTS
 from fastpump.hot.linux cimport iovec, mmsghdr, sockaddr_in6
-from fastpump.hot.shm cimport Keypair, Tables, WorkerShared
+from fastpump.hot.shm cimport Tables, WorkerShared
 
 cdef struct RecvBatch:
     uint8_t *buffers                # RECV_MESSAGES of BUFFER_STRIDE

@@ -1,0 +1,65 @@
+# make demo    show what a tunnel does on this machine
+# make test    run the whole suite
+# Both install what they need: Debian packages by apt, the rest into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+BUILD_PACKAGES := build-essential pkg-config python3-dev python3-venv libssl-dev \
+	iproute2 iputils-ping iperf3
+ifeq ($(shell uname -m),x86_64)
+BUILD_PACKAGES += libipsec-mb-dev
+endif
+TEST_PACKAGES := wireguard-go wireguard-tools strace procps
+
+# Installs those of its packages that are missing, if any are.
+define apt_install
+	@missing=""; for package in $(1); do \
+	  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' \
+	    || missing="$$missing $$package"; done; \
+	if [ -n "$$missing" ]; then \
+	  command -v apt-get >/dev/null || { echo "install these packages:$$missing"; exit 1; }; \
+	  echo "installing:$$missing"; \
+	  $(SUDO) apt-get -qq update && $(SUDO) env DEBIAN_FRONTEND=noninteractive \
+	    apt-get -qq -y --no-install-recommends install $$missing >/dev/null; fi
+endef
+
+.PHONY: demo test lint bench packages test-packages install clean
+
+demo: install
+	$(SUDO) $(VENV)/bin/fastpump demo $(DEMO_OPTIONS)
+
+# The run leaves no files of root's in a user's tree.
+test: test-packages install
+	$(SUDO) env PYTHONDONTWRITEBYTECODE=1 $(VENV)/bin/python -m pytest -p no:cacheprovider \
+	  -n 2 $(TEST_OPTIONS)
+
+lint: install
+	$(VENV)/bin/ruff check --no-cache .
+	$(VENV)/bin/mypy --cache-dir=/dev/null
+	$(VENV)/bin/cython-lint fastpump/_core.pyx fastpump/hot/*.pxd
+
+# WIREGUARD_GO=/path/to/wireguard-go compares with it.
+bench: install
+	$(VENV)/bin/python -m pytest -p no:cacheprovider bench --benchmark-only \
+	  --override-ini addopts= --benchmark-columns=median,iqr,rounds
+	$(SUDO) $(VENV)/bin/python bench/tunnels.py $(BENCH_OPTIONS) \
+	  $(if $(WIREGUARD_GO),--wireguard-go $(WIREGUARD_GO))
+
+packages:
+	$(call apt_install,$(BUILD_PACKAGES))
+
+test-packages: packages
+	$(call apt_install,$(TEST_PACKAGES))
+
+install: packages $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml setup.py fastpump/_core.pyx $(wildcard fastpump/hot/*)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info fastpump/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
