@@ -65,8 +65,8 @@ cdef inline uint32_t seal_segment(Worker *self, uint32_t peer, Keypair *keypair,
     cdef uint8_t *message = send_reserve(&self.send, peer, sealed_len + TRANSPORT_OVERHEAD)
     if message == NULL:
         return 0
+    memcpy(behind, packet + packet_len, PADDING_MULTIPLE)
     if padding:
-        memcpy(behind, packet + packet_len, PADDING_MULTIPLE)
         memset(packet + packet_len, 0, padding)
     store_le32(message, TRANSPORT_TYPE)
     store_le32(message + 4, keypair.remote_index)
