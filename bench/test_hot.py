@@ -1,0 +1,74 @@
+"""Microbenchmarks of the data plane, in one process (pytest-benchmark; `make bench`).
+
+The interface is a socket pair and the network is loopback, so the kernel's part differs
+from a tunnel's; compare builds and ciphers with these, not products.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from packets import A4, B4, superpacket, tcp, udp
+from pumps import drain, pair
+
+from fastpump import _core
+
+SEGMENT = 1348
+
+
+@pytest.fixture(params=_core.BACKENDS)
+def ends(request):
+    both = pair(backend=request.param)
+    yield both
+    for end in both:
+        end.close()
+
+
+def test_seal_a_superpacket_of_47_segments(benchmark, ends):
+    one, two = ends
+    whole = superpacket(tcp(A4, B4, bytes(47 * SEGMENT)), SEGMENT)
+
+    def clean():
+        list(drain(two.udp))
+        one.interface.send(whole)
+
+    benchmark.pedantic(one.turn, setup=clean, rounds=500)
+
+
+def test_open_and_coalesce_47_segments(benchmark, ends):
+    one, two = ends
+    whole = superpacket(tcp(A4, B4, bytes(47 * SEGMENT)), SEGMENT)
+
+    def fill():
+        two.take()
+        one.interface.send(whole)
+        one.turn()
+
+    benchmark.pedantic(two.turn, setup=fill, rounds=500)
+
+
+def test_seal_64_small_packets(benchmark, ends):
+    one, two = ends
+    packets = [udp(A4, B4, bytes(64), ident=i) for i in range(64)]
+
+    def fill():
+        list(drain(two.udp))
+        for packet in packets:
+            one.give(packet)
+
+    benchmark.pedantic(one.turn, setup=fill, rounds=500)
+
+
+@pytest.mark.parametrize("prefixes", [1, 1000, 30000])
+def test_look_up_an_address(benchmark, prefixes):
+    tables = _core.SharedTables.create(1)
+    peer = tables.peer_add()
+    for number in range(prefixes):
+        tables.allowed_insert((0x0A000000 + (number << 8)).to_bytes(4, "big"), 24, peer)
+    address = bytes([10, 0, 0, 1])
+    assert benchmark(tables.allowed_lookup, address) == peer
