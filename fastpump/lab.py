@@ -87,7 +87,7 @@ class Lab:
 
     def __enter__(self) -> Lab:
         need("ip")
-        tag = f"fp{secrets.token_hex(4)}"
+        tag = f"fp{os.getpid()}-{secrets.token_hex(2)}"
         try:
             for side in "ab":
                 ip("netns", "add", f"{tag}-{side}")

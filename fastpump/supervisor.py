@@ -102,7 +102,7 @@ class Supervisor:
         """Start everything, call `on_ready`, and go on until `stop`; then end it all."""
         loop = self._loop = asyncio.get_running_loop()
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.add_signal_handler(number, self.stop, f"on {signal.Signals(number).name}")
             loop.add_reader(self._sockets.handshake, self._on_handshake)
             for worker in self.workers:

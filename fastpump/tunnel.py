@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import resource
 import shlex
 import socket
 import sys
@@ -45,6 +46,7 @@ def run(config: TunnelConfig, *, as_json: bool = False) -> None:
         private_key = keys.load_or_create(paths.private_key_file(config.name))
     else:
         private_key = keys.read_file(config.private_key_file, "private key")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))    # keys are in this memory
     with ExitStack() as made:
         tun = TunQueues(config.name, config.queue_count)
         made.callback(tun.close)

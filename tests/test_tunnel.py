@@ -157,7 +157,7 @@ print("seen", len(seen), repeated, flush=True)
 """
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "deleted"])
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGHUP", "deleted"])
 def test_nothing_is_left_behind(lab, tmp_path, how):
     with fastpump_pair(lab, tmp_path, "--queues", "2") as tunnel:
         assert is_reachable(lab, INSIDE4["b"])

@@ -1,6 +1,5 @@
 """Interoperation with wireguard-go (Debian's): a WireGuard that is not ours."""
 
-import os
 import re
 import signal
 import threading
@@ -20,7 +19,7 @@ def _tools():
 
 def start_wireguard_go(lab, side, key, peer_public, *, endpoint=True, psk=None, v6=False, extra=()):
     """wireguard-go inside, configured by wg; the interface's name."""
-    name = f"wg{os.getpid() % 100000}{lab.names[side][-4:]}"
+    name = "wg" + lab.names[side][2:].replace("-", "")
     other = "b" if side == "a" else "a"
     where = f"[{OUTSIDE6[other]}]" if v6 else OUTSIDE4[other]
     lab.spawn(side, "wireguard-go", "--foreground", name)
