@@ -173,7 +173,7 @@ def test_nothing_is_left_behind(lab, tmp_path, how):
             in output
         assert "Traceback" not in output
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-        assert "fp0" not in lab.ip("a", "link")
+        assert ": fp0:" not in lab.ip("a", "link")
         assert "10.9.0" not in lab.ip("a", "route")
         assert not [path for path in (tmp_path / "run").rglob("*") if "a" in path.parts]
     assert list((tmp_path / "run").rglob("*")) == [] or not (tmp_path / "run").exists()
@@ -184,7 +184,7 @@ def test_a_killed_supervisor_takes_its_workers_along(lab, tmp_path):
         pids = children(tunnel["a"].pid)
         tunnel["a"].kill()
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
-        until(lambda: "fp0" not in lab.ip("a", "link"))
+        until(lambda: ": fp0:" not in lab.ip("a", "link"))
         # The socket it could not remove is no obstacle.
         words = tunnel_words("a", (tmp_path / "a.key", ""), keys.encode(keys.public_of(
             keys.read_file(tmp_path / "b.key", "key"))))
@@ -280,7 +280,7 @@ def test_mistakes_are_explained_in_one_line(lab, tmp_path):
     own = keys.encode(keys.generate_private())
     good = ["--private-key", str(key["b"][0])]
     assert "fp0 exists already" in failure(lab, "a", *good)
-    assert "fp0" in lab.ip("a", "link")
+    assert ": fp0:" in lab.ip("a", "link")
     assert "port 51820 is in use" in failure(lab, "a", "fp1", "--listen-port", "51820", *good)
     assert "wire exists already" in failure(lab, "a", "wire", *good)
     assert "own public key" in failure(lab, "b", *good, "--peer",
@@ -296,7 +296,7 @@ def test_mistakes_are_explained_in_one_line(lab, tmp_path):
                                     f"{key['a'][1]},allowed-ips=10.50.0.0/16")
     assert "rot13" in failure(lab, "b", *good, env={"FASTPUMP_AEAD": "rot13"})
     assert "no interface name" in failure(lab, "b", "a/b", *good)
-    assert "fp0" not in lab.ip("b", "link")
+    assert ": fp0:" not in lab.ip("b", "link")
 
 
 def test_a_taken_default_port_gives_way_to_a_free_one(lab, tmp_path):
