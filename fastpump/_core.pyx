@@ -35,7 +35,7 @@ from fastpump.hot.ingress cimport recv_init, udp_to_tun
 from fastpump.hot.ip cimport IpPacket, ip_parse
 from fastpump.hot.limits cimport (
     BATCH_BUCKETS, BUFFER_STRIDE, EVENT_RING_LEN, GRO_MAX_TCP_SEGMENTS, MAX_QUEUES,
-    READ_HEADROOM, RECV_MESSAGES, SEND_MESSAGES, STAGED_SLOTS, TAG_LEN,
+    MESSAGE_LEN, READ_HEADROOM, RECV_MESSAGES, SEND_MESSAGES, STAGED_SLOTS, TAG_LEN,
     VNET_HEADER_LEN,
 )
 from fastpump.hot.limits cimport REPLAY_WINDOW as _REPLAY_WINDOW
@@ -46,17 +46,18 @@ from fastpump.hot.linux cimport (
 )
 from fastpump.hot.loop cimport loop_doorbell, loop_init, loop_run
 from fastpump.hot.lookup cimport lookup_peer, prefix_load
+from fastpump.hot.messages cimport message_first, message_pop, message_push
 from fastpump.hot.replay cimport replay_is_fresh, replay_mark
 from fastpump.hot.sandbox cimport (
     sandbox_drop_capabilities, sandbox_filter_syscalls, sandbox_tie_to_parent,
 )
 from fastpump.hot.shm cimport (
     ADDRESS_LEN, ARMED_ROAM, ARMED_UNANSWERED_RX, ARMED_UNANSWERED_TX, ARMED_WANT_SESSION,
-    EVENT_CONFIRMED, EVENT_INTERFACE_GONE, EVENT_OFFLOAD_OFF, EVENT_REKEY, EVENT_ROAM,
-    EVENT_SEND_ERROR, EVENT_UNANSWERED_RX, EVENT_UNANSWERED_TX, EVENT_WANT_SESSION,
+    EVENT_CONFIRMED, EVENT_OFFLOAD_OFF, EVENT_REKEY, EVENT_ROAM, EVENT_SEND_ERROR,
+    EVENT_UNANSWERED_RX, EVENT_UNANSWERED_TX, EVENT_WANT_SESSION, KEYPAIR_CONFIRM_TOLD,
     KEYPAIR_INITIATOR, KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, NONE, OFFLOAD_TUN_TCP4,
     OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6, OFFLOAD_UDP_GSO, Event, Header,
-    Keypair, PeerSlot, Replay, Tables, TrieNode, WorkerShared, tables_resolve,
+    Keypair, Message, MessageRing, PeerSlot, Replay, Tables, TrieNode, WorkerShared, tables_resolve,
 )
 from fastpump.hot.split cimport Splitter, splitter_init, splitter_next
 from fastpump.hot.staged cimport staged_init
@@ -88,6 +89,7 @@ VERDICT_NAMES = {
     v.DROP_INTERFACE_ERROR: "DROP_INTERFACE_ERROR",
     v.FAILED_UDP_GSO: "FAILED_UDP_GSO",
     v.FAILED_TUN_GSO: "FAILED_TUN_GSO",
+    v.FAILED_INTERFACE_READ: "FAILED_INTERFACE_READ",
     v.FAILED_EVENT_RING_FULL: "FAILED_EVENT_RING_FULL",
 }
 COUNTER_NAMES = {
@@ -121,7 +123,6 @@ EVENT_NAMES = {
     EVENT_ROAM: "roam",
     EVENT_OFFLOAD_OFF: "offload_off",
     EVENT_SEND_ERROR: "send_error",
-    EVENT_INTERFACE_GONE: "interface_gone",
 }
 OFFLOAD_BITS = {
     "udp-gso": OFFLOAD_UDP_GSO,
@@ -313,7 +314,7 @@ cdef class SharedTables:
         peer = &self.tables.peers[slot]
         purge_count = peer.purge_count
         memset(peer, 0, sizeof(PeerSlot))
-        peer.purge_count = purge_count
+        peer.purge_count = purge_count + 1      # what a worker still staged is not its
         peer.send_keypair = NONE
         store32(&peer.live, 1, RELEASE)
         return slot
@@ -348,10 +349,18 @@ cdef class SharedTables:
         """Drop what waits for a session; ring the workers' doorbells afterwards."""
         add32(&self.peer(slot).purge_count, 1, RELEASE)
 
-    def peer_disarm(self, uint32_t slot, str what):
-        """Let workers send the event of that name for the peer again."""
+    def peer_disarm(self, uint32_t slot, str what, uint64_t handled_ns=0):
+        """Let workers send the event of that name for the peer again. `handled_ns`: the
+        first unanswered packet that was dealt with; a later one is not forgotten."""
+        cdef PeerSlot *peer = self.peer(slot)
         cdef uint32_t bit = ARMED_BITS[what]
-        and32(&self.peer(slot).armed, ~bit, SEQ_CST)
+        if handled_ns and bit == ARMED_UNANSWERED_TX and (
+                peer.first_unanswered_tx_ns == handled_ns):
+            peer.first_unanswered_tx_ns = 0
+        if handled_ns and bit == ARMED_UNANSWERED_RX and (
+                peer.first_unanswered_rx_ns == handled_ns):
+            peer.first_unanswered_rx_ns = 0
+        and32(&peer.armed, ~bit, SEQ_CST)
 
     def peer_note_sent(self, uint32_t slot, uint64_t now, uint64_t wire_bytes):
         """The supervisor sent something authenticated to the peer (a keepalive)."""
@@ -532,9 +541,16 @@ cdef class SharedTables:
         return &self.tables.workers[number]
 
     def worker_is_dead(self, uint32_t number):
-        """The worker's process has ended: it holds nothing any more."""
+        """The worker's process has ended: it holds nothing any more. Take its events
+        first; then all may be told again, for it may have died before it told."""
         cdef WorkerShared *worker = self.worker(number)
+        cdef uint32_t told = KEYPAIR_REKEY_TOLD | KEYPAIR_CONFIRM_TOLD
+        cdef uint32_t slot
         store64(&worker.epoch, (worker.epoch | 1) + 1, SEQ_CST)
+        for slot in range(self.next_peer):
+            store32(&self.tables.peers[slot].armed, 0, SEQ_CST)
+        for slot in range(self.next_keypair):
+            and32(&self.tables.keypairs[slot].flags, ~told, SEQ_CST)
 
     def worker_counters(self, uint32_t number):
         """{"counters": {name: n}, "verdicts": {name: n}, "tx_batches": [n], "rx_batches":
@@ -546,6 +562,27 @@ cdef class SharedTables:
             "tx_batches": [worker.send_batches[i] for i in range(BATCH_BUCKETS)],
             "rx_batches": [worker.recv_batches[i] for i in range(BATCH_BUCKETS)],
         }
+
+    def worker_messages(self, uint32_t number):
+        """Take the handshake messages that reached a worker: [(data, sockaddr)]."""
+        cdef MessageRing *ring = &self.worker(number).up
+        cdef Message *message = message_first(ring)
+        taken = []
+        while message != NULL:
+            taken.append((
+                PyBytes_FromStringAndSize(<char *>message.data,
+                                          min(message.length, <uint32_t>MESSAGE_LEN)),
+                PyBytes_FromStringAndSize(<char *>message.address, ADDRESS_LEN)))
+            message_pop(ring)
+            message = message_first(ring)
+        return taken
+
+    def worker_inject(self, uint32_t number, bytes data, bytes sockaddr):
+        """Give a worker a transport message that reached the supervisor; ring its doorbell
+        afterwards. False if it is too long or the ring is full."""
+        return bool(message_push(
+            &self.worker(number).down, <const uint8_t *>PyBytes_AS_STRING(data),
+            <uint32_t>len(data), PyBytes_AS_STRING(sockaddr), <uint32_t>len(sockaddr)))
 
     def worker_events(self, uint32_t number):
         """Take all events of one worker: [(name, peer, detail, error, at_ns, sockaddr)]."""

@@ -231,5 +231,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"fastpump: the system refuses something: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130

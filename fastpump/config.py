@@ -11,11 +11,13 @@ from fastpump.capabilities import OFFLOAD_NAMES
 from fastpump.constants import DEFAULT_MTU, DEFAULT_NAME, MAX_MTU, MIN_MTU
 from fastpump.endpoint import split_host_port
 from fastpump.errors import ConfigError
+from fastpump.netdev import check_name
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 MAX_KEEPALIVE_S = 65535
+MIN_IPV6_MTU = 1280
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ def parse_mtu(text: str) -> int:
 def parse_address(text: str) -> Interface:
     """An address with its prefix length, for the interface."""
     try:
+        if "%" in text:
+            raise ValueError("no scope id here")
         return ipaddress.ip_interface(text)
     except ValueError as error:
         raise ConfigError(f"{text!r} is no address: ADDRESS/PREFIXLEN is expected, like "
@@ -77,6 +81,8 @@ def parse_address(text: str) -> Interface:
 def parse_network(text: str) -> Network:
     """A prefix; host bits are cleared, as wg does."""
     try:
+        if "%" in text:
+            raise ValueError("no scope id here")
         return ipaddress.ip_network(text, strict=False)
     except ValueError as error:
         raise ConfigError(f"{text!r} is no allowed IP: ADDRESS/PREFIXLEN is expected, like "
@@ -110,13 +116,29 @@ def parse_peer(spec: str) -> PeerConfig:
     return PeerConfig(
         public_key=keys.decode(key, "peer's public key"),
         endpoint=split_host_port(where) if at else None,
-        allowed_ips=None if allowed is None else tuple(
-            parse_network(cidr) for cidr in allowed.split("+") if cidr),
+        allowed_ips=None if allowed is None else tuple(dict.fromkeys(
+            parse_network(cidr) for cidr in allowed.split("+") if cidr)),
         preshared_key=(keys.read_file(Path(values["psk"]), "preshared key")
                        if "psk" in values else None),
         keepalive_s=(0 if keepalive == "off" else
                      parse_number(keepalive, "keepalive interval", 0, MAX_KEEPALIVE_S)),
     )
+
+
+def check(config: TunnelConfig) -> None:
+    """What is wrong only in combination; ConfigError."""
+    check_name(config.name)
+    if len(set(config.addresses)) < len(config.addresses):
+        raise ConfigError("an --address is given twice")
+    if config.mtu < MIN_IPV6_MTU and any(address.version == 6 for address in config.addresses):
+        raise ConfigError(f"IPv6 needs an MTU of at least {MIN_IPV6_MTU}; raise --mtu, or leave "
+                          "out the IPv6 --address")
+    owner: dict[Network, PeerConfig] = {}
+    for peer in config.peers:
+        for network in peer.allowed_ips or ():
+            if owner.setdefault(network, peer) is not peer:
+                raise ConfigError(f"the allowed IPs {network} are given to two peers; packets to "
+                                  "them can go to one only")
 
 
 def with_default_allowed_ips(peers: tuple[PeerConfig, ...],
@@ -128,10 +150,11 @@ def with_default_allowed_ips(peers: tuple[PeerConfig, ...],
     if len(peers) > 1:
         raise ConfigError("with several peers each needs its allowed-ips=CIDR+CIDR..., or it is "
                           "not clear which packets are whose")
-    if not addresses:
-        raise ConfigError("the peer has no allowed IPs: give --address CIDR, or "
-                          "allowed-ips=CIDR in --peer")
+    networks = tuple(dict.fromkeys(address.network for address in addresses
+                                   if address.network.num_addresses > 1))
+    if not networks:
+        raise ConfigError("the peer has no allowed IPs: give --address a network it is in, like "
+                          "10.9.0.1/24, or give allowed-ips=CIDR in --peer")
     (peer,) = peers
-    networks = tuple(dict.fromkeys(address.network for address in addresses))
     return (PeerConfig(peer.public_key, peer.endpoint, networks, peer.preshared_key,
                        peer.keepalive_s),)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,9 @@ def run(queue_count: int, seconds: int) -> int:
     """Run the demo; the exit status."""
     need("ip", "iperf3", "ping")
     if os.geteuid() != 0:
-        return _run_in_user_namespace()
+        _become_root_of_a_user_namespace()
+    for number in (signal.SIGTERM, signal.SIGHUP):      # unwind, and so clean up
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     if _INSIDE in os.environ:
         _hide_run()
     with tempfile.TemporaryDirectory(prefix="fastpump-demo-") as directory, Lab() as lab:
@@ -57,8 +60,8 @@ def run(queue_count: int, seconds: int) -> int:
     return 0
 
 
-def _run_in_user_namespace() -> int:
-    """Once more, as root of new user, mount and network namespaces."""
+def _become_root_of_a_user_namespace() -> None:
+    """Start once more, as root of new user, mount and network namespaces."""
     if _INSIDE in os.environ or shutil.which("unshare") is None:
         raise SystemSetupError("the demo needs root here: sudo fastpump demo")
     prefix = ["unshare", "--user", "--map-root-user", "--mount", "--net"]
@@ -67,7 +70,7 @@ def _run_in_user_namespace() -> int:
                                "root: sudo fastpump demo")
     _say("not root: working in a user namespace")
     words = [*prefix, sys.executable, "-m", "fastpump", *sys.argv[1:]]
-    return subprocess.run(words, env={**os.environ, _INSIDE: "1"}, check=False).returncode
+    os.execvpe(words[0], words, {**os.environ, _INSIDE: "1"})
 
 
 def _hide_run() -> None:

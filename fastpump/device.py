@@ -66,6 +66,8 @@ class Peer:
     last_initiation_seen_at: int | None = None
     timestamp_sent: bytes = bytes(TIMESTAMP_LEN)
     timestamp_seen: bytes = bytes(TIMESTAMP_LEN)
+    watched_at: int | None = None
+    """When the device looks at the timers next."""
     latest_handshake_unix: int = 0
     """Seconds since 1970 of the last handshake that succeeded; 0 for never."""
 
@@ -98,6 +100,7 @@ class Device:
         self._by_slot: dict[int, Peer] = {}
         self._by_handshake: dict[int, Peer] = {}
         self._prefix_owner: dict[Prefix, Peer] = {}
+        # (deadline, tie-breaker, peer); an entry counts if it is the peer's `watched_at`.
         self._deadlines: list[tuple[int, int, Peer]] = []
         self._sequence = itertools.count()
         self.verdicts: Counter[str] = Counter()
@@ -141,6 +144,7 @@ class Device:
         for prefix in list(peer.allowed_ips):
             self.remove_allowed_ip(peer, prefix)
         peer.timers.stop()
+        peer.watched_at = None
         self._end_handshake(peer)
         self._tables.peer_set_send_keypair(peer.slot, None)
         self._retire(peer.keypairs.clear())
@@ -188,36 +192,51 @@ class Device:
     def tick(self, now: int) -> None:
         """Run all timers that are due."""
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, peer = heapq.heappop(self._deadlines)
-            if peer.public_key not in self.peers:
-                continue
-            for action in peer.timers.expire(now, Activity(*self._tables.peer_activity(peer.slot))):
-                self._act(peer, action, now)
+            deadline, _, peer = heapq.heappop(self._deadlines)
+            if deadline != peer.watched_at:
+                continue        # an earlier one has taken its place, or the peer is gone
+            peer.watched_at = None
+            activity = Activity(*self._tables.peer_activity(peer.slot))
+            for action in peer.timers.expire(now, activity):
+                self._act(peer, action, now, activity)
             self._watch(peer)
 
     def _watch(self, peer: Peer) -> None:
-        """Put the peer's next deadline on the heap. Old entries fire early, find nothing
-        due, and put the right one back."""
+        """Have the peer looked at when its next timer is due. A later deadline than the
+        one on the heap is not put there: `tick` finds nothing due, and comes here again."""
         deadline = peer.timers.deadline()
-        if deadline is not None:
-            heapq.heappush(self._deadlines, (deadline, next(self._sequence), peer))
-            self._schedule()
+        if deadline is None or (peer.watched_at is not None and peer.watched_at <= deadline):
+            return
+        peer.watched_at = deadline
+        heapq.heappush(self._deadlines, (deadline, next(self._sequence), peer))
+        self._schedule()
 
-    def _act(self, peer: Peer, action: Action, now: int) -> None:
+    def _act(self, peer: Peer, action: Action, now: int, activity: Activity) -> None:
         if action is Action.INITIATE:
             self._initiate(peer, now)
         elif action is Action.KEEPALIVE:
             self._keepalive(peer, now)
         elif action is Action.DISARM_TX:
-            self._tables.peer_disarm(peer.slot, "unanswered_tx")
+            self._tables.peer_disarm(peer.slot, "unanswered_tx", activity.first_unanswered_tx_ns)
+            self._look_again(peer)
         elif action is Action.DISARM_RX:
-            self._tables.peer_disarm(peer.slot, "unanswered_rx")
+            self._tables.peer_disarm(peer.slot, "unanswered_rx", activity.first_unanswered_rx_ns)
+            self._look_again(peer)
         elif action is Action.GIVE_UP:
             self._give_up(peer)
         elif action is Action.ZERO_KEYS:
             self._tables.peer_set_send_keypair(peer.slot, None)
             self._retire(peer.keypairs.clear())
             self._end_handshake(peer)
+
+    def _look_again(self, peer: Peer) -> None:
+        """A packet may have passed just before its event was allowed again."""
+        activity = Activity(*self._tables.peer_activity(peer.slot))
+        if activity.first_unanswered_tx_ns:
+            peer.timers.unanswered_tx(activity.first_unanswered_tx_ns,
+                                      self._jitter(REKEY_TIMEOUT_JITTER))
+        if activity.first_unanswered_rx_ns:
+            peer.timers.unanswered_rx(activity.first_unanswered_rx_ns)
 
     # -- the workers' events
 
@@ -326,7 +345,8 @@ class Device:
         """A datagram from the handshake socket."""
         parsed = wire.parse(message)
         if parsed is None:
-            self.verdicts["DROP_MALFORMED_HANDSHAKE"] += 1
+            is_cookie = message[:1] == b"\3" and len(message) == wire.COOKIE_REPLY_LEN
+            self.verdicts["DROP_COOKIE_REPLY" if is_cookie else "DROP_MALFORMED_HANDSHAKE"] += 1
         elif not cookie.mac1_is_valid(message, self._mac1_key):
             self.verdicts["DROP_INVALID_MAC1"] += 1
         else:
@@ -352,6 +372,8 @@ class Device:
         if seen is not None and now < seen + MIN_INITIATION_INTERVAL:
             self.verdicts["DROP_INITIATION_FLOOD"] += 1
             return
+        # The keypair before this one may have been confirmed just now: hear of it first.
+        self.handle_events(peer.worker, now)
         slot, index = self._tables.keypair_reserve(peer.worker)
         try:
             response, transport = noise.create_response(initiation, peer.preshared_key, index)
@@ -365,7 +387,7 @@ class Device:
         self._retire(peer.keypairs.add_as_responder(keypair))
         self._use_current(peer)
         self._set_endpoint(peer, source)
-        peer.timers.session_derived(now, is_initiator=False)
+        peer.timers.session_derived(now)
         self._tables.peer_note_received(peer.slot, now, wire.INITIATION_LEN)
         self._transmit_counted(peer, cookie.add_macs(response.emit(), peer.mac1_key), now)
         self._watch(peer)
@@ -383,7 +405,7 @@ class Device:
         self._end_handshake(peer)
         dropped = peer.keypairs.add_as_initiator(keypair)
         self._set_endpoint(peer, source)
-        peer.timers.session_derived(now, is_initiator=True)
+        peer.timers.session_derived(now)
         self._tables.peer_note_received(peer.slot, now, wire.RESPONSE_LEN)
         self._use_current(peer)
         self._retire(dropped)
@@ -407,6 +429,8 @@ class Device:
     def _handshake_done(self, peer: Peer) -> None:
         """A session is up: send what waited, and hear of the next need."""
         peer.latest_handshake_unix = self._unix_ns() // SECOND
+        peer.timers.handshake_complete()
+        self._end_handshake(peer)       # one of our own that the peer's overtook
         self._tables.peer_disarm(peer.slot, "want_session")
         self._ring()
         log.info("handshake with %s completed", peer)

@@ -6,11 +6,15 @@ import base64
 import binascii
 import os
 import secrets
+import stat
+import tempfile
 from pathlib import Path
 
 from fastpump.constants import KEY_LEN
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.noise import StaticKey
+
+MAX_FILE_LEN = 4096
 
 
 def encode(key: bytes) -> str:
@@ -51,26 +55,35 @@ def public_of(private: bytes) -> bytes:
 
 
 def read_file(path: Path, what: str) -> bytes:
-    """The key in a file that holds just that."""
+    """The key in a file that holds just that, and that nobody else may read."""
     try:
-        text = path.read_text(encoding="ascii")
+        # Not blocking: a FIFO without a writer is an empty file here.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb") as file:
+            mode = os.fstat(fd).st_mode
+            data = file.read(MAX_FILE_LEN) or b""
     except OSError as error:
         raise ConfigError(f"the {what} cannot be read from {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        text = ""
-    return decode(text, f"{what} in {path}")
+    if stat.S_ISREG(mode) and mode & 0o077:
+        raise ConfigError(f"the {what} in {path} can be read by others; make it yours alone: "
+                          f"chmod 600 {path}")
+    return decode(data.decode("ascii", "replace"), f"{what} in {path}")
 
 
 def load_or_create(path: Path) -> bytes:
     """The private key kept at `path`; made on first use, mode 0600."""
-    if path.exists():
-        return read_file(path, "private key")
     try:
+        if path.exists():
+            return read_file(path, "private key")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         private = generate_private()
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w", encoding="ascii") as file:
+        # Written whole under another name first: a crash leaves no half of a key.
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".new-",
+                                         encoding="ascii") as file:     # mode 0600
             file.write(encode(private) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            os.link(file.name, path)
     except FileExistsError:
         return read_file(path, "private key")
     except OSError as error:

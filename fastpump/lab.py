@@ -268,7 +268,7 @@ def key_files(directory: Path) -> dict[str, tuple[Path, str]]:
     for side in "ab":
         private = keys.generate_private()
         path = directory / f"{side}.key"
-        path.touch(mode=0o600)
+        path.touch(mode=0o600, exist_ok=False)
         path.write_text(keys.encode(private) + "\n", encoding="ascii")
         found[side] = (path, keys.encode(keys.public_of(private)))
     return found

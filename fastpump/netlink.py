@@ -48,6 +48,8 @@ def _do(complaint: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> 
         if error.code == errno.EEXIST and "route" in complaint:
             complaint += " (there is one already; --no-routes leaves routes alone)"
         raise SystemSetupError(f"{complaint}: {error.args[1]}") from None
+    except OSError as error:
+        raise SystemSetupError(f"{complaint}: {error}") from None
 
 
 class LinkWatcher:

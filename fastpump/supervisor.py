@@ -16,7 +16,6 @@ import logging
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from fastpump.endpoint import Endpoint
 from fastpump.errors import SystemSetupError
 from fastpump.netdev import TunQueues
 from fastpump.sockets import SocketGroup
+from fastpump.wire import TRANSPORT_TYPE
 from fastpump.worker import EXIT_INTERFACE_GONE, EXIT_SETUP
 
 log = logging.getLogger("fastpump.supervisor")
@@ -40,6 +40,8 @@ QUICK_DEATH_S = 1.0
 MAX_BACKOFF_S = 5.0
 RECLAIM_INTERVAL_S = 1.0
 HANDSHAKES_PER_WAKEUP = 64
+TRANSPORT_BYTE = bytes([TRANSPORT_TYPE])
+TRANSPORT_MIN_LEN = 32
 
 
 def now_ns() -> int:
@@ -58,6 +60,8 @@ class WorkerProcess:
     process: subprocess.Popen[bytes] | None = None
     pidfd: int = -1
     started_at: float = 0.0
+    is_running: bool = False
+    """Whether this incarnation has told that its loop runs."""
     restarts: int = 0
     quick_deaths: int = 0
 
@@ -79,6 +83,7 @@ class Supervisor:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: int | None = None
+        self._ready = asyncio.Event()
         self._stopped = asyncio.Event()
         self.stop_reason = ""
         self.failure: str | None = None
@@ -105,17 +110,34 @@ class Supervisor:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.add_signal_handler(number, self.stop, f"on {signal.Signals(number).name}")
             loop.add_reader(self._sockets.handshake, self._on_handshake)
+            loop.set_exception_handler(self._on_exception)
             for worker in self.workers:
                 loop.add_reader(worker.event_fd, self._on_event, worker)
                 self._start(worker)
             self._schedule()
             self._reclaim()
-            on_ready()
-            await self._stopped.wait()
+            await self._ready_or_stopped()
+            if not self._stopped.is_set():
+                on_ready()
+                await self._stopped.wait()
         finally:
             self._shut_down()
         if self.failure is not None:
             raise SystemSetupError(self.failure)
+
+    async def _ready_or_stopped(self) -> None:
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._ready, self._stopped)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    def _on_exception(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        """A bug of ours in a callback: say so and end, rather than go on half dead."""
+        error = context.get("exception")
+        log.error("%s: %r", context.get("message"), error,
+                  exc_info=error if isinstance(error, BaseException) else None)
+        self.failure = self.failure or f"internal error: {error!r}; this is a bug, please report it"
+        self.stop("on an internal error")
 
     def stop(self, reason: str) -> None:
         """End `run` soon; the first reason counts."""
@@ -151,14 +173,26 @@ class Supervisor:
                    "from fastpump.worker import main; main()")
         arguments = [worker.number, *fds, -1 if worker.cpu is None else worker.cpu,
                      self._busy_poll_us, os.getpid(), *self._tun.fds]
-        # A process group of its own: Ctrl-C is the supervisor's to handle.
-        worker.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", program, *map(str, arguments)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            pass_fds=(*fds, *self._tun.fds), process_group=0)
         worker.started_at = time.monotonic()
+        worker.is_running = False
+        try:
+            # A process group of its own: Ctrl-C is the supervisor's to handle.
+            worker.process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", program, *map(str, arguments)],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                pass_fds=(*fds, *self._tun.fds), process_group=0)
+        except OSError as error:
+            log.error("worker %d cannot be started: %s; trying again", worker.number, error)
+            self._start_later(worker)
+            return
         worker.pidfd = os.pidfd_open(worker.process.pid)
         self._loop.add_reader(worker.pidfd, self._on_death, worker)
+
+    def _start_later(self, worker: WorkerProcess) -> None:
+        assert self._loop is not None
+        worker.quick_deaths += 1
+        delay = min(MAX_BACKOFF_S, 0.1 * 2 ** max(0, worker.quick_deaths - 3))
+        self._loop.call_later(delay, self._start, worker)
 
     def _on_death(self, worker: WorkerProcess) -> None:
         assert self._loop is not None
@@ -167,14 +201,16 @@ class Supervisor:
         os.close(worker.pidfd)
         status = worker.process.wait()
         pid, worker.process = worker.process.pid, None
-        self._tables.worker_is_dead(worker.number)
         if self._stopped.is_set():
             return
+        self._hear(worker)              # what it had no time to tell
+        self._tables.worker_is_dead(worker.number)
         if status == EXIT_INTERFACE_GONE:
             self.stop("because the interface was deleted")
             return
         lived = time.monotonic() - worker.started_at
-        worker.quick_deaths = worker.quick_deaths + 1 if lived < QUICK_DEATH_S else 0
+        if lived >= QUICK_DEATH_S:
+            worker.quick_deaths = 0
         if status == EXIT_SETUP and worker.restarts == 0:
             self.failure = f"worker {worker.number} cannot start; its message is above"
             self.stop("because a worker cannot start")
@@ -182,18 +218,31 @@ class Supervisor:
         worker.restarts += 1
         cause = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         log.warning("worker %d (pid %d) died of %s; starting it again", worker.number, pid, cause)
-        if worker.quick_deaths <= 3:
+        if worker.quick_deaths < 3:
+            worker.quick_deaths += 1
             self._start(worker)
         else:
-            delay = min(MAX_BACKOFF_S, 0.1 * 2 ** (worker.quick_deaths - 3))
-            self._loop.call_later(delay, self._start, worker)
+            self._start_later(worker)
 
     def _on_event(self, worker: WorkerProcess) -> None:
         try:
             os.eventfd_read(worker.event_fd)
         except BlockingIOError:
             return
+        if not worker.is_running:
+            worker.is_running = True
+            if worker.restarts:
+                log.info("worker %d is back after %.0f ms", worker.number,
+                         (time.monotonic() - worker.started_at) * 1000)
+            if all(each.is_running for each in self.workers):
+                self._ready.set()
+        self._hear(worker)
+
+    def _hear(self, worker: WorkerProcess) -> None:
+        """Take the events and the stray handshake messages of a worker."""
         self.device.handle_events(worker.number, now_ns())
+        for message, sockaddr in self._tables.worker_messages(worker.number):
+            self.device.receive(message, Endpoint.from_sockaddr(sockaddr), now_ns())
 
     def _ring(self) -> None:
         for worker in self.workers:
@@ -204,18 +253,30 @@ class Supervisor:
     def _on_handshake(self) -> None:
         for _ in range(HANDSHAKES_PER_WAKEUP):
             try:
-                message, address = self._sockets.handshake.recvfrom(2048)
+                messages, address = self._sockets.receive_handshake()
             except BlockingIOError:
                 return
             except OSError as error:    # what ICMP said of an earlier send
                 log.debug("handshake socket: %s", error)
                 continue
-            self.device.receive(message, Endpoint.from_python(address), now_ns())
+            source = Endpoint.from_python(address)
+            for message in messages:
+                if message[:1] == TRANSPORT_BYTE and len(message) >= TRANSPORT_MIN_LEN:
+                    self._pass_on(message, source)
+                else:
+                    self.device.receive(message, source, now_ns())
+
+    def _pass_on(self, message: bytes, source: Endpoint) -> None:
+        """A transport message came with a handshake message: it is its worker's."""
+        number = message[4] & ((1 << (len(self.workers) - 1).bit_length()) - 1)
+        if number < len(self.workers) and self._tables.worker_inject(
+                number, message, source.sockaddr(self._sockets.family)):
+            os.eventfd_write(self.workers[number].doorbell_fd, 1)
 
     def _transmit(self, message: bytes, endpoint: Endpoint) -> None:
         try:
             self._sockets.handshake.sendto(message, endpoint.to_python(self._sockets.family))
-        except (BlockingIOError, socket.gaierror, OSError) as error:
+        except OSError as error:
             log.info("nothing can be sent to %s now: %s", endpoint, error)
 
     # -- timers

@@ -74,12 +74,14 @@ class Timers:
         """An initiation left, or could not: the next try has its time."""
         self.retransmit_at = now + REKEY_TIMEOUT + jitter
 
-    def session_derived(self, now: int, *, is_initiator: bool) -> None:
+    def session_derived(self, now: int) -> None:
         """New keys: after a response (initiator) or on answering one (responder)."""
         self.zero_keys_at = now + ZERO_KEYS_AFTER_TIME
-        if is_initiator:
-            self.retransmit_at = None
-            self.attempts = 0
+
+    def handshake_complete(self) -> None:
+        """Both sides have the keys: whoever started, no more initiations."""
+        self.retransmit_at = None
+        self.attempts = 0
 
     def unanswered_tx(self, at: int, jitter: int) -> None:
         """Data was sent at `at`, the first since the peer was heard."""

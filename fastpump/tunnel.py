@@ -19,7 +19,13 @@ from typing import Any
 
 from fastpump import capabilities, endpoint, keys, netlink, paths, stats
 from fastpump._core import SharedTables, default_backend
-from fastpump.config import PeerConfig, TunnelConfig, with_default_allowed_ips
+from fastpump.config import (
+    Interface,
+    PeerConfig,
+    TunnelConfig,
+    check,
+    with_default_allowed_ips,
+)
 from fastpump.control import ControlServer
 from fastpump.device import Device
 from fastpump.errors import ConfigError
@@ -39,21 +45,24 @@ def run(config: TunnelConfig, *, as_json: bool = False) -> None:
         default_backend()
     except ValueError as error:
         raise ConfigError(f"FASTPUMP_AEAD: {error}") from None
+    check(config)
     peers = with_default_allowed_ips(config.peers, config.addresses)
     endpoints = {peer.public_key: endpoint.resolve(*peer.endpoint)
                  for peer in peers if peer.endpoint is not None}
-    if config.private_key_file is None:
-        private_key = keys.load_or_create(paths.private_key_file(config.name))
-    else:
-        private_key = keys.read_file(config.private_key_file, "private key")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))    # keys are in this memory
+    _set_limits()
     with ExitStack() as made:
         tun = TunQueues(config.name, config.queue_count)
         made.callback(tun.close)
+        if config.private_key_file is None:
+            private_key = keys.load_or_create(paths.private_key_file(config.name))
+        else:
+            private_key = keys.read_file(config.private_key_file, "private key")
         offloads = capabilities.probe(tun, config.offloads)
         sockets = SocketGroup(config.queue_count, config.listen_port, fwmark=config.fwmark,
                               gro=offloads.udp_gro)
         made.callback(sockets.close)
+        for where in endpoints.values():
+            sockets.check_route(where)
         tables = SharedTables.create(config.queue_count)
         made.callback(tables.close)
         tables.mtu = config.mtu
@@ -85,6 +94,13 @@ def run(config: TunnelConfig, *, as_json: bool = False) -> None:
             await _serve(config.name, supervisor, tables, watcher, status, on_ready)
 
         asyncio.run(start())
+
+
+def _set_limits() -> None:
+    """No core dumps, for keys are in this memory; as many fds as may be."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _add_peer(device: Device, peer: PeerConfig, where: endpoint.Endpoint | None) -> None:
@@ -139,15 +155,26 @@ def other_side_command(config: TunnelConfig, status: dict[str, Any], host: str) 
     """The command that makes another host the peer of this one, which it finds at `host`."""
     words = ["fastpump", "tunnel", "--queues", str(config.queue_count)]
     for address in config.addresses:
-        other = address.ip + 1
-        if other not in address.network or other == address.network.broadcast_address:
-            other = address.ip - 1
-        words += ["--address", f"{other}/{address.network.prefixlen}"]
+        words += ["--address", f"{_neighbour(address)}/{address.network.prefixlen}"]
     if not config.addresses:
         words += ["--address", "10.9.0.2/24"]
     host = f"[{host}]" if ":" in host else host
-    words += ["--peer", f"{status['public_key']}@{host}:{status['listen_port']}"]
-    return shlex.join(words)
+    peer = f"{status['public_key']}@{host}:{status['listen_port']}"
+    if all(address.network.num_addresses == 1 for address in config.addresses):
+        peer += "".join(f"{'+' if number else ',allowed-ips='}{address.network}"
+                        for number, address in enumerate(config.addresses))
+    return shlex.join([*words, "--peer", peer])
+
+
+def _neighbour(address: Interface) -> str:
+    """Another host's address in the same network; a word to replace if there is none."""
+    network = address.network
+    for number in (int(address.ip) + 1, int(address.ip) - 1):
+        if int(network.network_address) < number < int(network.broadcast_address) or (
+                network.prefixlen == network.max_prefixlen - 1
+                and int(network.network_address) <= number <= int(network.broadcast_address)):
+            return str(type(address.ip)(number))
+    return "ITS_ADDRESS"
 
 
 def _this_side_command() -> str:

@@ -124,6 +124,7 @@ TCP_TABLE = [
     ("a fragment", changed(S, 1, more_fragments=True, df=False), [1, 1, 2]),
     ("wrong checksum on the first", changed(S, 0, bad_checksum=True), [1, 3]),
     ("wrong checksum inside", changed(S, 1, bad_checksum=True), [1, 1, 2]),
+    ("wrong IP header checksum", [S[0], S[1][:10] + b"\0\0" + S[1][12:], S[2]], [1, 1, 1]),
     ("pure ACK ends", [S[0], tcp(A4, B4, b"", seq=101, ident=2), S[1]], [1, 1, 1]),
     ("sequence wraps", stream(3, seq=2**32 - 150), [3]),
     ("another port between", [S[0], tcp(A4, B4, b"x", sport=7), S[1]], [2, 1]),

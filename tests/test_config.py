@@ -1,6 +1,7 @@
 """What the operator types: accepted forms, and complaints that say what is expected."""
 
 import ipaddress
+import os
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ def network(text):
 
 def test_a_whole_peer(tmp_path):
     psk = tmp_path / "psk"
+    psk.touch(mode=0o600)
     psk.write_text(KEY + "\n")
     peer = config.parse_peer(f"{KEY}@[2001:db8::1]:51820,allowed-ips=10.0.0.1/8+fd00::/64,"
                              f"psk={psk},keepalive=25")
@@ -26,6 +28,51 @@ def test_a_whole_peer(tmp_path):
         bytes(range(32)), ("2001:db8::1", 51820), (network("10.0.0.0/8"), network("fd00::/64")),
         bytes(range(32)), 25)
     assert KEY not in repr(peer)
+
+
+def test_a_key_file_that_others_can_read_is_refused(tmp_path):
+    path = tmp_path / "key"
+    path.write_text(KEY)
+    for mode in (0o644, 0o640, 0o604):
+        path.chmod(mode)
+        with pytest.raises(ConfigError, match="chmod 600"):
+            keys.read_file(path, "private key")
+    path.chmod(0o400)
+    assert keys.read_file(path, "private key") == bytes(range(32))
+
+
+def test_strange_key_files_are_refused(tmp_path):
+    (tmp_path / "big").touch(mode=0o600)
+    (tmp_path / "big").write_bytes(b"\xff" * 100000)
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    for name in ("big", "fifo", ".", "missing"):
+        with pytest.raises(ConfigError):
+            keys.read_file(tmp_path / name, "private key")
+
+
+def test_a_kept_key_is_made_once(tmp_path):
+    first = keys.load_or_create(tmp_path / "state" / "fp0.key")
+    assert keys.load_or_create(tmp_path / "state" / "fp0.key") == first
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["fp0.key"]
+
+
+def test_combinations_that_cannot_be():
+    address = ipaddress.ip_interface
+    same = (network("10.0.0.0/8"),)
+    cases = [
+        ({"name": "../evil"}, "no interface name"),
+        ({"addresses": (address("10.0.0.1/8"), address("10.0.0.1/8"))}, "twice"),
+        ({"addresses": (address("fd00::1/64"),), "mtu": 1279}, "1280"),
+        ({"peers": (config.PeerConfig(bytes(32), allowed_ips=same),
+                    config.PeerConfig(bytes(range(32)), allowed_ips=same))}, "two peers"),
+    ]
+    for fields, complaint in cases:
+        with pytest.raises(ConfigError, match=complaint):
+            config.check(config.TunnelConfig(**fields))
+    config.check(config.TunnelConfig(addresses=(address("fd00::1/64"),), mtu=1280))
+    with pytest.raises(ConfigError, match="no allowed IPs"):
+        config.with_default_allowed_ips((config.PeerConfig(bytes(32)),),
+                                        (address("10.0.0.1/32"),))
 
 
 def test_a_bare_peer():
@@ -42,7 +89,8 @@ BAD_PEERS = [
     (f"{KEY}@h:65536", "1 to 65535"), (f"{KEY}@::1:5", r"\[ADDRESS\]:PORT"),
     (f"{KEY}@h:\u0663", "HOST:PORT"),
     (f"{KEY},keepalive=65536", "0 to 65535"), (f"{KEY},keepalive=x", "0 to 65535"),
-    (f"{KEY},allowed-ips=10.0.0.0/33", "allowed IP"), (f"{KEY},allowed-ips=x", "allowed IP"),
+    (f"{KEY},allowed-ips=10.0.0.0/33", "allowed IP"),
+    (f"{KEY},allowed-ips=fe80::%lo/64", "scope"), (f"{KEY},allowed-ips=x", "allowed IP"),
     (f"{KEY},psk=/nonexistent", "cannot be read"), (f"{KEY},psk", "is no peer option"),
     (f"{KEY},color=red", "is no peer option"), (f"{KEY},keepalive=1,keepalive=2", "twice"),
 ]

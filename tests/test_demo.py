@@ -47,14 +47,15 @@ def test_demo(prefix, tmp_path):
     assert not list((tmp_path / "run").rglob("*.sock"))
 
 
-def test_interrupted_demo_cleans_up():
-    """Ctrl-C in the middle: no namespace stays."""
+@pytest.mark.parametrize(("number", "status"), [(2, 130), (15, 143), (1, 129)])
+def test_interrupted_demo_cleans_up(number, status):
+    """Ctrl-C or a signal in the middle: no namespace stays, no process in one."""
     process = subprocess.Popen(DEMO, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for line in process.stderr:
         if "starting" in line:
             break
     assert len(namespaces(process.pid)) == 2
-    process.send_signal(2)
+    process.send_signal(number)
     _, progress = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in progress
+    assert process.returncode == status and "Traceback" not in progress
     assert not namespaces(process.pid)

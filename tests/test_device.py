@@ -1,12 +1,14 @@
 """Two devices that talk through memory, with a fake clock."""
 
+import os
 import socket
 from ipaddress import IPv4Address
 
 import pytest
+from packets import A4, B4, PLAIN, udp
 
 from fastpump import keys, tai64n
-from fastpump._core import SharedTables
+from fastpump._core import Pump, SharedTables
 from fastpump.constants import (
     REJECT_AFTER_TIME,
     REKEY_AFTER_TIME,
@@ -280,6 +282,55 @@ def test_a_removed_peer_is_gone():
     world.want(world.b)
     world.pass_on(world.b, world.a)
     assert world.a.device.verdicts == {"DROP_UNKNOWN_PEER": 1}
+
+
+def test_the_timer_heap_stays_small():
+    world = World()
+    world.handshake(world.a, world.b)
+    for _ in range(2000):
+        world.a.peer.timers.unanswered_rx(world.now)
+        world.a.device._watch(world.a.peer)
+        world.advance(SECOND // 100)
+    assert len(world.a.device._deadlines) < 5
+
+
+def test_a_session_made_as_responder_ends_our_own_attempt():
+    world = World()
+    world.want(world.a)
+    world.a.sent.clear()            # lost
+    world.handshake(world.b, world.a)
+    world.advance(30 * SECOND)
+    assert [message for message, _ in world.a.sent if message[0] == 1] == []
+
+
+def test_a_silent_peer_gets_one_attempt_per_packet():
+    """A packet that nobody answers: a handshake is tried for 90 seconds, then it is quiet
+    until there is more to send."""
+    world = World(allowed_ips=[(bytes([10, 9, 0, 2]), 32)])
+    world.handshake(world.a, world.b)
+    side = world.a
+    worker = side.peer.worker
+    interface, queue = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with interface, queue, socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as udp_socket:
+        queue.setblocking(False)
+        pump = Pump(side.tables, worker, [queue.fileno()] * 4, udp_socket.fileno(),
+                    *(os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)))
+        for _ in range(2):
+            interface.send(PLAIN + udp(A4, B4, b"x"))
+            pump.turn(world.now)
+            assert side.tables.peer_activity(side.peer.slot)[0] == world.now
+            side.device.handle_events(worker, world.now)
+            for _ in range(170):    # not so long that the session ends
+                world.advance(SECOND // 2)
+            assert side.tables.peer_activity(side.peer.slot)[0] == 0
+    attempts = [message for message, _ in side.sent if message[0] == 1]
+    assert 10 <= len(attempts) <= 36
+
+
+def test_a_cookie_reply_is_counted():
+    world = World()
+    world.a.device.receive(b"\3\0\0\0" + bytes(60), PLACE["b"], world.now)
+    assert world.a.device.verdicts == {"DROP_COOKIE_REPLY": 1}
 
 
 def test_mistakes_are_explained():

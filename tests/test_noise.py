@@ -1,15 +1,18 @@
 """The handshake: both roles agree, everything a stranger changes is refused."""
 
 import dataclasses
+import hashlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from noise.connection import Keypair, NoiseConnection
 
 from fastpump import cookie, keys, noise, tai64n, wire
 from fastpump.constants import SECOND
 
-A, B = (noise.StaticKey(keys.generate_private()) for _ in range(2))
+PRIVATE_A, PRIVATE_B = keys.generate_private(), keys.generate_private()
+A, B = noise.StaticKey(PRIVATE_A), noise.StaticKey(PRIVATE_B)
 PSK = bytes(range(32))
 STAMP = tai64n.emit(1_700_000_000 * SECOND)
 
@@ -27,6 +30,47 @@ def test_both_sides_get_the_same_keys():
     assert keys_a.send != keys_a.receive
     assert (consumed.peer_public, consumed.timestamp, consumed.remote_index) == (
         A.public, STAMP, 7)
+
+
+def test_an_independent_implementation_agrees():
+    """The noiseprotocol package, as either role: messages, payloads and transport keys."""
+    def other(key, **more):
+        side = NoiseConnection.from_name(b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s")
+        side.set_prologue(b"WireGuard v1 zx2c4 Jason@zx2c4.com")
+        side.set_psks(PSK)
+        side.set_keypair_from_private_bytes(Keypair.STATIC, key)
+        for kind, value in more.items():
+            side.set_keypair_from_public_bytes(getattr(Keypair, kind), value)
+        return side
+
+    theirs = other(PRIVATE_B)
+    theirs.set_as_responder()
+    theirs.start_handshake()
+    message, state = noise.create_initiation(A, B.public, 7, STAMP)
+    assert theirs.read_message(message.emit()[8:116]) == STAMP
+    body = bytes(theirs.write_message())
+    ours = noise.consume_response(A, state, PSK, wire.Response(9, 7, body[:32], body[32:]))
+    assert theirs.noise_protocol.cipher_state_decrypt.k == ours.send
+    assert theirs.noise_protocol.cipher_state_encrypt.k == ours.receive
+
+    theirs = other(PRIVATE_A, REMOTE_STATIC=B.public)
+    theirs.set_as_initiator()
+    theirs.start_handshake()
+    body = bytes(theirs.write_message(STAMP))
+    consumed = noise.consume_initiation(B, wire.Initiation(3, body[:32], body[32:80], body[80:]))
+    assert (consumed.peer_public, consumed.timestamp) == (A.public, STAMP)
+    response, ours = noise.create_response(consumed, PSK, 9)
+    assert theirs.read_message(response.emit()[12:60]) == b""
+    assert theirs.noise_protocol.cipher_state_encrypt.k == ours.receive
+    assert theirs.noise_protocol.cipher_state_decrypt.k == ours.send
+
+
+def test_mac1_by_its_definition():
+    """MAC(HASH("mac1----" || public), message before the macs): the paper's 5.4.4."""
+    message = bytes(range(148))
+    key = hashlib.blake2s(b"mac1----" + B.public).digest()
+    expected = hashlib.blake2s(message[:116], key=key, digest_size=16).digest()
+    assert cookie.add_macs(message, cookie.mac1_key(B.public))[116:132] == expected
 
 
 def test_a_wrong_preshared_key_is_noticed_by_the_initiator():

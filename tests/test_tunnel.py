@@ -32,7 +32,7 @@ def test_ping_and_tcp_both_ways(lab, tunnel):
     for side, inside in (("a", "b"), ("b", "a")):
         for host in (INSIDE4[inside], INSIDE6[inside]):
             assert is_reachable(lab, host, side)
-            assert transfer(lab, side, host, 20 << 20)
+            assert transfer(lab, side, host, 100 << 20)
     for side in "ab":
         assert lab.status(side)["worker_restarts"] == 0
 
@@ -59,7 +59,8 @@ def test_status_shows_live_workers_that_share_the_work(lab, tunnel):
 @pytest.mark.parametrize("options", [
     ("--offload", "csum=off"), ("--offload", "uso=off", "--offload", "tso6=off"),
     ("--offload", "gro=off", "--offload", "udp-gro=off"), ("--offload", "udp-gso=off"),
-    ("--busy-poll", "50"), ("--pin",), ("--mtu", "9000"),
+    ("--busy-poll", "50"), ("--pin",), ("--mtu", "1280"), ("--mtu", "9000"),
+    ("--mtu", "65000"),
 ], ids=" ".join)
 def test_each_option_still_carries_traffic(lab, tmp_path, options):
     with fastpump_pair(lab, tmp_path, "--queues", "2", *options):
@@ -238,6 +239,39 @@ def test_hosts_behind_a_third_prefix_and_routes(lab, tmp_path):
     assert lab.status("a")["peers"][0]["persistent_keepalive"] == 25
 
 
+def test_a_gateway_with_several_peers(lab, tmp_path):
+    """Three tunnels on one host, one peer each, come to a gateway that they roam past; each
+    gets its own packets, and nobody may use another's address."""
+    key = key_files(tmp_path)
+    peers = []
+    for number in range(3):
+        path = tmp_path / f"peer{number}.key"
+        path.touch(mode=0o600)
+        path.write_text(keys.encode(keys.generate_private()))
+        public = keys.encode(keys.public_of(keys.read_file(path, "key")))
+        peers += ["--peer", f"{public},allowed-ips=10.9.0.{10 + number}/32"]
+    lab.fastpump("b", "--queues", "2", "--address", "10.9.0.2/24", "--private-key",
+                 str(key["b"][0]), *peers)
+    for number in range(3):
+        lab.fastpump("a", f"fp{number}", "--queues", "1", "--listen-port", "0", "--address",
+                     f"10.9.0.{10 + number}/32", "--private-key",
+                     str(tmp_path / f"peer{number}.key"), "--no-routes", "--peer",
+                     f"{key['b'][1]}@{OUTSIDE4['b']}:51820,allowed-ips=10.9.0.2/32")
+    for number in range(3):
+        lab.ip("a", "route", "replace", "10.9.0.2/32", "dev", f"fp{number}", "src",
+               f"10.9.0.{10 + number}")
+        assert is_reachable(lab, "10.9.0.2")
+        assert transfer(lab, "a", "10.9.0.2", 2 << 20, port=str(7000 + number))
+    status = lab.status("b")
+    assert len({peer["endpoint"] for peer in status["peers"]}) == 3
+    assert {peer["worker"] for peer in status["peers"]} == {0, 1}
+    # Through the last tunnel with the first one's address: dropped and counted.
+    lab.ip("a", "route", "replace", "10.9.0.2/32", "dev", "fp2", "src", "10.9.0.10")
+    assert lab.run("a", "ping", "-c", "2", "-i", "0.2", "-W", "1", "10.9.0.2",
+                   check=False).returncode != 0
+    assert lab.status("b")["verdicts"]["DROP_SOURCE_NOT_ALLOWED"] == 2
+
+
 def test_no_routes(lab, tmp_path):
     key = key_files(tmp_path)
     lab.fastpump("a", "--private-key", str(key["a"][0]), "--no-routes", "--peer",
@@ -294,9 +328,25 @@ def test_mistakes_are_explained_in_one_line(lab, tmp_path):
     lab.ip("b", "route", "add", "10.50.0.0/16", "dev", "wire")
     assert "--no-routes" in failure(lab, "b", *good, "--peer",
                                     f"{key['a'][1]},allowed-ips=10.50.0.0/16")
+    assert "cannot be reached" in failure(lab, "b", *good, "--address", "10.9.0.1/24", "--peer",
+                                          f"{key['a'][1]}@203.0.113.9:51820")
+    assert "two peers" in failure(lab, "b", *good, "--no-routes", "--peer",
+                                  f"{key['a'][1]},allowed-ips=10.0.0.0/8", "--peer",
+                                  f"{own},allowed-ips=10.0.0.0/8")
+    (tmp_path / "open.key").write_text(own)
+    assert "chmod 600" in failure(lab, "b", "--private-key", str(tmp_path / "open.key"))
+    assert "1280" in failure(lab, "b", *good, "--mtu", "1000", "--address", "fd00::1/64")
     assert "rot13" in failure(lab, "b", *good, env={"FASTPUMP_AEAD": "rot13"})
     assert "no interface name" in failure(lab, "b", "a/b", *good)
     assert ": fp0:" not in lab.ip("b", "link")
+
+
+def test_without_rights_it_says_so(lab, tmp_path):
+    """As an unprivileged process: capabilities dropped, then the tunnel."""
+    result = lab.run("a", "setpriv", "--bounding-set", "-all", "--inh-caps", "-all", *FASTPUMP,
+                     "tunnel", "--address", "10.9.0.1/24", check=False)
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 1 and "run as root, or with CAP_NET_ADMIN" in line
 
 
 def test_a_taken_default_port_gives_way_to_a_free_one(lab, tmp_path):

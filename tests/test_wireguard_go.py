@@ -44,6 +44,7 @@ def test_either_side_may_start(lab, tmp_path, initiator, with_psk, v6):
     key, psk = key_files(tmp_path), None
     if with_psk:
         psk = tmp_path / "psk"
+        psk.touch(mode=0o600)
         psk.write_text(keys.encode(keys.generate_preshared()))
     ours = initiator == "fastpump"
     start_wireguard_go(lab, "b", key["b"], key["a"][1], endpoint=not ours, psk=psk, v6=v6)
@@ -55,7 +56,7 @@ def test_either_side_may_start(lab, tmp_path, initiator, with_psk, v6):
     first, second = ("a", "b") if ours else ("b", "a")
     assert is_reachable(lab, INSIDE4[second], first)
     for side, other in (("a", "b"), ("b", "a")):
-        assert transfer(lab, side, INSIDE4[other], 20 << 20)
+        assert transfer(lab, side, INSIDE4[other], 100 << 20)
         assert transfer(lab, side, INSIDE6[other], 5 << 20)
     status = lab.status("a")
     assert status["peers"][0]["transport"] == "wireguard"
@@ -65,6 +66,7 @@ def test_either_side_may_start(lab, tmp_path, initiator, with_psk, v6):
 
 def test_a_wrong_preshared_key_gives_no_session(lab, tmp_path):
     key, psk = key_files(tmp_path), tmp_path / "psk"
+    psk.touch(mode=0o600)
     psk.write_text(keys.encode(keys.generate_preshared()))
     start_wireguard_go(lab, "b", key["b"], key["a"][1], psk=psk, endpoint=False)
     lab.fastpump("a", *tunnel_words("a", key["a"], key["b"][1]))

@@ -18,7 +18,7 @@ from fastpump.hot.aead cimport AEAD_CHACHA20_POLY1305, aead_seal, nonce_set
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, add64, load32, load64
 from fastpump.hot.batch cimport send_flush, send_reserve
 from fastpump.hot.bytes cimport store_le32, store_le64
-from fastpump.hot.events cimport event_push, event_push_once
+from fastpump.hot.events cimport event_push_once
 from fastpump.hot.ip cimport IpPacket, ip_destination, ip_parse
 from fastpump.hot.limits cimport (
     BUFFER_STRIDE, MAX_UDP_PAYLOAD, PADDING_MULTIPLE, READ_HEADROOM, READ_TAILROOM,
@@ -26,18 +26,18 @@ from fastpump.hot.limits cimport (
     TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, TRANSPORT_TYPE, TUN_READ_BUDGET,
     VNET_HEADER_LEN,
 )
-from fastpump.hot.linux cimport EAGAIN, EINTR, VIRTIO_NET_HDR_GSO_NONE, errno, read
+from fastpump.hot.linux cimport EAGAIN, EBADFD, EINTR, VIRTIO_NET_HDR_GSO_NONE, errno, read
 from fastpump.hot.lookup cimport lookup_peer
 from fastpump.hot.shm cimport (
-    ARMED_UNANSWERED_TX, ARMED_WANT_SESSION, EVENT_INTERFACE_GONE, EVENT_REKEY,
-    EVENT_UNANSWERED_TX, EVENT_WANT_SESSION, KEYPAIR_INITIATOR, KEYPAIR_REKEY_TOLD, NONE,
+    ARMED_UNANSWERED_TX, ARMED_WANT_SESSION, EVENT_REKEY, EVENT_UNANSWERED_TX,
+    EVENT_WANT_SESSION, KEYPAIR_INITIATOR, KEYPAIR_REKEY_TOLD, NONE,
     Keypair, PeerSlot,
 )
 from fastpump.hot.split cimport Splitter, splitter_init, splitter_next
 from fastpump.hot.staged cimport staged_add, staged_packet, staged_purge, staged_remove
 from fastpump.hot.verdict cimport (
     DROP_COUNTER_LIMIT, DROP_MALFORMED_PACKET, DROP_NO_ENDPOINT, DROP_NO_PEER, DROP_TOO_BIG,
-    PASS, TUN_RX_BYTES, TUN_RX_PACKETS, TUN_RX_SUPERPACKETS, Verdict,
+    FAILED_INTERFACE_READ, PASS, TUN_RX_BYTES, TUN_RX_PACKETS, TUN_RX_SUPERPACKETS, Verdict,
 )
 from fastpump.hot.vnet cimport VnetHeader, vnet_checksum_complete, vnet_load
 from fastpump.hot.worker cimport Worker
@@ -223,12 +223,14 @@ cdef inline bint tun_to_udp(Worker *self) noexcept nogil:
         length = read(self.tun_fd, packet - VNET_HEADER_LEN,
                       BUFFER_STRIDE - READ_HEADROOM - READ_TAILROOM)
         if length < VNET_HEADER_LEN:
+            if length < 0 and errno not in (EAGAIN, EINTR, EBADFD):
+                # A packet that a vnet header cannot describe, say: the kernel dropped it.
+                self.shared.verdicts[FAILED_INTERFACE_READ] += 1
+                reads += 1
+                continue
             has_more = False
-            if length < 0 and errno not in (EAGAIN, EINTR):
-                # EBADFD: the interface was deleted, or the queue taken off it.
-                self.interface_gone = True
-                self.send.has_events |= event_push(self.shared, EVENT_INTERFACE_GONE, NONE, 0,
-                                                   errno, self.now_ns, NULL)
+            # EBADFD: the interface was deleted, or the queue taken off it.
+            self.interface_gone = length < 0 and errno == EBADFD
             break
         reads += 1
         bytes_read += <uint32_t>length

@@ -2,12 +2,15 @@
 #
 # Events are rare: each kind is sent at most once per peer until the supervisor has
 # dealt with it (PeerSlot.armed, Keypair.flags). When the ring is full the event is
-# not sent and its bit not set, so the next packet tries again.
+# not sent and its bit cleared again, so the next packet tries again. A worker killed
+# between the two leaves a bit without an event: all bits are cleared on its death.
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, load32, load64, or32, store64
+from fastpump.hot.atomics cimport (
+    ACQUIRE, RELAXED, RELEASE, SEQ_CST, and32, load32, load64, or32, store64,
+)
 from fastpump.hot.limits cimport EVENT_RING_LEN
 from fastpump.hot.shm cimport ADDRESS_LEN, Event, WorkerShared
 from fastpump.hot.verdict cimport FAILED_EVENT_RING_FULL
@@ -38,9 +41,10 @@ cdef inline bint event_push_once(WorkerShared *self, uint32_t *bits, uint32_t bi
                                  uint32_t peer, uint32_t detail, uint64_t now,
                                  const void *address) noexcept nogil:
     """Push unless `bit` says that it was told; True if it was pushed now."""
-    if load32(bits, RELAXED) & bit:
+    if load32(bits, RELAXED) & bit or or32(bits, bit, SEQ_CST) & bit:
         return False
-    if not event_push(self, kind, peer, detail, 0, now, address):
-        return False
-    or32(bits, bit, RELAXED)
-    return True
+    # The bit is set before the event is seen: who handles the event clears it.
+    if event_push(self, kind, peer, detail, 0, now, address):
+        return True
+    and32(bits, ~bit, RELAXED)
+    return False

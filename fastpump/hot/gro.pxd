@@ -11,12 +11,14 @@
 # Merged is only what the far kernel's own GRO would have merged (net/ipv4/af_inet.c,
 # tcp_offload.c, udp_offload.c): all of the headers equal but length, id, sequence,
 # checksum, PSH and FIN; contiguous; not behind a shorter segment; PSH and FIN end;
-# SYN, RST, URG, CWR never. Both checksums are verified before a merge, because the
-# merged packet goes to the kernel with a partial one; a packet that stays alone
-# keeps its own, right or wrong.
+# SYN, RST, URG, CWR never. All checksums are verified before a merge, because the
+# merged packet goes to the kernel with a new header checksum and a partial one; a
+# packet that stays alone keeps its own, right or wrong.
 #
 # Order: items are written in the order of their first packets; a packet that cannot
-# join its flow's open item closes it. So a flow is never reordered.
+# join its flow's open item closes it. So a flow is never reordered. What has no ports
+# to tell its flow by (fragments, packets with IPv4 options) may be overtaken by packets
+# of the same two hosts that merge into an earlier item, as in the kernel's GRO.
 # Accepted limit: the flow table has one entry per bucket. A collision ends a merge
 # early and costs no correctness.
 
@@ -25,7 +27,8 @@ from libc.string cimport memcmp, memcpy, memset
 
 from fastpump.hot.bytes cimport load_be16, load_be32, load_le64, store_be16
 from fastpump.hot.checksum cimport (
-    checksum_fold, checksum_store, ipv4_checksum_set, l4_checksum_is_valid, pseudo_sum,
+    checksum_fold, checksum_store, checksum_sum, ipv4_checksum_set, l4_checksum_is_valid,
+    pseudo_sum,
 )
 from fastpump.hot.ip cimport (
     PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_ECE, TCP_FIN, TCP_PSH, IpPacket,
@@ -203,14 +206,17 @@ cdef inline bint item_headers_match(const Item *self, const Candidate *packet) n
     return memcmp(a + 18, b + 18, self.header_len - at - 18) == 0
 
 
-cdef inline bint packet_checksum_is_valid(const uint8_t *packet, bint is_v6, bint is_tcp,
-                                          uint32_t l4_at, uint32_t total_len) noexcept nogil:
+cdef inline bint packet_checksums_are_valid(const uint8_t *packet, bint is_v6, bint is_tcp,
+                                            uint32_t l4_at, uint32_t total_len) noexcept nogil:
+    """Of the IPv4 header and of TCP or UDP."""
+    if not is_v6 and checksum_fold(checksum_sum(packet, l4_at)) != 0xffff:
+        return False
     return l4_checksum_is_valid(packet, is_v6, PROTOCOL_TCP if is_tcp else PROTOCOL_UDP,
                                 packet + l4_at, total_len - l4_at)
 
 
 cdef inline bint item_merge(Gro *gro, Item *self, const Candidate *packet) noexcept nogil:
-    """Append the packet's payload to the item if that is allowed."""
+    """Append the packet's payload to the item if that is allowed. Cheap checks first."""
     cdef uint32_t limit = GRO_MAX_TCP_SEGMENTS if self.is_tcp else GRO_MAX_UDP_SEGMENTS
     cdef uint8_t *start = packet.ip.start
     cdef Piece *piece
@@ -220,11 +226,11 @@ cdef inline bint item_merge(Gro *gro, Item *self, const Candidate *packet) noexc
         return False
     if not item_headers_match(self, packet):
         return False
-    if self.segment_count == 1 and not packet_checksum_is_valid(
+    if self.segment_count == 1 and not packet_checksums_are_valid(
             self.packet, self.is_v6, self.is_tcp, self.l4_at, self.packet_len):
         return False
-    if not packet_checksum_is_valid(start, self.is_v6, self.is_tcp, self.l4_at,
-                                    packet.ip.total_len):
+    if not packet_checksums_are_valid(start, self.is_v6, self.is_tcp, self.l4_at,
+                                      packet.ip.total_len):
         return False
     if self.segment_count == 1:
         memcpy(self.saved_header, self.packet, self.header_len)

@@ -7,11 +7,12 @@
 #
 # The order of the checks on a datagram, cheapest first and nothing believed before
 # the tag has proved it (each failure is a verdict):
-#   1 length and type          5 mark the counter
+#   1 length and type          5 mark the counter; timers, confirmation
 #   2 receiver index           6 inner version and length
 #   3 keypair's age            7 inner source in the peer's allowed IPs
 #   4 replay (quick), AEAD     8 only then: endpoint (roaming), deliver
-# A keepalive (empty inside) ends behind 5, and moves the endpoint as well.
+# A keepalive (empty inside) ends behind 5, and moves the endpoint as well. A handshake
+# message that came with a train goes to the supervisor (hot/messages.pxd).
 #
 # Queues: the kernel sends a flow to the queue on which its other direction was last
 # written (tun_flow_update()). One WireGuard session is received by one worker; if that
@@ -36,7 +37,7 @@ from fastpump.hot.gro cimport (
 )
 from fastpump.hot.ip cimport ip_parse, ip_source
 from fastpump.hot.limits cimport (
-    BUFFER_STRIDE, RECV_MESSAGES, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN,
+    BUFFER_STRIDE, MESSAGE_LEN, RECV_MESSAGES, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN,
     TRANSPORT_TYPE, VNET_HEADER_LEN,
 )
 from fastpump.hot.linux cimport (
@@ -45,18 +46,20 @@ from fastpump.hot.linux cimport (
     sockaddr_in6, write, writev,
 )
 from fastpump.hot.lookup cimport lookup_peer
+from fastpump.hot.messages cimport message_first, message_pop, message_push
 from fastpump.hot.replay cimport replay_is_fresh, replay_mark
 from fastpump.hot.shm cimport (
     ARMED_ROAM, ARMED_UNANSWERED_RX, EVENT_CONFIRMED, EVENT_OFFLOAD_OFF, EVENT_REKEY,
     EVENT_ROAM, EVENT_UNANSWERED_RX, KEYPAIR_CONFIRM_TOLD, KEYPAIR_INITIATOR,
-    KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, NONE, Keypair, PeerSlot, keypair_find,
+    KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, NONE, Keypair, Message, PeerSlot,
+    keypair_find,
 )
 from fastpump.hot.verdict cimport (
     DROP_EXPIRED_KEYPAIR, DROP_INTERFACE_DOWN, DROP_INTERFACE_ERROR, DROP_INTERFACE_FULL,
     DROP_MALFORMED_INNER, DROP_MALFORMED_MESSAGE, DROP_REPLAYED, DROP_SOURCE_NOT_ALLOWED,
-    DROP_TRUNCATED, DROP_UNAUTHENTIC, DROP_UNKNOWN_INDEX, FAILED_TUN_GSO, KEEPALIVES_RECEIVED,
-    PASS, TUN_TX_BYTES, TUN_TX_PACKETS, TUN_TX_SUPERPACKETS, TUN_TX_WRITES, UDP_RX_BYTES,
-    UDP_RX_CALLS, UDP_RX_DATAGRAMS, UDP_RX_MESSAGES, Verdict,
+    DROP_TRUNCATED, DROP_UNAUTHENTIC, DROP_UNKNOWN_INDEX, FAILED_EVENT_RING_FULL,
+    FAILED_TUN_GSO, KEEPALIVES_RECEIVED, PASS, TUN_TX_BYTES, TUN_TX_PACKETS,
+    TUN_TX_SUPERPACKETS, TUN_TX_WRITES, UDP_RX_BYTES, UDP_RX_CALLS, UDP_RX_DATAGRAMS, UDP_RX_MESSAGES, Verdict,
 )
 from fastpump.hot.worker cimport RecvBatch, Worker
 
@@ -102,9 +105,9 @@ cdef inline bint address_is_equal(const uint8_t *a, const uint8_t *b,
     return memcmp(a, b, 4) == 0 and memcmp(a + 8, b + 8, 20) == 0
 
 
-cdef inline void peer_note_received(Worker *self, Keypair *keypair, PeerSlot *peer, bint is_data,
-                                    const sockaddr_in6 *source, uint32_t source_len) noexcept nogil:
-    """Timers, confirmation and roaming, after everything has been checked."""
+cdef inline void peer_note_received(Worker *self, Keypair *keypair, PeerSlot *peer,
+                                    bint is_data) noexcept nogil:
+    """Timers and confirmation: the message is authentic, whatever is inside."""
     cdef uint32_t index = keypair.peer
     cdef uint32_t slot = <uint32_t>(keypair - self.tables.keypairs)
     if peer.last_rx_ns != self.now_ns:
@@ -128,11 +131,18 @@ cdef inline void peer_note_received(Worker *self, Keypair *keypair, PeerSlot *pe
         self.send.has_events |= event_push_once(
             self.shared, &keypair.flags, KEYPAIR_REKEY_TOLD, EVENT_REKEY, index, slot,
             self.now_ns, NULL)
+
+
+cdef inline void peer_note_source(Worker *self, Keypair *keypair, PeerSlot *peer,
+                                  const sockaddr_in6 *source, uint32_t source_len) noexcept nogil:
+    """Roaming, after everything has been checked."""
+    cdef uint32_t slot = <uint32_t>(keypair - self.tables.keypairs)
     # Read without the sequence lock: a torn read costs one event too many.
     if peer.endpoint_len != source_len or not address_is_equal(
             peer.endpoint, <const uint8_t *>source, source_len):
         self.send.has_events |= event_push_once(
-            self.shared, &peer.armed, ARMED_ROAM, EVENT_ROAM, index, slot, self.now_ns, source)
+            self.shared, &peer.armed, ARMED_ROAM, EVENT_ROAM, keypair.peer, slot, self.now_ns,
+            source)
 
 
 cdef inline void run_finish(Worker *self) noexcept nogil:
@@ -150,9 +160,17 @@ cdef inline Verdict ingress_datagram(Worker *self, uint8_t *datagram, uint32_t l
     cdef Candidate packet
     cdef uint8_t nonce[12]
     cdef uint64_t counter
-    cdef uint32_t inner_len
-    if length < TRANSPORT_MIN_LEN or load_le32(datagram) != TRANSPORT_TYPE:
+    cdef uint32_t inner_len, kind
+    if length < TRANSPORT_MIN_LEN:
         return DROP_MALFORMED_MESSAGE
+    kind = load_le32(datagram)
+    if kind != TRANSPORT_TYPE:
+        if kind == 0 or kind > TRANSPORT_TYPE:
+            return DROP_MALFORMED_MESSAGE
+        if not message_push(&self.shared.up, datagram, length, source, source_len):
+            return DROP_MALFORMED_MESSAGE if length > MESSAGE_LEN else FAILED_EVENT_RING_FULL
+        self.send.has_events = True
+        return PASS
     keypair = keypair_find(&self.tables, load_le32(datagram + 4), self.number)
     if keypair == NULL:
         return DROP_UNKNOWN_INDEX
@@ -172,15 +190,16 @@ cdef inline Verdict ingress_datagram(Worker *self, uint8_t *datagram, uint32_t l
         run_finish(self)
         self.run.peer = keypair.peer
     self.run.bytes += length
+    peer_note_received(self, keypair, peer, inner_len != 0)
     if inner_len == 0:
         self.shared.counters[KEEPALIVES_RECEIVED] += 1
-        peer_note_received(self, keypair, peer, False, source, source_len)
+        peer_note_source(self, keypair, peer, source, source_len)
         return PASS
     if not ip_parse(&packet.ip, inner, inner_len):
         return DROP_MALFORMED_INNER
     if lookup_peer(&self.tables, ip_source(&packet.ip), packet.ip.is_v6) != keypair.peer:
         return DROP_SOURCE_NOT_ALLOWED
-    peer_note_received(self, keypair, peer, True, source, source_len)
+    peer_note_source(self, keypair, peer, source, source_len)
     if gro_is_full(&self.gro):
         ingress_write(self)
     gro_receive(&self.gro, &packet)
@@ -259,6 +278,22 @@ cdef inline void ingress_write(Worker *self) noexcept nogil:
     for i in range(self.gro.item_count):
         write_item(self, &self.gro.items[i])
     gro_reset(&self.gro, load32(&self.tables.header.offloads, RELAXED))
+
+
+cdef inline void take_strays(Worker *self) noexcept nogil:
+    """Transport messages that the supervisor's socket received (hot/messages.pxd)."""
+    cdef Message *message = message_first(&self.shared.down)
+    cdef Verdict verdict
+    while message != NULL:
+        verdict = ingress_datagram(self, message.data, message.length,
+                                   <sockaddr_in6 *>message.address, message.address_len)
+        if verdict != PASS:
+            self.shared.verdicts[verdict] += 1
+        # Written before the slot is handed back: what was opened lies in it.
+        ingress_write(self)
+        message_pop(&self.shared.down)
+        message = message_first(&self.shared.down)
+    run_finish(self)
 
 
 cdef inline bint udp_to_tun(Worker *self) noexcept nogil:

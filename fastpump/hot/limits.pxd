@@ -13,7 +13,7 @@ cdef enum:
     # Kernel (include/linux/udp.h, net/ipv4/udp.c, drivers/net/tun.c).
     VNET_HEADER_LEN = 10
     MAX_PACKET_LEN = 65535
-    MAX_UDP_PAYLOAD = 65467         # 65507 less the 40 bytes of an IPv6 header: safe for both
+    MAX_UDP_PAYLOAD = 65467         # IPv4's 65507 less 40 bytes for options of the outer header
     MAX_GSO_SEGMENTS = 64           # UDP_MAX_SEGMENTS before Linux 6.9
     MAX_QUEUES = 256                # MAX_TAP_QUEUES
 
@@ -39,6 +39,8 @@ cdef enum:
     STAGED_SLOTS = 512
 
     EVENT_RING_LEN = 4096
+    MESSAGE_RING_LEN = 64
+    MESSAGE_LEN = 160               # an initiation has 148 bytes
     BATCH_BUCKETS = 8               # log2 histogram of datagrams per system call
 
     # RFC 6479 with 64-bit words: 8192 bits, of which one word is being refilled.

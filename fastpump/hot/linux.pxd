@@ -11,6 +11,7 @@ cdef extern from "<errno.h>" nogil:
     int errno
     enum:
         EAGAIN
+        EBADFD
         EINTR
         EINVAL
         EIO

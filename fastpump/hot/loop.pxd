@@ -9,7 +9,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastpump.hot.atomics cimport RELAXED, SEQ_CST, load32, store64
 from fastpump.hot.batch cimport send_flush
 from fastpump.hot.egress cimport staged_send, tun_to_udp
-from fastpump.hot.ingress cimport udp_to_tun
+from fastpump.hot.ingress cimport take_strays, udp_to_tun
 from fastpump.hot.linux cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, epoll_create1, epoll_ctl, epoll_event,
     epoll_wait, errno, now_ns, read, write,
@@ -67,6 +67,7 @@ cdef inline uint32_t loop_wait(Worker *self, uint64_t *epoch, int timeout) noexc
 cdef inline void loop_doorbell(Worker *self) noexcept nogil:
     cdef uint64_t rings
     read(self.doorbell_fd, &rings, sizeof(rings))
+    take_strays(self)
     staged_purge(self)
     staged_send(self, NONE)
     send_flush(&self.send)
@@ -80,6 +81,7 @@ cdef inline void loop_run(Worker *self) noexcept nogil:
     cdef bint has_more
     cdef int timeout
     store64(&self.shared.epoch, epoch, SEQ_CST)
+    self.send.has_events = True     # tells the supervisor that this worker runs
     while not self.interface_gone:
         self.now_ns = now_ns()
         self.send.now_ns = self.now_ns

@@ -24,7 +24,9 @@
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, load32, fence
-from fastpump.hot.limits cimport BATCH_BUCKETS, EVENT_RING_LEN, REPLAY_WORDS
+from fastpump.hot.limits cimport (
+    BATCH_BUCKETS, EVENT_RING_LEN, MESSAGE_LEN, MESSAGE_RING_LEN, REPLAY_WORDS,
+)
 from fastpump.hot.verdict cimport COUNTER_COUNT, VERDICT_COUNT
 from libc.string cimport memcpy
 
@@ -63,7 +65,19 @@ cdef enum:
     EVENT_ROAM                      # `peer` was heard from `address`
     EVENT_OFFLOAD_OFF               # `detail` is the OFFLOAD_* bit, `error` the errno
     EVENT_SEND_ERROR                # `error` is the errno of sendmmsg
-    EVENT_INTERFACE_GONE            # the queue's fd is dead
+
+cdef struct Message:
+    # A handshake-sized datagram that reached the wrong socket; see hot/messages.pxd.
+    uint32_t length
+    uint32_t address_len
+    uint8_t address[ADDRESS_LEN]
+    uint8_t data[MESSAGE_LEN]
+
+cdef struct MessageRing:
+    uint64_t head                   # written by the consumer
+    uint64_t padding[7]
+    uint64_t tail                   # written by the producer
+    Message messages[MESSAGE_RING_LEN]
 
 cdef struct Event:
     uint32_t kind
@@ -98,6 +112,8 @@ cdef struct WorkerShared:
     uint64_t send_batches[BATCH_BUCKETS]
     uint64_t recv_batches[BATCH_BUCKETS]
     Event events[EVENT_RING_LEN]
+    MessageRing up                  # handshake messages for the supervisor
+    MessageRing down                # transport messages for the worker
 
 cdef struct PeerSlot:
     # Line 0: configuration, read by all, written by the supervisor.

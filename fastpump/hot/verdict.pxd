@@ -33,6 +33,7 @@ cdef enum:
     # recovered
     FAILED_UDP_GSO                  # a GSO send failed; sent again segment by segment
     FAILED_TUN_GSO                  # a GSO write failed; written again segment by segment
+    FAILED_INTERFACE_READ           # a read failed, but the interface lives
     FAILED_EVENT_RING_FULL          # the supervisor is behind; told again later
     VERDICT_COUNT
 
