@@ -44,7 +44,7 @@ lint: install
 bench: install
 	$(VENV)/bin/python -m pytest -p no:cacheprovider bench --benchmark-only \
 	  --override-ini addopts= --benchmark-columns=median,iqr,rounds
-	$(SUDO) $(VENV)/bin/python bench/tunnels.py $(BENCH_OPTIONS) \
+	$(SUDO) $(VENV)/bin/python bench/compare.py $(BENCH_OPTIONS) \
 	  $(if $(WIREGUARD_GO),--wireguard-go $(WIREGUARD_GO))
 
 packages:

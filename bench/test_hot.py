@@ -64,11 +64,17 @@ def test_seal_64_small_packets(benchmark, ends):
     benchmark.pedantic(one.turn, setup=fill, rounds=500)
 
 
-@pytest.mark.parametrize("prefixes", [1, 1000, 30000])
+@pytest.mark.parametrize("prefixes", [1, 1000, 100_000])
 def test_look_up_an_address(benchmark, prefixes):
     tables = _core.SharedTables.create(1)
     peer = tables.peer_add()
     for number in range(prefixes):
-        tables.allowed_insert((0x0A000000 + (number << 8)).to_bytes(4, "big"), 24, peer)
+        tables.allowed_insert((0x0A000000 + (number << 4)).to_bytes(4, "big"), 28, peer)
     address = bytes([10, 0, 0, 1])
     assert benchmark(tables.allowed_lookup, address) == peer
+
+
+def test_mark_a_counter(benchmark):
+    window = _core.ReplayWindow()
+    counters = iter(range(1 << 40))
+    assert benchmark(lambda: window.mark(next(counters)))

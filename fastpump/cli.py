@@ -220,11 +220,28 @@ def _genpsk(_args: argparse.Namespace) -> int:
     return 0
 
 
+def _open_standard_streams() -> None:
+    """Fill 0, 1 and 2 if they are closed, or the next file opened would be taken for one."""
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd <= 2:
+        fd = os.dup(fd)
+    os.close(fd)
+    if sys.stdin is None:
+        sys.stdin = open(0)     # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(1, "w")       # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w")       # noqa: SIM115
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status: 0, 1 for an error that is explained, 2 for usage."""
+    _open_standard_streams()
     args = build_parser().parse_args(argv)
     try:
-        return int(args.run(args))
+        status = int(args.run(args))
+        sys.stdout.flush()
+        return status
     except FastpumpError as error:
         print(f"fastpump: {error}", file=sys.stderr)
         return 1

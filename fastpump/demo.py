@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from fastpump.lab import (
     OUTSIDE4,
     Lab,
     cpu_seconds,
+    exit_on_signals,
     fastpump_pair,
     need,
     stop,
@@ -35,8 +35,7 @@ def run(queue_count: int, seconds: int) -> int:
     need("ip", "iperf3", "ping")
     if os.geteuid() != 0:
         _become_root_of_a_user_namespace()
-    for number in (signal.SIGTERM, signal.SIGHUP):      # unwind, and so clean up
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    exit_on_signals()
     if _INSIDE in os.environ:
         _hide_run()
     with tempfile.TemporaryDirectory(prefix="fastpump-demo-") as directory, Lab() as lab:
@@ -110,7 +109,7 @@ def _measure(lab: Lab, host: str, seconds: int, pids: list[int]) -> dict[str, st
         "TCP, both ways": gbit("both ways", "--bidir"),
     }
     _say("  UDP, 64 bytes")
-    rows["UDP, 64 bytes"] = f"{lab.udp_small('a', host, seconds).packets_per_s:,.0f} packets/s"
+    rows["UDP, 64 bytes"] = f"{lab.udp('a', host, seconds, 64).packets_per_s:,.0f} packets/s"
     return rows
 
 

@@ -271,7 +271,7 @@ class Device:
         if any(keypair is not None and keypair.slot == slot for keypair in known):
             endpoint = Endpoint.from_sockaddr(sockaddr)
             if endpoint != peer.endpoint:
-                log.info("%s is at %s now", peer, endpoint)
+                log.debug("%s is at %s now", peer, endpoint)
             self._set_endpoint(peer, endpoint)
         self._tables.peer_disarm(peer.slot, "roam")
 

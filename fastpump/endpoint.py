@@ -84,7 +84,7 @@ def split_host_port(text: str) -> tuple[str, int]:
     elif ":" in host:
         raise ConfigError(f"the endpoint {text!r} is ambiguous: write IPv6 as [ADDRESS]:PORT")
     if not colon or not host or not port.isascii() or not port.isdigit() \
-            or not 1 <= int(port) <= 65535:
+            or len(port) > 5 or not 1 <= int(port) <= 65535:
         raise ConfigError(f"the endpoint {text!r} is not HOST:PORT (a port is 1 to 65535)")
     return host, int(port)
 

@@ -33,7 +33,6 @@ OUTSIDE6 = {"a": "2001:db8::1", "b": "2001:db8::2"}
 INSIDE4 = {"a": "10.9.0.1", "b": "10.9.0.2"}
 INSIDE6 = {"a": "fd00:9::1", "b": "fd00:9::2"}
 IPERF_PORT = "5201"
-SMALL_UDP_BYTES = 64
 
 
 def need(*tools: str) -> None:
@@ -46,6 +45,12 @@ def need(*tools: str) -> None:
                                    f"{packages.get(tool, tool)})")
 
 
+def exit_on_signals() -> None:
+    """Make SIGTERM and SIGHUP unwind the program, so that its labs are closed."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
 def ip(*words: str, check: bool = True) -> str:
     """Run iproute2's ip; its output."""
     result = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
@@ -56,24 +61,40 @@ def ip(*words: str, check: bool = True) -> str:
 
 def cpu_seconds(pids: Sequence[int]) -> float:
     """User and system time used so far by processes and their living descendants."""
-    ticks, parents = {}, {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents[int(entry.name)] = int(fields[1])
-        ticks[int(entry.name)] = int(fields[11]) + int(fields[12])
-    total = 0
-    for pid, used in ticks.items():
-        at = pid
-        while at > 1 and at not in pids:
-            at = parents.get(at, 0)
-        if at in pids:
-            total += used
+    fields = _process_fields()
+    parents = {pid: int(field[1]) for pid, field in fields.items()}
+    ticks = {pid: int(field[11]) + int(field[12]) for pid, field in fields.items()}
+    total = sum(used for pid, used in ticks.items() if _descends(pid, pids, parents))
     return total / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(pids: Sequence[int]) -> int:
+    """Memory of processes and their living descendants; shared pages count in parts."""
+    parents = {pid: int(field[1]) for pid, field in _process_fields().items()}
+    total = 0
+    for pid in parents:
+        if _descends(pid, pids, parents):
+            with contextlib.suppress(OSError):
+                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                total += sum(int(line.split()[1]) for line in rollup.splitlines()
+                             if line.startswith("Pss:"))
+    return total * 1024
+
+
+def _process_fields() -> dict[int, list[str]]:
+    """The fields of /proc/PID/stat behind the name, of all processes: proc(5)."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                found[int(entry.name)] = (entry / "stat").read_text().rpartition(")")[2].split()
+    return found
+
+
+def _descends(pid: int, ancestors: Sequence[int], parents: dict[int, int]) -> bool:
+    while pid > 1 and pid not in ancestors:
+        pid = parents.get(pid, 0)
+    return pid in ancestors
 
 
 @dataclass
@@ -192,13 +213,12 @@ class Lab:
             total += end["sum_received_bidir_reverse"]["bytes"]
         return Load(total, total / end["sum_received"]["seconds"], 0.0)
 
-    def udp_small(self, side: str, host: str, seconds: float) -> Load:
-        """64-byte UDP datagrams as fast as they go: what was received."""
-        end = self.iperf(side, host, seconds, "--udp", "--length", str(SMALL_UDP_BYTES),
+    def udp(self, side: str, host: str, seconds: float, size: int) -> Load:
+        """UDP datagrams of `size` bytes as fast as they go: what was received."""
+        end = self.iperf(side, host, seconds, "--udp", "--length", str(size),
                          "--bitrate", "0")["end"]["sum"]
         received = end["packets"] - end["lost_packets"]
-        return Load(received * SMALL_UDP_BYTES, received * SMALL_UDP_BYTES / end["seconds"],
-                    received / end["seconds"])
+        return Load(received * size, received * size / end["seconds"], received / end["seconds"])
 
     def ping(self, side: str, host: str, count: int, interval_s: float = 0.01) -> list[float]:
         """Round-trip times in ms, sorted; lost ones are missing."""

@@ -15,10 +15,13 @@ sockets of the group have UDP_GRO, the handshake socket too, and strays are pass
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import socket
 import struct
+import time
+from collections.abc import Iterator
 
 from fastpump.constants import DEFAULT_PORT
 from fastpump.endpoint import Endpoint
@@ -38,6 +41,7 @@ UDP_SEGMENT = 103
 
 HANDSHAKE_TOS = 0x88        # AF41, as the kernel's WireGuard
 _INT = struct.Struct("=i")
+_UINT = struct.Struct("=I")
 
 # A queue between two hosts that have no more CPU to give: what it holds is latency. 1 MiB
 # (the kernel doubles it for its bookkeeping) is about 1 ms at 10 Gbit/s; with 4 MiB, the
@@ -96,6 +100,22 @@ def preferred_family() -> int:
     return socket.AF_INET6
 
 
+@contextlib.contextmanager
+def _port_lock() -> Iterator[None]:
+    """One fastpump of this network namespace at a time looks for a port and binds to it:
+    an abstract UNIX socket is the lock, so that it ends with its holder."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
+        for _ in range(200):
+            try:
+                lock.bind("\0fastpump-port")
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                time.sleep(0.05)
+        yield       # after ten seconds without it, the bind itself will tell
+
+
 class SocketGroup:
     """The workers' sockets, the handshake socket, and their common port."""
 
@@ -107,10 +127,11 @@ class SocketGroup:
         self.workers: list[socket.socket] = []
         self._open: list[socket.socket] = []
         try:
-            self.port = self._find_port(port)
-            for _ in range(queue_count):
-                self.workers.append(self._bind())
-            self.handshake = self._bind()
+            with _port_lock():
+                self.port = self._find_port(port)
+                for _ in range(queue_count):
+                    self.workers.append(self._bind())
+                self.handshake = self._bind()
             self.handshake.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, HANDSHAKE_TOS)
             if self.family == socket.AF_INET6:
                 self.handshake.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, HANDSHAKE_TOS)
@@ -158,7 +179,7 @@ class SocketGroup:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if self._fwmark:
             try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._fwmark)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _UINT.pack(self._fwmark))
             except OSError as error:
                 raise SystemSetupError(f"the firewall mark {self._fwmark:#x} cannot be set: "
                                        f"{error.strerror}") from None
@@ -179,7 +200,7 @@ class SocketGroup:
         """SystemSetupError if nothing can be sent to an endpoint from here."""
         with socket.socket(self.family, socket.SOCK_DGRAM) as probe:
             if self._fwmark:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._fwmark)
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _UINT.pack(self._fwmark))
             try:
                 probe.connect(where.to_python(self.family))
             except OSError as error:

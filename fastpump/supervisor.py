@@ -181,11 +181,15 @@ class Supervisor:
                 [sys.executable, "-I", "-S", "-c", program, *map(str, arguments)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 pass_fds=(*fds, *self._tun.fds), process_group=0)
+            worker.pidfd = os.pidfd_open(worker.process.pid)
         except OSError as error:
             log.error("worker %d cannot be started: %s; trying again", worker.number, error)
+            if worker.process is not None:
+                worker.process.kill()
+                worker.process.wait()
+                worker.process = None
             self._start_later(worker)
             return
-        worker.pidfd = os.pidfd_open(worker.process.pid)
         self._loop.add_reader(worker.pidfd, self._on_death, worker)
 
     def _start_later(self, worker: WorkerProcess) -> None:

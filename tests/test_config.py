@@ -87,7 +87,7 @@ BAD_PEERS = [
     (KEY[:-2] + "9=", "public key"),
     (f"{KEY}@host", "HOST:PORT"), (f"{KEY}@:1", "HOST:PORT"), (f"{KEY}@h:0", "1 to 65535"),
     (f"{KEY}@h:65536", "1 to 65535"), (f"{KEY}@::1:5", r"\[ADDRESS\]:PORT"),
-    (f"{KEY}@h:\u0663", "HOST:PORT"),
+    (f"{KEY}@h:\u0663", "HOST:PORT"), (f"{KEY}@h:{'1' * 5000}", "HOST:PORT"),
     (f"{KEY},keepalive=65536", "0 to 65535"), (f"{KEY},keepalive=x", "0 to 65535"),
     (f"{KEY},allowed-ips=10.0.0.0/33", "allowed IP"),
     (f"{KEY},allowed-ips=fe80::%lo/64", "scope"), (f"{KEY},allowed-ips=x", "allowed IP"),

@@ -349,6 +349,37 @@ def test_without_rights_it_says_so(lab, tmp_path):
     assert result.returncode == 1 and "run as root, or with CAP_NET_ADMIN" in line
 
 
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "0<&- 1>&- 2>&-"])
+def test_closed_standard_streams_do_no_harm(lab, tmp_path, closed):
+    words = " ".join(FASTPUMP)
+    process = lab.spawn("a", "sh", "-c", f"exec {words} tunnel --fwmark 0xffffffff {closed}")
+    until(lambda: len(lab.run("a", *FASTPUMP, "status").stdout.splitlines()) > 5)
+    assert len([pid for pid in children(process.pid) if is_worker(pid)]) == os.cpu_count()
+
+
+def test_two_that_start_together_get_two_ports(lab):
+    started = [lab.spawn("a", *FASTPUMP, "tunnel", f"fp{number}", "--queues", "1")
+               for number in range(4)]
+    for process in started:
+        wait_for_line(process, " is ready: ")
+    listing = json.loads(lab.run("a", *FASTPUMP, "status", "--json").stdout)["interfaces"]
+    assert len({entry["listen_port"] for entry in listing}) == 4
+
+
+def test_idle_control_clients_are_limited_and_end_quietly(lab, tunnel, tmp_path):
+    (path,) = [p for p in (tmp_path / "run").rglob("fp0.sock")
+               if p.parent.name == str(namespace_inode(lab, "a"))]
+    clients = []
+    for _ in range(40):
+        clients.append(socket.socket(socket.AF_UNIX))
+        clients[-1].connect(str(path))
+    until(lambda: clients[-1].recv(1) == b"")
+    output = stop(tunnel["a"])
+    assert tunnel["a"].returncode == 0 and "Traceback" not in output
+    for client in clients:
+        client.close()
+
+
 def test_a_taken_default_port_gives_way_to_a_free_one(lab, tmp_path):
     key = key_files(tmp_path)
     lab.fastpump("a", "fp0", "--private-key", str(key["a"][0]))
