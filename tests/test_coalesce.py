@@ -198,6 +198,32 @@ def test_gso_types():
     assert types == {GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4}
 
 
+@settings(max_examples=300)
+@given(is_tcp=st.booleans(), pair=st.sampled_from(list(PAIRS.values())),
+       segment=st.integers(1, 1500), count=st.integers(2, 64), short=st.integers(0, 1499),
+       options=st.sampled_from([b"", TIMESTAMPS, b"\x01" * 40]), seq=st.integers(0, 2**32 - 1),
+       ident=st.integers(0, 65535), flags=st.sampled_from([0, PSH, FIN, PSH | FIN, ECE]),
+       fill=st.binary(min_size=1, max_size=9))
+def test_coalescing_what_was_split_gives_the_superpacket_back(
+        is_tcp, pair, segment, count, short, options, seq, ident, flags, fill):
+    """Byte for byte, for any sizes, odd ones too."""
+    size = min(segment * (count - 1) + 1 + short % segment, 65000)
+    if size <= segment:
+        size = segment + 1
+    payload = (fill * (size // len(fill) + 1))[:size]
+    if is_tcp:
+        whole = tcp(*pair, payload, seq=seq, ident=ident, flags=ACK | flags, options=options)
+    else:
+        whole = udp(*pair, payload, ident=ident)
+    given_vnet, given_packet = parse_vnet(superpacket(whole, segment))
+    (written,) = _core.coalesce(_core.split(superpacket(whole, segment)))
+    vnet, packet = parse_vnet(written)
+    assert packet == given_packet
+    assert (vnet.flags, vnet.gso_type, vnet.gso_size, vnet.csum_start, vnet.csum_offset) == (
+        given_vnet.flags, given_vnet.gso_type, segment, given_vnet.csum_start,
+        given_vnet.csum_offset)
+
+
 @settings(max_examples=200)
 @given(st.data())
 def test_splitting_what_was_coalesced_gives_the_packets_back(data):

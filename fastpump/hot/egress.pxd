@@ -22,9 +22,9 @@ from fastpump.hot.events cimport event_push_once
 from fastpump.hot.ip cimport IpPacket, ip_destination, ip_parse
 from fastpump.hot.limits cimport (
     BUFFER_STRIDE, MAX_UDP_PAYLOAD, PADDING_MULTIPLE, READ_HEADROOM, READ_TAILROOM,
-    REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES, SEND_FLUSH_BYTES,
+    REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES,
     TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, TRANSPORT_TYPE, TUN_READ_BUDGET,
-    VNET_HEADER_LEN,
+    TUN_READ_BYTES, VNET_HEADER_LEN,
 )
 from fastpump.hot.linux cimport EAGAIN, EBADFD, EINTR, VIRTIO_NET_HDR_GSO_NONE, errno, read
 from fastpump.hot.lookup cimport lookup_peer
@@ -219,7 +219,7 @@ cdef inline bint tun_to_udp(Worker *self) noexcept nogil:
     cdef bint has_more = True
     cdef Verdict verdict
     cdef long length
-    while reads < TUN_READ_BUDGET and bytes_read < SEND_FLUSH_BYTES:
+    while reads < TUN_READ_BUDGET and bytes_read < TUN_READ_BYTES:
         length = read(self.tun_fd, packet - VNET_HEADER_LEN,
                       BUFFER_STRIDE - READ_HEADROOM - READ_TAILROOM)
         if length < VNET_HEADER_LEN:

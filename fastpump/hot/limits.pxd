@@ -24,8 +24,9 @@ cdef enum:
 
     # Batches: what one turn of the loop may do before it looks at the other side.
     SEND_MESSAGES = 64
-    SEND_FLUSH_BYTES = 131072
+    SEND_FLUSH_BYTES = 524288       # more than a turn's reads become: one sendmmsg a turn
     TUN_READ_BUDGET = 64
+    TUN_READ_BYTES = 262144
     RECV_MESSAGES = 8
 
     # Coalescing: segments of one receive batch at most; see hot/gro.pxd.
