@@ -41,7 +41,7 @@ from fastpump.hot.limits cimport (
 from fastpump.hot.limits cimport REPLAY_WINDOW as _REPLAY_WINDOW
 from fastpump.hot.limits cimport REJECT_AFTER_MESSAGES as _REJECT_AFTER_MESSAGES
 from fastpump.hot.linux cimport (
-    MADV_DONTDUMP, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED,
+    MADV_DONTDUMP, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED,
     PROT_READ, PROT_WRITE, errno, iovec, madvise, mmap, munmap, now_ns,
 )
 from fastpump.hot.loop cimport loop_doorbell, loop_init, loop_run
@@ -172,6 +172,8 @@ cdef void *map_memory(size_t size, int fd) except NULL:
     if memory == MAP_FAILED:
         raise OSError(errno, f"cannot map {size} bytes: {os.strerror(errno)}")
     madvise(memory, size, MADV_DONTDUMP)
+    if fd < 0:
+        madvise(memory, size, MADV_HUGEPAGE)    # fewer TLB misses in the packet buffers
     return memory
 
 
