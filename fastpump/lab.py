@@ -46,8 +46,9 @@ def need(*tools: str) -> None:
 
 
 def exit_on_signals() -> None:
-    """Make SIGTERM and SIGHUP unwind the program, so that its labs are closed."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    """Make SIGINT, SIGTERM and SIGHUP unwind the program, so that its labs are closed; also
+    when it was started with SIGINT ignored, as shells start background jobs."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
