@@ -304,7 +304,12 @@ class Device:
             peer.timers.initiation_sent(last, jitter)   # not more often than that
             return
         self._end_handshake(peer)
-        peer.handshake_slot, index = self._tables.keypair_reserve(peer.worker)
+        try:
+            peer.handshake_slot, index = self._tables.keypair_reserve(peer.worker)
+        except MemoryError as error:    # a stopped worker keeps retired slots from reuse
+            log.warning("no handshake with %s now: %s", peer, error)
+            peer.timers.initiation_sent(now, jitter)
+            return
         peer.timestamp_sent = tai64n.emit_after(peer.timestamp_sent, self._unix_ns())
         try:
             message, peer.handshake = noise.create_initiation(
@@ -358,6 +363,8 @@ class Device:
             except noise.HandshakeError as error:
                 self.verdicts["DROP_INVALID_HANDSHAKE"] += 1
                 log.debug("handshake message from %s dropped: %s", source, error)
+            except MemoryError:         # no slot for a session
+                self.verdicts["DROP_TABLE_FULL"] += 1
 
     def _receive_initiation(self, message: Initiation, source: Endpoint, now: int) -> None:
         initiation = noise.consume_initiation(self._static, message)

@@ -12,6 +12,7 @@ to save, so stopping one is SIGKILL.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -132,8 +133,12 @@ class Supervisor:
             wait.cancel()
 
     def _on_exception(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        """A bug of ours in a callback: say so and end, rather than go on half dead."""
+        """A bug of ours in a callback: say so and end, rather than go on half dead. What
+        asyncio tells of its own (no fd left to accept a control client, say) passes."""
         error = context.get("exception")
+        if "handle" not in context:
+            log.warning("%s: %s", context.get("message"), error)
+            return
         log.error("%s: %r", context.get("message"), error,
                   exc_info=error if isinstance(error, BaseException) else None)
         self.failure = self.failure or f"internal error: {error!r}; this is a bug, please report it"
@@ -205,6 +210,8 @@ class Supervisor:
         os.close(worker.pidfd)
         status = worker.process.wait()
         pid, worker.process = worker.process.pid, None
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(worker.event_fd)    # not to be taken for the next one's
         if self._stopped.is_set():
             return
         self._hear(worker)              # what it had no time to tell

@@ -327,6 +327,25 @@ def test_a_silent_peer_gets_one_attempt_per_packet():
     assert 10 <= len(attempts) <= 36
 
 
+def test_a_full_keypair_table_is_counted_and_tried_again():
+    """A stopped worker holds up the reuse of slots; nothing breaks meanwhile."""
+    world = World()
+    world.want(world.a)
+    taken = []
+    with pytest.raises(MemoryError):
+        while True:
+            taken.append(world.b.tables.keypair_reserve(0)[0])
+    world.pass_on(world.a, world.b)
+    assert world.b.sent == [] and world.b.device.verdicts == {"DROP_TABLE_FULL": 1}
+    world.want(world.b)
+    assert world.b.sent == []
+    for slot in taken:
+        world.b.tables.keypair_retire(slot)
+    world.b.tables.reclaim()
+    world.advance(REKEY_TIMEOUT)
+    assert 1 in [message[0] for message, _ in world.b.sent]
+
+
 def test_a_cookie_reply_is_counted():
     world = World()
     world.a.device.receive(b"\3\0\0\0" + bytes(60), PLACE["b"], world.now)
