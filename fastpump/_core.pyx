@@ -32,6 +32,12 @@ from fastpump.hot.gro cimport (
     Candidate, Gro, gro_is_full, gro_receive, gro_reset, item_finish,
 )
 from fastpump.hot.ingress cimport recv_init, udp_to_tun
+from fastpump.hot.intake cimport (
+    INTAKE_ACCEPT, INTAKE_COOKIE, INTAKE_DROP_INVALID_MAC1, INTAKE_DROP_MALFORMED,
+    INTAKE_DROP_OVERLOAD, INTAKE_DROP_REPLAYED, INTAKE_DROP_SOURCE_RATE, INTAKE_MESSAGES,
+    INTAKE_STRIDE, INTAKE_TRANSPORT, INTAKE_VERDICTS, MAC_LEN, Intake as IntakeState,
+    cookie_of, intake_judge, known_add, mac_free, mac_init,
+)
 from fastpump.hot.ip cimport IpPacket, ip_parse
 from fastpump.hot.limits cimport (
     BATCH_BUCKETS, BUFFER_STRIDE, EVENT_RING_LEN, GRO_MAX_TCP_SEGMENTS, MAX_QUEUES,
@@ -41,9 +47,12 @@ from fastpump.hot.limits cimport (
 from fastpump.hot.limits cimport REPLAY_WINDOW as _REPLAY_WINDOW
 from fastpump.hot.limits cimport REJECT_AFTER_MESSAGES as _REJECT_AFTER_MESSAGES
 from fastpump.hot.linux cimport (
-    MADV_DONTDUMP, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED,
-    PROT_READ, PROT_WRITE, errno, iovec, madvise, mmap, munmap, now_ns,
+    EAGAIN, EINTR, MADV_DONTDUMP, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE,
+    MAP_SHARED, MSG_DONTWAIT, MSG_TRUNC, PROT_READ, PROT_WRITE, errno, iovec, madvise, mmap,
+    msghdr, munmap, now_ns, recvmmsg, sockaddr_in6,
 )
+from fastpump.hot.local cimport RECV_CONTROL_LEN, control_read
+
 from fastpump.hot.loop cimport loop_doorbell, loop_init, loop_run
 from fastpump.hot.lookup cimport lookup_peer, prefix_load
 from fastpump.hot.messages cimport message_first, message_pop, message_push
@@ -52,12 +61,13 @@ from fastpump.hot.sandbox cimport (
     sandbox_drop_capabilities, sandbox_filter_syscalls, sandbox_tie_to_parent,
 )
 from fastpump.hot.shm cimport (
-    ADDRESS_LEN, ARMED_ROAM, ARMED_UNANSWERED_RX, ARMED_UNANSWERED_TX, ARMED_WANT_SESSION,
-    EVENT_CONFIRMED, EVENT_OFFLOAD_OFF, EVENT_REKEY, EVENT_ROAM, EVENT_SEND_ERROR,
-    EVENT_UNANSWERED_RX, EVENT_UNANSWERED_TX, EVENT_WANT_SESSION, KEYPAIR_CONFIRM_TOLD,
-    KEYPAIR_INITIATOR, KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, NONE, OFFLOAD_TUN_TCP4,
-    OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6, OFFLOAD_UDP_GSO, Event, Header,
-    Keypair, Message, MessageRing, PeerSlot, Replay, Tables, TrieNode, WorkerShared, tables_resolve,
+    ADDRESS_LEN, ARMED_LOCAL_GONE, ARMED_ROAM, ARMED_UNANSWERED_RX, ARMED_UNANSWERED_TX,
+    ARMED_WANT_SESSION, EVENT_CONFIRMED, EVENT_LOCAL_GONE, EVENT_OFFLOAD_OFF, EVENT_REKEY,
+    EVENT_ROAM, EVENT_SEND_ERROR, EVENT_UNANSWERED_RX, EVENT_UNANSWERED_TX, EVENT_WANT_SESSION,
+    KEYPAIR_CONFIRM_TOLD, KEYPAIR_INITIATOR, KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, LOCAL_LEN,
+    NONE, OFFLOAD_TUN_TCP4, OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6,
+    OFFLOAD_UDP_GSO, Event, Header, Keypair, Message, MessageRing, PeerSlot, Replay, Tables,
+    TrieNode, WorkerShared, peer_endpoint_read, peer_endpoint_write, tables_resolve,
 )
 from fastpump.hot.split cimport Splitter, splitter_init, splitter_next
 from fastpump.hot.staged cimport staged_init
@@ -123,6 +133,7 @@ EVENT_NAMES = {
     EVENT_ROAM: "roam",
     EVENT_OFFLOAD_OFF: "offload_off",
     EVENT_SEND_ERROR: "send_error",
+    EVENT_LOCAL_GONE: "local_gone",
 }
 OFFLOAD_BITS = {
     "udp-gso": OFFLOAD_UDP_GSO,
@@ -136,6 +147,7 @@ ARMED_BITS = {
     "unanswered_rx": ARMED_UNANSWERED_RX,
     "want_session": ARMED_WANT_SESSION,
     "roam": ARMED_ROAM,
+    "local_gone": ARMED_LOCAL_GONE,
 }
 REPLAY_WINDOW = _REPLAY_WINDOW
 REJECT_AFTER_MESSAGES = _REJECT_AFTER_MESSAGES
@@ -210,7 +222,7 @@ cdef class SharedTables:
 
     @classmethod
     def create(cls, uint32_t queue_count, uint32_t peer_capacity=16384,
-               uint32_t node_capacity=1 << 18):
+               uint32_t node_capacity=1 << 20):
         """New, empty tables for `queue_count` workers (1 to 256)."""
         cdef SharedTables self = cls.__new__(cls)
         cdef Header header
@@ -329,18 +341,30 @@ cdef class SharedTables:
         store32(&peer.live, 0, RELEASE)
         self.retired.append(("peer", slot))
 
-    def peer_set_endpoint(self, uint32_t slot, bytes sockaddr):
-        """`sockaddr`: a struct sockaddr_in or sockaddr_in6 as bytes; b"" for unknown."""
+    def peer_set_endpoint(self, uint32_t slot, bytes sockaddr, bytes local=bytes(LOCAL_LEN)):
+        """`sockaddr`: a struct sockaddr_in or sockaddr_in6 as bytes; b"" for unknown.
+        `local`: the own address to send from, 16 bytes; zeros: the kernel's choice."""
         cdef PeerSlot *peer = self.peer(slot)
         cdef const uint8_t *source = <const uint8_t *>PyBytes_AS_STRING(sockaddr)
         cdef uint32_t length = <uint32_t>len(sockaddr)
-        if length > ADDRESS_LEN:
-            raise ValueError(f"a sockaddr of {length} bytes")
-        store32(&peer.endpoint_seq, peer.endpoint_seq + 1, RELAXED)
-        fence(RELEASE)
-        memcpy(peer.endpoint, source, length)
-        peer.endpoint_len = length
-        store32(&peer.endpoint_seq, peer.endpoint_seq + 1, RELEASE)
+        if length > ADDRESS_LEN or len(local) != LOCAL_LEN:
+            raise ValueError(f"a sockaddr of {length} bytes, an own address of {len(local)}")
+        for _ in range(1000):
+            if peer_endpoint_write(peer, source, length,
+                                   <const uint8_t *>PyBytes_AS_STRING(local)):
+                return
+            os.sched_yield()        # a worker writes it
+        # That worker was killed in between.
+        store32(&peer.endpoint_seq, (peer.endpoint_seq | 1) + 1, RELEASE)
+        peer_endpoint_write(peer, source, length, <const uint8_t *>PyBytes_AS_STRING(local))
+
+    def peer_endpoint(self, uint32_t slot):
+        """(sockaddr, own address) as the workers have them; (b"", zeros) for unknown."""
+        cdef uint8_t address[ADDRESS_LEN]
+        cdef uint8_t local[LOCAL_LEN]
+        cdef uint32_t length = peer_endpoint_read(self.peer(slot), address, local)
+        return (PyBytes_FromStringAndSize(<char *>address, length),
+                PyBytes_FromStringAndSize(<char *>local, LOCAL_LEN))
 
     def peer_set_send_keypair(self, uint32_t slot, keypair):
         """What workers seal with from now on; None for no session."""
@@ -509,6 +533,11 @@ cdef class SharedTables:
 
     # -- grace periods
 
+    @property
+    def has_retired(self):
+        """Whether something waits for `reclaim`."""
+        return bool(self.retired or self.waiting)
+
     def reclaim(self):
         """Wipe and reuse what every worker has let go of; how many still wait.
 
@@ -544,15 +573,24 @@ cdef class SharedTables:
 
     def worker_is_dead(self, uint32_t number):
         """The worker's process has ended: it holds nothing any more. Take its events
-        first; then all may be told again, for it may have died before it told."""
+        first; then all may be told again, for it may have died before it told. The slots of
+        peers whose endpoint it was just writing: they need one."""
         cdef WorkerShared *worker = self.worker(number)
+        cdef PeerSlot *peer
         cdef uint32_t told = KEYPAIR_REKEY_TOLD | KEYPAIR_CONFIRM_TOLD
         cdef uint32_t slot
         store64(&worker.epoch, (worker.epoch | 1) + 1, SEQ_CST)
+        torn = []
         for slot in range(self.next_peer):
-            store32(&self.tables.peers[slot].armed, 0, SEQ_CST)
+            peer = &self.tables.peers[slot]
+            store32(&peer.armed, 0, SEQ_CST)
+            if load32(&peer.endpoint_seq, ACQUIRE) & 1:
+                peer.endpoint_len = 0
+                store32(&peer.endpoint_seq, peer.endpoint_seq + 1, RELEASE)
+                torn.append(slot)
         for slot in range(self.next_keypair):
             and32(&self.tables.keypairs[slot].flags, ~told, SEQ_CST)
+        return torn
 
     def worker_counters(self, uint32_t number):
         """{"counters": {name: n}, "verdicts": {name: n}, "tx_batches": [n], "rx_batches":
@@ -566,7 +604,7 @@ cdef class SharedTables:
         }
 
     def worker_messages(self, uint32_t number):
-        """Take the handshake messages that reached a worker: [(data, sockaddr)]."""
+        """Take the handshake messages that reached a worker: [(data, sockaddr, local)]."""
         cdef MessageRing *ring = &self.worker(number).up
         cdef Message *message = message_first(ring)
         taken = []
@@ -574,20 +612,23 @@ cdef class SharedTables:
             taken.append((
                 PyBytes_FromStringAndSize(<char *>message.data,
                                           min(message.length, <uint32_t>MESSAGE_LEN)),
-                PyBytes_FromStringAndSize(<char *>message.address, ADDRESS_LEN)))
+                PyBytes_FromStringAndSize(<char *>message.address, ADDRESS_LEN),
+                PyBytes_FromStringAndSize(<char *>message.local, LOCAL_LEN)))
             message_pop(ring)
             message = message_first(ring)
         return taken
 
-    def worker_inject(self, uint32_t number, bytes data, bytes sockaddr):
+    def worker_inject(self, uint32_t number, bytes data, bytes sockaddr,
+                      bytes local=bytes(LOCAL_LEN)):
         """Give a worker a transport message that reached the supervisor; ring its doorbell
         afterwards. False if it is too long or the ring is full."""
         return bool(message_push(
             &self.worker(number).down, <const uint8_t *>PyBytes_AS_STRING(data),
-            <uint32_t>len(data), PyBytes_AS_STRING(sockaddr), <uint32_t>len(sockaddr)))
+            <uint32_t>len(data), PyBytes_AS_STRING(sockaddr), <uint32_t>len(sockaddr),
+            PyBytes_AS_STRING(local)))
 
     def worker_events(self, uint32_t number):
-        """Take all events of one worker: [(name, peer, detail, error, at_ns, sockaddr)]."""
+        """Take all events of one worker: [(name, peer, detail, error, at_ns)]."""
         cdef WorkerShared *worker = self.worker(number)
         cdef uint64_t head = worker.events_head
         cdef uint64_t tail = load64(&worker.events_tail, ACQUIRE)
@@ -598,8 +639,7 @@ cdef class SharedTables:
         while head < tail:
             event = &worker.events[head % EVENT_RING_LEN]
             events.append((EVENT_NAMES.get(event.kind, "unknown"), event.peer, event.detail,
-                           event.error, event.at_ns,
-                           PyBytes_FromStringAndSize(<char *>event.address, ADDRESS_LEN)))
+                           event.error, event.at_ns))
             head += 1
         store64(&worker.events_head, head, RELEASE)
         return events
@@ -691,6 +731,149 @@ cdef class Pump:
             loop_doorbell(worker)
             tun_to_udp(worker)
             udp_to_tun(worker)
+
+
+INTAKE_VERDICT_NAMES = {
+    INTAKE_DROP_MALFORMED: "DROP_MALFORMED_HANDSHAKE",
+    INTAKE_DROP_INVALID_MAC1: "DROP_INVALID_MAC1",
+    INTAKE_DROP_REPLAYED: "DROP_REPLAYED_INITIATION",
+    INTAKE_DROP_SOURCE_RATE: "DROP_HANDSHAKE_RATE",
+    INTAKE_DROP_OVERLOAD: "DROP_HANDSHAKE_OVERLOAD",
+}
+assert len(INTAKE_VERDICT_NAMES) == INTAKE_VERDICTS - INTAKE_DROP_MALFORMED
+MUST_ACCEPT, MUST_SEND_COOKIE, MUST_PASS_ON = INTAKE_ACCEPT, INTAKE_COOKIE, INTAKE_TRANSPORT
+INTAKE_BATCH = INTAKE_MESSAGES
+
+
+cdef class Intake:
+    """What is let in of the datagrams at the handshake socket (hot/intake.pxd).
+
+    Times are CLOCK_BOOTTIME, ns. `verdicts` counts what was dropped, by name.
+    """
+
+    cdef IntakeState *state
+    cdef size_t size
+
+    def __init__(self):
+        cdef IntakeState *state
+        cdef int i
+        if self.state != NULL:
+            raise ValueError("already set up")
+        self.size = round_up(sizeof(IntakeState), PAGE) + INTAKE_MESSAGES * INTAKE_STRIDE
+        state = self.state = <IntakeState *>map_memory(self.size, -1)
+        state.buffers = <uint8_t *>state + round_up(sizeof(IntakeState), PAGE)
+        if mac_init(&state.mac) != 0:
+            raise OSError("libcrypto has no BLAKE2s")
+        keys = os.urandom(32)
+        memcpy(state.source_key, PyBytes_AS_STRING(keys), 16)
+        memcpy(state.known_key, PyBytes_AS_STRING(keys) + 16, 16)
+        state.source_key[0] |= 1
+        state.known_key[0] |= 1
+        self.renew_cookie_secret()
+        for i in range(INTAKE_MESSAGES):
+            state.messages[i].msg_hdr.msg_name = &state.names[i]
+            state.messages[i].msg_hdr.msg_iov = &state.iov[i]
+            state.messages[i].msg_hdr.msg_iovlen = 1
+            state.messages[i].msg_hdr.msg_control = state.control[i]
+            state.iov[i].iov_base = state.buffers + <size_t>i * INTAKE_STRIDE
+
+    def __dealloc__(self):
+        if self.state != NULL:
+            mac_free(&self.state.mac)
+            munmap(self.state, self.size)
+
+    def set_mac1_key(self, key):
+        """The key of mac1 for messages to us (32 bytes); None: nothing is let in."""
+        self.state.has_identity = key is not None
+        if key is not None:
+            if len(key) != 32:
+                raise ValueError("a mac1 key has 32 bytes")
+            memcpy(self.state.mac1_key, PyBytes_AS_STRING(key), 32)
+
+    def renew_cookie_secret(self):
+        """Cookies made so far are worth nothing any more."""
+        secret = os.urandom(32)
+        memcpy(self.state.cookie_secret, PyBytes_AS_STRING(secret), 32)
+
+    def add_known(self, bytes sockaddr):
+        """The address of a peer's endpoint: under overload it has a share of its own."""
+        self.check_sockaddr(sockaddr)
+        known_add(self.state, <const uint8_t *>PyBytes_AS_STRING(sockaddr))
+
+    def declare_overload(self, uint64_t until):
+        """More handshakes wait than can be served."""
+        self.state.overload_until_ns = max(self.state.overload_until_ns, until)
+
+    def is_overloaded(self, uint64_t now):
+        """Whether senders must prove their address now."""
+        return now < self.state.overload_until_ns
+
+    def cookie(self, bytes sockaddr):
+        """The cookie of a source, 16 bytes."""
+        cdef uint8_t cookie[MAC_LEN]
+        self.check_sockaddr(sockaddr)
+        if cookie_of(self.state, <const uint8_t *>PyBytes_AS_STRING(sockaddr), cookie) != 0:
+            raise OSError("the mac library failed")
+        return PyBytes_FromStringAndSize(<char *>cookie, MAC_LEN)
+
+    @property
+    def verdicts(self):
+        """{name: count} of what was dropped."""
+        return {name: self.state.verdicts[<int>i] for i, name in INTAKE_VERDICT_NAMES.items()}
+
+    cdef int check_sockaddr(self, bytes sockaddr) except -1:
+        if len(sockaddr) not in (16, ADDRESS_LEN):
+            raise ValueError(f"a sockaddr of {len(sockaddr)} bytes")
+        return 0
+
+    def judge(self, bytes message, bytes sockaddr, uint64_t now):
+        """MUST_ACCEPT, MUST_SEND_COOKIE or MUST_PASS_ON; None if it was dropped."""
+        self.check_sockaddr(sockaddr)
+        cdef int verdict = intake_judge(
+            self.state, <const uint8_t *>PyBytes_AS_STRING(message), <uint32_t>len(message),
+            <const uint8_t *>PyBytes_AS_STRING(sockaddr), now)
+        self.state.verdicts[verdict] += 1
+        return verdict if verdict <= INTAKE_TRANSPORT else None
+
+    def receive(self, int fd, uint64_t now):
+        """Receive once from a socket and judge: (how many messages came, [(verdict, data,
+        sockaddr, local)] of what is let in). OSError is what ICMP said of an earlier send."""
+        cdef IntakeState *state = self.state
+        cdef msghdr *message
+        cdef uint8_t *data
+        cdef uint8_t local[LOCAL_LEN]
+        cdef uint32_t left, length, segment_len
+        cdef int i, received, verdict
+        for i in range(INTAKE_MESSAGES):
+            message = &state.messages[i].msg_hdr
+            message.msg_namelen = sizeof(sockaddr_in6)
+            message.msg_controllen = RECV_CONTROL_LEN
+            state.iov[i].iov_len = INTAKE_STRIDE
+        with nogil:
+            received = recvmmsg(fd, state.messages, INTAKE_MESSAGES, MSG_DONTWAIT, NULL)
+        if received < 0:
+            if errno in (EAGAIN, EINTR):
+                return 0, []
+            raise OSError(errno, os.strerror(errno))
+        admitted = []
+        for i in range(received):
+            message = &state.messages[i].msg_hdr
+            left = 0 if message.msg_flags & MSG_TRUNC else state.messages[i].msg_len
+            data = <uint8_t *>state.iov[i].iov_base
+            segment_len = control_read(message, left, local)
+            while left:
+                length = left if left < segment_len else segment_len
+                verdict = intake_judge(state, data, length, <uint8_t *>&state.names[i], now)
+                state.verdicts[verdict] += 1
+                if verdict <= INTAKE_TRANSPORT:
+                    admitted.append((
+                        verdict, PyBytes_FromStringAndSize(<char *>data, length),
+                        PyBytes_FromStringAndSize(<char *>&state.names[i],
+                                                  message.msg_namelen),
+                        PyBytes_FromStringAndSize(<char *>local, LOCAL_LEN)))
+                data += length
+                left -= length
+        return received, admitted
 
 
 def confine(int parent):

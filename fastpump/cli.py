@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastpump import __version__
+from fastpump import __version__, logs
 from fastpump.errors import ConfigError, FastpumpError
+from fastpump.streams import open_standard_streams
 
 _TUNNEL_HELP = """\
 Join this host to others by an encrypted tunnel. Runs in the foreground; stop it with
@@ -124,7 +124,7 @@ def _add_tunnel(commands: Any) -> None:
         metavar="USEC", help="spin this long before sleeping: lower latency, more CPU (0)")
     add("--offload", type=_lazily("parse_offload"), action="append", default=[],
         metavar="NAME=on|off", help=_OFFLOAD_HELP)
-    add("--log-level", choices=("debug", "info", "warning", "error"), default="info",
+    add("--log-level", choices=logs.LEVELS, default="info",
         help="what to log to stderr (info)")
     add("--log-json", action="store_true", help="log, and say ready, as JSON lines")
     tunnel.set_defaults(run=_tunnel)
@@ -144,28 +144,12 @@ def _add_demo(commands: Any) -> None:
     demo.set_defaults(run=_demo)
 
 
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return json.dumps({"time": round(record.created, 3), "level": record.levelname.lower(),
-                           "logger": record.name, "message": record.getMessage()})
-
-
-def _set_up_logging(level: str, *, as_json: bool) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_JsonFormatter() if as_json else
-                         logging.Formatter("%(levelname)s %(message)s"))
-    logger = logging.getLogger("fastpump")
-    logger.handlers = [handler]
-    logger.propagate = False
-    logger.setLevel(level.upper())
-
-
 def _tunnel(args: argparse.Namespace) -> int:
     from fastpump.config import TunnelConfig
-    from fastpump.tunnel import run
+    from fastpump.tunnel import run_in_foreground
 
-    _set_up_logging(args.log_level, as_json=args.log_json)
-    run(TunnelConfig(
+    logs.set_up(args.log_level, as_json=args.log_json)
+    run_in_foreground(TunnelConfig(
         name=args.name, queue_count=args.queues or len(os.sched_getaffinity(0)),
         addresses=tuple(args.address), listen_port=args.listen_port,
         private_key_file=args.private_key, peers=tuple(args.peer), mtu=args.mtu,
@@ -220,23 +204,9 @@ def _genpsk(_args: argparse.Namespace) -> int:
     return 0
 
 
-def _open_standard_streams() -> None:
-    """Fill 0, 1 and 2 if they are closed, or the next file opened would be taken for one."""
-    fd = os.open(os.devnull, os.O_RDWR)
-    while fd <= 2:
-        fd = os.dup(fd)
-    os.close(fd)
-    if sys.stdin is None:
-        sys.stdin = open(0)     # noqa: SIM115
-    if sys.stdout is None:
-        sys.stdout = open(1, "w")       # noqa: SIM115
-    if sys.stderr is None:
-        sys.stderr = open(2, "w")       # noqa: SIM115
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status: 0, 1 for an error that is explained, 2 for usage."""
-    _open_standard_streams()
+    open_standard_streams()
     args = build_parser().parse_args(argv)
     try:
         status = int(args.run(args))

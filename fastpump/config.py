@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastpump import keys
@@ -33,20 +33,24 @@ class PeerConfig:
 
 @dataclass(frozen=True, slots=True)
 class TunnelConfig:
-    """Everything `fastpump tunnel` needs to know. `listen_port` None: 51820, or any free
-    one when that is taken. `private_key_file` None: kept under the state directory."""
+    """Everything a tunnel needs to know. `listen_port` None: 51820, or any free one when
+    that is taken; 0: any. The private key is `private_key`, or in `private_key_file`, or, if
+    `keeps_key`, kept under the state directory; else there is none yet."""
 
     name: str = DEFAULT_NAME
     queue_count: int = 1
     addresses: tuple[Interface, ...] = ()
     listen_port: int | None = None
+    private_key: bytes | None = field(default=None, repr=False)
     private_key_file: Path | None = None
+    keeps_key: bool = True
     peers: tuple[PeerConfig, ...] = ()
     mtu: int = DEFAULT_MTU
     fwmark: int = 0
     routes: bool = True
     pin: bool = False
     busy_poll_us: int = 0
+    resolve_every_s: int = 0
     offloads: dict[str, bool] = field(default_factory=dict)
 
 
@@ -141,12 +145,12 @@ def check(config: TunnelConfig) -> None:
                                   "them can go to one only")
 
 
-def with_default_allowed_ips(peers: tuple[PeerConfig, ...],
-                             addresses: tuple[Interface, ...]) -> tuple[PeerConfig, ...]:
+def with_default_allowed_ips(config: TunnelConfig) -> TunnelConfig:
     """One peer without allowed IPs gets the networks of our addresses; among several
     peers, one without any is a mistake."""
+    peers, addresses = config.peers, config.addresses
     if all(peer.allowed_ips is not None for peer in peers):
-        return peers
+        return config
     if len(peers) > 1:
         raise ConfigError("with several peers each needs its allowed-ips=CIDR+CIDR..., or it is "
                           "not clear which packets are whose")
@@ -155,6 +159,4 @@ def with_default_allowed_ips(peers: tuple[PeerConfig, ...],
     if not networks:
         raise ConfigError("the peer has no allowed IPs: give --address a network it is in, like "
                           "10.9.0.1/24, or give allowed-ips=CIDR in --peer")
-    (peer,) = peers
-    return (PeerConfig(peer.public_key, peer.endpoint, networks, peer.preshared_key,
-                       peer.keepalive_s),)
+    return replace(config, peers=(replace(peers[0], allowed_ips=networks),))

@@ -1,14 +1,12 @@
-"""A WireGuard device without sockets and clocks: peers, handshakes, sessions.
+"""A WireGuard device without sockets and clocks: peers, handshakes, timers.
 
-The supervisor feeds it handshake messages, the workers' events and the time; it answers
-through three callbacks and by changing the shared tables:
+The supervisor feeds it handshake messages that the intake has let in (hot/intake.pxd: their
+length, type and mac1 are right), the workers' events and the time; it answers through
+callbacks and by changing the shared tables. It is up or down, as its interface is: while
+it is down it has no sessions and sends nothing.
 
-    transmit(message, endpoint)   a handshake message or keepalive to send
-    ring()                        workers should look at what they have staged
-    schedule()                    the next deadline may have changed
-
-Order of the checks on a handshake message: length and type, mac1, the Noise steps, the
-peer is configured, the timestamp is new, not a flood; only then does anything change.
+Order of the checks on a handshake message, behind the intake's: the Noise steps, the peer is
+configured, the timestamp is new, not a flood; only then does anything change.
 """
 
 from __future__ import annotations
@@ -17,88 +15,68 @@ import heapq
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from fastpump import cookie, keys, noise, tai64n, wire
 from fastpump._core import SharedTables
 from fastpump.constants import (
-    KEEPALIVE_TIMEOUT,
     KEY_LEN,
     MIN_INITIATION_INTERVAL,
     REJECT_AFTER_TIME,
     REKEY_AFTER_TIME,
     REKEY_TIMEOUT,
     REKEY_TIMEOUT_JITTER,
+    RESTART_INTERVAL,
     SECOND,
-    TIMESTAMP_LEN,
 )
-from fastpump.endpoint import Endpoint
+from fastpump.endpoint import NO_LOCAL, Endpoint
 from fastpump.errors import ConfigError
-from fastpump.keypairs import Keypair, Keypairs
-from fastpump.timers import Action, Activity, Timers
-from fastpump.wire import Initiation, Response
+from fastpump.peer import Peer, Prefix
+from fastpump.sessions import Sessions
+from fastpump.timers import Action, Activity
+from fastpump.wire import CookieReply, Initiation, Response
 
 log = logging.getLogger("fastpump.device")
 
-Prefix = tuple[bytes, int]
-"""An allowed IP: 4 or 16 address bytes, and the prefix length."""
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a device needs of the world."""
 
-@dataclass(slots=True, eq=False)
-class Peer:
-    """One peer: configuration, handshake and sessions. Times are CLOCK_BOOTTIME ns."""
-
-    public_key: bytes
-    slot: int
-    worker: int
-    mac1_key: bytes
-    preshared_key: bytes = bytes(KEY_LEN)
-    endpoint: Endpoint | None = None
-    allowed_ips: set[Prefix] = field(default_factory=set)
-    timers: Timers = field(default_factory=Timers)
-    keypairs: Keypairs = field(default_factory=Keypairs)
-    handshake: noise.InitiatorState | None = None
-    handshake_slot: int | None = None
-    last_initiation_sent_at: int | None = None
-    last_initiation_seen_at: int | None = None
-    timestamp_sent: bytes = bytes(TIMESTAMP_LEN)
-    timestamp_seen: bytes = bytes(TIMESTAMP_LEN)
-    watched_at: int | None = None
-    """When the device looks at the timers next."""
-    latest_handshake_unix: int = 0
-    """Seconds since 1970 of the last handshake that succeeded; 0 for never."""
-
-    def __str__(self) -> str:
-        """For the log: enough of the key to know it by, and where it is."""
-        name = keys.encode(self.public_key)
-        where = f" ({self.endpoint})" if self.endpoint else ""
-        return f"peer {name[:4]}…{name[-5:-1]}{where}"
+    transmit: Callable[[bytes, Endpoint, bytes], None]
+    """Send a message to an endpoint, from an own address (or NO_LOCAL)."""
+    ring: Callable[[], None]
+    """Have the workers look at what they have staged."""
+    schedule: Callable[[], None]
+    """The next deadline may have changed."""
+    unix_ns: Callable[[], int]
+    """The wall clock, for TAI64N."""
+    jitter: Callable[[int], int]
+    """A random number below its argument."""
+    endpoint_is_known: Callable[[Endpoint], None] = lambda _: None
+    """A peer is at this endpoint: let its handshakes in when others must wait."""
+    is_unanswered: Callable[[Peer], None] = lambda _: None
+    """An initiation had no answer in time: the endpoint's name may mean another address."""
 
 
 class Device:
     """All peers of one interface."""
 
-    def __init__(self, tables: SharedTables, private_key: bytes, family: int, *,
-                 transmit: Callable[[bytes, Endpoint], None], ring: Callable[[], None],
-                 schedule: Callable[[], None], unix_ns: Callable[[], int],
-                 jitter: Callable[[int], int], cpu_count: int = 1) -> None:
-        """`unix_ns` is the wall clock (for TAI64N), `jitter(n)` a random number below n."""
+    def __init__(self, tables: SharedTables, surroundings: Surroundings, family: int, *,
+                 cpu_count: int = 1) -> None:
+        """`family`: of the sockets (endpoint.py)."""
         self._tables = tables
-        self._static = noise.StaticKey(private_key)
-        self._mac1_key = cookie.mac1_key(self._static.public)
         self._family = family
-        self._transmit = transmit
-        self._ring = ring
-        self._schedule = schedule
-        self._unix_ns = unix_ns
-        self._jitter = jitter
+        self._world = surroundings
         self._cpu_count = cpu_count
+        self._sessions = Sessions(tables)
+        self._private_key = bytes(KEY_LEN)
+        self._static: noise.DhKeyPair | None = None
+        self.is_up = False
         self.peers: dict[bytes, Peer] = {}
         self._by_slot: dict[int, Peer] = {}
-        self._by_handshake: dict[int, Peer] = {}
+        self._peers_of_worker = [0] * tables.queue_count
         self._prefix_owner: dict[Prefix, Peer] = {}
         # (deadline, tie-breaker, peer); an entry counts if it is the peer's `watched_at`.
         self._deadlines: list[tuple[int, int, Peer]] = []
@@ -106,36 +84,44 @@ class Device:
         self.verdicts: Counter[str] = Counter()
         """Handshake messages by what became of them; names as in docs/PROTOCOL.md."""
 
-    @property
-    def public_key(self) -> bytes:
-        """Our own static public key."""
-        return self._static.public
-
     # -- configuration
 
-    def add_peer(self, public_key: bytes, now: int, *, preshared_key: bytes | None = None,
-                 endpoint: Endpoint | None = None, allowed_ips: Iterable[Prefix] = (),
-                 persistent_keepalive_s: int = 0) -> Peer:
-        """Configure a new peer; ConfigError for one that is there already or is us."""
+    @property
+    def private_key(self) -> bytes:
+        """Our static private key; zeros for none."""
+        return self._private_key
+
+    @property
+    def public_key(self) -> bytes | None:
+        """Our own static public key; None without a private key."""
+        return None if self._static is None else self._static.public
+
+    def set_private_key(self, private_key: bytes) -> None:
+        """Be somebody else, or nobody (zeros): no session outlives that. A peer with our own
+        public key is removed, as `wg` expects."""
+        if private_key == self._private_key:
+            return
+        for peer in self.peers.values():
+            self._forget_sessions(peer)
+            peer.static_static = None
+        self._private_key = private_key
+        self._static = noise.DhKeyPair.from_private(private_key) if any(private_key) else None
+        own = self.peers.get(self.public_key or b"")
+        if own is not None:
+            self.remove_peer(own)
+
+    def add_peer(self, public_key: bytes) -> Peer:
+        """A new peer; ConfigError for one that is there already, or for us."""
         if public_key in self.peers:
             raise ConfigError(f"the peer {keys.encode(public_key)} is given twice")
         if public_key == self.public_key:
             raise ConfigError("a peer has this side's own public key; give it the key that the "
                               "other side prints")
-        loads = Counter(peer.worker for peer in self.peers.values())
-        worker = min(range(self._tables.queue_count), key=lambda number: loads[number])
+        worker = self._peers_of_worker.index(min(self._peers_of_worker))
         peer = Peer(public_key, self._tables.peer_add(), worker, cookie.mac1_key(public_key))
+        self._peers_of_worker[worker] += 1
         self.peers[public_key] = peer
         self._by_slot[peer.slot] = peer
-        if preshared_key is not None:
-            peer.preshared_key = preshared_key
-        if endpoint is not None:
-            self._set_endpoint(peer, endpoint)
-        for prefix in allowed_ips:
-            self.add_allowed_ip(peer, prefix)
-        if persistent_keepalive_s:
-            peer.timers.set_persistent(now, persistent_keepalive_s * SECOND)
-        self._watch(peer)
         self._spread()
         return peer
 
@@ -143,15 +129,14 @@ class Device:
         """Forget a peer, its sessions and its allowed IPs."""
         for prefix in list(peer.allowed_ips):
             self.remove_allowed_ip(peer, prefix)
+        self._forget_sessions(peer)
         peer.timers.stop()
         peer.watched_at = None
-        self._end_handshake(peer)
-        self._tables.peer_set_send_keypair(peer.slot, None)
-        self._retire(peer.keypairs.clear())
         self._tables.peer_remove(peer.slot)
         del self.peers[peer.public_key], self._by_slot[peer.slot]
+        self._peers_of_worker[peer.worker] -= 1
         self._spread()
-        self._ring()
+        self._world.ring()
 
     def _spread(self) -> None:
         """Few peers: spread each peer's flows over as many workers as there are CPUs.
@@ -162,7 +147,8 @@ class Device:
         self._tables.spread_queues = min(self._tables.queue_count, self._cpu_count) if few else 1
 
     def add_allowed_ip(self, peer: Peer, prefix: Prefix) -> None:
-        """Route a prefix to the peer; it leaves whoever had it before."""
+        """Route a prefix to the peer; it leaves whoever had it before. MemoryError when the
+        table is full."""
         owner = self._prefix_owner.get(prefix)
         self._tables.allowed_insert(*prefix, peer.slot)
         if owner is not None:
@@ -178,10 +164,56 @@ class Device:
         del self._prefix_owner[prefix]
         peer.allowed_ips.discard(prefix)
 
-    def _set_endpoint(self, peer: Peer, endpoint: Endpoint) -> None:
-        if endpoint != peer.endpoint:
-            self._tables.peer_set_endpoint(peer.slot, endpoint.sockaddr(self._family))
-            peer.endpoint = endpoint
+    def set_endpoint(self, peer: Peer, endpoint: Endpoint, local: bytes = NO_LOCAL) -> None:
+        """Where the peer is, and from which own address to speak to it."""
+        if endpoint == peer.endpoint and local == peer.local:
+            return
+        self._tables.peer_set_endpoint(peer.slot, endpoint.sockaddr(self._family), local)
+        peer.endpoint, peer.local = endpoint, local
+        self._world.endpoint_is_known(endpoint)
+
+    def transferred(self, peer: Peer) -> tuple[int, int]:
+        """Bytes of messages received from the peer and sent to it."""
+        return self._tables.peer_bytes(peer.slot)
+
+    def set_persistent_keepalive(self, peer: Peer, seconds: int, now: int) -> None:
+        """Say something at least so often; 0 for off."""
+        interval_ns = seconds * SECOND
+        due_at = now if peer.persistent_keepalive_s == 0 else now + interval_ns
+        peer.timers.set_persistent(interval_ns, due_at if self.is_up else None)
+        self._watch(peer)
+
+    # -- up and down
+
+    def start(self, now: int) -> None:
+        """The interface is up. Who had a session with us before still has it, and would send
+        in vain until its timers notice: start a new one with each, one after the other."""
+        self.is_up = True
+        delay = 0
+        for peer in self.peers.values():
+            peer.timers.set_persistent(peer.timers.persistent_interval_ns, now)
+            if peer.lost_session:
+                peer.lost_session = False
+                peer.timers.retransmit_at = now + delay
+                delay += RESTART_INTERVAL
+            self._watch(peer)
+
+    def stop(self) -> None:
+        """The interface is down: no session outlives that."""
+        self.is_up = False
+        for peer in self.peers.values():
+            peer.lost_session = peer.keypairs.current is not None
+            self._forget_sessions(peer)
+            peer.timers.stop()
+
+    def _forget_sessions(self, peer: Peer) -> None:
+        self._end_handshake(peer)
+        self._sessions.clear(peer)
+        peer.timers.forget_session()
+        peer.last_initiation_sent_at = None
+        self._tables.peer_purge_staged(peer.slot)
+        for event in ("want_session", "unanswered_tx", "unanswered_rx"):
+            self._tables.peer_disarm(peer.slot, event)
 
     # -- time
 
@@ -209,10 +241,12 @@ class Device:
             return
         peer.watched_at = deadline
         heapq.heappush(self._deadlines, (deadline, next(self._sequence), peer))
-        self._schedule()
+        self._world.schedule()
 
     def _act(self, peer: Peer, action: Action, now: int, activity: Activity) -> None:
         if action is Action.INITIATE:
+            self._forget_local(peer)    # it may be why there was no answer
+            self._world.is_unanswered(peer)
             self._initiate(peer, now)
         elif action is Action.KEEPALIVE:
             self._keepalive(peer, now)
@@ -225,35 +259,36 @@ class Device:
         elif action is Action.GIVE_UP:
             self._give_up(peer)
         elif action is Action.ZERO_KEYS:
-            self._tables.peer_set_send_keypair(peer.slot, None)
-            self._retire(peer.keypairs.clear())
+            self._sessions.clear(peer)
             self._end_handshake(peer)
 
     def _look_again(self, peer: Peer) -> None:
         """A packet may have passed just before its event was allowed again."""
         activity = Activity(*self._tables.peer_activity(peer.slot))
         if activity.first_unanswered_tx_ns:
-            peer.timers.unanswered_tx(activity.first_unanswered_tx_ns,
-                                      self._jitter(REKEY_TIMEOUT_JITTER))
+            peer.timers.unanswered_tx(activity.first_unanswered_tx_ns, self._jitter())
         if activity.first_unanswered_rx_ns:
             peer.timers.unanswered_rx(activity.first_unanswered_rx_ns)
+
+    def _jitter(self) -> int:
+        return self._world.jitter(REKEY_TIMEOUT_JITTER)
 
     # -- the workers' events
 
     def handle_events(self, worker: int, now: int) -> None:
         """Take and handle what one worker has to tell."""
-        for kind, slot, detail, error, at, sockaddr in self._tables.worker_events(worker):
+        for kind, slot, detail, error, at in self._tables.worker_events(worker):
             if kind == "offload_off":
                 log.warning("%s failed with errno %d and is off from now on; packets go "
                             "singly", _offload_name(detail), error)
                 continue
             peer = self._by_slot.get(slot)
-            if peer is None:
+            if peer is None or not self.is_up:
                 continue
             if kind == "want_session":
                 self._want_session(peer, now)
             elif kind == "unanswered_tx":
-                peer.timers.unanswered_tx(at, self._jitter(REKEY_TIMEOUT_JITTER))
+                peer.timers.unanswered_tx(at, self._jitter())
             elif kind == "unanswered_rx":
                 peer.timers.unanswered_rx(at)
             elif kind == "confirmed":
@@ -261,32 +296,60 @@ class Device:
             elif kind == "rekey":
                 self._want_session(peer, now)
             elif kind == "roam":
-                self._roam(peer, detail, sockaddr)
+                self._roam(peer)
+            elif kind == "local_gone":
+                self._forget_local(peer)
+                self._tables.peer_disarm(peer.slot, "local_gone")
             elif kind == "send_error":
                 log.warning("sending to %s fails with errno %d", peer, error)
             self._watch(peer)
 
-    def _roam(self, peer: Peer, slot: int, sockaddr: bytes) -> None:
-        known = (peer.keypairs.current, peer.keypairs.previous, peer.keypairs.next)
-        if any(keypair is not None and keypair.slot == slot for keypair in known):
-            endpoint = Endpoint.from_sockaddr(sockaddr)
-            if endpoint != peer.endpoint:
-                log.debug("%s is at %s now", peer, endpoint)
-            self._set_endpoint(peer, endpoint)
-        self._tables.peer_disarm(peer.slot, "roam")
+    def worker_is_dead(self, worker: int) -> None:
+        """A worker's process has ended; its events were handled."""
+        for slot in self._tables.worker_is_dead(worker):
+            peer = self._by_slot.get(slot)
+            if peer is not None and peer.endpoint is not None:
+                self._tables.peer_set_endpoint(
+                    slot, peer.endpoint.sockaddr(self._family), peer.local)
+
+    def _roam(self, peer: Peer) -> None:
+        """The worker that heard the peer from elsewhere sends there already."""
+        self._tables.peer_disarm(peer.slot, "roam")     # first: it may be elsewhere again
+        sockaddr, peer.local = self._tables.peer_endpoint(peer.slot)
+        if not sockaddr:
+            return
+        endpoint = Endpoint.from_sockaddr(sockaddr)
+        if endpoint != peer.endpoint:
+            log.debug("%s is at %s now", peer, endpoint)
+            peer.endpoint = endpoint
+            self._world.endpoint_is_known(endpoint)
+
+    def _forget_local(self, peer: Peer) -> None:
+        """Let the kernel choose the own address until the peer is heard again."""
+        if peer.endpoint is not None:
+            self.set_endpoint(peer, peer.endpoint)
 
     def _confirm(self, peer: Peer, slot: int) -> None:
         """The worker sends with it already; if it was dropped meanwhile, set that right."""
         dropped = peer.keypairs.confirm(slot)
         if dropped is None:
-            self._use_current(peer)
+            self._sessions.publish(peer)
             return
         self._tables.keypair_confirm(slot)
-        self._use_current(peer)
-        self._retire(dropped)
+        self._sessions.publish(peer)
+        self._sessions.retire(dropped)
         self._handshake_done(peer)
 
     # -- handshakes
+
+    def _static_static(self, public_key: bytes) -> bytes:
+        """What our static key and a configured peer's make."""
+        peer = self.peers.get(public_key)
+        if peer is None or self._static is None:
+            raise noise.UnknownPeer("the initiator is no peer of ours")
+        if peer.static_static is None:
+            peer.static_static = self._static.exchange(public_key)
+        return peer.static_static
 
     def _want_session(self, peer: Peer, now: int) -> None:
         """A worker has data and no keys, or old ones."""
@@ -295,83 +358,78 @@ class Device:
             self._initiate(peer, now)
 
     def _initiate(self, peer: Peer, now: int) -> None:
-        jitter = self._jitter(REKEY_TIMEOUT_JITTER)
         last = peer.last_initiation_sent_at
-        if peer.endpoint is None:
+        if peer.endpoint is None or self._static is None or not self.is_up:
             self._tables.peer_disarm(peer.slot, "want_session")
             return
         if last is not None and now < last + REKEY_TIMEOUT:
-            peer.timers.initiation_sent(last, jitter)   # not more often than that
+            peer.timers.initiation_sent(last, self._jitter())   # not more often than that
             return
         self._end_handshake(peer)
         try:
-            peer.handshake_slot, index = self._tables.keypair_reserve(peer.worker)
+            slot, index = self._sessions.begin(peer)
         except MemoryError as error:    # a stopped worker keeps retired slots from reuse
             log.warning("no handshake with %s now: %s", peer, error)
-            peer.timers.initiation_sent(now, jitter)
+            peer.timers.initiation_sent(now, self._jitter())
             return
-        peer.timestamp_sent = tai64n.emit_after(peer.timestamp_sent, self._unix_ns())
+        peer.timestamp_sent = tai64n.emit_after(peer.timestamp_sent, self._world.unix_ns())
         try:
             message, peer.handshake = noise.create_initiation(
-                self._static, peer.public_key, index, peer.timestamp_sent)
+                self._static, peer.public_key, index, peer.timestamp_sent,
+                self._static_static(peer.public_key))
         except noise.HandshakeError as error:
             log.error("%s cannot be reached: %s", peer, error)
-            self._end_handshake(peer)
+            self._sessions.abandon(slot, index)
             return
-        self._by_handshake[index] = peer
+        peer.handshake_slot = slot
         peer.last_initiation_sent_at = now
-        peer.timers.initiation_sent(now, jitter)
-        self._transmit_counted(peer, cookie.add_macs(message.emit(), peer.mac1_key), now)
+        peer.timers.initiation_sent(now, self._jitter())
+        self._transmit_handshake(peer, message, now)
 
     def _end_handshake(self, peer: Peer) -> None:
         """Drop a handshake under way, if there is one."""
-        if peer.handshake is not None:
-            self._by_handshake.pop(peer.handshake.local_index, None)
-            peer.handshake = None
-        if peer.handshake_slot is not None:
-            self._tables.keypair_retire(peer.handshake_slot)
-            peer.handshake_slot = None
+        if peer.handshake is not None and peer.handshake_slot is not None:
+            self._sessions.abandon(peer.handshake_slot, peer.handshake.local_index)
+        peer.handshake = peer.handshake_slot = None
 
     def _give_up(self, peer: Peer) -> None:
         """REKEY_ATTEMPT_TIME without an answer: what waited for it is dropped."""
         log.warning("%s does not answer; giving up until there is something to send", peer)
         self._end_handshake(peer)
         self._tables.peer_purge_staged(peer.slot)
-        self._rearm(peer)
-        self._ring()
-
-    def _rearm(self, peer: Peer) -> None:
-        """Let the workers ask for a session again."""
+        # Let the workers ask for a session again.
         self._tables.peer_disarm(peer.slot, "want_session")
         if peer.keypairs.current is not None:
             self._tables.keypair_rearm_rekey(peer.keypairs.current.slot)
+        self._world.ring()
 
-    def receive(self, message: bytes, source: Endpoint, now: int) -> None:
-        """A datagram from the handshake socket."""
+    def receive(self, message: bytes, source: Endpoint, local: bytes, now: int) -> None:
+        """A handshake message that the intake has let in; `local` is the own address that
+        it came to."""
         parsed = wire.parse(message)
-        if parsed is None:
-            is_cookie = message[:1] == b"\3" and len(message) == wire.COOKIE_REPLY_LEN
-            self.verdicts["DROP_COOKIE_REPLY" if is_cookie else "DROP_MALFORMED_HANDSHAKE"] += 1
-        elif not cookie.mac1_is_valid(message, self._mac1_key):
-            self.verdicts["DROP_INVALID_MAC1"] += 1
-        else:
-            try:
-                if isinstance(parsed, Initiation):
-                    self._receive_initiation(parsed, source, now)
-                else:
-                    self._receive_response(parsed, source, now)
-            except noise.HandshakeError as error:
-                self.verdicts["DROP_INVALID_HANDSHAKE"] += 1
-                log.debug("handshake message from %s dropped: %s", source, error)
-            except MemoryError:         # no slot for a session
-                self.verdicts["DROP_TABLE_FULL"] += 1
-
-    def _receive_initiation(self, message: Initiation, source: Endpoint, now: int) -> None:
-        initiation = noise.consume_initiation(self._static, message)
-        peer = self.peers.get(initiation.peer_public)
-        if peer is None:
+        try:
+            if self._static is None or not self.is_up:
+                self.verdicts["DROP_INTERFACE_DOWN"] += 1
+            elif isinstance(parsed, Initiation):
+                self._receive_initiation(self._static, parsed, source, local, now)
+            elif isinstance(parsed, Response):
+                self._receive_response(self._static, parsed, source, local, now)
+            elif isinstance(parsed, CookieReply):
+                self._receive_cookie(parsed, now)
+            else:
+                self.verdicts["DROP_MALFORMED_HANDSHAKE"] += 1
+        except noise.UnknownPeer:
             self.verdicts["DROP_UNKNOWN_PEER"] += 1
-            return
+        except noise.HandshakeError as error:
+            self.verdicts["DROP_INVALID_HANDSHAKE"] += 1
+            log.debug("handshake message from %s dropped: %s", source, error)
+        except MemoryError:         # no slot for a session
+            self.verdicts["DROP_TABLE_FULL"] += 1
+
+    def _receive_initiation(self, static: noise.DhKeyPair, message: Initiation,
+                            source: Endpoint, local: bytes, now: int) -> None:
+        initiation = noise.consume_initiation(static, message, self._static_static)
+        peer = self.peers[initiation.peer_public]
         if initiation.timestamp <= peer.timestamp_seen:
             self.verdicts["DROP_REPLAYED_INITIATION"] += 1
             return
@@ -381,70 +439,68 @@ class Device:
             return
         # The keypair before this one may have been confirmed just now: hear of it first.
         self.handle_events(peer.worker, now)
-        slot, index = self._tables.keypair_reserve(peer.worker)
+        slot, index = self._sessions.begin(peer)
         try:
             response, transport = noise.create_response(initiation, peer.preshared_key, index)
         except noise.HandshakeError:
-            self._tables.keypair_retire(slot)
+            self._sessions.abandon(slot, index)
             raise
         peer.timestamp_seen = initiation.timestamp
         peer.last_initiation_seen_at = now
-        keypair = self._install(peer, slot, index, initiation.remote_index, transport, now,
-                                is_initiator=False)
-        self._retire(peer.keypairs.add_as_responder(keypair))
-        self._use_current(peer)
-        self._set_endpoint(peer, source)
+        keypair = self._sessions.install(peer, slot, index, initiation.remote_index, transport,
+                                         now, is_initiator=False)
+        self._sessions.retire(peer.keypairs.add_as_responder(keypair))
+        self._sessions.publish(peer)
+        self.set_endpoint(peer, source, local)
         peer.timers.session_derived(now)
         self._tables.peer_note_received(peer.slot, now, wire.INITIATION_LEN)
-        self._transmit_counted(peer, cookie.add_macs(response.emit(), peer.mac1_key), now)
+        self._transmit_handshake(peer, response, now)
         self._watch(peer)
 
-    def _receive_response(self, message: Response, source: Endpoint, now: int) -> None:
-        peer = self._by_handshake.get(message.receiver_index)
-        if peer is None or peer.handshake is None or peer.handshake_slot is None:
+    def _receive_response(self, static: noise.DhKeyPair, message: Response, source: Endpoint,
+                          local: bytes, now: int) -> None:
+        peer = self._sessions.peer_of(message.receiver_index)
+        if peer is None or peer.handshake is None or peer.handshake_slot is None \
+                or peer.handshake.local_index != message.receiver_index:
             self.verdicts["DROP_UNEXPECTED_RESPONSE"] += 1
             return
-        transport = noise.consume_response(self._static, peer.handshake, peer.preshared_key,
-                                           message)
-        keypair = self._install(peer, peer.handshake_slot, peer.handshake.local_index,
-                                message.sender_index, transport, now, is_initiator=True)
-        peer.handshake_slot = None
-        self._end_handshake(peer)
+        transport = noise.consume_response(static, peer.handshake, peer.preshared_key, message)
+        keypair = self._sessions.install(
+            peer, peer.handshake_slot, peer.handshake.local_index, message.sender_index,
+            transport, now, is_initiator=True)
+        peer.handshake = peer.handshake_slot = None
         dropped = peer.keypairs.add_as_initiator(keypair)
-        self._set_endpoint(peer, source)
+        self.set_endpoint(peer, source, local)
         peer.timers.session_derived(now)
         self._tables.peer_note_received(peer.slot, now, wire.RESPONSE_LEN)
-        self._use_current(peer)
-        self._retire(dropped)
+        self._sessions.publish(peer)
+        self._sessions.retire(dropped)
         self._keepalive(peer, now)      # proves to the responder that we have the keys
         self._handshake_done(peer)
         self._watch(peer)
 
-    def _install(self, peer: Peer, slot: int, local_index: int, remote_index: int,
-                 transport: noise.TransportKeys, now: int, *, is_initiator: bool) -> Keypair:
-        self._tables.keypair_install(
-            slot, local_index, remote_index, peer.slot, peer.worker, transport.send,
-            transport.receive, is_initiator, now + REKEY_AFTER_TIME,
-            now + REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT, now + REJECT_AFTER_TIME)
-        return Keypair(slot, local_index, remote_index, transport.send, is_initiator, now)
-
-    def _use_current(self, peer: Peer) -> None:
-        """Publish what the workers shall seal with."""
-        current = peer.keypairs.current
-        self._tables.peer_set_send_keypair(peer.slot, None if current is None else current.slot)
+    def _receive_cookie(self, reply: CookieReply, now: int) -> None:
+        """The peer is under load, and serves those first who prove their address: the next
+        try, REKEY_TIMEOUT after the last one, does."""
+        peer = self._sessions.peer_of(reply.receiver_index)
+        if peer is None or peer.last_mac1_sent is None:
+            self.verdicts["DROP_UNEXPECTED_COOKIE"] += 1
+            return
+        found = cookie.open_reply(cookie.cookie_key(peer.public_key), peer.last_mac1_sent, reply)
+        if found is None:
+            self.verdicts["DROP_INVALID_COOKIE"] += 1
+            return
+        peer.cookie, peer.cookie_at, peer.last_mac1_sent = found, now, None
+        log.debug("%s is under load, and gave a cookie", peer)
 
     def _handshake_done(self, peer: Peer) -> None:
         """A session is up: send what waited, and hear of the next need."""
-        peer.latest_handshake_unix = self._unix_ns() // SECOND
+        peer.latest_handshake_unix_ns = self._world.unix_ns()
         peer.timers.handshake_complete()
         self._end_handshake(peer)       # one of our own that the peer's overtook
         self._tables.peer_disarm(peer.slot, "want_session")
-        self._ring()
+        self._world.ring()
         log.info("handshake with %s completed", peer)
-
-    def _retire(self, keypairs: Iterable[Keypair]) -> None:
-        for keypair in keypairs:
-            self._tables.keypair_retire(keypair.slot)
 
     def _keepalive(self, peer: Peer, now: int) -> None:
         """Send an empty transport message; without a session, ask for one."""
@@ -452,18 +508,19 @@ class Device:
         if keypair is None or now >= keypair.created_ns + REJECT_AFTER_TIME:
             self._want_session(peer, now)
             return
-        counter = self._tables.keypair_take_counter(keypair.slot)
-        nonce = bytes(4) + counter.to_bytes(8, "little")
-        sealed = ChaCha20Poly1305(keypair.send_key).encrypt(nonce, b"", b"")
-        self._transmit_counted(
-            peer, wire.transport_header(keypair.remote_index, counter) + sealed, now)
+        self._transmit(peer, self._sessions.keepalive(keypair), now)
         if keypair.is_initiator and now >= keypair.created_ns + REKEY_AFTER_TIME:
             self._want_session(peer, now)
 
-    def _transmit_counted(self, peer: Peer, message: bytes, now: int) -> None:
+    def _transmit_handshake(self, peer: Peer, message: Initiation | Response, now: int) -> None:
+        sent = cookie.add_macs(message.emit(), peer.mac1_key, peer.usable_cookie(now))
+        peer.last_mac1_sent = cookie.mac1_of(sent)
+        self._transmit(peer, sent, now)
+
+    def _transmit(self, peer: Peer, message: bytes, now: int) -> None:
         if peer.endpoint is not None:
             self._tables.peer_note_sent(peer.slot, now, len(message))
-            self._transmit(message, peer.endpoint)
+            self._world.transmit(message, peer.endpoint, peer.local)
 
 
 def _offload_name(bit: int) -> str:

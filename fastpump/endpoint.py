@@ -18,6 +18,10 @@ _SOCKADDR_IN6 = struct.Struct("=H2sI16sI")
 _SOCKADDR_IN = struct.Struct("=H2s4s8x")
 _MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 
+NO_LOCAL = bytes(16)
+"""In place of an own address: the kernel shall choose. Own addresses are 16 bytes, IPv4
+ones v4-mapped."""
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -87,6 +91,11 @@ def split_host_port(text: str) -> tuple[str, int]:
             or len(port) > 5 or not 1 <= int(port) <= 65535:
         raise ConfigError(f"the endpoint {text!r} is not HOST:PORT (a port is 1 to 65535)")
     return host, int(port)
+
+
+def parse_host(host: str) -> IPv4Address | IPv6Address:
+    """An address without scope; ValueError for a name."""
+    return ipaddress.ip_address(host.partition("%")[0])
 
 
 def resolve(host: str, port: int) -> Endpoint:

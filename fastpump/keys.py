@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fastpump.constants import KEY_LEN
 from fastpump.errors import ConfigError, SystemSetupError
-from fastpump.noise import StaticKey
+from fastpump.noise import DhKeyPair
 
 MAX_FILE_LEN = 4096
 
@@ -51,7 +51,7 @@ def generate_preshared() -> bytes:
 
 def public_of(private: bytes) -> bytes:
     """The public key of a private one."""
-    return StaticKey(private).public
+    return DhKeyPair.from_private(private).public
 
 
 def read_file(path: Path, what: str) -> bytes:

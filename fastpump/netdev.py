@@ -28,6 +28,9 @@ TUN_F_TSO_ECN = 0x08
 TUN_F_USO4 = 0x20
 TUN_F_USO6 = 0x40
 
+TUNGETIFF = 0x800454D2
+TUNGETDEVNETNS = 0x54E3
+
 DEVICE = "/dev/net/tun"
 
 
@@ -81,6 +84,22 @@ class TunQueues:
             return (f"the kernel gives a TUN no more than {len(self.fds) - 1} queues; ask for "
                     "fewer with --queues")
         return f"the interface {self.name} cannot be created: {error.strerror}"
+
+    def current_name(self) -> str | None:
+        """What the interface is called now; None when it was deleted."""
+        try:
+            request = fcntl.ioctl(self.fds[0], TUNGETIFF, bytes(40))
+        except OSError:
+            return None
+        return request[:16].rstrip(b"\0").decode(errors="replace")
+
+    def open_namespace(self) -> int | None:
+        """An fd of the network namespace that the interface is in; None when the kernel
+        does not tell (before 5.8)."""
+        try:
+            return fcntl.ioctl(self.fds[0], TUNGETDEVNETNS)
+        except OSError:
+            return None
 
     def set_offloads(self, mask: int) -> bool:
         """TUNSETOFFLOAD, which is device-wide but wants the same on every queue; False if

@@ -11,6 +11,7 @@ Whatever a stranger sends ends in HandshakeError, which says which step failed.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2s
 
@@ -28,6 +29,10 @@ _ZERO_NONCE = bytes(12)
 
 class HandshakeError(Exception):
     """A handshake message that does not hold; its text names the step."""
+
+
+class UnknownPeer(HandshakeError):
+    """The initiator is nobody we know."""
 
 
 def _hash(*parts: bytes) -> bytes:
@@ -54,19 +59,24 @@ _INITIAL_CHAIN = _hash(_CONSTRUCTION)
 _INITIAL_HASH = _hash(_INITIAL_CHAIN, _IDENTIFIER)
 
 
-class StaticKey:
-    """Our private key and what follows from it."""
+class DhKeyPair:
+    """An X25519 private key and its public one: static or ephemeral."""
 
-    def __init__(self, private: bytes) -> None:
-        if len(private) != KEY_LEN:
-            raise ValueError("a private key has 32 bytes")
-        self._private = X25519PrivateKey.from_private_bytes(private)
-        self.public = self._private.public_key().public_bytes_raw()
+    def __init__(self, private: X25519PrivateKey) -> None:
+        self._private = private
+        self.public = private.public_key().public_bytes_raw()
 
     @classmethod
-    def generate(cls) -> StaticKey:
-        """A fresh key (also used for ephemeral ones)."""
-        return cls(X25519PrivateKey.generate().private_bytes_raw())
+    def generate(cls) -> DhKeyPair:
+        """A fresh one."""
+        return cls(X25519PrivateKey.generate())
+
+    @classmethod
+    def from_private(cls, private: bytes) -> DhKeyPair:
+        """From 32 bytes, clamped or not."""
+        if len(private) != KEY_LEN:
+            raise ValueError("a private key has 32 bytes")
+        return cls(X25519PrivateKey.from_private_bytes(private))
 
     def exchange(self, public: bytes) -> bytes:
         """The Diffie-Hellman secret; HandshakeError for a point of low order."""
@@ -100,7 +110,7 @@ class InitiatorState:
     """What the initiator keeps until the response comes."""
 
     local_index: int
-    ephemeral: StaticKey
+    ephemeral: DhKeyPair
     c: bytes
     h: bytes
 
@@ -117,11 +127,13 @@ class ConsumedInitiation:
     h: bytes
 
 
-def create_initiation(static: StaticKey, peer_public: bytes, local_index: int, timestamp: bytes,
-                      ephemeral: StaticKey | None = None) -> tuple[Initiation, InitiatorState]:
-    """First message. `timestamp` is TAI64N, 12 bytes, greater than any sent before."""
+def create_initiation(static: DhKeyPair, peer_public: bytes, local_index: int, timestamp: bytes,
+                      static_static: bytes, ephemeral: DhKeyPair | None = None,
+                      ) -> tuple[Initiation, InitiatorState]:
+    """First message. `timestamp` is TAI64N, 12 bytes, greater than any sent before;
+    `static_static` what our static key and the peer's make, which never changes."""
     c, h = _INITIAL_CHAIN, _hash(_INITIAL_HASH, peer_public)
-    ephemeral = ephemeral or StaticKey.generate()
+    ephemeral = ephemeral or DhKeyPair.generate()
     # e
     (c,) = _kdf(1, c, ephemeral.public)
     h = _hash(h, ephemeral.public)
@@ -131,7 +143,7 @@ def create_initiation(static: StaticKey, peer_public: bytes, local_index: int, t
     encrypted_static = _seal(k, static.public, h)
     h = _hash(h, encrypted_static)
     # ss
-    c, k = _kdf(2, c, static.exchange(peer_public))
+    c, k = _kdf(2, c, static_static)
     # {timestamp}
     encrypted_timestamp = _seal(k, timestamp, h)
     h = _hash(h, encrypted_timestamp)
@@ -139,9 +151,11 @@ def create_initiation(static: StaticKey, peer_public: bytes, local_index: int, t
     return message, InitiatorState(local_index, ephemeral, c, h)
 
 
-def consume_initiation(static: StaticKey, message: Initiation) -> ConsumedInitiation:
-    """Open a first message. Who the peer is stands in the result; whether he may speak,
-    and whether the timestamp is news, is the caller's to decide."""
+def consume_initiation(static: DhKeyPair, message: Initiation,
+                       static_static: Callable[[bytes], bytes]) -> ConsumedInitiation:
+    """Open a first message. `static_static` gives what our static key and that of a peer
+    make, and raises UnknownPeer for a stranger; whether the timestamp is news is the
+    caller's to decide."""
     c, h = _INITIAL_CHAIN, _hash(_INITIAL_HASH, static.public)
     # e
     (c,) = _kdf(1, c, message.ephemeral)
@@ -152,7 +166,7 @@ def consume_initiation(static: StaticKey, message: Initiation) -> ConsumedInitia
     peer_public = _open(k, message.encrypted_static, h, "the initiator's static key")
     h = _hash(h, message.encrypted_static)
     # ss
-    c, k = _kdf(2, c, static.exchange(peer_public))
+    c, k = _kdf(2, c, static_static(peer_public))
     # {timestamp}
     timestamp = _open(k, message.encrypted_timestamp, h, "the timestamp")
     h = _hash(h, message.encrypted_timestamp)
@@ -161,10 +175,10 @@ def consume_initiation(static: StaticKey, message: Initiation) -> ConsumedInitia
 
 
 def create_response(initiation: ConsumedInitiation, preshared_key: bytes, local_index: int,
-                    ephemeral: StaticKey | None = None) -> tuple[Response, TransportKeys]:
+                    ephemeral: DhKeyPair | None = None) -> tuple[Response, TransportKeys]:
     """Second message, and the responder's transport keys."""
     c, h = initiation.c, initiation.h
-    ephemeral = ephemeral or StaticKey.generate()
+    ephemeral = ephemeral or DhKeyPair.generate()
     # e
     (c,) = _kdf(1, c, ephemeral.public)
     h = _hash(h, ephemeral.public)
@@ -182,7 +196,7 @@ def create_response(initiation: ConsumedInitiation, preshared_key: bytes, local_
     return message, TransportKeys(send, receive)
 
 
-def consume_response(static: StaticKey, state: InitiatorState, preshared_key: bytes,
+def consume_response(static: DhKeyPair, state: InitiatorState, preshared_key: bytes,
                      message: Response) -> TransportKeys:
     """Open a second message; the initiator's transport keys."""
     c, h = state.c, state.h

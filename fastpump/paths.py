@@ -46,7 +46,8 @@ def private_key_file(interface: str) -> Path:
     return state_dir() / name
 
 
-def runtime_dir() -> Path:
-    """The directory of this namespace's control sockets: FASTPUMP_RUN or /run/fastpump,
-    then the namespace's inode."""
-    return Path(os.environ.get("FASTPUMP_RUN") or "/run/fastpump") / str(namespace_inode())
+def runtime_dir(namespace: int | None = None) -> Path:
+    """The directory of a namespace's control sockets: FASTPUMP_RUN or /run/fastpump, then
+    the namespace's inode; that of this process by default."""
+    return Path(os.environ.get("FASTPUMP_RUN") or "/run/fastpump") / str(
+        namespace_inode() if namespace is None else namespace)

@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator
 
 from fastpump.constants import DEFAULT_PORT
-from fastpump.endpoint import Endpoint
+from fastpump.endpoint import NO_LOCAL, Endpoint
 from fastpump.errors import SystemSetupError
 from fastpump.wire import TRANSPORT_TYPE
 
@@ -38,9 +38,11 @@ IPV6_MTU_DISCOVER = 23
 PMTUDISC_DONT = 0
 UDP_GRO = 104
 UDP_SEGMENT = 103
+IP_PKTINFO = 8
 
 HANDSHAKE_TOS = 0x88        # AF41, as the kernel's WireGuard
-_INT = struct.Struct("=i")
+_PKTINFO4 = struct.Struct("=i4s4s")
+_PKTINFO6 = struct.Struct("=16si")
 _UINT = struct.Struct("=I")
 
 # A queue between two hosts that have no more CPU to give: what it holds is latency. 1 MiB
@@ -116,13 +118,42 @@ def _port_lock() -> Iterator[None]:
         yield       # after ten seconds without it, the bind itself will tell
 
 
+def _mark(sock: socket.socket, fwmark: int) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _UINT.pack(fwmark))
+    except OSError as error:
+        raise SystemSetupError(f"the firewall mark {fwmark:#x} cannot be set: "
+                               f"{error.strerror}") from None
+
+
+def _local_control(local: bytes, family: int) -> tuple[int, int, bytes]:
+    """The control message for sendmsg that says which own address to send from."""
+    if family == socket.AF_INET:
+        return socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(0, local[12:], bytes(4))
+    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(local, 0)
+
+
+def check_route(where: Endpoint, family: int, fwmark: int = 0) -> None:
+    """SystemSetupError if nothing can be sent to an endpoint from here."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        if fwmark:
+            _mark(probe, fwmark)
+        try:
+            probe.connect(where.to_python(family))
+        except OSError as error:
+            raise SystemSetupError(
+                f"the endpoint {where} cannot be reached from this host: {error.strerror}; "
+                "check the address, and the routes: ip route") from None
+
+
 class SocketGroup:
     """The workers' sockets, the handshake socket, and their common port."""
 
-    def __init__(self, queue_count: int, port: int | None, *, fwmark: int = 0,
+    def __init__(self, queue_count: int, port: int | None, family: int, *, fwmark: int = 0,
                  gro: bool = True) -> None:
-        """`port`: None for 51820, or any free one when that is taken; 0 for any."""
-        self.family = preferred_family()
+        """`port`: None for 51820, or any free one when that is taken; 0 for any. `family`:
+        see `preferred_family`."""
+        self.family = family
         self._fwmark = fwmark
         self.workers: list[socket.socket] = []
         self._open: list[socket.socket] = []
@@ -177,12 +208,12 @@ class SocketGroup:
         # As the kernel's WireGuard: outer packets may be fragmented on the way.
         sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DONT)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if self.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         if self._fwmark:
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _UINT.pack(self._fwmark))
-            except OSError as error:
-                raise SystemSetupError(f"the firewall mark {self._fwmark:#x} cannot be set: "
-                                       f"{error.strerror}") from None
+            _mark(sock, self._fwmark)
         for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF),
                               (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
             try:
@@ -196,25 +227,24 @@ class SocketGroup:
                                    f"{error.strerror}") from None
         return sock
 
-    def check_route(self, where: Endpoint) -> None:
-        """SystemSetupError if nothing can be sent to an endpoint from here."""
-        with socket.socket(self.family, socket.SOCK_DGRAM) as probe:
-            if self._fwmark:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _UINT.pack(self._fwmark))
-            try:
-                probe.connect(where.to_python(self.family))
-            except OSError as error:
-                raise SystemSetupError(
-                    f"the endpoint {where} cannot be reached from this host: {error.strerror}; "
-                    "check the address, and the routes: ip route") from None
+    def set_fwmark(self, fwmark: int) -> None:
+        """Mark what is sent from now on, by the workers too; 0 for no mark."""
+        self._fwmark = fwmark
+        for sock in self._open:
+            _mark(sock, fwmark)
 
-    def receive_handshake(self) -> tuple[list[bytes], tuple[object, ...]]:
-        """The next datagram at the handshake socket, or the datagrams of a train, and
-        where they came from; BlockingIOError when there is none."""
-        data, control, _, source = self.handshake.recvmsg(1 << 16, socket.CMSG_SPACE(_INT.size))
-        size = next((_INT.unpack(value)[0] for level, kind, value in control
-                     if (level, kind) == (socket.IPPROTO_UDP, UDP_GRO)), len(data)) or 1
-        return [data[at:at + size] for at in range(0, len(data), size)], source
+    def send_handshake(self, message: bytes, endpoint: Endpoint, local: bytes) -> None:
+        """Send from an own address, or from one that the kernel chooses (NO_LOCAL, or when
+        that address is gone). OSError when nothing can be sent."""
+        where = endpoint.to_python(self.family)
+        if local != NO_LOCAL:
+            try:
+                self.handshake.sendmsg([message], [_local_control(local, self.family)], 0, where)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH):
+                    raise
+        self.handshake.sendto(message, where)
 
     def close(self) -> None:
         """Close all sockets."""

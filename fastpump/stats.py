@@ -12,8 +12,10 @@ from typing import Any
 
 from fastpump import keys
 from fastpump._core import SharedTables, default_backend
-from fastpump.device import Device, Peer, Prefix
-from fastpump.supervisor import WorkerProcess
+from fastpump.constants import SECOND
+from fastpump.linkwatch import LinkState
+from fastpump.peer import Peer, Prefix
+from fastpump.supervisor import Supervisor
 
 
 def prefix_text(prefix: Prefix) -> str:
@@ -29,22 +31,23 @@ def _peer(tables: SharedTables, peer: Peer) -> dict[str, Any]:
         "public_key": keys.encode(peer.public_key),
         "endpoint": None if peer.endpoint is None else str(peer.endpoint),
         "allowed_ips": [prefix_text(prefix) for prefix in ordered],
-        "latest_handshake": peer.latest_handshake_unix,
+        "latest_handshake": peer.latest_handshake_unix_ns // SECOND,
         "rx_bytes": rx_bytes,
         "tx_bytes": tx_bytes,
         "transport": "wireguard",
-        "persistent_keepalive": peer.timers.persistent_interval_ns // 1_000_000_000,
+        "persistent_keepalive": peer.persistent_keepalive_s,
         "preshared_key": any(peer.preshared_key),
         "worker": peer.worker,
     }
 
 
-def gather(name: str, index: int, listen_port: int, offloads: list[str], tables: SharedTables,
-           device: Device, workers: list[WorkerProcess]) -> dict[str, Any]:
+def gather(link: LinkState, offloads: list[str], tables: SharedTables,
+           supervisor: Supervisor) -> dict[str, Any]:
     """One entry of `interfaces`."""
-    verdicts: Counter[str] = Counter(device.verdicts)
+    device = supervisor.device
+    verdicts: Counter[str] = supervisor.verdicts
     queues = []
-    for worker in workers:
+    for worker in supervisor.workers:
         shared = tables.worker_counters(worker.number)
         verdicts.update(shared["verdicts"])
         queues.append({
@@ -58,15 +61,17 @@ def gather(name: str, index: int, listen_port: int, offloads: list[str], tables:
             "verdicts": {verdict: n for verdict, n in shared["verdicts"].items() if n},
         })
     return {
-        "name": name,
-        "ifindex": index,
+        "name": link.name,
+        "ifindex": link.index,
         "mode": "tun",
-        "public_key": keys.encode(device.public_key),
-        "listen_port": listen_port,
-        "mtu": tables.mtu,
+        "is_up": link.is_up,
+        "public_key": None if device.public_key is None else keys.encode(device.public_key),
+        "listen_port": supervisor.listen_port,
+        "fwmark": supervisor.fwmark,
+        "mtu": link.mtu,
         "offloads": offloads,
         "aead": default_backend(),
-        "worker_restarts": sum(worker.restarts for worker in workers),
+        "worker_restarts": sum(worker.restarts for worker in supervisor.workers),
         "queues": queues,
         "peers": [_peer(tables, peer) for peer in device.peers.values()],
         "verdicts": dict(sorted((verdict, n) for verdict, n in verdicts.items() if n)),
@@ -98,8 +103,9 @@ def ago(unix_s: int, now_s: float) -> str:
 def show(status: dict[str, Any]) -> str:
     """The status of one interface for a terminal."""
     lines = [
-        f"interface: {status['name']} ({status['mode']}, MTU {status['mtu']})",
-        f"  public key: {status['public_key']}",
+        f"interface: {status['name']} ({status['mode']}, MTU {status['mtu']}"
+        f"{'' if status['is_up'] else ', down'})",
+        f"  public key: {status['public_key'] or '(none)'}",
         f"  listening port: {status['listen_port']}",
         f"  offloads: {', '.join(status['offloads']) or 'none'}",
         f"  ciphers by: {status['aead']}",

@@ -5,6 +5,10 @@ for the tunnel's whole life; workers inherit them. A worker that dies is started
 the same fds, so the interface stays, the kernel keeps what arrives meanwhile, and send
 counters go on where they were (they live in the shared memory).
 
+Workers and sockets are there while the interface is up. When it goes down they end, and
+the device forgets its sessions, as with the kernel's WireGuard. Another UDP port needs other
+sockets, hence other workers: the sessions stay.
+
 Workers end with the supervisor whatever ends it (PR_SET_PDEATHSIG); they have no state
 to save, so stopping one is SIGKILL.
 """
@@ -20,18 +24,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastpump._core import SharedTables
+from fastpump._core import INTAKE_BATCH, Intake, SharedTables
 from fastpump.constants import SECOND
-from fastpump.device import Device
+from fastpump.cookie import mac1_key
+from fastpump.device import Device, Surroundings
 from fastpump.endpoint import Endpoint
 from fastpump.errors import SystemSetupError
+from fastpump.handshakes import Handshakes
 from fastpump.netdev import TunQueues
-from fastpump.sockets import SocketGroup
-from fastpump.wire import TRANSPORT_TYPE
+from fastpump.peer import Peer
+from fastpump.sockets import SocketGroup, preferred_family
 from fastpump.worker import EXIT_INTERFACE_GONE, EXIT_SETUP
 
 log = logging.getLogger("fastpump.supervisor")
@@ -40,9 +47,8 @@ log = logging.getLogger("fastpump.supervisor")
 QUICK_DEATH_S = 1.0
 MAX_BACKOFF_S = 5.0
 RECLAIM_INTERVAL_S = 1.0
-HANDSHAKES_PER_WAKEUP = 64
-TRANSPORT_BYTE = bytes([TRANSPORT_TYPE])
-TRANSPORT_MIN_LEN = 32
+# Receive calls in a row on the handshake socket before others have their turn.
+INTAKES_PER_WAKEUP = 8
 
 
 def now_ns() -> int:
@@ -63,6 +69,7 @@ class WorkerProcess:
     started_at: float = 0.0
     is_running: bool = False
     """Whether this incarnation has told that its loop runs."""
+    restart_timer: asyncio.TimerHandle | None = None
     restarts: int = 0
     quick_deaths: int = 0
 
@@ -75,15 +82,23 @@ class WorkerProcess:
 class Supervisor:
     """Runs `device`'s workers, sockets and timers until `stop` is called."""
 
-    def __init__(self, tables: SharedTables, tun: TunQueues, sockets: SocketGroup,
-                 private_key: bytes, *, pin: bool = False, busy_poll_us: int = 0) -> None:
+    def __init__(self, tables: SharedTables, tun: TunQueues, *, listen_port: int | None = None,
+                 fwmark: int = 0, gro: bool = True, pin: bool = False, busy_poll_us: int = 0,
+                 is_unanswered: Callable[[Peer], None] = lambda _: None) -> None:
+        """`listen_port` as for SocketGroup; `gro`: receive trains of datagrams."""
         self._tables = tables
         self._tun = tun
-        self._sockets = sockets
+        self._gro = gro
         self._busy_poll_us = busy_poll_us
+        self._wanted_port = listen_port
+        self._fwmark = fwmark
+        self._sockets: SocketGroup | None = None
+        self._is_wanted_up = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: int | None = None
+        self._reclaimer: asyncio.TimerHandle | None = None
+        self._is_serving = False
         self._ready = asyncio.Event()
         self._stopped = asyncio.Event()
         self.stop_reason = ""
@@ -98,26 +113,84 @@ class Supervisor:
             event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             self.workers.append(WorkerProcess(number, doorbell, event,
                                               cpus[number] if pin else None))
-        self.device = Device(tables, private_key, sockets.family, transmit=self._transmit,
-                             ring=self._ring, schedule=self._schedule, unix_ns=time.time_ns,
-                             jitter=random.randrange, cpu_count=len(cpus))
+        self.family = preferred_family()
+        self._intake = Intake()
+        self.device = Device(tables, Surroundings(
+            transmit=self._transmit, ring=self._ring, schedule=self._schedule,
+            unix_ns=time.time_ns, jitter=random.randrange,
+            endpoint_is_known=self._note_endpoint, is_unanswered=is_unanswered,
+        ), self.family, cpu_count=len(cpus))
+        self._handshakes = Handshakes(self.device, self._intake, transmit=self._transmit,
+                                      pass_on=self._pass_on)
+
+    # -- what may change while it runs
+
+    @property
+    def listen_port(self) -> int:
+        """The UDP port; while the interface is down the wanted one, 0 for any."""
+        return self._sockets.port if self._sockets is not None else self._wanted_port or 0
+
+    def set_listen_port(self, port: int) -> None:
+        """Receive on another port, 0 for any; SystemSetupError if it cannot be had, and
+        then nothing has changed."""
+        if port and port == self.listen_port and self._sockets is not None:
+            return
+        if self._sockets is None:
+            self._wanted_port = port
+            if self._is_wanted_up:      # the port before this one was taken
+                self._bring_up()
+            return
+        old, self._sockets = self._sockets, self._open_sockets(port)
+        self._wanted_port = port
+        self._leave(old)
+        self._enter()
+
+    @property
+    def fwmark(self) -> int:
+        """The firewall mark of what we send; 0 for none."""
+        return self._fwmark
+
+    def set_fwmark(self, fwmark: int) -> None:
+        """Mark what is sent from now on; 0 for no mark."""
+        if self._sockets is not None:
+            self._sockets.set_fwmark(fwmark)
+        self._fwmark = fwmark
+
+    def set_private_key(self, private_key: bytes) -> None:
+        """Be somebody else; zeros for nobody."""
+        self.device.set_private_key(private_key)
+        public = self.device.public_key
+        self._intake.set_mac1_key(None if public is None else mac1_key(public))
+        self.settle()
+
+    def settle(self) -> None:
+        """To be called after the device was changed from outside."""
+        self._schedule()
+        if self._tables.has_retired and self._reclaimer is None and self._loop is not None:
+            self._reclaimer = self._loop.call_later(RECLAIM_INTERVAL_S, self._reclaim)
+
+    @property
+    def verdicts(self) -> Counter[str]:
+        """Handshake messages by what became of them."""
+        return self.device.verdicts + self._handshakes.verdicts + Counter(self._intake.verdicts)
 
     # -- life
 
-    async def run(self, on_ready: Callable[[], None]) -> None:
-        """Start everything, call `on_ready`, and go on until `stop`; then end it all."""
+    async def run(self, on_ready: Callable[[], None], *, is_up: bool) -> None:
+        """Start everything, call `on_ready`, and go on until `stop`; then end it all.
+        `is_up`: whether the interface is, so that we are ready when all workers run."""
         loop = self._loop = asyncio.get_running_loop()
         try:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.add_signal_handler(number, self.stop, f"on {signal.Signals(number).name}")
-            loop.add_reader(self._sockets.handshake, self._on_handshake)
             loop.set_exception_handler(self._on_exception)
             for worker in self.workers:
                 loop.add_reader(worker.event_fd, self._on_event, worker)
-                self._start(worker)
-            self._schedule()
-            self._reclaim()
-            await self._ready_or_stopped()
+            self.settle()
+            if is_up:
+                self._is_wanted_up = True
+                self._bring_up()
+                await self._ready_or_stopped()
             if not self._stopped.is_set():
                 on_ready()
                 await self._stopped.wait()
@@ -125,6 +198,49 @@ class Supervisor:
             self._shut_down()
         if self.failure is not None:
             raise SystemSetupError(self.failure)
+
+    def interface_changed(self, *, is_up: bool) -> None:
+        """The interface was set up or down."""
+        if self._stopped.is_set() or self._loop is None or is_up == self._is_wanted_up:
+            return
+        self._is_wanted_up = is_up
+        if is_up:
+            try:
+                self._bring_up()
+            except SystemSetupError as error:
+                log.error("the interface is up, but %s", error)
+        elif self._sockets is not None:
+            log.info("the interface is down")
+            self._leave(self._sockets)
+            self._sockets = None
+            self.device.stop()
+            self.settle()
+
+    def _bring_up(self) -> None:
+        self._sockets = self._open_sockets(self._wanted_port)
+        self.device.start(now_ns())
+        self._enter()
+        self.settle()
+
+    def _open_sockets(self, port: int | None) -> SocketGroup:
+        return SocketGroup(len(self.workers), port, self.family, fwmark=self._fwmark,
+                           gro=self._gro)
+
+    def _enter(self) -> None:
+        """Start to receive on new sockets."""
+        assert self._loop is not None
+        assert self._sockets is not None
+        self._loop.add_reader(self._sockets.handshake, self._on_handshake)
+        for worker in self.workers:
+            self._start(worker)
+
+    def _leave(self, sockets: SocketGroup) -> None:
+        """Stop to receive, and close the sockets."""
+        assert self._loop is not None
+        self._loop.remove_reader(sockets.handshake)
+        for worker in self.workers:
+            self._end(worker)
+        sockets.close()
 
     async def _ready_or_stopped(self) -> None:
         waits = [asyncio.ensure_future(event.wait()) for event in (self._ready, self._stopped)]
@@ -150,17 +266,14 @@ class Supervisor:
         self._stopped.set()
 
     def _shut_down(self) -> None:
+        for timer in (self._timer, self._reclaimer):
+            if timer is not None:
+                timer.cancel()
         assert self._loop is not None
-        if self._timer is not None:
-            self._timer.cancel()
-        self._loop.remove_reader(self._sockets.handshake)
+        if self._sockets is not None:
+            self._leave(self._sockets)
         for worker in self.workers:
             self._loop.remove_reader(worker.event_fd)
-            if worker.process is not None:
-                self._loop.remove_reader(worker.pidfd)
-                worker.process.kill()
-                worker.process.wait()
-                os.close(worker.pidfd)
             os.close(worker.event_fd)
             os.close(worker.doorbell_fd)
 
@@ -168,7 +281,8 @@ class Supervisor:
 
     def _start(self, worker: WorkerProcess) -> None:
         assert self._loop is not None
-        if self._stopped.is_set():
+        worker.restart_timer = None
+        if self._stopped.is_set() or self._sockets is None:
             return
         fds = (self._sockets.workers[worker.number].fileno(), self._tables.fd,
                worker.doorbell_fd, worker.event_fd)
@@ -201,7 +315,24 @@ class Supervisor:
         assert self._loop is not None
         worker.quick_deaths += 1
         delay = min(MAX_BACKOFF_S, 0.1 * 2 ** max(0, worker.quick_deaths - 3))
-        self._loop.call_later(delay, self._start, worker)
+        worker.restart_timer = self._loop.call_later(delay, self._start, worker)
+
+    def _end(self, worker: WorkerProcess) -> None:
+        """Kill a worker that is not needed any more."""
+        assert self._loop is not None
+        if worker.restart_timer is not None:
+            worker.restart_timer.cancel()
+            worker.restart_timer = None
+        if worker.process is None:
+            return
+        self._loop.remove_reader(worker.pidfd)
+        worker.process.kill()
+        worker.process.wait()
+        os.close(worker.pidfd)
+        worker.process = None
+        if not self._stopped.is_set():
+            self._hear(worker)
+            self.device.worker_is_dead(worker.number)
 
     def _on_death(self, worker: WorkerProcess) -> None:
         assert self._loop is not None
@@ -215,7 +346,7 @@ class Supervisor:
         if self._stopped.is_set():
             return
         self._hear(worker)              # what it had no time to tell
-        self._tables.worker_is_dead(worker.number)
+        self.device.worker_is_dead(worker.number)
         if status == EXIT_INTERFACE_GONE:
             self.stop("because the interface was deleted")
             return
@@ -252,8 +383,10 @@ class Supervisor:
     def _hear(self, worker: WorkerProcess) -> None:
         """Take the events and the stray handshake messages of a worker."""
         self.device.handle_events(worker.number, now_ns())
-        for message, sockaddr in self._tables.worker_messages(worker.number):
-            self.device.receive(message, Endpoint.from_sockaddr(sockaddr), now_ns())
+        for message, sockaddr, local in self._tables.worker_messages(worker.number):
+            self._handshakes.take_stray(message, sockaddr, local, now_ns())
+            self._serve_handshakes()
+        self.settle()
 
     def _ring(self) -> None:
         for worker in self.workers:
@@ -262,33 +395,49 @@ class Supervisor:
     # -- handshakes
 
     def _on_handshake(self) -> None:
-        for _ in range(HANDSHAKES_PER_WAKEUP):
-            try:
-                messages, address = self._sockets.receive_handshake()
-            except BlockingIOError:
+        for _ in range(INTAKES_PER_WAKEUP):
+            if self._sockets is None:
                 return
+            try:
+                received, admitted = self._intake.receive(self._sockets.handshake.fileno(),
+                                                          now_ns())
             except OSError as error:    # what ICMP said of an earlier send
                 log.debug("handshake socket: %s", error)
                 continue
-            source = Endpoint.from_python(address)
-            for message in messages:
-                if message[:1] == TRANSPORT_BYTE and len(message) >= TRANSPORT_MIN_LEN:
-                    self._pass_on(message, source)
-                else:
-                    self.device.receive(message, source, now_ns())
+            self._handshakes.take(admitted, now_ns())
+            if received < INTAKE_BATCH:
+                break
+        self._serve_handshakes()
 
-    def _pass_on(self, message: bytes, source: Endpoint) -> None:
+    def _serve_handshakes(self) -> None:
+        """Serve what waits; what is left when the slice of time is used up, later."""
+        if not self._is_serving:
+            self._go_on_serving()
+
+    def _go_on_serving(self) -> None:
+        assert self._loop is not None
+        self._is_serving = self._handshakes.serve(now_ns)
+        if self._is_serving:
+            self._loop.call_soon(self._go_on_serving)
+        self.settle()
+
+    def _pass_on(self, message: bytes, sockaddr: bytes, local: bytes) -> None:
         """A transport message came with a handshake message: it is its worker's."""
         number = message[4] & ((1 << (len(self.workers) - 1).bit_length()) - 1)
         if number < len(self.workers) and self._tables.worker_inject(
-                number, message, source.sockaddr(self._sockets.family)):
+                number, message, sockaddr, local):
             os.eventfd_write(self.workers[number].doorbell_fd, 1)
 
-    def _transmit(self, message: bytes, endpoint: Endpoint) -> None:
+    def _transmit(self, message: bytes, endpoint: Endpoint, local: bytes) -> None:
+        if self._sockets is None:
+            return
         try:
-            self._sockets.handshake.sendto(message, endpoint.to_python(self._sockets.family))
+            self._sockets.send_handshake(message, endpoint, local)
         except OSError as error:
             log.info("nothing can be sent to %s now: %s", endpoint, error)
+
+    def _note_endpoint(self, endpoint: Endpoint) -> None:
+        self._intake.add_known(endpoint.sockaddr(self.family))
 
     # -- timers
 
@@ -308,12 +457,10 @@ class Supervisor:
     def _on_timer(self) -> None:
         self._timer = self._timer_at = None
         self.device.tick(now_ns())
-        self._schedule()
+        self.settle()
 
     def _reclaim(self) -> None:
         """Wipe retired keys once no worker can hold them."""
-        assert self._loop is not None
-        if self._stopped.is_set():
-            return
+        self._reclaimer = None
         self._tables.reclaim()
-        self._loop.call_later(RECLAIM_INTERVAL_S, self._reclaim)
+        self.settle()

@@ -65,10 +65,11 @@ class Timers:
                                   self.persistent_at, self.zero_keys_at) if at is not None),
                    default=None)
 
-    def set_persistent(self, now: int, interval_ns: int) -> None:
-        """Configure persistent keepalive, 0 for off; the first is due at once."""
+    def set_persistent(self, interval_ns: int, due_at: int | None) -> None:
+        """Configure persistent keepalive, 0 for off. `due_at`: when the first is due, None
+        while the interface is down."""
         self.persistent_interval_ns = interval_ns
-        self.persistent_at = now if interval_ns else None
+        self.persistent_at = due_at if interval_ns else None
 
     def initiation_sent(self, now: int, jitter: int) -> None:
         """An initiation left, or could not: the next try has its time."""
@@ -93,10 +94,16 @@ class Timers:
         if self.keepalive_at is None:
             self.keepalive_at = at + KEEPALIVE_TIMEOUT
 
-    def stop(self) -> None:
-        """The peer is gone."""
+    def forget_session(self) -> None:
+        """There are no keys and no handshake any more."""
         self.retransmit_at = self.new_handshake_at = self.keepalive_at = None
-        self.persistent_at = self.zero_keys_at = None
+        self.zero_keys_at = None
+        self.attempts = 0
+
+    def stop(self) -> None:
+        """The peer is gone, or the interface down."""
+        self.forget_session()
+        self.persistent_at = None
 
     def expire(self, now: int, activity: Activity) -> list[Action]:
         """Run what is due; what the caller must do, in order."""

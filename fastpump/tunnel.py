@@ -1,4 +1,5 @@
-"""`fastpump tunnel`: compose interface, sockets, device and workers, and run.
+"""Compose interface, sockets, device and workers, and run: what `fastpump tunnel`,
+`fastpump up` and `fastpump-wg` have in common.
 
 The order matters for the way back: whatever was made is unmade on every exit path, the
 interface last (it goes with its fds, and its addresses and routes with it).
@@ -11,10 +12,10 @@ import json
 import logging
 import resource
 import shlex
-import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from fastpump import capabilities, endpoint, keys, netlink, paths, stats
@@ -26,74 +27,114 @@ from fastpump.config import (
     check,
     with_default_allowed_ips,
 )
-from fastpump.control import ControlServer
-from fastpump.device import Device
-from fastpump.errors import ConfigError
+from fastpump.constants import KEY_LEN
+from fastpump.control import Command, ControlServer
+from fastpump.errors import ConfigError, SystemSetupError
+from fastpump.linkwatch import LinkState, LinkWatcher
 from fastpump.netdev import TunQueues
-from fastpump.sockets import SocketGroup
+from fastpump.resolver import Resolver
+from fastpump.sockets import check_route, preferred_family
 from fastpump.supervisor import Supervisor, now_ns
+from fastpump.uapiserver import UapiServer
 
 log = logging.getLogger("fastpump")
 
+Configure = Callable[[str, int, ExitStack], None]
+"""Give the new interface (name, index) what it needs; what must be undone goes on the stack."""
+Reload = Callable[["Tunnel"], Awaitable[dict[str, Any]]]
 
-def run(config: TunnelConfig, *, as_json: bool = False) -> None:
-    """Run a tunnel in the foreground until SIGINT, SIGTERM or the interface's deletion.
 
-    Prints one line to stdout when it is ready. FastpumpError says what is in the way.
+@dataclass(slots=True)
+class Tunnel:
+    """A running tunnel."""
+
+    config: TunnelConfig
+    tables: SharedTables
+    supervisor: Supervisor
+    resolver: Resolver
+    offloads: capabilities.Capabilities
+    link: LinkState
+
+    def status(self) -> dict[str, Any]:
+        """One entry of `fastpump status --json`."""
+        failed = set(self.offloads.hot) - set(self.tables.offloads)
+        in_use = [name for name in self.offloads.names if name not in failed]
+        return stats.gather(self.link, in_use, self.tables, self.supervisor)
+
+    def add_peer(self, peer: PeerConfig, where: endpoint.Endpoint | None) -> None:
+        """Configure a peer; its endpoint's name was resolved to `where`."""
+        device = self.supervisor.device
+        added = device.add_peer(peer.public_key)
+        if peer.preshared_key is not None:
+            added.preshared_key = peer.preshared_key
+        if where is not None:
+            device.set_endpoint(added, where)
+        if peer.endpoint is not None:
+            self.resolver.watch(peer.public_key, *peer.endpoint)
+        for network in peer.allowed_ips or ():
+            device.add_allowed_ip(added, (network.network_address.packed, network.prefixlen))
+        device.set_persistent_keepalive(added, peer.keepalive_s, now_ns())
+
+
+def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel], None], *,
+        reload: Reload | None = None, must_serve_wg: bool = False) -> None:
+    """Run a tunnel until SIGINT, SIGTERM, `fastpump down` or the interface's deletion.
+
+    `on_ready` is called once, when packets flow (or could, if the interface were up).
+    `must_serve_wg`: fail if another WireGuard has wg's socket of that name, and end when
+    that socket is removed. FastpumpError says what is in the way.
     """
     try:
         default_backend()
     except ValueError as error:
         raise ConfigError(f"FASTPUMP_AEAD: {error}") from None
     check(config)
-    peers = with_default_allowed_ips(config.peers, config.addresses)
     endpoints = {peer.public_key: endpoint.resolve(*peer.endpoint)
-                 for peer in peers if peer.endpoint is not None}
+                 for peer in config.peers if peer.endpoint is not None}
     _set_limits()
     with ExitStack() as made:
         tun = TunQueues(config.name, config.queue_count)
         made.callback(tun.close)
-        if config.private_key_file is None:
-            private_key = keys.load_or_create(paths.private_key_file(config.name))
-        else:
-            private_key = keys.read_file(config.private_key_file, "private key")
+        private_key = _private_key(config)
         offloads = capabilities.probe(tun, config.offloads)
-        sockets = SocketGroup(config.queue_count, config.listen_port, fwmark=config.fwmark,
-                              gro=offloads.udp_gro)
-        made.callback(sockets.close)
         for where in endpoints.values():
-            sockets.check_route(where)
+            check_route(where, preferred_family(), config.fwmark)
         tables = SharedTables.create(config.queue_count)
         made.callback(tables.close)
-        tables.mtu = config.mtu
         tables.offloads = offloads.hot
-        index = socket.if_nametoindex(config.name)
-        watcher = netlink.LinkWatcher(index)
+        watcher = LinkWatcher(tun)
         made.callback(watcher.close)
-        routes = [network for peer in peers for network in peer.allowed_ips or ()]
-        netlink.configure(config.name, index, config.addresses, config.mtu,
-                          routes if config.routes else ())
-        host = None if peers else netlink.likely_address(index) or "THIS_HOST"
+        link = watcher.read()
+        if link is None:
+            raise SystemSetupError(f"the interface {config.name} was deleted as it was made")
+        configure(config.name, link.index, made)
+        link = watcher.read() or link
+        tables.mtu = link.mtu
 
         async def start() -> None:
-            supervisor = Supervisor(tables, tun, sockets, private_key, pin=config.pin,
-                                    busy_poll_us=config.busy_poll_us)
-            for peer in peers:
-                _add_peer(supervisor.device, peer, endpoints.get(peer.public_key))
-
-            def status() -> dict[str, Any]:
-                failed = set(offloads.hot) - set(tables.offloads)
-                in_use = [name for name in offloads.names if name not in failed]
-                return stats.gather(config.name, index, sockets.port, in_use, tables,
-                                    supervisor.device, supervisor.workers)
-
-            def on_ready() -> None:
-                hint = None if host is None else other_side_command(config, status(), host)
-                _say_ready(status(), hint, as_json=as_json)
-
-            await _serve(config.name, supervisor, tables, watcher, status, on_ready)
+            resolver = Resolver(config.resolve_every_s)
+            supervisor = Supervisor(
+                tables, tun, listen_port=config.listen_port, fwmark=config.fwmark,
+                gro=offloads.udp_gro, pin=config.pin, busy_poll_us=config.busy_poll_us,
+                is_unanswered=resolver.is_unanswered)
+            resolver.device = supervisor.device
+            tunnel = Tunnel(config, tables, supervisor, resolver, offloads, link)
+            supervisor.set_private_key(private_key)
+            for peer in config.peers:
+                tunnel.add_peer(peer, endpoints.get(peer.public_key))
+            await _serve(tunnel, watcher, lambda: on_ready(tunnel), reload, must_serve_wg)
 
         asyncio.run(start())
+
+
+def _private_key(config: TunnelConfig) -> bytes:
+    if config.private_key is not None:
+        return config.private_key
+    if config.private_key_file is not None:
+        return keys.read_file(config.private_key_file, "private key")
+    if config.keeps_key:
+        return keys.load_or_create(paths.private_key_file(config.name))
+    return bytes(KEY_LEN)
 
 
 def _set_limits() -> None:
@@ -103,35 +144,80 @@ def _set_limits() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _add_peer(device: Device, peer: PeerConfig, where: endpoint.Endpoint | None) -> None:
-    device.add_peer(
-        peer.public_key, now_ns(), preshared_key=peer.preshared_key, endpoint=where,
-        persistent_keepalive_s=peer.keepalive_s,
-        allowed_ips=[(network.network_address.packed, network.prefixlen)
-                     for network in peer.allowed_ips or ()])
-
-
-async def _serve(name: str, supervisor: Supervisor, tables: SharedTables,
-                 watcher: netlink.LinkWatcher, status: Callable[[], dict[str, Any]],
-                 on_ready: Callable[[], None]) -> None:
-    """Run the supervisor, the control socket and the watch over the interface."""
-    def on_link() -> None:
-        exists, mtu = watcher.read()
-        if mtu is not None:
-            tables.mtu = mtu
-        if not exists:
-            supervisor.stop("because the interface was deleted")
-
+async def _serve(tunnel: Tunnel, watcher: LinkWatcher, on_ready: Callable[[], None],
+                 reload: Reload | None, must_serve_wg: bool) -> None:
+    """Run the supervisor, the sockets for control and wg, and the watch over the interface."""
+    supervisor, name = tunnel.supervisor, tunnel.link.name
     loop = asyncio.get_running_loop()
-    control = ControlServer(name, status)
+
+    async def status() -> dict[str, Any]:
+        return tunnel.status()
+
+    async def stop() -> dict[str, Any]:
+        supervisor.stop("because it was asked to")
+        return {}
+
+    commands: dict[str, Command] = {"status": status, "stop": stop}
+    if reload is not None:
+        commands["reload"] = lambda: reload(tunnel)
+    control = ControlServer(name, commands)
+    wg = UapiServer(name, supervisor)
+
+    def on_link() -> None:
+        before, fd = tunnel.link, watcher.fileno()
+        link = watcher.read()
+        if watcher.fileno() != fd:
+            loop.remove_reader(fd)
+            loop.add_reader(watcher, on_link)
+        if link is None:
+            supervisor.stop("because the interface was deleted")
+            return
+        tunnel.link = link
+        tunnel.tables.mtu = link.mtu
+        if link.name != before.name:
+            wg.rename(link.name)
+        if (link.name, link.namespace) != (before.name, before.namespace):
+            log.info("the interface is %s in network namespace %d now", link.name, link.namespace)
+            control.rename(link.name, link.namespace)
+        supervisor.interface_changed(is_up=link.is_up)
+
     loop.add_reader(watcher, on_link)
     try:
         await control.start()
-        await supervisor.run(on_ready)
+        try:
+            await wg.start()
+            if must_serve_wg:
+                wg.watch(lambda: supervisor.stop("because its socket was removed"))
+        except SystemSetupError as error:
+            if must_serve_wg:
+                raise
+            log.info("wg does not see this tunnel: %s", error)
+        await supervisor.run(on_ready, is_up=tunnel.link.is_up)
     finally:
         loop.remove_reader(watcher)
+        await wg.stop()
         await control.stop()
     log.info("stopped %s", supervisor.stop_reason)
+
+
+def run_in_foreground(config: TunnelConfig, *, as_json: bool = False) -> None:
+    """`fastpump tunnel`: prints one line to stdout when it is ready."""
+    config = with_default_allowed_ips(config)
+    host: str | None = None
+
+    def configure(name: str, index: int, _made: ExitStack) -> None:
+        nonlocal host
+        routes = [network for peer in config.peers for network in peer.allowed_ips or ()]
+        netlink.configure(name, index, config.addresses, config.mtu,
+                          routes if config.routes else ())
+        if not config.peers:
+            host = netlink.likely_address(index) or "THIS_HOST"
+
+    def on_ready(tunnel: Tunnel) -> None:
+        hint = None if host is None else other_side_command(config, tunnel.status(), host)
+        _say_ready(tunnel.status(), hint, as_json=as_json)
+
+    run(config, configure, on_ready)
 
 
 def _say_ready(status: dict[str, Any], hint: str | None, *, as_json: bool) -> None:

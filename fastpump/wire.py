@@ -17,11 +17,12 @@ TRANSPORT_TYPE = 4
 
 _INITIATION = struct.Struct("<II32s48s28s16s16s")
 _RESPONSE = struct.Struct("<III32s16s16s16s")
+_COOKIE_REPLY = struct.Struct("<II24s32s")
 _TRANSPORT_HEADER = struct.Struct("<IIQ")
 
 INITIATION_LEN = _INITIATION.size
 RESPONSE_LEN = _RESPONSE.size
-COOKIE_REPLY_LEN = 64
+COOKIE_REPLY_LEN = _COOKIE_REPLY.size
 MACS_LEN = 32
 MAC_LEN = 16
 
@@ -56,7 +57,26 @@ class Response:
                               self.ephemeral, self.encrypted_nothing, b"", b"")
 
 
-def parse(message: bytes) -> Initiation | Response | None:
+@dataclass(frozen=True, slots=True)
+class CookieReply:
+    """What a receiver under load answers with: 64 bytes."""
+
+    receiver_index: int
+    nonce: bytes
+    encrypted_cookie: bytes
+
+    def emit(self) -> bytes:
+        """The message; it has no macs."""
+        return _COOKIE_REPLY.pack(COOKIE_REPLY_TYPE, self.receiver_index, self.nonce,
+                                  self.encrypted_cookie)
+
+
+def sender_index(message: bytes) -> int:
+    """The sender's index in an initiation or response."""
+    return int.from_bytes(message[4:8], "little")
+
+
+def parse(message: bytes) -> Initiation | Response | CookieReply | None:
     """The handshake message in a datagram, or None."""
     if len(message) == INITIATION_LEN and message[:4] == b"\x01\0\0\0":
         _, sender, ephemeral, static, timestamp, _, _ = _INITIATION.unpack(message)
@@ -64,6 +84,9 @@ def parse(message: bytes) -> Initiation | Response | None:
     if len(message) == RESPONSE_LEN and message[:4] == b"\x02\0\0\0":
         _, sender, receiver, ephemeral, nothing, _, _ = _RESPONSE.unpack(message)
         return Response(sender, receiver, ephemeral, nothing)
+    if len(message) == COOKIE_REPLY_LEN and message[:4] == b"\x03\0\0\0":
+        _, receiver, nonce, cookie = _COOKIE_REPLY.unpack(message)
+        return CookieReply(receiver, nonce, cookie)
     return None
 
 

@@ -71,8 +71,8 @@ def test_combinations_that_cannot_be():
             config.check(config.TunnelConfig(**fields))
     config.check(config.TunnelConfig(addresses=(address("fd00::1/64"),), mtu=1280))
     with pytest.raises(ConfigError, match="no allowed IPs"):
-        config.with_default_allowed_ips((config.PeerConfig(bytes(32)),),
-                                        (address("10.0.0.1/32"),))
+        config.with_default_allowed_ips(config.TunnelConfig(
+            peers=(config.PeerConfig(bytes(32)),), addresses=(address("10.0.0.1/32"),)))
 
 
 def test_a_bare_peer():
@@ -116,13 +116,18 @@ def test_no_text_breaks_the_parsers(text):
 def test_default_allowed_ips():
     peer, other = config.PeerConfig(bytes(32)), config.PeerConfig(bytes(range(32)))
     addresses = tuple(map(ipaddress.ip_interface, ("10.9.0.1/24", "fd00::1/64", "10.9.0.5/24")))
-    (filled,) = config.with_default_allowed_ips((peer,), addresses)
+
+    def fill(*peers, addresses=addresses):
+        return config.with_default_allowed_ips(
+            config.TunnelConfig(peers=peers, addresses=addresses)).peers
+
+    (filled,) = fill(peer)
     assert filled.allowed_ips == (network("10.9.0.0/24"), network("fd00::/64"))
-    assert config.with_default_allowed_ips((), addresses) == ()
+    assert fill() == ()
     with pytest.raises(ConfigError, match="several peers"):
-        config.with_default_allowed_ips((peer, other), addresses)
+        fill(peer, other)
     with pytest.raises(ConfigError, match="no allowed IPs"):
-        config.with_default_allowed_ips((peer,), ())
+        fill(peer, addresses=())
 
 
 @pytest.mark.parametrize("text", ["192.0.2.1:51820", "[2001:db8::1]:1", "[fe80::1%3]:65535"])

@@ -1,5 +1,6 @@
 """Two devices that talk through memory, with a fake clock."""
 
+import hashlib
 import os
 import socket
 from ipaddress import IPv4Address
@@ -7,7 +8,7 @@ from ipaddress import IPv4Address
 import pytest
 from packets import A4, B4, PLAIN, udp
 
-from fastpump import keys, tai64n
+from fastpump import cookie, keys, noise, tai64n, wire
 from fastpump._core import Pump, SharedTables
 from fastpump.constants import (
     REJECT_AFTER_TIME,
@@ -16,8 +17,8 @@ from fastpump.constants import (
     SECOND,
     ZERO_KEYS_AFTER_TIME,
 )
-from fastpump.device import Device
-from fastpump.endpoint import Endpoint
+from fastpump.device import Device, Surroundings
+from fastpump.endpoint import NO_LOCAL, Endpoint
 from fastpump.errors import ConfigError
 
 PLACE = {name: Endpoint(IPv4Address(f"192.0.2.{number}"), 51820)
@@ -28,11 +29,17 @@ class Side:
     def __init__(self, world, name):
         self.name, self.sent, self.rings = name, [], 0
         self.tables = SharedTables.create(4, 64, 4096)
-        self.device = Device(
-            self.tables, keys.generate_private(), socket.AF_INET6,
-            transmit=lambda message, where: self.sent.append((message, where)),
-            ring=self.ring, schedule=lambda: None, unix_ns=lambda: world.unix_ns,
-            jitter=lambda limit: 0, cpu_count=2)
+        self.locals, self.unanswered = [], []
+        self.device = Device(self.tables, Surroundings(
+            transmit=self.transmit, ring=self.ring, schedule=lambda: None,
+            unix_ns=lambda: world.unix_ns, jitter=lambda limit: 0,
+            is_unanswered=self.unanswered.append), socket.AF_INET6, cpu_count=2)
+        self.device.set_private_key(keys.generate_private())
+        self.device.start(world.now)
+
+    def transmit(self, message, where, local):
+        self.sent.append((message, where))
+        self.locals.append(local)
 
     def ring(self):
         self.rings += 1
@@ -54,12 +61,15 @@ class Side:
 class World:
     """`pass_on` carries messages; transport messages (type 4) are only counted."""
 
-    def __init__(self, **peer):
+    def __init__(self, *, allowed_ips=(), keepalive_s=0):
         self.now, self.unix_ns = 1000 * SECOND, 1_700_000_000 * SECOND
         self.a, self.b = Side(self, "a"), Side(self, "b")
         for one, other in ((self.a, self.b), (self.b, self.a)):
-            one.device.add_peer(other.device.public_key, self.now, endpoint=PLACE[other.name],
-                                **peer)
+            peer = one.device.add_peer(other.device.public_key)
+            one.device.set_endpoint(peer, PLACE[other.name])
+            for prefix in allowed_ips:
+                one.device.add_allowed_ip(peer, prefix)
+            one.device.set_persistent_keepalive(peer, keepalive_s, self.now)
 
     def advance(self, ns):
         self.now += ns
@@ -77,7 +87,7 @@ class World:
         types = [message[0] for message, _ in source.sent]
         for message, _ in source.sent:
             if message[0] != 4:
-                sink.device.receive(message, PLACE[source.name], self.now)
+                sink.device.receive(message, PLACE[source.name], NO_LOCAL, self.now)
         source.sent.clear()
         return types
 
@@ -97,7 +107,7 @@ def test_handshake_gives_both_a_session():
     assert (ours.local_index, ours.remote_index) == (theirs.remote_index, theirs.local_index)
     assert ours.is_initiator and not theirs.is_initiator
     assert world.a.rings == world.b.rings == 1
-    assert world.a.peer.latest_handshake_unix == 1_700_000_000
+    assert world.a.peer.latest_handshake_unix_ns == 1_700_000_000 * SECOND
 
 
 def test_a_responder_does_not_send_before_it_is_confirmed():
@@ -114,8 +124,8 @@ def test_both_at_once():
     first, second = list(world.a.sent), list(world.b.sent)
     world.a.sent.clear()
     world.b.sent.clear()
-    world.b.device.receive(first[0][0], PLACE["a"], world.now)
-    world.a.device.receive(second[0][0], PLACE["b"], world.now)
+    world.b.device.receive(first[0][0], PLACE["a"], NO_LOCAL, world.now)
+    world.a.device.receive(second[0][0], PLACE["b"], NO_LOCAL, world.now)
     world.pass_on(world.b, world.a)
     world.pass_on(world.a, world.b)
     assert world.a.has_session and world.b.has_session
@@ -141,7 +151,7 @@ def test_a_replayed_initiation_is_dropped_and_counted():
     world.pass_on(world.a, world.b)
     world.b.sent.clear()
     world.now += SECOND
-    world.b.device.receive(message, PLACE["a"], world.now)
+    world.b.device.receive(message, PLACE["a"], NO_LOCAL, world.now)
     assert world.b.sent == []
     assert world.b.device.verdicts == {"DROP_REPLAYED_INITIATION": 1}
 
@@ -156,40 +166,31 @@ def test_a_flood_of_good_initiations_is_slowed_down():
         messages.append(world.a.sent.pop()[0])
         world.unix_ns += SECOND
     for message in messages:
-        world.b.device.receive(message, PLACE["a"], world.now)
+        world.b.device.receive(message, PLACE["a"], NO_LOCAL, world.now)
     assert len(world.b.sent) == 1
     assert world.b.device.verdicts == {"DROP_INITIATION_FLOOD": 1}
 
 
 def test_hostile_handshake_messages_are_counted():
+    """Those that pass the intake (tests/test_intake.py)."""
     world = World()
-    world.want(world.a)
-    initiation = world.a.sent[0][0]
-    stranger = World().a
-    stranger.peer.mac1_key = world.a.peer.mac1_key
+    receiver = world.b.device
+    stranger = noise.DhKeyPair.generate()
+    unknown, _ = noise.create_initiation(stranger, receiver.public_key, 1,
+                                         tai64n.emit(world.unix_ns),
+                                         stranger.exchange(receiver.public_key))
     cases = [
         (b"", "DROP_MALFORMED_HANDSHAKE"),
-        (initiation[:-1], "DROP_MALFORMED_HANDSHAKE"),
-        (b"\x04" + initiation[1:], "DROP_MALFORMED_HANDSHAKE"),
-        (initiation[:50] + b"\xff" + initiation[51:], "DROP_INVALID_MAC1"),
         (bytes(148), "DROP_MALFORMED_HANDSHAKE"),
+        (b"\1\0\0\0" + bytes(144), "DROP_INVALID_HANDSHAKE"),
+        (b"\2\0\0\0" + bytes(88), "DROP_UNEXPECTED_RESPONSE"),
+        (b"\3\0\0\0" + bytes(60), "DROP_UNEXPECTED_COOKIE"),
+        (unknown.emit(), "DROP_UNKNOWN_PEER"),
     ]
     for message, verdict in cases:
-        before = world.b.device.verdicts[verdict]
-        world.b.device.receive(message, PLACE["a"], world.now)
-        assert world.b.device.verdicts[verdict] == before + 1
-    from fastpump import cookie, noise
-    key = cookie.mac1_key(world.b.device.public_key)
-    garbage = cookie.add_macs(b"\1\0\0\0" + bytes(144), key)
-    world.b.device.receive(garbage, PLACE["a"], world.now)
-    assert world.b.device.verdicts["DROP_INVALID_HANDSHAKE"] == 1
-    unexpected = cookie.add_macs(b"\2\0\0\0" + bytes(88), key)
-    world.b.device.receive(unexpected, PLACE["a"], world.now)
-    assert world.b.device.verdicts["DROP_UNEXPECTED_RESPONSE"] == 1
-    unknown, _ = noise.create_initiation(noise.StaticKey.generate(), world.b.device.public_key, 1,
-                                         tai64n.emit(world.unix_ns))
-    world.b.device.receive(cookie.add_macs(unknown.emit(), key), PLACE["a"], world.now)
-    assert world.b.device.verdicts["DROP_UNKNOWN_PEER"] == 1
+        before = receiver.verdicts[verdict]
+        receiver.receive(message, PLACE["a"], NO_LOCAL, world.now)
+        assert receiver.verdicts[verdict] == before + 1
     assert world.b.sent == [] and world.b.peer.keypairs.next is None
 
 
@@ -237,12 +238,12 @@ def test_a_lost_response_is_recovered():
 
 
 def test_keepalives_use_the_session_and_start_one():
-    world = World(persistent_keepalive_s=25)
+    world = World(keepalive_s=25)
     world.advance(0)
     assert world.pass_on(world.a, world.b) == [1]
     world.b.sent.clear()            # b's own attempt
-    world.b.device.receive(b"", PLACE["a"], world.now)
-    world = World(persistent_keepalive_s=25)
+    world.b.device.receive(b"", PLACE["a"], NO_LOCAL, world.now)
+    world = World(keepalive_s=25)
     world.b.peer.timers.stop()
     world.advance(0)
     world.pass_on(world.a, world.b)
@@ -264,7 +265,8 @@ def test_old_keys_are_wiped():
 def test_allowed_ips_move_between_peers():
     world = World()
     device, prefix = world.a.device, (bytes([10, 0, 0, 0]), 8)
-    other = device.add_peer(bytes(range(32)), world.now, allowed_ips=[prefix])
+    other = device.add_peer(bytes(range(32)))
+    device.add_allowed_ip(other, prefix)
     device.add_allowed_ip(world.b and device.peers[world.b.device.public_key], prefix)
     assert other.allowed_ips == set()
     device.remove_allowed_ip(other, prefix)
@@ -346,24 +348,119 @@ def test_a_full_keypair_table_is_counted_and_tried_again():
     assert 1 in [message[0] for message, _ in world.b.sent]
 
 
-def test_a_cookie_reply_is_counted():
+def cookie_reply(side, message, value=bytes(range(16))):
+    """What `side` answers to a message when it is under load."""
+    public = side.device.public_key
+    return cookie.create_reply(cookie.cookie_key(public), wire.sender_index(message),
+                               cookie.mac1_of(message), value, bytes(range(24))).emit()
+
+
+def test_a_cookie_is_used_in_the_next_try_and_for_two_minutes():
     world = World()
-    world.a.device.receive(b"\3\0\0\0" + bytes(60), PLACE["b"], world.now)
-    assert world.a.device.verdicts == {"DROP_COOKIE_REPLY": 1}
+    world.want(world.a)
+    first = world.a.sent.pop()[0]
+    assert first[-16:] == bytes(16)
+    reply = cookie_reply(world.b, first)
+    world.a.device.receive(reply, PLACE["b"], NO_LOCAL, world.now)
+    assert world.a.sent == []               # not at once (WireGuard paper, 6.6)
+    world.advance(REKEY_TIMEOUT)
+    second = world.a.sent.pop()[0]
+    assert second[-16:] == hashlib.blake2s(second[:-16], key=bytes(range(16)),
+                                           digest_size=16).digest()
+    world.now += 120 * SECOND
+    world.a.peer.timers.stop()
+    world.want(world.a)
+    assert world.a.sent.pop()[0][-16:] == bytes(16)
+    world.a.device.receive(reply, PLACE["b"], NO_LOCAL, world.now)
+    assert world.a.device.verdicts == {"DROP_UNEXPECTED_COOKIE": 1}
+
+
+def test_a_responder_takes_a_cookie_too():
+    world = World()
+    world.want(world.a)
+    world.pass_on(world.a, world.b)
+    response = world.b.sent.pop()[0]
+    world.b.device.receive(cookie_reply(world.a, response), PLACE["a"], NO_LOCAL, world.now)
+    assert world.b.peer.cookie == bytes(range(16))
+
+
+def test_a_forged_cookie_is_counted():
+    world = World()
+    world.want(world.a)
+    forged = cookie_reply(World().b, world.a.sent.pop()[0])
+    world.a.device.receive(forged, PLACE["b"], NO_LOCAL, world.now)
+    assert world.a.device.verdicts == {"DROP_INVALID_COOKIE": 1} and world.a.peer.cookie is None
+
+
+def test_another_private_key_ends_sessions_and_the_peer_that_is_us():
+    world = World()
+    world.handshake(world.a, world.b)
+    private = keys.generate_private()
+    world.a.device.add_peer(keys.public_of(private))
+    world.a.device.set_private_key(private)
+    assert not world.a.has_session and len(world.a.device.peers) == 1
+    world.want(world.a)
+    assert world.pass_on(world.a, world.b) == [1]
+    assert world.b.device.verdicts == {"DROP_UNKNOWN_PEER": 1}
+    world.a.device.set_private_key(bytes(32))
+    assert world.a.device.public_key is None
+    world.want(world.a)
+    assert world.a.sent == []
+
+
+def test_down_means_no_sessions_and_silence():
+    world = World(keepalive_s=25)
+    world.handshake(world.a, world.b)
+    world.a.device.stop()
+    world.advance(1000 * SECOND)
+    world.want(world.a)
+    world.want(world.b)
+    world.pass_on(world.b, world.a)
+    assert world.a.sent == [] and not world.a.has_session
+    assert set(world.a.device.verdicts) == {"DROP_INTERFACE_DOWN"}
+    world.a.device.start(world.now)
+    world.advance(0)
+    assert [message[0] for message, _ in world.a.sent] == [1]
+
+
+def test_messages_leave_from_the_address_that_was_spoken_to():
+    world = World()
+    home = bytes(10) + b"\xff\xff" + bytes([192, 0, 2, 77])
+    world.want(world.a)
+    assert world.a.locals == [NO_LOCAL]
+    world.b.device.receive(world.a.sent.pop()[0], PLACE["a"], home, world.now)
+    assert world.b.locals == [home]
+    world.b.device._forget_local(world.b.peer)
+    assert world.b.peer.local == NO_LOCAL and world.b.peer.endpoint == PLACE["a"]
+
+
+def test_a_try_without_answer_asks_for_the_name_again():
+    world = World()
+    world.want(world.a)
+    assert world.a.unanswered == []
+    world.advance(REKEY_TIMEOUT)
+    assert world.a.unanswered == [world.a.peer]
+
+
+def test_ten_thousand_idle_peers_have_no_deadline():
+    world = World()
+    for number in range(40):
+        world.a.device.add_peer(bytes([7, number]) * 16)
+    assert world.a.device.next_deadline() is None
 
 
 def test_mistakes_are_explained():
     world = World()
     with pytest.raises(ConfigError, match="twice"):
-        world.a.device.add_peer(world.b.device.public_key, world.now)
+        world.a.device.add_peer(world.b.device.public_key)
     with pytest.raises(ConfigError, match="own public key"):
-        world.a.device.add_peer(world.a.device.public_key, world.now)
+        world.a.device.add_peer(world.a.device.public_key)
 
 
 def test_peers_are_spread_over_the_workers():
     world = World()
     for i in range(7):
-        world.a.device.add_peer(bytes([i + 1]) * 32, world.now)
+        world.a.device.add_peer(bytes([i + 1]) * 32)
     workers = [peer.worker for peer in world.a.device.peers.values()]
     assert sorted(workers) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert world.a.tables.spread_queues == 1 and world.b.tables.spread_queues == 2

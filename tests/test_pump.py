@@ -1,9 +1,12 @@
 """One worker's data plane, end to end in this process: what passes, what is counted."""
 
+import ctypes
+import mmap
 import socket
 import struct
 import sys
 import threading
+from ipaddress import ip_address
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -30,6 +33,7 @@ from pumps import START, drain, message, pair
 
 from fastpump import _core
 from fastpump.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME
+from fastpump.endpoint import Endpoint
 from fastpump.sockets import UDP_SEGMENT
 
 
@@ -212,7 +216,7 @@ def test_a_handshake_message_behind_data_goes_to_the_supervisor(one, two):
     initiation = b"\1\0\0\0" + bytes(range(144))
     train(two, one, [*data, initiation])
     one.turn()
-    ((taken, sockaddr),) = one.tables.worker_messages(0)
+    ((taken, sockaddr, _),) = one.tables.worker_messages(0)
     assert taken == initiation
     assert sockaddr == two.endpoint.sockaddr(socket.AF_INET6)
     assert sum(len(_core.split(written)) for written in one.take()) == 3
@@ -367,8 +371,53 @@ def test_roaming_is_told_once_and_only_for_good_packets(one, two):
             elsewhere.sendto(message(one, counter, b""), one.udp.getsockname())
         one.turn()
         one.turn()
-        (event,) = [e for e in one.tables.worker_events(0) if e[0] == "roam"]
-        assert struct.unpack("!H", event[5][2:4])[0] == elsewhere.getsockname()[1]
+        assert one.events().count("roam") == 1
+        sockaddr, _ = one.tables.peer_endpoint(one.peer)
+        assert Endpoint.from_sockaddr(sockaddr).port == elsewhere.getsockname()[1]
+
+
+def test_the_answer_to_a_roaming_peer_goes_where_it_is(one, two):
+    """Before the supervisor has heard of it; and from the address that it spoke to."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as elsewhere:
+        elsewhere.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        elsewhere.bind(("::ffff:127.0.0.1", 0))
+        elsewhere.settimeout(5)
+        one.udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        elsewhere.sendto(message(one, 0, udp(B4, A4, b"x")), one.udp.getsockname())
+        one.turn()
+        one.give(udp(A4, B4, b"y"))
+        one.turn()
+        assert elsewhere.recv(2000)[:1] == b"\4"
+    assert one.tables.peer_endpoint(one.peer)[1] == ip_address("::ffff:127.0.0.1").packed
+
+
+def test_an_own_address_that_is_gone_is_given_up(one, two):
+    one.tables.peer_set_endpoint(one.peer, two.endpoint.sockaddr(socket.AF_INET6),
+                                 ip_address("::ffff:192.0.2.200").packed)
+    for size in (10, 10, 700):      # a GSO send, and a single datagram
+        one.give(udp(A4, B4, bytes(size)))
+    one.turn()
+    two.turn()
+    assert len(two.take()) >= 2
+    assert one.events().count("local_gone") == 1 and one.verdicts() == {}
+
+
+def test_a_worker_killed_while_it_wrote_an_endpoint(one, two):
+    """An odd sequence number is what it leaves: nobody may wait for it for ever."""
+    before = one.tables.peer_endpoint(one.peer)
+    with mmap.mmap(one.tables.fd, 0) as memory:
+        at = memory.find(before[0]) - 8             # endpoint_seq, endpoint_len, endpoint
+        sequence = ctypes.c_uint32.from_buffer(memory, at)
+        sequence.value |= 1
+        one.give(udp(A4, B4, b"x"))
+        one.turn()
+        assert one.verdicts() == {"DROP_NO_ENDPOINT": 1}
+        assert one.tables.worker_is_dead(0) == [one.peer]
+        assert one.tables.peer_endpoint(one.peer)[0] == b""
+        sequence.value |= 1
+        one.tables.peer_set_endpoint(one.peer, *before)
+        assert one.tables.peer_endpoint(one.peer) == before and sequence.value % 2 == 0
+        del sequence
 
 
 def test_activity_is_noted_for_the_timers(one, two):

@@ -6,8 +6,15 @@
 # peer or opens a new one, so a peer's datagrams leave in the order they came.
 # The endpoint is copied when a message opens.
 #
+# Control messages: the own address ends at LOCAL_CONTROL_LEN, the segment size follows,
+# so that each, both or none is one run of bytes.
+#
 # Errors of sendmmsg concern its first message:
 #   EAGAIN, ENOBUFS, ENOMEM   no room: dropped and counted, never spun on
+#   EINVAL, EADDRNOTAVAIL, ENETUNREACH
+#                             of a message with an own address (hot/local.pxd), which the
+#                             host may have lost: sent again from one that the kernel
+#                             chooses, and told to the supervisor
 #   EIO, EMSGSIZE, EINVAL     of a GSO message: sent again one by one. EIO means that
 #                             the way out has no checksum offload (udp_send_skb());
 #                             GSO is switched off for good.
@@ -17,19 +24,20 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
 
 from fastpump.hot.atomics cimport RELAXED, and32
-from fastpump.hot.events cimport event_push
+from fastpump.hot.events cimport event_push, event_push_once
 from fastpump.hot.limits cimport (
     BATCH_BUCKETS, BUFFER_STRIDE, MAX_GSO_SEGMENTS, MAX_UDP_PAYLOAD, SEND_FLUSH_BYTES,
     SEND_MESSAGES,
 )
 from fastpump.hot.linux cimport (
-    CMSG_DATA, CMSG_LEN, EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE,
-    ENOBUFS, ENOMEM, MSG_DONTWAIT, SOL_UDP, UDP_SEGMENT, cmsghdr, errno, iovec, mmsghdr,
+    CMSG_DATA, CMSG_LEN, EADDRNOTAVAIL, EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE, ENETUNREACH, ENOBUFS,
+    ENOMEM, MSG_DONTWAIT, SOL_UDP, UDP_SEGMENT, cmsghdr, errno, iovec, mmsghdr,
     sendmmsg, sockaddr_in6,
 )
+from fastpump.hot.local cimport LOCAL_CONTROL_LEN, local_control_write
 from fastpump.hot.shm cimport (
-    EVENT_OFFLOAD_OFF, EVENT_SEND_ERROR, NONE, OFFLOAD_UDP_GSO, Tables, WorkerShared,
-    peer_endpoint_read,
+    ARMED_LOCAL_GONE, EVENT_LOCAL_GONE, EVENT_OFFLOAD_OFF, EVENT_SEND_ERROR, LOCAL_LEN, NONE,
+    OFFLOAD_UDP_GSO, Tables, WorkerShared, peer_endpoint_read,
 )
 from fastpump.hot.verdict cimport (
     DROP_SEND_BUFFER_FULL, DROP_SEND_ERROR, FAILED_UDP_GSO, UDP_TX_BYTES, UDP_TX_CALLS,
@@ -37,7 +45,8 @@ from fastpump.hot.verdict cimport (
 )
 
 cdef enum:
-    CONTROL_LEN = 24                # CMSG_SPACE(sizeof(uint16_t))
+    SEGMENT_CONTROL_LEN = 24        # CMSG_SPACE(sizeof(uint16_t))
+    CONTROL_LEN = 64                # and LOCAL_CONTROL_LEN
     ERROR_EVENT_INTERVAL_NS = 1000000000
 
 cdef struct SendMessage:
@@ -45,6 +54,7 @@ cdef struct SendMessage:
     uint32_t length
     uint32_t segment_len
     uint32_t segment_count
+    uint32_t local_len              # of the control message; 0: no own address given
     bint is_open
 
 cdef struct SendBatch:
@@ -89,18 +99,26 @@ cdef inline void send_error_tell(SendBatch *self, uint32_t peer, int error) noex
         return
     self.last_error_event_ns = self.now_ns
     self.has_events |= event_push(self.shared, EVENT_SEND_ERROR, peer, 0, error,
-                                  self.now_ns, NULL)
+                                  self.now_ns)
+
+
+cdef inline void send_control_set(SendBatch *self, uint32_t which, bint is_gso) noexcept nogil:
+    cdef SendMessage *info = &self.info[which]
+    cdef uint32_t length = info.local_len + (SEGMENT_CONTROL_LEN if is_gso else 0)
+    self.messages[which].msg_hdr.msg_control = (
+        self.control[which] + LOCAL_CONTROL_LEN - info.local_len if length else NULL)
+    self.messages[which].msg_hdr.msg_controllen = length
 
 
 cdef inline void send_one_by_one(SendBatch *self, uint32_t which) noexcept nogil:
     """Send the segments of a message that failed as a whole."""
     cdef SendMessage *info = &self.info[which]
-    cdef mmsghdr message = self.messages[which]
+    cdef mmsghdr message
     cdef iovec iov
     cdef uint32_t at = 0, length
+    send_control_set(self, which, False)
+    message = self.messages[which]
     message.msg_hdr.msg_iov = &iov
-    message.msg_hdr.msg_control = NULL
-    message.msg_hdr.msg_controllen = 0
     while at < info.length:
         length = info.length - at
         if length > info.segment_len:
@@ -120,9 +138,15 @@ cdef inline void send_one_by_one(SendBatch *self, uint32_t which) noexcept nogil
         at += length
 
 
-cdef inline void send_failed(SendBatch *self, uint32_t which, int error) noexcept nogil:
-    """Deal with one message that sendmmsg refused."""
+cdef inline bint send_failed(SendBatch *self, uint32_t which, int error) noexcept nogil:
+    """Deal with one message that sendmmsg refused; False if it is to be tried again."""
     cdef SendMessage *info = &self.info[which]
+    if info.local_len and error in (EINVAL, EADDRNOTAVAIL, ENETUNREACH):
+        info.local_len = 0
+        self.has_events |= event_push_once(
+            self.shared, &self.tables.peers[info.peer].armed, ARMED_LOCAL_GONE,
+            EVENT_LOCAL_GONE, info.peer, 0, self.now_ns)
+        return False
     if error in (ENOBUFS, ENOMEM):
         self.shared.verdicts[DROP_SEND_BUFFER_FULL] += info.segment_count
     elif info.segment_count > 1 and error in (EIO, EMSGSIZE, EINVAL):
@@ -130,11 +154,12 @@ cdef inline void send_failed(SendBatch *self, uint32_t which, int error) noexcep
         if error == EIO and and32(&self.tables.header.offloads, ~<uint32_t>OFFLOAD_UDP_GSO,
                                   RELAXED) & OFFLOAD_UDP_GSO:
             self.has_events |= event_push(self.shared, EVENT_OFFLOAD_OFF, NONE,
-                                          OFFLOAD_UDP_GSO, error, self.now_ns, NULL)
+                                          OFFLOAD_UDP_GSO, error, self.now_ns)
         send_one_by_one(self, which)
     else:
         self.shared.verdicts[DROP_SEND_ERROR] += info.segment_count
         send_error_tell(self, info.peer, error)
+    return True
 
 
 cdef inline void send_flush(SendBatch *self) noexcept nogil:
@@ -143,13 +168,9 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
     cdef int result
     for i in range(self.count):
         self.iov[i].iov_len = self.info[i].length
-        if self.info[i].segment_count > 1:
-            memcpy(CMSG_DATA(<cmsghdr *>self.control[i]), &self.info[i].segment_len, 2)
-            self.messages[i].msg_hdr.msg_control = self.control[i]
-            self.messages[i].msg_hdr.msg_controllen = CONTROL_LEN
-        else:
-            self.messages[i].msg_hdr.msg_control = NULL
-            self.messages[i].msg_hdr.msg_controllen = 0
+        memcpy(CMSG_DATA(<cmsghdr *>(self.control[i] + LOCAL_CONTROL_LEN)),
+               &self.info[i].segment_len, 2)
+        send_control_set(self, i, self.info[i].segment_count > 1)
     while sent < self.count:
         result = sendmmsg(self.fd, &self.messages[sent], self.count - sent, MSG_DONTWAIT)
         self.shared.counters[UDP_TX_CALLS] += 1
@@ -167,8 +188,10 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
                 self.shared.verdicts[DROP_SEND_BUFFER_FULL] += self.info[i].segment_count
             break
         elif errno != EINTR:
-            send_failed(self, sent, errno)
-            sent += 1
+            if send_failed(self, sent, errno):
+                sent += 1
+            else:
+                send_control_set(self, sent, self.info[sent].segment_count > 1)
     self.count = 0
     self.bytes = 0
 
@@ -179,6 +202,7 @@ cdef inline uint8_t *send_reserve(SendBatch *self, uint32_t peer, uint32_t lengt
     cdef SendMessage *info
     cdef cmsghdr *control
     cdef uint32_t i = self.count, name_len
+    cdef uint8_t local[LOCAL_LEN]
     cdef uint8_t *room
     while i:
         i -= 1
@@ -197,7 +221,7 @@ cdef inline uint8_t *send_reserve(SendBatch *self, uint32_t peer, uint32_t lengt
     if self.count == SEND_MESSAGES or self.bytes >= SEND_FLUSH_BYTES:
         send_flush(self)
     i = self.count
-    name_len = peer_endpoint_read(&self.tables.peers[peer], <uint8_t *>&self.names[i])
+    name_len = peer_endpoint_read(&self.tables.peers[peer], <uint8_t *>&self.names[i], local)
     if name_len == 0:
         return NULL
     self.count += 1
@@ -209,7 +233,8 @@ cdef inline uint8_t *send_reserve(SendBatch *self, uint32_t peer, uint32_t lengt
     info.segment_count = 1
     info.is_open = (self.tables.header.offloads & OFFLOAD_UDP_GSO) != 0
     self.messages[i].msg_hdr.msg_namelen = name_len
-    control = <cmsghdr *>self.control[i]
+    info.local_len = local_control_write(self.control[i], local, self.names[i].sin6_family)
+    control = <cmsghdr *>(self.control[i] + LOCAL_CONTROL_LEN)
     control.cmsg_level = SOL_UDP
     control.cmsg_type = UDP_SEGMENT
     control.cmsg_len = CMSG_LEN(sizeof(uint16_t))

@@ -92,7 +92,7 @@ cdef inline void peer_note_sent(Worker *self, uint32_t index, PeerSlot *peer,
     if not load32(&peer.armed, RELAXED) & ARMED_UNANSWERED_TX:
         self.send.has_events |= event_push_once(
             self.shared, &peer.armed, ARMED_UNANSWERED_TX, EVENT_UNANSWERED_TX, index, 0,
-            self.now_ns, NULL)
+            self.now_ns)
 
 
 cdef inline Verdict egress_seal(Worker *self, uint32_t index, Keypair *keypair, VnetHeader *vnet,
@@ -122,7 +122,7 @@ cdef inline Verdict egress_seal(Worker *self, uint32_t index, Keypair *keypair, 
             self.now_ns >= keypair.rekey_at_ns or counter >= REKEY_AFTER_MESSAGES):
         self.send.has_events |= event_push_once(
             self.shared, &keypair.flags, KEYPAIR_REKEY_TOLD, EVENT_REKEY, index,
-            <uint32_t>(keypair - self.tables.keypairs), self.now_ns, NULL)
+            <uint32_t>(keypair - self.tables.keypairs), self.now_ns)
     if count == 1 and vnet.gso_type == VIRTIO_NET_HDR_GSO_NONE:
         wire_bytes = seal_segment(self, index, keypair, counter, ip.start, ip.total_len)
     else:
@@ -173,8 +173,9 @@ cdef inline void staged_send(Worker *self, uint32_t only_peer) noexcept nogil:
             continue
         packet = staged_packet(&self.staged, self.staged.packets[position].slot)
         vnet_load(&vnet, packet - VNET_HEADER_LEN)
-        ip_parse(&ip, packet, self.staged.packets[position].packet_len)
-        verdict = egress_seal(self, peer, keypair, &vnet, &ip)
+        verdict = DROP_MALFORMED_PACKET
+        if ip_parse(&ip, packet, self.staged.packets[position].packet_len):
+            verdict = egress_seal(self, peer, keypair, &vnet, &ip)
         if verdict != PASS:
             self.shared.verdicts[verdict] += 1
         staged_remove(&self.staged, position)
@@ -208,7 +209,7 @@ cdef inline Verdict egress_packet(Worker *self, uint8_t *packet,
     staged_add(self, index, packet, packet_len)
     self.send.has_events |= event_push_once(
         self.shared, &peer.armed, ARMED_WANT_SESSION, EVENT_WANT_SESSION, index, 0,
-        self.now_ns, NULL)
+        self.now_ns)
     return PASS
 
 

@@ -6,18 +6,17 @@
 # between the two leaves a bit without an event: all bits are cleared on its death.
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy, memset
 
 from fastpump.hot.atomics cimport (
     ACQUIRE, RELAXED, RELEASE, SEQ_CST, and32, load32, load64, or32, store64,
 )
 from fastpump.hot.limits cimport EVENT_RING_LEN
-from fastpump.hot.shm cimport ADDRESS_LEN, Event, WorkerShared
+from fastpump.hot.shm cimport Event, WorkerShared
 from fastpump.hot.verdict cimport FAILED_EVENT_RING_FULL
 
 
 cdef inline bint event_push(WorkerShared *self, uint32_t kind, uint32_t peer, uint32_t detail,
-                            uint32_t error, uint64_t now, const void *address) noexcept nogil:
+                            uint32_t error, uint64_t now) noexcept nogil:
     cdef uint64_t tail = self.events_tail
     cdef Event *event
     if tail - load64(&self.events_head, ACQUIRE) >= EVENT_RING_LEN:
@@ -29,22 +28,17 @@ cdef inline bint event_push(WorkerShared *self, uint32_t kind, uint32_t peer, ui
     event.detail = detail
     event.error = error
     event.at_ns = now
-    if address != NULL:
-        memcpy(event.address, address, ADDRESS_LEN)
-    else:
-        memset(event.address, 0, ADDRESS_LEN)
     store64(&self.events_tail, tail + 1, RELEASE)
     return True
 
 
 cdef inline bint event_push_once(WorkerShared *self, uint32_t *bits, uint32_t bit, uint32_t kind,
-                                 uint32_t peer, uint32_t detail, uint64_t now,
-                                 const void *address) noexcept nogil:
+                                 uint32_t peer, uint32_t detail, uint64_t now) noexcept nogil:
     """Push unless `bit` says that it was told; True if it was pushed now."""
     if load32(bits, RELAXED) & bit or or32(bits, bit, SEQ_CST) & bit:
         return False
     # The bit is set before the event is seen: who handles the event clears it.
-    if event_push(self, kind, peer, detail, 0, now, address):
+    if event_push(self, kind, peer, detail, 0, now):
         return True
     and32(bits, ~bit, RELAXED)
     return False

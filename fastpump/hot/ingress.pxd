@@ -41,18 +41,18 @@ from fastpump.hot.limits cimport (
     TRANSPORT_TYPE, VNET_HEADER_LEN,
 )
 from fastpump.hot.linux cimport (
-    CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, EAGAIN, EINTR, EINVAL, EIO, ENOBUFS,
-    ENOMEM, MSG_DONTWAIT, MSG_TRUNC, SOL_UDP, UDP_GRO, cmsghdr, errno, msghdr, recvmmsg,
-    sockaddr_in6, write, writev,
+    EAGAIN, EINTR, EINVAL, EIO, ENOBUFS, ENOMEM, MSG_DONTWAIT, MSG_TRUNC, errno, msghdr,
+    recvmmsg, sockaddr_in6, write, writev,
 )
+from fastpump.hot.local cimport control_read
 from fastpump.hot.lookup cimport lookup_peer
 from fastpump.hot.messages cimport message_first, message_pop, message_push
 from fastpump.hot.replay cimport replay_is_fresh, replay_mark
 from fastpump.hot.shm cimport (
     ARMED_ROAM, ARMED_UNANSWERED_RX, EVENT_CONFIRMED, EVENT_OFFLOAD_OFF, EVENT_REKEY,
     EVENT_ROAM, EVENT_UNANSWERED_RX, KEYPAIR_CONFIRM_TOLD, KEYPAIR_INITIATOR,
-    KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, NONE, Keypair, Message, PeerSlot,
-    keypair_find,
+    KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, LOCAL_LEN, NONE, Keypair, Message, PeerSlot,
+    keypair_find, peer_endpoint_write,
 )
 from fastpump.hot.verdict cimport (
     DROP_EXPIRED_KEYPAIR, DROP_INTERFACE_DOWN, DROP_INTERFACE_ERROR, DROP_INTERFACE_FULL,
@@ -63,6 +63,12 @@ from fastpump.hot.verdict cimport (
     UDP_RX_MESSAGES, Verdict,
 )
 from fastpump.hot.worker cimport RecvBatch, Worker
+
+cdef struct Origin:
+    # Where a datagram came from, and to which of our addresses.
+    const sockaddr_in6 *remote
+    uint32_t remote_len
+    const uint8_t *local            # LOCAL_LEN
 
 
 cdef inline void recv_prepare(RecvBatch *self, uint32_t which) noexcept nogil:
@@ -83,19 +89,6 @@ cdef inline void recv_init(RecvBatch *self) noexcept nogil:
     cdef int i
     for i in range(RECV_MESSAGES):
         recv_prepare(self, i)
-
-
-cdef inline uint32_t message_segment_len(msghdr *message, uint32_t length) noexcept nogil:
-    """The datagram size of a GRO train; `length` when it is a single datagram."""
-    cdef cmsghdr *control = CMSG_FIRSTHDR(message)
-    cdef int segment_len
-    while control != NULL:
-        if control.cmsg_level == SOL_UDP and control.cmsg_type == UDP_GRO:
-            memcpy(&segment_len, CMSG_DATA(control), sizeof(int))
-            if segment_len > 0:
-                return <uint32_t>segment_len
-        control = CMSG_NXTHDR(message, control)
-    return length
 
 
 cdef inline bint address_is_equal(const uint8_t *a, const uint8_t *b,
@@ -120,10 +113,10 @@ cdef inline void peer_note_received(Worker *self, Keypair *keypair, PeerSlot *pe
             peer.first_unanswered_rx_ns = self.now_ns
         self.send.has_events |= event_push_once(
             self.shared, &peer.armed, ARMED_UNANSWERED_RX, EVENT_UNANSWERED_RX, index, 0,
-            self.now_ns, NULL)
+            self.now_ns)
     if keypair.flags & KEYPAIR_UNCONFIRMED and event_push_once(
             self.shared, &keypair.flags, KEYPAIR_CONFIRM_TOLD, EVENT_CONFIRMED, index, slot,
-            self.now_ns, NULL):
+            self.now_ns):
         # Answer with it at once: a peer that was restarted knows no older one, and the
         # reply to this very packet may leave before the supervisor has woken up.
         store32(&peer.send_keypair, slot, RELEASE)
@@ -131,19 +124,22 @@ cdef inline void peer_note_received(Worker *self, Keypair *keypair, PeerSlot *pe
     if keypair.flags & KEYPAIR_INITIATOR and self.now_ns >= keypair.rekey_rx_at_ns:
         self.send.has_events |= event_push_once(
             self.shared, &keypair.flags, KEYPAIR_REKEY_TOLD, EVENT_REKEY, index, slot,
-            self.now_ns, NULL)
+            self.now_ns)
 
 
-cdef inline void peer_note_source(Worker *self, Keypair *keypair, PeerSlot *peer,
-                                  const sockaddr_in6 *source, uint32_t source_len) noexcept nogil:
-    """Roaming, after everything has been checked."""
+cdef inline void peer_note_origin(Worker *self, Keypair *keypair, PeerSlot *peer,
+                                  const Origin *origin) noexcept nogil:
+    """Roaming, of the peer or of ours, after everything has been checked."""
     cdef uint32_t slot = <uint32_t>(keypair - self.tables.keypairs)
-    # Read without the sequence lock: a torn read costs one event too many.
-    if peer.endpoint_len != source_len or not address_is_equal(
-            peer.endpoint, <const uint8_t *>source, source_len):
+    # Read without the sequence lock: a torn read costs one write too many.
+    if peer.endpoint_len != origin.remote_len or not address_is_equal(
+            peer.endpoint, <const uint8_t *>origin.remote, origin.remote_len) \
+            or memcmp(peer.local, origin.local, LOCAL_LEN) != 0:
+        # At once: the answer to this very packet may leave before the supervisor wakes up.
+        if not peer_endpoint_write(peer, origin.remote, origin.remote_len, origin.local):
+            return
         self.send.has_events |= event_push_once(
-            self.shared, &peer.armed, ARMED_ROAM, EVENT_ROAM, keypair.peer, slot, self.now_ns,
-            source)
+            self.shared, &peer.armed, ARMED_ROAM, EVENT_ROAM, keypair.peer, slot, self.now_ns)
 
 
 cdef inline void run_finish(Worker *self) noexcept nogil:
@@ -153,8 +149,7 @@ cdef inline void run_finish(Worker *self) noexcept nogil:
 
 
 cdef inline Verdict ingress_datagram(Worker *self, uint8_t *datagram, uint32_t length,
-                                     const sockaddr_in6 *source,
-                                     uint32_t source_len) noexcept nogil:
+                                     const Origin *origin) noexcept nogil:
     cdef uint8_t *inner = datagram + TRANSPORT_HEADER_LEN
     cdef Keypair *keypair
     cdef PeerSlot *peer
@@ -168,7 +163,8 @@ cdef inline Verdict ingress_datagram(Worker *self, uint8_t *datagram, uint32_t l
     if kind != TRANSPORT_TYPE:
         if kind == 0 or kind > TRANSPORT_TYPE:
             return DROP_MALFORMED_MESSAGE
-        if not message_push(&self.shared.up, datagram, length, source, source_len):
+        if not message_push(&self.shared.up, datagram, length, origin.remote,
+                            origin.remote_len, origin.local):
             return DROP_MALFORMED_MESSAGE if length > MESSAGE_LEN else FAILED_EVENT_RING_FULL
         self.send.has_events = True
         return PASS
@@ -194,13 +190,13 @@ cdef inline Verdict ingress_datagram(Worker *self, uint8_t *datagram, uint32_t l
     peer_note_received(self, keypair, peer, inner_len != 0)
     if inner_len == 0:
         self.shared.counters[KEEPALIVES_RECEIVED] += 1
-        peer_note_source(self, keypair, peer, source, source_len)
+        peer_note_origin(self, keypair, peer, origin)
         return PASS
     if not ip_parse(&packet.ip, inner, inner_len):
         return DROP_MALFORMED_INNER
     if lookup_peer(&self.tables, ip_source(&packet.ip), packet.ip.is_v6) != keypair.peer:
         return DROP_SOURCE_NOT_ALLOWED
-    peer_note_source(self, keypair, peer, source, source_len)
+    peer_note_origin(self, keypair, peer, origin)
     if gro_is_full(&self.gro):
         ingress_write(self)
     gro_receive(&self.gro, &packet)
@@ -267,7 +263,7 @@ cdef inline void write_item(Worker *self, Item *item) noexcept nogil:
         self.shared.verdicts[FAILED_TUN_GSO] += 1
         if and32(&self.tables.header.offloads, ~item.offload, RELAXED) & item.offload:
             self.send.has_events |= event_push(self.shared, EVENT_OFFLOAD_OFF, NONE,
-                                               item.offload, EINVAL, self.now_ns, NULL)
+                                               item.offload, EINVAL, self.now_ns)
         write_one_by_one(self, item)
     else:
         write_failed(self, errno, item.segment_count)
@@ -284,10 +280,13 @@ cdef inline void ingress_write(Worker *self) noexcept nogil:
 cdef inline void take_strays(Worker *self) noexcept nogil:
     """Transport messages that the supervisor's socket received (hot/messages.pxd)."""
     cdef Message *message = message_first(&self.shared.down)
+    cdef Origin origin
     cdef Verdict verdict
     while message != NULL:
-        verdict = ingress_datagram(self, message.data, message.length,
-                                   <sockaddr_in6 *>message.address, message.address_len)
+        origin.remote = <sockaddr_in6 *>message.address
+        origin.remote_len = message.address_len
+        origin.local = message.local
+        verdict = ingress_datagram(self, message.data, message.length, &origin)
         if verdict != PASS:
             self.shared.verdicts[verdict] += 1
         # Written before the slot is handed back: what was opened lies in it.
@@ -302,6 +301,8 @@ cdef inline bint udp_to_tun(Worker *self) noexcept nogil:
     cdef RecvBatch *recv = &self.recv
     cdef msghdr *message
     cdef uint8_t *datagram
+    cdef uint8_t local[LOCAL_LEN]
+    cdef Origin origin
     cdef uint32_t i, left, length, segment_len, datagrams
     cdef Verdict verdict
     cdef int received
@@ -317,15 +318,17 @@ cdef inline bint udp_to_tun(Worker *self) noexcept nogil:
         message = &recv.messages[i].msg_hdr
         left = recv.messages[i].msg_len
         datagram = <uint8_t *>recv.iov[i].iov_base
-        segment_len = message_segment_len(message, left)
+        segment_len = control_read(message, left, local)
+        origin.remote = &recv.names[i]
+        origin.remote_len = message.msg_namelen
+        origin.local = local
         if message.msg_flags & MSG_TRUNC:
             self.shared.verdicts[DROP_TRUNCATED] += 1
             left = 0
         self.shared.counters[UDP_RX_BYTES] += left
         while left:
             length = left if left < segment_len else segment_len
-            verdict = ingress_datagram(self, datagram, length, &recv.names[i],
-                                       message.msg_namelen)
+            verdict = ingress_datagram(self, datagram, length, &origin)
             if verdict != PASS:
                 self.shared.verdicts[verdict] += 1
             datagram += length

@@ -11,11 +11,13 @@ cdef extern from "<errno.h>" nogil:
     int errno
     enum:
         EAGAIN
+        EADDRNOTAVAIL
         EBADFD
         EINTR
         EINVAL
         EIO
         EMSGSIZE
+        ENETUNREACH
         ENOBUFS
         ENOMEM
 
@@ -65,8 +67,25 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef extern from "<netinet/in.h>" nogil:
     enum:
+        AF_INET
         SOL_UDP "IPPROTO_UDP"
+        IPPROTO_IP
+        IP_PKTINFO
+        IPPROTO_IPV6
+        IPV6_PKTINFO
+    struct in_addr:
+        uint32_t s_addr
+    struct in_pktinfo:
+        int ipi_ifindex
+        in_addr ipi_spec_dst        # the address it came to; or to send from
+        in_addr ipi_addr
+    struct in6_addr:
+        uint8_t s6_addr[16]
+    struct in6_pktinfo:
+        in6_addr ipi6_addr
+        unsigned int ipi6_ifindex
     struct sockaddr_in6:
+        uint16_t sin6_family        # where sin_family is, too
         uint32_t sin6_flowinfo      # all that is not compared byte by byte
 
 

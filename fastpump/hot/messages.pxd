@@ -11,11 +11,12 @@ from libc.string cimport memcpy
 
 from fastpump.hot.atomics cimport ACQUIRE, RELEASE, load64, store64
 from fastpump.hot.limits cimport MESSAGE_LEN, MESSAGE_RING_LEN
-from fastpump.hot.shm cimport ADDRESS_LEN, Message, MessageRing
+from fastpump.hot.shm cimport ADDRESS_LEN, LOCAL_LEN, Message, MessageRing
 
 
 cdef inline bint message_push(MessageRing *self, const uint8_t *data, uint32_t length,
-                              const void *address, uint32_t address_len) noexcept nogil:
+                              const void *address, uint32_t address_len,
+                              const void *local) noexcept nogil:
     """Copy a datagram in; False if it is too long or the ring is full."""
     cdef Message *message = &self.messages[self.tail % MESSAGE_RING_LEN]
     if length > MESSAGE_LEN or address_len > ADDRESS_LEN:
@@ -26,6 +27,7 @@ cdef inline bint message_push(MessageRing *self, const uint8_t *data, uint32_t l
     message.address_len = address_len
     memcpy(message.data, data, length)
     memcpy(message.address, address, address_len)
+    memcpy(message.local, local, LOCAL_LEN)
     store64(&self.tail, self.tail + 1, RELEASE)
     return True
 

@@ -4,9 +4,11 @@
 # TrieNode[nodes]. It is sparse: a page costs memory once it is written.
 #
 # Who writes what (everybody reads everything):
-#   supervisor  Header, the trie, a peer's endpoint and send_keypair, a keypair
-#               before it is published and after it is retired.
+#   supervisor  Header, the trie, a peer's send_keypair, a keypair before it is
+#               published and after it is retired.
 #   the keypair's worker   also send_keypair, when the first message confirms it.
+#   whoever gets the odd endpoint_seq   a peer's endpoint: the supervisor, or the worker
+#               that hears the peer from elsewhere (its answer must go there already).
 #   any worker  Keypair.send_counter, the peer's counters and `armed` bits (atomic),
 #               the peer's activity times (plain stores; a lost race moves a timer
 #               by less than one turn of a loop), its own WorkerShared.
@@ -23,7 +25,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 
-from fastpump.hot.atomics cimport ACQUIRE, RELAXED, load32, fence
+from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, fence, load32, or32, store32
 from fastpump.hot.limits cimport (
     BATCH_BUCKETS, EVENT_RING_LEN, MESSAGE_LEN, MESSAGE_RING_LEN, REPLAY_WORDS,
 )
@@ -33,6 +35,7 @@ from libc.string cimport memcpy
 cdef enum:
     NONE = 0xffffffff
     ADDRESS_LEN = 28                # struct sockaddr_in6; an IPv4 endpoint is v4-mapped
+    LOCAL_LEN = 16                  # an own address, IPv4 v4-mapped; zeros: unknown
 
 # Bits of PeerSlot.armed: an event of this kind is under way, do not tell again.
 cdef enum:
@@ -40,6 +43,7 @@ cdef enum:
     ARMED_UNANSWERED_RX = 2
     ARMED_WANT_SESSION = 4
     ARMED_ROAM = 8
+    ARMED_LOCAL_GONE = 16
 
 # Bits of Keypair.flags.
 cdef enum:
@@ -62,15 +66,17 @@ cdef enum:
     EVENT_UNANSWERED_RX             # data received; arm the passive keepalive
     EVENT_CONFIRMED                 # first message on the responder's new keypair
     EVENT_REKEY                     # the keypair in use is old
-    EVENT_ROAM                      # `peer` was heard from `address`
+    EVENT_ROAM                      # `peer` was heard from elsewhere
     EVENT_OFFLOAD_OFF               # `detail` is the OFFLOAD_* bit, `error` the errno
     EVENT_SEND_ERROR                # `error` is the errno of sendmmsg
+    EVENT_LOCAL_GONE                # nothing can be sent from the peer's `local` any more
 
 cdef struct Message:
     # A handshake-sized datagram that reached the wrong socket; see hot/messages.pxd.
     uint32_t length
     uint32_t address_len
     uint8_t address[ADDRESS_LEN]
+    uint8_t local[LOCAL_LEN]
     uint8_t data[MESSAGE_LEN]
 
 cdef struct MessageRing:
@@ -85,7 +91,6 @@ cdef struct Event:
     uint32_t detail                 # keypair slot or OFFLOAD_* bit
     uint32_t error
     uint64_t at_ns
-    uint8_t address[ADDRESS_LEN]
 
 cdef struct Header:
     uint64_t size
@@ -123,7 +128,7 @@ cdef struct PeerSlot:
     uint32_t endpoint_seq           # odd while the endpoint is being written
     uint32_t endpoint_len           # 0: unknown
     uint8_t endpoint[ADDRESS_LEN]
-    uint8_t padding[16]
+    uint8_t local[LOCAL_LEN]        # what datagrams to it leave from; hot/local.pxd
     # Line 1: written by all workers.
     uint32_t armed
     uint32_t padding1
@@ -201,9 +206,25 @@ cdef inline Keypair *keypair_find(Tables *self, uint32_t index, uint32_t worker)
     return keypair
 
 
-cdef inline uint32_t peer_endpoint_read(PeerSlot *peer, uint8_t *out) noexcept nogil:
-    """Copy the endpoint; its length, 0 when it is unknown. Retries while it changes
-    (the supervisor's store takes a few nanoseconds; bounded all the same)."""
+cdef inline bint peer_endpoint_write(PeerSlot *peer, const void *address, uint32_t length,
+                                     const uint8_t *local) noexcept nogil:
+    """False, and nothing is written, if somebody else is writing it now."""
+    cdef uint32_t before = or32(&peer.endpoint_seq, 1, ACQUIRE)
+    if before & 1:
+        return False
+    fence(RELEASE)
+    memcpy(peer.endpoint, address, length)
+    memcpy(peer.local, local, LOCAL_LEN)
+    peer.endpoint_len = length
+    store32(&peer.endpoint_seq, before + 2, RELEASE)
+    return True
+
+
+cdef inline uint32_t peer_endpoint_read(PeerSlot *peer, uint8_t *out,
+                                        uint8_t *local) noexcept nogil:
+    """Copy the endpoint and the own address to send from; the endpoint's length, 0 when it
+    is unknown. Retries while they change
+    (which takes a few nanoseconds; bounded all the same)."""
     cdef uint32_t before, length
     cdef int _
     for _ in range(1000000):
@@ -212,6 +233,7 @@ cdef inline uint32_t peer_endpoint_read(PeerSlot *peer, uint8_t *out) noexcept n
             continue
         length = peer.endpoint_len
         memcpy(out, peer.endpoint, ADDRESS_LEN)
+        memcpy(local, peer.local, LOCAL_LEN)
         fence(ACQUIRE)
         if load32(&peer.endpoint_seq, RELAXED) == before:
             return length

@@ -6,6 +6,7 @@ from fastpump.hot.aead cimport Aead
 from fastpump.hot.batch cimport SendBatch
 from fastpump.hot.gro cimport Gro
 from fastpump.hot.limits cimport GRO_MAX_TCP_SEGMENTS, MAX_QUEUES, RECV_MESSAGES, STAGED_SLOTS
+from fastpump.hot.local cimport RECV_CONTROL_LEN
 from fastpump.hot.linux cimport iovec, mmsghdr, sockaddr_in6
 from fastpump.hot.shm cimport Tables, WorkerShared
 
@@ -14,7 +15,7 @@ cdef struct RecvBatch:
     mmsghdr messages[RECV_MESSAGES]
     iovec iov[RECV_MESSAGES]
     sockaddr_in6 names[RECV_MESSAGES]
-    uint8_t control[RECV_MESSAGES][64]
+    uint8_t control[RECV_MESSAGES][RECV_CONTROL_LEN]
 
 cdef struct StagedPacket:
     uint32_t peer

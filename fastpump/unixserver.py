@@ -1,0 +1,107 @@
+"""A UNIX socket with a path, and clients: what the control socket and wg's have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+MAX_CLIENTS = 32
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class AlreadyServed(Exception):
+    """Another process listens at that path."""
+
+
+class UnixServer:
+    """Serves clients at a path, mode 0600, each in a task of its own."""
+
+    def __init__(self, path: Path, serve: Serve, *, limit: int) -> None:
+        """`serve` may end by any OSError, ValueError or TimeoutError: the client is
+        dropped. `limit`: bytes of one line or request."""
+        self.path = path
+        self._serve = serve
+        self._limit = limit
+        self._server: asyncio.Server | None = None
+        self._inode = 0
+        self._clients: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen; a socket that a killed process left behind is replaced. AlreadyServed,
+        or OSError."""
+        self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if is_answered(self.path):
+            raise AlreadyServed
+        self.path.unlink(missing_ok=True)
+        before = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(self._accept, self.path,
+                                                           limit=self._limit)
+        finally:
+            os.umask(before)
+        self._inode = self.path.stat().st_ino
+
+    def rename(self, path: Path) -> None:
+        """Be found at another path from now on; OSError if that cannot be, AlreadyServed if
+        it is another's."""
+        if self._server is None or path == self.path:
+            return
+        if is_answered(path):
+            raise AlreadyServed
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if self._is_ours():
+            self.path.rename(path)
+        self.path = path
+
+    def is_there(self) -> bool:
+        """Whether the path still leads to us: a user may remove it."""
+        return self._server is None or self._is_ours()
+
+    def _is_ours(self) -> bool:
+        try:
+            return self.path.stat().st_ino == self._inode
+        except OSError:
+            return False
+
+    async def stop(self) -> None:
+        """Stop listening, drop all clients, remove the path."""
+        if self._server is None:
+            return
+        self._server.close()
+        for client in self._clients:
+            client.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+        if self._is_ours():
+            self.path.unlink(missing_ok=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if len(self._clients) >= MAX_CLIENTS:
+            writer.close()
+            return
+        self._clients.add(task)
+        try:
+            await self._serve(reader, writer)
+        except (TimeoutError, ValueError, OSError, asyncio.IncompleteReadError,
+                asyncio.CancelledError):
+            pass
+        finally:
+            self._clients.discard(task)
+            with contextlib.suppress(OSError):
+                writer.close()
+
+
+def is_answered(path: Path) -> bool:
+    """Whether a process listens at the socket; not so if it was killed."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
