@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("name", nargs="?", metavar="NAME", help="only this interface")
     status.add_argument("--json", action="store_true", help="print JSON (keys: see the manual)")
     status.set_defaults(run=_status)
+    _add_quick(commands)
     _add_demo(commands)
     for name, help_text, action in (
             ("genkey", "make a private key and print it", _genkey),
@@ -130,6 +131,50 @@ def _add_tunnel(commands: Any) -> None:
     tunnel.set_defaults(run=_tunnel)
 
 
+_FILE_HELP = """\
+CONF is a file NAME.conf; NAME means /etc/fastpump/NAME.conf, or /etc/wireguard/NAME.conf."""
+
+_UP_HELP = """\
+Bring a tunnel up from a configuration file, in the background. The file has the format of
+wg-quick(8), with all of its keys, and these of fastpump's own in [Interface]:
+
+  Queues = N            queues, each with a worker process (default: one per CPU)
+  Pin = true            pin each worker to a CPU
+  BusyPoll = USEC       let a worker spin this long before it sleeps
+  Offload = NAME=off    switch an offload off
+  ResolveEvery = N      ask for the endpoints' names again, at most every N seconds,
+                        when a handshake fails (default: off)
+
+Example, /etc/fastpump/wg0.conf, mode 0600:
+
+  [Interface]
+  PrivateKey = ...      (fastpump genkey)
+  Address = 10.9.0.2/24
+  DNS = 10.9.0.1
+
+  [Peer]
+  PublicKey = ...       (the other side: fastpump pubkey)
+  Endpoint = vpn.example.net:51820
+  AllowedIPs = 0.0.0.0/0, ::/0
+"""
+
+
+def _add_quick(commands: Any) -> None:
+    for name, help_text, description, action in (
+            ("up", "bring a tunnel up from a file, in the background", _UP_HELP, _up),
+            ("down", "end a tunnel, and undo all that it did",
+             "End a tunnel that `fastpump up` started, and undo all that it did.", _down),
+            ("reload", "apply a changed file to a running tunnel",
+             "Apply a changed file to a running tunnel. Peers that are still in it keep their "
+             "sessions. Table, Queues, Pin, BusyPoll and Offload need `down` and `up`.", _reload),
+            ("check", "check a file", "Check a configuration file, and change nothing.", _check)):
+        command = commands.add_parser(
+            name, help=help_text, description=f"{description}\n{_FILE_HELP}",
+            formatter_class=argparse.RawDescriptionHelpFormatter)
+        command.add_argument("conf", metavar="CONF", help="a file, or an interface's name")
+        command.set_defaults(run=action)
+
+
 def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo", help="show what a tunnel does on this machine",
@@ -155,6 +200,44 @@ def _tunnel(args: argparse.Namespace) -> int:
         private_key_file=args.private_key, peers=tuple(args.peer), mtu=args.mtu,
         fwmark=args.fwmark, routes=not args.no_routes, pin=args.pin,
         busy_poll_us=args.busy_poll, offloads=dict(args.offload)), as_json=args.log_json)
+    return 0
+
+
+def _up(args: argparse.Namespace) -> int:
+    from fastpump import quick
+
+    logs.set_up("info")
+    quick.up(args.conf)
+    return 0
+
+
+def _down(args: argparse.Namespace) -> int:
+    from fastpump import quick
+
+    logs.set_up("info")
+    quick.down(args.conf)
+    return 0
+
+
+def _reload(args: argparse.Namespace) -> int:
+    from fastpump import quick
+
+    logs.set_up("info")
+    answer = quick.reload(args.conf)
+    for warning in answer["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    print("changed: " + (", ".join(answer["changed"]) or "nothing"))
+    if answer["needs_restart"]:
+        print("not applied before `fastpump down` and `fastpump up`: "
+              + ", ".join(answer["needs_restart"]))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from fastpump import quick
+
+    logs.set_up("info")
+    print(quick.check_file(args.conf))
     return 0
 
 

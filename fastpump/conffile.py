@@ -27,6 +27,7 @@ from fastpump.config import (
     MAX_KEEPALIVE_S,
     Interface,
     Network,
+    PeerConfig,
     parse_address,
     parse_mtu,
     parse_network,
@@ -62,18 +63,6 @@ _LIKE_ADDRESS = re.compile(r"[0-9.]+|.*:.*")        # wg-quick's
 
 
 @dataclass(frozen=True, slots=True)
-class FilePeer:
-    """What the [Peer] sections say of one peer. The endpoint's host may be a name; IPv6 is
-    without brackets. `keepalive_s` 0: off."""
-
-    public_key: bytes
-    preshared_key: bytes | None = field(default=None, repr=False)
-    endpoint: tuple[str, int] | None = None
-    allowed_ips: tuple[Network, ...] = ()
-    keepalive_s: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class FileConfig:
     """What a file says. None: not said. `fwmark` 0: off; `listen_port` 0: any free one;
     `table`: auto, off, a number or a name; `resolve_every_s` 0: off. `warnings` are whole
@@ -92,7 +81,7 @@ class FileConfig:
     pre_down: tuple[str, ...] = ()
     post_down: tuple[str, ...] = ()
     save_config: bool = False
-    peers: tuple[FilePeer, ...] = ()
+    peers: tuple[PeerConfig, ...] = ()
     queues: int | None = None
     pin: bool = False
     busy_poll_us: int = 0
@@ -269,7 +258,7 @@ class _Interface:
                                   "search domain is expected") from None
             self.dns_search[item] = None
 
-    def config(self, peers: tuple[FilePeer, ...], warnings: tuple[str, ...]) -> FileConfig:
+    def config(self, peers: tuple[PeerConfig, ...], warnings: tuple[str, ...]) -> FileConfig:
         """The whole of it."""
         return replace(
             self.said, addresses=tuple(self.addresses), dns=tuple(self.dns),
@@ -410,7 +399,7 @@ def _parse_endpoint(text: str) -> tuple[str, int]:
     return host, port
 
 
-def _settle(sections: list[_Peer], name: str) -> tuple[tuple[FilePeer, ...], tuple[str, ...]]:
+def _settle(sections: list[_Peer], name: str) -> tuple[tuple[PeerConfig, ...], tuple[str, ...]]:
     """The peers, in the order of their first sections, and what is odd about them."""
     peers: dict[bytes, _Peer] = {}
     owners: dict[Network, _Peer] = {}
@@ -437,8 +426,8 @@ def _settle(sections: list[_Peer], name: str) -> tuple[tuple[FilePeer, ...], tup
             owners[network] = peer
         peers[peer.public_key] = peer
     settled = tuple(
-        FilePeer(public_key, _key_or_none(peer.preshared_key or _NO_KEY), peer.endpoint,
-                 tuple(peer.networks), peer.keepalive_s or 0)
+        PeerConfig(public_key, peer.endpoint, tuple(peer.networks),
+                   _key_or_none(peer.preshared_key or _NO_KEY), peer.keepalive_s or 0)
         for public_key, peer in peers.items())
     return settled, tuple(warnings)
 
@@ -493,7 +482,7 @@ def _interface_lines(config: FileConfig) -> list[str]:
     return [_line(key, value) for key, value in pairs]
 
 
-def _peer_lines(peer: FilePeer) -> list[str]:
+def _peer_lines(peer: PeerConfig) -> list[str]:
     lines = [_line("PublicKey", keys.encode(peer.public_key))]
     if peer.preshared_key is not None:
         lines.append(_line("PresharedKey", keys.encode(peer.preshared_key)))

@@ -2,7 +2,8 @@
 
     {"command": "status"}  ->  {"status": {...}}      (docs/fastpump.1.md has the keys)
     {"command": "reload"}  ->  {"reload": {...}}      (of `fastpump up` only)
-    {"command": "stop"}    ->  {"stop": {}}           the tunnel ends
+    {"command": "configuration"}  ->  {"configuration": {"text": ...}}    (likewise)
+    {"command": "stop"}    ->  {"stop": {"pid": N}}   the tunnel ends, and its process
     anything else          ->  {"error": "..."}
 
 The socket is /run/fastpump/<network namespace>/<interface>.sock, mode 0600.

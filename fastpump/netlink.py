@@ -88,6 +88,11 @@ def addresses_of(index: int) -> list[Interface]:
     return [address for address in found if not (address.version == 6 and address.is_link_local)]
 
 
+def network_of(address: bytes, prefix_len: int) -> Network:
+    """A prefix as a network."""
+    return ipaddress.ip_network((address, prefix_len))
+
+
 def table_number(name: str) -> int:
     """The number of a routing table, by its number or its name in rt_tables."""
     if name.isdigit():

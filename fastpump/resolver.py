@@ -31,6 +31,10 @@ class Resolver:
         self._tasks: set[asyncio.Task[None]] = set()
         self.device: Device | None = None
 
+    def set_interval(self, interval_s: int) -> None:
+        """Another interval; 0: never again."""
+        self._interval_s = interval_s
+
     def watch(self, public_key: bytes, host: str, port: int) -> None:
         """The peer was configured with this name, which was resolved just now."""
         try:

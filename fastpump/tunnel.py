@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import resource
 import shlex
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from fastpump import capabilities, endpoint, keys, netlink, paths, stats
@@ -41,7 +44,7 @@ log = logging.getLogger("fastpump")
 
 Configure = Callable[[str, int, ExitStack], None]
 """Give the new interface (name, index) what it needs; what must be undone goes on the stack."""
-Reload = Callable[["Tunnel"], Awaitable[dict[str, Any]]]
+TunnelCommand = Callable[["Tunnel"], Awaitable[dict[str, Any]]]
 
 
 @dataclass(slots=True)
@@ -62,27 +65,39 @@ class Tunnel:
         return stats.gather(self.link, in_use, self.tables, self.supervisor)
 
     def add_peer(self, peer: PeerConfig, where: endpoint.Endpoint | None) -> None:
-        """Configure a peer; its endpoint's name was resolved to `where`."""
+        """Configure a new peer; its endpoint's name was resolved to `where`."""
+        self.supervisor.device.add_peer(peer.public_key)
+        self.change_peer(peer, where)
+
+    def change_peer(self, peer: PeerConfig, where: endpoint.Endpoint | None) -> None:
+        """Configure a peer that is there; its endpoint stays if `where` is None, and its
+        session in any case."""
         device = self.supervisor.device
-        added = device.add_peer(peer.public_key)
-        if peer.preshared_key is not None:
-            added.preshared_key = peer.preshared_key
+        changed = device.peers[peer.public_key]
+        changed.preshared_key = peer.preshared_key or bytes(KEY_LEN)
         if where is not None:
-            device.set_endpoint(added, where)
+            device.set_endpoint(changed, where)
         if peer.endpoint is not None:
             self.resolver.watch(peer.public_key, *peer.endpoint)
-        for network in peer.allowed_ips or ():
-            device.add_allowed_ip(added, (network.network_address.packed, network.prefixlen))
-        device.set_persistent_keepalive(added, peer.keepalive_s, now_ns())
+        wanted = {(network.network_address.packed, network.prefixlen)
+                  for network in peer.allowed_ips or ()}
+        for prefix in changed.allowed_ips - wanted:
+            device.remove_allowed_ip(changed, prefix)
+        for prefix in wanted - changed.allowed_ips:
+            device.add_allowed_ip(changed, prefix)
+        if peer.keepalive_s != changed.persistent_keepalive_s:
+            device.set_persistent_keepalive(changed, peer.keepalive_s, now_ns())
 
 
 def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel], None], *,
-        reload: Reload | None = None, must_serve_wg: bool = False) -> None:
+        commands: Mapping[str, TunnelCommand] = MappingProxyType({}),
+        must_serve_wg: bool = False) -> None:
     """Run a tunnel until SIGINT, SIGTERM, `fastpump down` or the interface's deletion.
 
     `on_ready` is called once, when packets flow (or could, if the interface were up).
-    `must_serve_wg`: fail if another WireGuard has wg's socket of that name, and end when
-    that socket is removed. FastpumpError says what is in the way.
+    `commands`: more of them for the control socket. `must_serve_wg`: fail if another
+    WireGuard has wg's socket of that name, and end when that socket is removed.
+    FastpumpError says what is in the way.
     """
     try:
         default_backend()
@@ -122,7 +137,7 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
             supervisor.set_private_key(private_key)
             for peer in config.peers:
                 tunnel.add_peer(peer, endpoints.get(peer.public_key))
-            await _serve(tunnel, watcher, lambda: on_ready(tunnel), reload, must_serve_wg)
+            await _serve(tunnel, watcher, lambda: on_ready(tunnel), commands, must_serve_wg)
 
         asyncio.run(start())
 
@@ -145,7 +160,7 @@ def _set_limits() -> None:
 
 
 async def _serve(tunnel: Tunnel, watcher: LinkWatcher, on_ready: Callable[[], None],
-                 reload: Reload | None, must_serve_wg: bool) -> None:
+                 more: Mapping[str, TunnelCommand], must_serve_wg: bool) -> None:
     """Run the supervisor, the sockets for control and wg, and the watch over the interface."""
     supervisor, name = tunnel.supervisor, tunnel.link.name
     loop = asyncio.get_running_loop()
@@ -155,11 +170,10 @@ async def _serve(tunnel: Tunnel, watcher: LinkWatcher, on_ready: Callable[[], No
 
     async def stop() -> dict[str, Any]:
         supervisor.stop("because it was asked to")
-        return {}
+        return {"pid": os.getpid()}
 
-    commands: dict[str, Command] = {"status": status, "stop": stop}
-    if reload is not None:
-        commands["reload"] = lambda: reload(tunnel)
+    commands: dict[str, Command] = {"status": status, "stop": stop, **{
+        name: partial(command, tunnel) for name, command in more.items()}}
     control = ControlServer(name, commands)
     wg = UapiServer(name, supervisor)
 

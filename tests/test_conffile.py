@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastpump import conffile, keys
-from fastpump.conffile import FileConfig, FilePeer, emit, parse
+from fastpump.conffile import FileConfig, emit, parse
+from fastpump.config import PeerConfig
 from fastpump.errors import ConfigError
 
 PRIVATE, PSK = bytes(range(1, 33)), bytes(range(2, 34))
@@ -59,6 +60,11 @@ persistentkeepalive=OFF\r
 """
 
 
+def file_peer(public_key, preshared_key=None, endpoint=None, allowed_ips=(), keepalive_s=0):
+    return PeerConfig(public_key, endpoint, allowed_ips, preshared_key, keepalive_s)
+
+
+
 def networks(*texts):
     return tuple(map(ipaddress.ip_network, texts))
 
@@ -80,9 +86,9 @@ def test_a_whole_file():
         table="256", pre_up=("true",),
         post_up=("iptables -A FORWARD -i %i -j ACCEPT; echo a=b", "echo two"),
         pre_down=('echo "[three]"',), post_down=(), save_config=True,
-        peers=(FilePeer(A, PSK, ("2001:DB8::1", 51820),
+        peers=(file_peer(A, PSK, ("2001:DB8::1", 51820),
                         networks("10.1.0.0/16", "fd01::/48", "192.0.2.1/32", "10.2.0.0/16"), 25),
-               FilePeer(B, None, ("vpn.example.org", 1), (), 0)),
+               file_peer(B, None, ("vpn.example.org", 1), (), 0)),
         queues=4, pin=True, busy_poll_us=50, offloads=(("tso4", False), ("gro", True)),
         resolve_every_s=30)
     assert config.warnings == ()
@@ -185,7 +191,7 @@ PEER = [
 @pytest.mark.parametrize(("lines", "fields"), PEER, ids=[line for line, _ in PEER])
 def test_values_of_a_peer(lines, fields):
     config = parse(f"[Peer]\n{public(A)}{lines}", "wg0.conf")
-    assert config == FileConfig(peers=(FilePeer(A, **fields),))
+    assert config == FileConfig(peers=(file_peer(A, **fields),))
     assert parse(emit(config), "again.conf") == config
 
 
@@ -268,14 +274,14 @@ def test_a_peer_in_two_sections_is_one():
     between = f"[Peer]\n{public(B)}"
     cases = [
         ("AllowedIPs = 10.1.0.0/16\n",
-         FilePeer(A, PSK, ("a", 1), networks("10.1.0.0/16"), 9)),
-        ("", FilePeer(A, PSK, ("a", 1), (), 9)),        # wg always replaces the allowed IPs
+         file_peer(A, PSK, ("a", 1), networks("10.1.0.0/16"), 9)),
+        ("", file_peer(A, PSK, ("a", 1), (), 9)),        # wg always replaces the allowed IPs
         (f"PresharedKey = {ZEROS}\nEndpoint = b:2\nPersistentKeepalive = off\n"
-         "AllowedIPs = 10.0.0.0/8\n", FilePeer(A, None, ("b", 2), networks("10.0.0.0/8"), 0)),
+         "AllowedIPs = 10.0.0.0/8\n", file_peer(A, None, ("b", 2), networks("10.0.0.0/8"), 0)),
     ]
     for lines, merged in cases:
         config = parse(f"{first}{between}[Peer]\n{public(A)}{lines}", "wg0.conf")
-        assert config.peers == (merged, FilePeer(B))
+        assert config.peers == (merged, file_peer(B))
         (warning,) = config.warnings
         assert re.match(r"wg0\.conf:9: the peer \S+ has a \[Peer\] on line 1 ", warning)
 
@@ -301,9 +307,9 @@ def test_allowed_ips_move_section_by_section():
                    f"[Peer]\n{public(A)}AllowedIPs = fd00::/8\n"
                    f"[Peer]\n{public(B)}AllowedIPs = 10.1.0.0/16\n"
                    f"[Peer]\n{public(C)}AllowedIPs = 10.0.0.0/8\n", "wg0.conf")
-    assert config.peers == (FilePeer(A, allowed_ips=networks("fd00::/8")),
-                            FilePeer(B, allowed_ips=networks("10.1.0.0/16")),
-                            FilePeer(C, allowed_ips=networks("10.0.0.0/8")))
+    assert config.peers == (file_peer(A, allowed_ips=networks("fd00::/8")),
+                            file_peer(B, allowed_ips=networks("10.1.0.0/16")),
+                            file_peer(C, allowed_ips=networks("10.0.0.0/8")))
     assert len(config.warnings) == 3        # line 6, and the peers on 7 and 10
 
 
