@@ -33,10 +33,11 @@ from fastpump.hot.gro cimport (
 )
 from fastpump.hot.ingress cimport recv_init, udp_to_tun
 from fastpump.hot.intake cimport (
-    INTAKE_ACCEPT, INTAKE_COOKIE, INTAKE_DROP_INVALID_MAC1, INTAKE_DROP_MALFORMED,
+    COOKIE_REPLY_LEN, INTAKE_ACCEPT, INTAKE_COOKIE, INTAKE_DROP_INVALID_MAC1, INTAKE_DROP_MALFORMED,
     INTAKE_DROP_OVERLOAD, INTAKE_DROP_REPLAYED, INTAKE_DROP_SOURCE_RATE, INTAKE_MESSAGES,
-    INTAKE_STRIDE, INTAKE_TRANSPORT, INTAKE_VERDICTS, MAC_LEN, Intake as IntakeState,
-    cookie_of, intake_judge, known_add, mac_free, mac_init,
+    INTAKE_STRIDE, INTAKE_TRANSPORT, INTAKE_VERDICTS, XChaCha, Intake as IntakeState,
+    cookie_reply_write, intake_judge, known_add, mac_free, mac_init, replies_send,
+    reply_add, xchacha_free, xchacha_init, xchacha_run,
 )
 from fastpump.hot.ip cimport IpPacket, ip_parse
 from fastpump.hot.limits cimport (
@@ -734,14 +735,15 @@ cdef class Pump:
 
 
 INTAKE_VERDICT_NAMES = {
+    INTAKE_COOKIE: "SENT_COOKIE_REPLY",
     INTAKE_DROP_MALFORMED: "DROP_MALFORMED_HANDSHAKE",
     INTAKE_DROP_INVALID_MAC1: "DROP_INVALID_MAC1",
     INTAKE_DROP_REPLAYED: "DROP_REPLAYED_INITIATION",
     INTAKE_DROP_SOURCE_RATE: "DROP_HANDSHAKE_RATE",
     INTAKE_DROP_OVERLOAD: "DROP_HANDSHAKE_OVERLOAD",
 }
-assert len(INTAKE_VERDICT_NAMES) == INTAKE_VERDICTS - INTAKE_DROP_MALFORMED
-MUST_ACCEPT, MUST_SEND_COOKIE, MUST_PASS_ON = INTAKE_ACCEPT, INTAKE_COOKIE, INTAKE_TRANSPORT
+assert len(INTAKE_VERDICT_NAMES) == INTAKE_VERDICTS - INTAKE_COOKIE
+MUST_ACCEPT, MUST_PASS_ON, WAS_ANSWERED = INTAKE_ACCEPT, INTAKE_TRANSPORT, INTAKE_COOKIE
 INTAKE_BATCH = INTAKE_MESSAGES
 
 
@@ -762,8 +764,8 @@ cdef class Intake:
         self.size = round_up(sizeof(IntakeState), PAGE) + INTAKE_MESSAGES * INTAKE_STRIDE
         state = self.state = <IntakeState *>map_memory(self.size, -1)
         state.buffers = <uint8_t *>state + round_up(sizeof(IntakeState), PAGE)
-        if mac_init(&state.mac) != 0:
-            raise OSError("libcrypto has no BLAKE2s")
+        if mac_init(&state.mac) != 0 or xchacha_init(&state.xchacha) != 0:
+            raise OSError("libcrypto lacks BLAKE2s or ChaCha20")
         keys = os.urandom(32)
         memcpy(state.source_key, PyBytes_AS_STRING(keys), 16)
         memcpy(state.known_key, PyBytes_AS_STRING(keys) + 16, 16)
@@ -780,15 +782,18 @@ cdef class Intake:
     def __dealloc__(self):
         if self.state != NULL:
             mac_free(&self.state.mac)
+            xchacha_free(&self.state.xchacha)
             munmap(self.state, self.size)
 
-    def set_mac1_key(self, key):
-        """The key of mac1 for messages to us (32 bytes); None: nothing is let in."""
-        self.state.has_identity = key is not None
-        if key is not None:
-            if len(key) != 32:
-                raise ValueError("a mac1 key has 32 bytes")
-            memcpy(self.state.mac1_key, PyBytes_AS_STRING(key), 32)
+    def set_keys(self, mac1_key, cookie_key):
+        """The keys of mac1 for messages to us and of our cookie replies (32 bytes each);
+        None: nothing is let in."""
+        self.state.has_identity = mac1_key is not None
+        if mac1_key is not None:
+            if len(mac1_key) != 32 or len(cookie_key) != 32:
+                raise ValueError("a key has 32 bytes")
+            memcpy(self.state.mac1_key, PyBytes_AS_STRING(mac1_key), 32)
+            memcpy(self.state.cookie_key, PyBytes_AS_STRING(cookie_key), 32)
 
     def renew_cookie_secret(self):
         """Cookies made so far are worth nothing any more."""
@@ -808,17 +813,19 @@ cdef class Intake:
         """Whether senders must prove their address now."""
         return now < self.state.overload_until_ns
 
-    def cookie(self, bytes sockaddr):
-        """The cookie of a source, 16 bytes."""
-        cdef uint8_t cookie[MAC_LEN]
+    def cookie_reply(self, bytes message, bytes sockaddr):
+        """What a message of that source is answered with under overload."""
+        cdef uint8_t reply[COOKIE_REPLY_LEN]
         self.check_sockaddr(sockaddr)
-        if cookie_of(self.state, <const uint8_t *>PyBytes_AS_STRING(sockaddr), cookie) != 0:
-            raise OSError("the mac library failed")
-        return PyBytes_FromStringAndSize(<char *>cookie, MAC_LEN)
+        if len(message) < COOKIE_REPLY_LEN or not cookie_reply_write(
+                self.state, reply, <const uint8_t *>PyBytes_AS_STRING(message),
+                <uint32_t>len(message), <const uint8_t *>PyBytes_AS_STRING(sockaddr)):
+            raise ValueError("no handshake message")
+        return PyBytes_FromStringAndSize(<char *>reply, COOKIE_REPLY_LEN)
 
     @property
     def verdicts(self):
-        """{name: count} of what was dropped."""
+        """{name: count} of what was dropped or answered with a cookie."""
         return {name: self.state.verdicts[<int>i] for i, name in INTAKE_VERDICT_NAMES.items()}
 
     cdef int check_sockaddr(self, bytes sockaddr) except -1:
@@ -827,17 +834,19 @@ cdef class Intake:
         return 0
 
     def judge(self, bytes message, bytes sockaddr, uint64_t now):
-        """MUST_ACCEPT, MUST_SEND_COOKIE or MUST_PASS_ON; None if it was dropped."""
+        """MUST_ACCEPT, MUST_PASS_ON, WAS_ANSWERED (which only `receive` does); None if it
+        was dropped."""
         self.check_sockaddr(sockaddr)
         cdef int verdict = intake_judge(
             self.state, <const uint8_t *>PyBytes_AS_STRING(message), <uint32_t>len(message),
             <const uint8_t *>PyBytes_AS_STRING(sockaddr), now)
         self.state.verdicts[verdict] += 1
-        return verdict if verdict <= INTAKE_TRANSPORT else None
+        return verdict if verdict <= INTAKE_COOKIE else None
 
     def receive(self, int fd, uint64_t now):
-        """Receive once from a socket and judge: (how many messages came, [(verdict, data,
-        sockaddr, local)] of what is let in). OSError is what ICMP said of an earlier send."""
+        """Receive once from a socket, judge, and send cookies: (how many messages came,
+        [(verdict, data, sockaddr, local)] of what is let in). OSError is what ICMP said of
+        an earlier send."""
         cdef IntakeState *state = self.state
         cdef msghdr *message
         cdef uint8_t *data
@@ -865,7 +874,10 @@ cdef class Intake:
                 length = left if left < segment_len else segment_len
                 verdict = intake_judge(state, data, length, <uint8_t *>&state.names[i], now)
                 state.verdicts[verdict] += 1
-                if verdict <= INTAKE_TRANSPORT:
+                if verdict == INTAKE_COOKIE:
+                    reply_add(state, fd, data, length, &state.names[i], message.msg_namelen,
+                              local)
+                elif verdict <= INTAKE_TRANSPORT:
                     admitted.append((
                         verdict, PyBytes_FromStringAndSize(<char *>data, length),
                         PyBytes_FromStringAndSize(<char *>&state.names[i],
@@ -873,6 +885,7 @@ cdef class Intake:
                         PyBytes_FromStringAndSize(<char *>local, LOCAL_LEN)))
                 data += length
                 left -= length
+        replies_send(state, fd)
         return received, admitted
 
 
@@ -916,6 +929,26 @@ def aead(str backend, str cipher, bytes key, bytes nonce, bytes aad, bytes data,
         return bytes(out) if result == 0 else None
     finally:
         aead_free(&context)
+
+
+def xchacha20_poly1305(bytes key, bytes nonce, bytes aad, bytes data, *, bint seal):
+    """Seal or open one message (hot/xchacha.h): `key` 32 bytes, `nonce` 24. Opening takes
+    ciphertext and tag; None if it is not authentic."""
+    cdef XChaCha context
+    cdef Py_ssize_t length = len(data) if seal else len(data) - TAG_LEN
+    cdef int result
+    if len(key) != 32 or len(nonce) != 24 or length < 0:
+        raise ValueError("key 32 bytes, nonce 24, sealed data at least 16")
+    out = bytearray(length + TAG_LEN)
+    if xchacha_init(&context) != 0:
+        raise OSError("libcrypto lacks ChaCha20")
+    result = xchacha_run(&context, seal, key, nonce, aad, len(aad), data, <uint8_t *>out, length)
+    xchacha_free(&context)
+    if seal:
+        if result != 0:
+            raise OSError("the AEAD library failed")
+        return bytes(out)
+    return bytes(out[:length]) if result == 0 else None
 
 
 cdef class ReplayWindow:

@@ -3,17 +3,15 @@
 A handshake costs a hundred microseconds or more, and the intake lets in bursts: they wait here,
 and are served in slices, so that timers, workers' events and control clients have their
 turn. While many wait, the intake is told that we are overloaded (hot/intake.pxd says what
-it does then), and whoever it says so of is answered with a cookie.
+it does then).
 """
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter, deque
 from collections.abc import Callable
 
-from fastpump import cookie, wire
-from fastpump._core import MUST_PASS_ON, MUST_SEND_COOKIE, Intake
+from fastpump._core import MUST_ACCEPT, MUST_PASS_ON, Intake
 from fastpump.constants import COOKIE_SECRET_MAX_AGE, SECOND
 from fastpump.device import Device
 from fastpump.endpoint import Endpoint
@@ -30,28 +28,24 @@ Admitted = tuple[int, bytes, bytes, bytes]
 class Handshakes:
     """Takes what the intake admits, and serves it to the device."""
 
-    def __init__(self, device: Device, intake: Intake, *,
-                 transmit: Callable[[bytes, Endpoint, bytes], None],
+    def __init__(self, device: Device, intake: Intake,
                  pass_on: Callable[[bytes, bytes, bytes], None]) -> None:
         """`pass_on(message, sockaddr, own address)` gives a transport message to its worker."""
         self._device = device
         self._intake = intake
-        self._transmit = transmit
         self._pass_on = pass_on
         self._queue: deque[tuple[bytes, bytes, bytes]] = deque()
         self._secret_renewed_at = 0
         self.verdicts: Counter[str] = Counter()
 
     def take(self, admitted: list[Admitted], now: int) -> None:
-        """Queue messages, answer with cookies, pass on what is a worker's."""
+        """Queue messages, pass on what is a worker's."""
         if now >= self._secret_renewed_at + COOKIE_SECRET_MAX_AGE:
             self._intake.renew_cookie_secret()
             self._secret_renewed_at = now
         for verdict, message, sockaddr, local in admitted:
             if verdict == MUST_PASS_ON:
                 self._pass_on(message, sockaddr, local)
-            elif verdict == MUST_SEND_COOKIE:
-                self._send_cookie(message, sockaddr, local)
             elif len(self._queue) < QUEUE_LEN:
                 self._queue.append((message, sockaddr, local))
             else:
@@ -62,7 +56,7 @@ class Handshakes:
     def take_stray(self, message: bytes, sockaddr: bytes, local: bytes, now: int) -> None:
         """A handshake message that a worker's socket received."""
         verdict = self._intake.judge(message, sockaddr, now)
-        if verdict is not None:
+        if verdict in (MUST_ACCEPT, MUST_PASS_ON):
             self.take([(verdict, message, sockaddr, local)], now)
 
     def serve(self, clock: Callable[[], int]) -> bool:
@@ -74,13 +68,3 @@ class Handshakes:
             self._device.receive(message, Endpoint.from_sockaddr(sockaddr), local, now)
             now = clock()
         return bool(self._queue)
-
-    def _send_cookie(self, message: bytes, sockaddr: bytes, local: bytes) -> None:
-        public_key = self._device.public_key
-        if public_key is None:
-            return
-        reply = cookie.create_reply(
-            cookie.cookie_key(public_key), wire.sender_index(message), cookie.mac1_of(message),
-            self._intake.cookie(sockaddr), secrets.token_bytes(cookie.NONCE_LEN))
-        self.verdicts["SENT_COOKIE_REPLY"] += 1
-        self._transmit(reply.emit(), Endpoint.from_sockaddr(sockaddr), local)

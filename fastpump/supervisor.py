@@ -29,9 +29,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastpump import cookie
 from fastpump._core import INTAKE_BATCH, Intake, SharedTables
 from fastpump.constants import SECOND
-from fastpump.cookie import mac1_key
 from fastpump.device import Device, Surroundings
 from fastpump.endpoint import Endpoint
 from fastpump.errors import SystemSetupError
@@ -120,8 +120,7 @@ class Supervisor:
             unix_ns=time.time_ns, jitter=random.randrange,
             endpoint_is_known=self._note_endpoint, is_unanswered=is_unanswered,
         ), self.family, cpu_count=len(cpus))
-        self._handshakes = Handshakes(self.device, self._intake, transmit=self._transmit,
-                                      pass_on=self._pass_on)
+        self._handshakes = Handshakes(self.device, self._intake, self._pass_on)
 
     # -- what may change while it runs
 
@@ -160,7 +159,10 @@ class Supervisor:
         """Be somebody else; zeros for nobody."""
         self.device.set_private_key(private_key)
         public = self.device.public_key
-        self._intake.set_mac1_key(None if public is None else mac1_key(public))
+        if public is None:
+            self._intake.set_keys(None, None)
+        else:
+            self._intake.set_keys(cookie.mac1_key(public), cookie.cookie_key(public))
         self.settle()
 
     def settle(self) -> None:

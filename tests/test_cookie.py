@@ -4,27 +4,25 @@ import hashlib
 
 import pytest
 
-from fastpump import cookie
+from fastpump import cookie, wire
+from fastpump._core import xchacha20_poly1305
 
 PUBLIC = bytes(range(32))
 
 
-def test_hchacha20_by_the_drafts_vector():
-    """draft-irtf-cfrg-xchacha-03, section 2.2.1."""
-    nonce = bytes.fromhex("000000090000004a0000000031415927")
-    assert cookie.hchacha20(bytes(range(32)), nonce).hex() == (
-        "82413b4227b27bfed30e42508a877d73a0f9e4d58a74a853c12ec41326d3ecdc")
-
-
 def test_xchacha20_poly1305_by_the_drafts_vector():
-    """Same draft, appendix A.3.1."""
-    aead, nonce = cookie.xchacha20_poly1305(
-        bytes(range(0x80, 0xA0)), bytes(range(0x40, 0x58)))
+    """draft-irtf-cfrg-xchacha-03, appendix A.3.1."""
     text = (b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for "
             b"the future, sunscreen would be it.")
-    sealed = aead.encrypt(nonce, text, bytes.fromhex("50515253c0c1c2c3c4c5c6c7"))
+    key, nonce = bytes(range(0x80, 0xA0)), bytes(range(0x40, 0x58))
+    aad = bytes.fromhex("50515253c0c1c2c3c4c5c6c7")
+    sealed = xchacha20_poly1305(key, nonce, aad, text, seal=True)
     assert sealed[:16].hex() == "bd6d179d3e83d43b9576579493c0e939"
     assert sealed[-16:].hex() == "c0875924c1c7987947deafd8780acf49"
+    assert xchacha20_poly1305(key, nonce, aad, sealed, seal=False) == text
+    assert xchacha20_poly1305(key, nonce, b"", sealed, seal=False) is None
+    with pytest.raises(ValueError, match="24"):
+        xchacha20_poly1305(key, bytes(12), aad, text, seal=True)
 
 
 def test_macs_by_their_definition():
@@ -36,19 +34,24 @@ def test_macs_by_their_definition():
     assert with_macs == message[:116] + mac1 + mac2
 
 
+def reply_to(message, key):
+    return wire.CookieReply(5, bytes(24), xchacha20_poly1305(
+        key, bytes(24), cookie.mac1_of(message), bytes(range(16)), seal=True))
+
+
 def test_a_reply_opens_for_its_message_only():
-    key, value, mac1 = cookie.cookie_key(PUBLIC), bytes(range(16)), bytes(range(50, 66))
-    reply = cookie.create_reply(key, 5, mac1, value, bytes(24))
-    assert len(reply.emit()) == 64 and reply.receiver_index == 5
-    assert cookie.open_reply(key, mac1, reply) == value
+    key, message = cookie.cookie_key(PUBLIC), bytes(range(148))
+    mac1 = cookie.mac1_of(message)
+    reply = reply_to(message, key)
+    assert len(reply.emit()) == 64 and wire.parse(reply.emit()) == reply
+    assert cookie.open_reply(key, mac1, reply) == bytes(range(16))
     assert cookie.open_reply(key, bytes(16), reply) is None
     assert cookie.open_reply(cookie.cookie_key(bytes(32)), mac1, reply) is None
 
 
 @pytest.mark.parametrize("at", [8, 31, 32, 63])
 def test_a_changed_reply_does_not_open(at):
-    from fastpump import wire
-    key, mac1 = cookie.cookie_key(PUBLIC), bytes(16)
-    changed = bytearray(cookie.create_reply(key, 5, mac1, bytes(16), bytes(24)).emit())
+    key, message = cookie.cookie_key(PUBLIC), bytes(148)
+    changed = bytearray(reply_to(message, key).emit())
     changed[at] ^= 1
-    assert cookie.open_reply(key, mac1, wire.parse(bytes(changed))) is None
+    assert cookie.open_reply(key, cookie.mac1_of(message), wire.parse(bytes(changed))) is None

@@ -9,7 +9,7 @@ import pytest
 from packets import A4, B4, PLAIN, udp
 
 from fastpump import cookie, keys, noise, tai64n, wire
-from fastpump._core import Pump, SharedTables
+from fastpump._core import Pump, SharedTables, xchacha20_poly1305
 from fastpump.constants import (
     REJECT_AFTER_TIME,
     REKEY_AFTER_TIME,
@@ -350,9 +350,9 @@ def test_a_full_keypair_table_is_counted_and_tried_again():
 
 def cookie_reply(side, message, value=bytes(range(16))):
     """What `side` answers to a message when it is under load."""
-    public = side.device.public_key
-    return cookie.create_reply(cookie.cookie_key(public), wire.sender_index(message),
-                               cookie.mac1_of(message), value, bytes(range(24))).emit()
+    key = cookie.cookie_key(side.device.public_key)
+    return wire.CookieReply(wire.sender_index(message), bytes(24), xchacha20_poly1305(
+        key, bytes(24), cookie.mac1_of(message), value, seal=True)).emit()
 
 
 def test_a_cookie_is_used_in_the_next_try_and_for_two_minutes():

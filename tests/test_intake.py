@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpump import cookie, keys, wire
-from fastpump._core import MUST_ACCEPT, MUST_PASS_ON, MUST_SEND_COOKIE, Intake
+from fastpump._core import MUST_ACCEPT, MUST_PASS_ON, WAS_ANSWERED, Intake
 from fastpump.constants import SECOND
 from fastpump.endpoint import NO_LOCAL, Endpoint
 
 PUBLIC = keys.public_of(keys.generate_private())
-KEY = cookie.mac1_key(PUBLIC)
+KEY, COOKIE_KEY = cookie.mac1_key(PUBLIC), cookie.cookie_key(PUBLIC)
 START = 1000 * SECOND
 
 
@@ -26,10 +26,18 @@ def initiation(cookie_value=None):
     return cookie.add_macs(b"\1\0\0\0" + os.urandom(144), KEY, cookie_value)
 
 
+def cookie_for(intake, sockaddr):
+    """The cookie that the holder of an address gets."""
+    message = initiation()
+    reply = wire.parse(intake.cookie_reply(message, sockaddr))
+    assert reply.receiver_index == wire.sender_index(message)
+    return cookie.open_reply(COOKIE_KEY, cookie.mac1_of(message), reply)
+
+
 @pytest.fixture
 def intake():
     made = Intake()
-    made.set_mac1_key(KEY)
+    made.set_keys(KEY, COOKIE_KEY)
     return made
 
 
@@ -62,7 +70,7 @@ def test_length_type_and_mac1(intake):
 
 
 def test_nothing_is_let_in_without_a_key(intake):
-    intake.set_mac1_key(None)
+    intake.set_keys(None, None)
     assert intake.judge(initiation(), place(), START) is None
     assert verdicts(intake) == {"DROP_INVALID_MAC1": 1}
 
@@ -74,17 +82,17 @@ def test_the_same_initiation_twice(intake):
     assert verdicts(intake) == {"DROP_REPLAYED_INITIATION": 1}
 
 
-def flood(intake, sources, count, now=START):
+def flood(intake, sources, count, now=START, ports=lambda n: 51820):
     """`count` different good messages at one moment; how often each verdict."""
     found = {}
     for number in range(count):
-        verdict = intake.judge(initiation(), place(sources(number)), now)
+        verdict = intake.judge(initiation(), place(sources(number), ports(number)), now)
         found[verdict] = found.get(verdict, 0) + 1
     return found
 
 
 def test_more_than_can_be_served_is_an_overload(intake):
-    assert flood(intake, lambda n: "192.0.2.1", 500) == {MUST_ACCEPT: 500}
+    assert flood(intake, lambda n: "192.0.2.1", 1000) == {MUST_ACCEPT: 1000}
     assert not intake.is_overloaded(START)
     flood(intake, lambda n: "192.0.2.1", 1)
     assert intake.is_overloaded(START + SECOND - 1) and not intake.is_overloaded(START + SECOND)
@@ -92,27 +100,41 @@ def test_more_than_can_be_served_is_an_overload(intake):
 
 def test_one_source_does_not_crowd_out_another(intake):
     intake.declare_overload(START + 10 * SECOND)
-    assert flood(intake, lambda n: "192.0.2.1", 1000) == {MUST_ACCEPT: 5, None: 995}
+    # Five for the address, five for the port.
+    assert flood(intake, lambda n: "192.0.2.1", 1000) == {MUST_ACCEPT: 10, None: 990}
     assert intake.judge(initiation(), place("192.0.2.2"), START) == MUST_ACCEPT
-    assert verdicts(intake) == {"DROP_HANDSHAKE_RATE": 995}
-    # 20 a second, from one /64 as well.
+    assert verdicts(intake) == {"DROP_HANDSHAKE_RATE": 990}
+    # 20 a second each.
     assert flood(intake, lambda n: "192.0.2.1", 9, START + SECOND // 20) == {
-        MUST_ACCEPT: 1, None: 8}
-    assert flood(intake, lambda n: f"2001:db8::{n:x}", 100) == {MUST_ACCEPT: 5, None: 95}
+        MUST_ACCEPT: 2, None: 7}
+    assert flood(intake, lambda n: f"2001:db8::{n:x}", 2000, ports=lambda n: 7)[None] > 1800
+
+
+def test_an_honest_peer_behind_the_attackers_address_is_served(intake):
+    intake.declare_overload(START + SECOND)
+    flood(intake, lambda n: "192.0.2.1", 1000)
+    assert intake.judge(initiation(), place("192.0.2.1", 4242), START) == MUST_ACCEPT
+    # Also when the attacker uses all ports: at least with its cookie.
+    flood(intake, lambda n: "192.0.2.1", 3000, ports=lambda n: 1024 + n)
+    mine = place("192.0.2.1", 4243)
+    assert intake.judge(initiation(), mine, START) is None
+    assert intake.judge(initiation(cookie_for(intake, mine)), mine, START) == MUST_ACCEPT
+    assert intake.judge(initiation(), place("192.0.2.2"), START) == MUST_ACCEPT
 
 
 def test_a_flood_from_everywhere_is_answered_with_cookies_then_dropped(intake):
     intake.declare_overload(START + SECOND)
     found = flood(intake, lambda n: f"10.{n >> 8}.{n & 255}.1", 2000)
-    assert found == {MUST_ACCEPT: 50, MUST_SEND_COOKIE: 50, None: 1900}
-    assert intake.verdicts["DROP_HANDSHAKE_OVERLOAD"] > 1800
+    assert found == {MUST_ACCEPT: 50, WAS_ANSWERED: 500, None: 1450}
+    assert intake.verdicts["DROP_HANDSHAKE_OVERLOAD"] > 1300
+    assert intake.verdicts["SENT_COOKIE_REPLY"] == 500
 
 
 def test_a_cookie_gets_through(intake):
     intake.declare_overload(START + SECOND)
     flood(intake, lambda n: f"10.{n >> 8}.{n & 255}.1", 1000)
     mine = place("192.0.2.9")
-    value = intake.cookie(mine)
+    value = cookie_for(intake, mine)
     assert intake.judge(initiation(value), mine, START) == MUST_ACCEPT
     assert intake.judge(initiation(value), place("192.0.2.10"), START) is None
     assert intake.judge(initiation(value), place("192.0.2.9", 1), START) is None
@@ -159,13 +181,33 @@ def test_receive_takes_trains_apart(intake):
     assert verdicts(intake) == {"DROP_MALFORMED_HANDSHAKE": 1}
 
 
+def test_cookies_are_sent_from_the_address_that_was_asked(intake):
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as ours, \
+            socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as theirs:
+        for sock in (ours, theirs):
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        ours.bind(("::", 0))
+        ours.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        theirs.bind(("::ffff:127.0.0.1", 0))
+        theirs.settimeout(5)
+        intake.declare_overload(START + SECOND)
+        flood(intake, lambda n: f"10.{n >> 8}.{n & 255}.1", 50)
+        message = initiation()
+        theirs.sendto(message, ("::ffff:127.0.0.77", ours.getsockname()[1]))
+        assert intake.receive(ours.fileno(), START) == (1, [])
+        data, where = theirs.recvfrom(100)
+    assert where[0] == "::ffff:127.0.0.77"
+    assert cookie.open_reply(COOKIE_KEY, cookie.mac1_of(message), wire.parse(data)) is not None
+    assert verdicts(intake) == {"SENT_COOKIE_REPLY": 1}
+
+
 @given(st.binary(max_size=200), st.booleans())
 def test_no_datagram_breaks_it(data, is_overloaded):
     intake = Intake()
-    intake.set_mac1_key(KEY)
+    intake.set_keys(KEY, COOKIE_KEY)
     if is_overloaded:
         intake.declare_overload(START + SECOND)
     with_macs = cookie.add_macs(data, KEY) if len(data) >= wire.MACS_LEN else data
     for message in (data, with_macs):
         assert intake.judge(message, place(), START) in (
-            None, MUST_ACCEPT, MUST_PASS_ON, MUST_SEND_COOKIE)
+            None, MUST_ACCEPT, MUST_PASS_ON, WAS_ANSWERED)

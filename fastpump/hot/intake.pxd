@@ -5,13 +5,17 @@
 #   2 mac1: the sender knows our public key
 #   3 an initiation that came before, byte for byte: its timestamp cannot be new
 #   4 while there are more than can be served (`overload_until_ns`):
-#       a  no more than SOURCE_RATE from one /32 or /64
-#       b  with a valid mac2 (the sender really is at its address): accepted
+#       a  with a valid mac2 (the sender really is at its address): accepted, SOURCE_RATE
+#          from one /32 or /64
+#       b  no more than SOURCE_RATE from one /32 or /64; beyond that, the sender may share
+#          its address with the attacker: SOURCE_RATE from one port of it
 #       c  from the address of a peer's endpoint: accepted, KNOWN_RATE in all
-#       d  any other: accepted, CHANCE_RATE in all, so that an honest stranger is served
-#          at once unless the flood comes from very many addresses
+#       d  any other: accepted, CHANCE_RATE in all (NEIGHBOUR_RATE of those beyond 4b), so
+#          that an honest stranger is served at once unless the flood comes from very many
+#          addresses
 #       e  answered with a cookie, COOKIE_RATE in all; the rest is dropped
-# A cookie reply (type 3) has no mac1 and passes by 4a and REPLY_RATE at all times.
+# Replies are sealed and sent here, a batch at a time: at the rate of a flood, too. A cookie
+# reply that comes in (type 3) has no mac1; SOURCE_RATE and REPLY_RATE hold for it at all times.
 #
 # Overload is declared by the device's queue, and here when more than LOAD_COUNT messages
 # are accepted within LOAD_WINDOW_NS. It lasts for LOAD_HOLD_NS.
@@ -26,9 +30,11 @@
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcmp, memcpy, memset
 
-from fastpump.hot.bytes cimport load_le32, load_le64
-from fastpump.hot.linux cimport AF_INET, iovec, mmsghdr, sockaddr_in6
-from fastpump.hot.local cimport RECV_CONTROL_LEN
+from fastpump.hot.bytes cimport load_le32, load_le64, store_le32
+from fastpump.hot.linux cimport (
+    AF_INET, MSG_DONTWAIT, iovec, mmsghdr, sendmmsg, sockaddr_in6,
+)
+from fastpump.hot.local cimport LOCAL_CONTROL_LEN, RECV_CONTROL_LEN, local_control_write
 
 
 cdef extern from "mac.h" nogil:
@@ -40,6 +46,19 @@ cdef extern from "mac.h" nogil:
                     size_t length, uint8_t *out)
     int mac_is_valid(Mac *self, const uint8_t *key, size_t key_len, const uint8_t *data,
                      size_t length, const uint8_t *mac)
+
+cdef extern from "xchacha.h" nogil:
+    ctypedef struct XChaCha:
+        pass
+    int xchacha_init(XChaCha *self)
+    void xchacha_free(XChaCha *self)
+    int xchacha_run(XChaCha *self, int is_seal, const uint8_t *key, const uint8_t *nonce,
+                    const uint8_t *aad, size_t aad_len, const uint8_t *src, uint8_t *dst,
+                    size_t length)
+
+
+cdef extern from "<openssl/rand.h>" nogil:
+    int RAND_bytes(uint8_t *buf, int length)
 
 cdef enum:
     INTAKE_MESSAGES = 32            # of one recvmmsg; each may be a GRO train
@@ -61,11 +80,19 @@ cdef enum:
     SOURCE_BURST = 5
     KNOWN_RATE = 1000
     CHANCE_RATE = 500
-    COOKIE_RATE = 2000
+    NEIGHBOUR_RATE = 200
+    COOKIE_RATE = 25000
     REPLY_RATE = 1000
     SHARED_BURST = 50
+    COOKIE_BURST = 500
 
-    LOAD_COUNT = 500
+    # What a bucket of `sources` is for; part of its hash.
+    FOR_ADDRESS = 1
+    FOR_PORT = 2
+    FOR_COOKIE = 3
+    FOR_REPLY = 4
+
+    LOAD_COUNT = 1000
     LOAD_WINDOW_NS = 100000000
     LOAD_HOLD_NS = 1000000000
 
@@ -77,11 +104,11 @@ cdef extern from *:
     unsigned long long REHASH_NS "FASTPUMP_REHASH_NS"
     unsigned long long SECOND_NS "FASTPUMP_SECOND_NS"
 
-# What becomes of a message. The first three are handed on.
+# What becomes of a message. The first two are handed on.
 cdef enum:
     INTAKE_ACCEPT = 0
-    INTAKE_COOKIE                   # to be answered with a cookie
     INTAKE_TRANSPORT                # a worker's (hot/messages.pxd)
+    INTAKE_COOKIE                   # answered with a cookie
     INTAKE_DROP_MALFORMED
     INTAKE_DROP_INVALID_MAC1
     INTAKE_DROP_REPLAYED
@@ -93,6 +120,8 @@ cdef struct Intake:
     Mac mac
     bint has_identity
     uint8_t mac1_key[32]
+    XChaCha xchacha
+    uint8_t cookie_key[32]          # seals our replies (WireGuard paper, 5.4.7)
     uint8_t cookie_secret[32]
     uint64_t overload_until_ns
     uint64_t window_start_ns
@@ -100,7 +129,7 @@ cdef struct Intake:
     uint64_t rehashed_ns
     uint64_t source_key[2]
     uint64_t known_key[2]
-    uint64_t known_at_ns, chance_at_ns, cookie_at_ns, reply_at_ns
+    uint64_t known_at_ns, chance_at_ns, neighbour_at_ns, cookie_at_ns, reply_at_ns
     uint64_t verdicts[INTAKE_VERDICTS]
     uint64_t sources[SOURCE_BUCKETS]
     uint64_t seen[SEEN_SLOTS]
@@ -110,6 +139,12 @@ cdef struct Intake:
     sockaddr_in6 names[INTAKE_MESSAGES]
     uint8_t control[INTAKE_MESSAGES][RECV_CONTROL_LEN]
     uint8_t *buffers                # INTAKE_MESSAGES of INTAKE_STRIDE
+    uint32_t reply_count
+    mmsghdr replies[INTAKE_MESSAGES]
+    iovec reply_iov[INTAKE_MESSAGES]
+    sockaddr_in6 reply_names[INTAKE_MESSAGES]
+    uint8_t reply_control[INTAKE_MESSAGES][LOCAL_CONTROL_LEN]
+    uint8_t reply_buffers[INTAKE_MESSAGES][COOKIE_REPLY_LEN]
 
 
 cdef inline bint rate_admits(uint64_t *at_ns, uint64_t now, uint64_t rate,
@@ -147,13 +182,18 @@ cdef inline uint64_t hash_words(const uint64_t *words, const uint64_t *key) noex
     return (mixed ^ (mixed >> 32)) * (key[1] | 1)
 
 
-cdef inline bint source_admits(Intake *self, const uint8_t *sockaddr, uint64_t now) noexcept nogil:
+cdef inline bint source_admits(Intake *self, const uint8_t *sockaddr, uint64_t purpose,
+                               uint64_t now) noexcept nogil:
+    """One token of a source's bucket for a purpose (FOR_*)."""
     cdef uint64_t words[2]
     if now - self.rehashed_ns > REHASH_NS:
         self.rehashed_ns = now
         self.source_key[1] = hash_words(self.source_key, self.known_key) ^ now
         memset(self.sources, 0, sizeof(self.sources))
     address_words(words, sockaddr, False)
+    if purpose == FOR_PORT:
+        purpose |= <uint64_t>(load_le32(sockaddr) >> 16) << 8
+    words[0] ^= purpose << 40
     return rate_admits(&self.sources[hash_words(words, self.source_key) >> 48], now, SOURCE_RATE,
                        SOURCE_BURST)
 
@@ -199,17 +239,24 @@ cdef inline bint initiation_is_seen(Intake *self, const uint8_t *mac1) noexcept 
 cdef inline int intake_weigh(Intake *self, const uint8_t *message, uint32_t length,
                              const uint8_t *sockaddr, uint64_t now) noexcept nogil:
     """Step 4, under overload."""
-    if not source_admits(self, sockaddr, now):
-        return INTAKE_DROP_SOURCE_RATE
+    cdef uint32_t bit
+    cdef bint is_beyond
     if mac2_is_valid(self, message, length, sockaddr):
-        return INTAKE_ACCEPT
-    cdef uint32_t bit = known_bit(self, sockaddr)
-    if self.known[bit >> 3] >> (bit & 7) & 1 and rate_admits(
+        return INTAKE_ACCEPT if source_admits(self, sockaddr, FOR_COOKIE, now) \
+            else INTAKE_DROP_SOURCE_RATE
+    is_beyond = not source_admits(self, sockaddr, FOR_ADDRESS, now)
+    if is_beyond and not source_admits(self, sockaddr, FOR_PORT, now):
+        return INTAKE_DROP_SOURCE_RATE
+    bit = known_bit(self, sockaddr)
+    if not is_beyond and self.known[bit >> 3] >> (bit & 7) & 1 and rate_admits(
             &self.known_at_ns, now, KNOWN_RATE, SHARED_BURST):
         return INTAKE_ACCEPT
-    if rate_admits(&self.chance_at_ns, now, CHANCE_RATE, SHARED_BURST):
+    if is_beyond:
+        if rate_admits(&self.neighbour_at_ns, now, NEIGHBOUR_RATE, SHARED_BURST):
+            return INTAKE_ACCEPT
+    elif rate_admits(&self.chance_at_ns, now, CHANCE_RATE, SHARED_BURST):
         return INTAKE_ACCEPT
-    if rate_admits(&self.cookie_at_ns, now, COOKIE_RATE, SHARED_BURST):
+    if rate_admits(&self.cookie_at_ns, now, COOKIE_RATE, COOKIE_BURST):
         return INTAKE_COOKIE
     return INTAKE_DROP_OVERLOAD
 
@@ -226,7 +273,7 @@ cdef inline int intake_judge(Intake *self, const uint8_t *message, uint32_t leng
     if kind == 4:
         return INTAKE_TRANSPORT
     if kind == COOKIE_REPLY_TYPE and length == COOKIE_REPLY_LEN:
-        if not source_admits(self, sockaddr, now):
+        if not source_admits(self, sockaddr, FOR_REPLY, now):
             return INTAKE_DROP_SOURCE_RATE
         if not rate_admits(&self.reply_at_ns, now, REPLY_RATE, SHARED_BURST):
             return INTAKE_DROP_OVERLOAD
@@ -252,3 +299,52 @@ cdef inline int intake_judge(Intake *self, const uint8_t *message, uint32_t leng
         if self.window_count > LOAD_COUNT:
             self.overload_until_ns = now + LOAD_HOLD_NS
     return verdict
+
+
+cdef inline bint cookie_reply_write(Intake *self, uint8_t *reply, const uint8_t *message,
+                                    uint32_t length, const uint8_t *sockaddr) noexcept nogil:
+    """Fill a reply (COOKIE_REPLY_LEN bytes) to a message; False if a library fails."""
+    cdef uint8_t cookie[MAC_LEN]
+    store_le32(reply, COOKIE_REPLY_TYPE)
+    memcpy(reply + 4, message + 4, 4)           # the sender's index
+    return (RAND_bytes(reply + 8, 24) == 1 and cookie_of(self, sockaddr, cookie) == 0
+            and xchacha_run(&self.xchacha, 1, self.cookie_key, reply + 8,
+                            message + length - 2 * MAC_LEN, MAC_LEN, cookie, reply + 32,
+                            MAC_LEN) == 0)
+
+
+cdef inline void replies_send(Intake *self, int fd) noexcept nogil:
+    """What cannot be sent at once is not sent."""
+    cdef uint32_t at = 0
+    cdef int sent
+    while at < self.reply_count:
+        sent = sendmmsg(fd, &self.replies[at], self.reply_count - at, MSG_DONTWAIT)
+        at += <uint32_t>sent if sent > 0 else 1
+    self.reply_count = 0
+
+
+cdef inline void reply_add(Intake *self, int fd, const uint8_t *message, uint32_t length,
+                           const sockaddr_in6 *name, uint32_t name_len,
+                           const uint8_t *local) noexcept nogil:
+    """Answer a message with a cookie; the replies leave when there are many, or by
+    `replies_send`."""
+    cdef uint32_t i = self.reply_count
+    cdef mmsghdr *reply = &self.replies[i]
+    cdef uint32_t control_len
+    if not cookie_reply_write(self, self.reply_buffers[i], message, length, <uint8_t *>name):
+        return
+    self.reply_names[i] = name[0]
+    control_len = local_control_write(self.reply_control[i], local, name.sin6_family)
+    self.reply_iov[i].iov_base = self.reply_buffers[i]
+    self.reply_iov[i].iov_len = COOKIE_REPLY_LEN
+    memset(reply, 0, sizeof(mmsghdr))
+    reply.msg_hdr.msg_name = &self.reply_names[i]
+    reply.msg_hdr.msg_namelen = name_len
+    reply.msg_hdr.msg_iov = &self.reply_iov[i]
+    reply.msg_hdr.msg_iovlen = 1
+    if control_len:
+        reply.msg_hdr.msg_control = self.reply_control[i] + LOCAL_CONTROL_LEN - control_len
+        reply.msg_hdr.msg_controllen = control_len
+    self.reply_count += 1
+    if self.reply_count == INTAKE_MESSAGES:
+        replies_send(self, fd)

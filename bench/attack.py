@@ -1,0 +1,319 @@
+"""Senders of bare handshake messages, hostile and honest, for gateway.py.
+
+    python bench/attack.py flood|honest|driver ORDERS
+
+Runs inside a namespace of the lab, as a process of its own; ORDERS is a JSON file:
+the fields of Flood, Honest or Driver. One line of JSON on stdout is the result. Every
+process ends by itself: a flood after its seconds, the others when their patience is over.
+
+    flood    datagrams at a rate, made beforehand and sent over and over, in bursts paced
+             by the clock; what falls more than 50 ms behind is dropped, not made up for
+    honest   single handshakes, each from a socket of its own; like a WireGuard peer it
+             asks again after 5 s, with a new timestamp, and with mac2 if it got a cookie
+    driver   handshakes of many peers in turn from one socket, a window at a time
+
+They run at high priority where that is allowed, as if they had a machine of their own.
+Times to start at are those of the monotonic clock, which all processes share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import select
+import socket
+import struct
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fastpump import cookie, keys, noise, tai64n, wire
+
+KINDS = {
+    "none": "no flood: the baseline",
+    "elsewhere": "to a port where nobody listens: what making the flood costs this machine",
+    "random": "type 1, the rest random: mac1 is wrong",
+    "replayed": "one valid initiation, again and again",
+    "forged": "mac1 is right, the rest random, every message another",
+    "spoofed": "as forged, from random addresses of 198.18.0.0/15 and random ports",
+}
+MESSAGES = 100_000        # more than any receiver remembers
+RETRY_S = 5.0                               # REKEY_TIMEOUT
+LATE_S = 0.05
+IP_HDRINCL = 3                              # linux/in.h
+
+
+@dataclass(frozen=True)
+class Flood:
+    """Orders of a flood."""
+
+    kind: str
+    target: tuple[str, int]
+    public: str
+    """The gateway's."""
+    captured: str
+    """Private key of a peer whose initiation is replayed."""
+    rate: float
+    start: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Honest:
+    """Orders of honest handshakes: (private key, source address, time to start) of each."""
+
+    target: tuple[str, int]
+    public: str
+    tries: list[tuple[str, str, float]]
+    patience_s: float
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Orders of many handshakes."""
+
+    target: tuple[str, int]
+    public: str
+    privates: list[str]
+    passes: int
+    window: int
+    silence_s: float
+    """After this long without an answer, those outstanding are lost."""
+    seconds: float
+    """The end, whatever is outstanding."""
+
+
+# -- flood
+
+
+def forged(count: int, public: bytes) -> list[bytes]:
+    """Initiations that nobody made, with a right mac1."""
+    key = cookie.mac1_key(public)
+    return [cookie.add_macs(random_initiation(), key) for _ in range(count)]
+
+
+def random_initiation() -> bytes:
+    """148 bytes that call themselves an initiation."""
+    return b"\x01\0\0\0" + random.randbytes(wire.INITIATION_LEN - 4)
+
+
+def with_headers(message: bytes, target: tuple[str, int]) -> bytes:
+    """The message as an IPv4 packet from some address; the kernel fills in the rest of the
+    header, and UDP does without a checksum."""
+    length = 8 + len(message)
+    source = bytes([198, random.choice((18, 19)), *random.randbytes(2)])
+    return struct.pack("!BBHHHBBH4s4sHHHH", 0x45, 0, 20 + length, 0, 0, 64, socket.IPPROTO_UDP,
+                       0, source, socket.inet_aton(target[0]), random.randrange(1024, 65536),
+                       target[1], length, 0) + message
+
+
+def flood(orders: Flood) -> dict[str, float]:
+    """Send until the time is over: how many, in how many seconds."""
+    public = keys.decode(orders.public)
+    if orders.kind == "spoofed":
+        sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        sock.setsockopt(socket.IPPROTO_IP, IP_HDRINCL, 1)
+        messages = [with_headers(message, orders.target) for message in forged(MESSAGES, public)]
+    else:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        if orders.kind == "replayed":
+            static = noise.DhKeyPair.from_private(keys.decode(orders.captured))
+            initiation, _ = noise.create_initiation(
+                static, public, 1, tai64n.emit(time.time_ns()), static.exchange(public))
+            messages = [cookie.add_macs(initiation.emit(), cookie.mac1_key(public))]
+        elif orders.kind == "forged":
+            messages = forged(MESSAGES, public)
+        else:
+            messages = [random_initiation() for _ in range(MESSAGES)]
+    sock.connect(orders.target)
+    sock.setblocking(False)
+    send, message = sock.send, itertools.cycle(messages).__next__
+    late = int(orders.rate * LATE_S)
+    sent = dropped = refused = 0
+    time.sleep(max(0.0, orders.start - time.monotonic()))
+    begin = now = time.monotonic()
+    while now < begin + orders.seconds:
+        due = int((now - begin) * orders.rate) - sent - dropped
+        if due > late:
+            dropped, due = dropped + due - late, late
+        for _ in range(due):
+            try:
+                send(message())
+            except OSError:                 # an ICMP error that came in for one sent before
+                refused += 1
+        sent += due
+        time.sleep(0.0005)
+        now = time.monotonic()
+    return {"sent": sent - refused, "seconds": now - begin}
+
+
+# -- honest handshakes
+
+
+class Try:
+    """One peer who wants one handshake."""
+
+    def __init__(self, orders: Honest, number: int) -> None:
+        private, source, self.next = orders.tries[number]
+        self.orders, self.number = orders, number
+        self.public = keys.decode(orders.public)
+        self.static = noise.DhKeyPair.from_private(keys.decode(private))
+        self.timestamp = bytes(12)
+        self.begin = 0.0
+        self.cookie: bytes | None = None
+        self.result: dict[str, float | None] = {"ms": None, "attempts": 0, "cookies": 0}
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.bind((source, 0))
+        self.sock.connect(orders.target)
+
+    def send(self, now: float) -> None:
+        """Another initiation."""
+        attempts = int(self.result["attempts"] or 0)
+        self.timestamp = tai64n.emit_after(self.timestamp, time.time_ns())
+        initiation, self.state = noise.create_initiation(
+            self.static, self.public, self.number << 8 | attempts, self.timestamp,
+            self.static.exchange(self.public))
+        message = cookie.add_macs(initiation.emit(), cookie.mac1_key(self.public), self.cookie)
+        self.mac1 = cookie.mac1_of(message)
+        self.result["attempts"] = attempts + 1
+        self.begin = self.begin or time.monotonic()
+        self.next = now + RETRY_S
+        with contextlib.suppress(OSError):
+            self.sock.send(message)
+
+    def receive(self) -> bool:
+        """Read an answer; whether it is the one."""
+        try:
+            answer = self.sock.recv(2048)
+        except OSError:
+            return False
+        now = time.monotonic()
+        if len(answer) == wire.COOKIE_REPLY_LEN and answer[0] == wire.COOKIE_REPLY_TYPE:
+            self.result["cookies"] = (self.result["cookies"] or 0) + 1
+        message = wire.parse(answer)
+        if isinstance(message, wire.CookieReply):
+            self.cookie = cookie.open_reply(cookie.cookie_key(self.public), self.mac1,
+                                            message) or self.cookie
+        if not isinstance(message, wire.Response) \
+                or message.receiver_index != self.state.local_index:
+            return False
+        try:
+            noise.consume_response(self.static, self.state, bytes(32), message)
+        except noise.HandshakeError:
+            return False
+        self.result["ms"] = (now - self.begin) * 1e3
+        return True
+
+
+def honest(orders: Honest) -> list[dict[str, float | None]]:
+    """Each handshake's milliseconds (None: no response), attempts and cookies, in order."""
+    tries = [Try(orders, number) for number in range(len(orders.tries))]
+    waiting = set(tries)
+    while waiting:
+        now = time.monotonic()
+        for one in list(waiting):
+            if one.begin and now > one.begin + orders.patience_s:
+                waiting.remove(one)
+            elif now >= one.next:
+                one.send(now)
+        by_socket = {one.sock: one for one in waiting if one.begin}
+        wait = min([0.1, *(one.next - now for one in waiting)])
+        for sock in select.select(list(by_socket), [], [], max(0.0, wait))[0]:
+            if by_socket[sock].receive():
+                waiting.remove(by_socket[sock])
+    return [one.result for one in tries]
+
+
+# -- many handshakes
+
+
+def driver(orders: Driver) -> dict[str, float]:
+    """How many were sent and answered, by what, in how many seconds."""
+    public = keys.decode(orders.public)
+    mac1_key = cookie.mac1_key(public)
+    statics = [noise.DhKeyPair.from_private(keys.decode(private)) for private in orders.privates]
+    messages: list[bytes] = []
+    states: list[noise.InitiatorState] = []
+    timestamp = bytes(12)
+    for static in statics * orders.passes:
+        timestamp = tai64n.emit_after(timestamp, time.time_ns())
+        initiation, state = noise.create_initiation(static, public, len(states), timestamp,
+                                                    static.exchange(public))
+        messages.append(cookie.add_macs(initiation.emit(), mac1_key))
+        states.append(state)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    sock.connect(orders.target)
+    sock.settimeout(orders.silence_s)
+    answers: list[bytes] = []
+    outstanding: set[int] = set()
+    sent = cookies = lost = 0
+    begin = last = time.monotonic()
+    while (sent < len(messages) or outstanding) and time.monotonic() < begin + orders.seconds:
+        while sent < len(messages) and len(outstanding) < orders.window:
+            sock.send(messages[sent])
+            outstanding.add(sent)
+            sent += 1
+        try:
+            answer = sock.recv(2048)
+        except TimeoutError:
+            lost += len(outstanding)
+            outstanding.clear()
+            continue
+        if answer[0] == wire.RESPONSE_TYPE:
+            answers.append(answer)
+            index = int.from_bytes(answer[8:12], "little")
+        elif answer[0] == wire.COOKIE_REPLY_TYPE:
+            cookies += 1
+            index = int.from_bytes(answer[4:8], "little")
+        else:                               # a keepalive perhaps
+            continue
+        outstanding.discard(index)
+        last = time.monotonic()
+    valid = 0
+    for answer in answers:
+        message = wire.parse(answer)
+        with contextlib.suppress(noise.HandshakeError, IndexError):
+            if isinstance(message, wire.Response):
+                index = message.receiver_index
+                noise.consume_response(statics[index % len(statics)], states[index], bytes(32),
+                                       message)
+                valid += 1
+    return {"sent": sent, "responses": valid, "invalid": len(answers) - valid,
+            "cookies": cookies, "lost": lost + len(outstanding), "seconds": last - begin}
+
+
+def main() -> None:
+    """Command line."""
+    with contextlib.suppress(PermissionError):
+        os.nice(-10)
+    words = json.loads(Path(sys.argv[2]).read_text())
+    words["target"] = tuple(words["target"])
+    result: object
+    match sys.argv[1]:
+        case "flood":
+            result = flood(Flood(**words))
+        case "honest":
+            result = honest(Honest(**words))
+        case "driver":
+            result = driver(Driver(**words))
+        case other:
+            raise SystemExit(f"{other}: flood, honest or driver is expected")
+    print(json.dumps(result))
+
+
+def orders_file(directory: Path, orders: Flood | Honest | Driver) -> list[str]:
+    """Words of the command line that carries out the orders."""
+    name = type(orders).__name__.lower()
+    path = directory / f"{name}.json"
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(asdict(orders)))
+    return [sys.executable, str(Path(__file__).resolve()), name, str(path)]
+
+
+if __name__ == "__main__":
+    main()
