@@ -585,13 +585,22 @@ cdef class SharedTables:
         for slot in range(self.next_peer):
             peer = &self.tables.peers[slot]
             store32(&peer.armed, 0, SEQ_CST)
-            if load32(&peer.endpoint_seq, ACQUIRE) & 1:
+            if self.endpoint_is_torn(peer):
                 peer.endpoint_len = 0
                 store32(&peer.endpoint_seq, peer.endpoint_seq + 1, RELEASE)
                 torn.append(slot)
         for slot in range(self.next_keypair):
             and32(&self.tables.keypairs[slot].flags, ~told, SEQ_CST)
         return torn
+
+    cdef bint endpoint_is_torn(self, PeerSlot *peer):
+        """Whether nobody ends what was begun; one who lives needs nanoseconds."""
+        cdef uint32_t sequence = load32(&peer.endpoint_seq, ACQUIRE)
+        for _ in range(100):
+            if not sequence & 1 or load32(&peer.endpoint_seq, ACQUIRE) != sequence:
+                return False
+            os.sched_yield()
+        return True
 
     def worker_counters(self, uint32_t number):
         """{"counters": {name: n}, "verdicts": {name: n}, "tx_batches": [n], "rx_batches":

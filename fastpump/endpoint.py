@@ -35,8 +35,12 @@ class Endpoint:
         """As wg prints it: 192.0.2.1:51820 or [2001:db8::1]:51820."""
         if self.address.version == 4:
             return f"{self.address}:{self.port}"
-        scope = f"%{self.scope_id}" if self.scope_id else ""
-        return f"[{self.address}{scope}]:{self.port}"
+        return f"[{self.host}]:{self.port}"
+
+    @property
+    def host(self) -> str:
+        """The address, with the scope of a link-local one."""
+        return f"{self.address}%{self.scope_id}" if self.scope_id else str(self.address)
 
     def sockaddr(self, family: int) -> bytes:
         """struct sockaddr_in6 (or _in) for a socket of `family`."""
@@ -93,9 +97,13 @@ def split_host_port(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def parse_host(host: str) -> IPv4Address | IPv6Address:
-    """An address without scope; ValueError for a name."""
-    return ipaddress.ip_address(host.partition("%")[0])
+def is_name(host: str) -> bool:
+    """Whether a host is a name, and no address."""
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return True
+    return False
 
 
 def resolve(host: str, port: int) -> Endpoint:

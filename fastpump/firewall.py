@@ -38,11 +38,15 @@ def _table(name: str) -> str:
 
 
 def protect(name: str, addresses: Iterable[Interface], mark: int) -> None:
-    """Add the table for an interface that the default route leads into."""
+    """Make the table for an interface that the default route leads into, in place of what
+    it was before."""
     drops = "".join(
         f'    iifname != "{name}" {"ip" if address.version == 4 else "ip6"} daddr {address.ip} '
         "fib saddr type != local drop\n" for address in addresses)
+    # `add` first: deleting what is not there would be an error.
     _run(["nft", "-f", "-"], f"""\
+add table inet {_table(name)}
+delete table inet {_table(name)}
 table inet {_table(name)} {{
   chain raw {{
     type filter hook prerouting priority raw
@@ -61,7 +65,6 @@ table inet {_table(name)} {{
 
 def unprotect(name: str) -> None:
     """Remove that table."""
-    # `add` first: deleting what is not there would be an error.
     _run(["nft", "-f", "-"], f"add table inet {_table(name)}\ndelete table inet {_table(name)}\n",
          "nftables", "a default route through the tunnel")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable
 
-from fastpump._core import MUST_ACCEPT, MUST_PASS_ON, Intake
+from fastpump._core import INTAKE_BATCH, MUST_ACCEPT, MUST_PASS_ON, Intake
 from fastpump.constants import COOKIE_SECRET_MAX_AGE, SECOND
 from fastpump.device import Device
 from fastpump.endpoint import Endpoint
@@ -38,11 +38,18 @@ class Handshakes:
         self._secret_renewed_at = 0
         self.verdicts: Counter[str] = Counter()
 
-    def take(self, admitted: list[Admitted], now: int) -> None:
-        """Queue messages, pass on what is a worker's."""
+    def receive(self, fd: int, now: int) -> bool:
+        """Receive once from the handshake socket; whether there may be more. OSError is what
+        ICMP said of an earlier send."""
         if now >= self._secret_renewed_at + COOKIE_SECRET_MAX_AGE:
             self._intake.renew_cookie_secret()
             self._secret_renewed_at = now
+        received, admitted = self._intake.receive(fd, now)
+        self._take(admitted, now)
+        return received == INTAKE_BATCH
+
+    def _take(self, admitted: list[Admitted], now: int) -> None:
+        """Queue messages, pass on what is a worker's."""
         for verdict, message, sockaddr, local in admitted:
             if verdict == MUST_PASS_ON:
                 self._pass_on(message, sockaddr, local)
@@ -57,7 +64,7 @@ class Handshakes:
         """A handshake message that a worker's socket received."""
         verdict = self._intake.judge(message, sockaddr, now)
         if verdict in (MUST_ACCEPT, MUST_PASS_ON):
-            self.take([(verdict, message, sockaddr, local)], now)
+            self._take([(verdict, message, sockaddr, local)], now)
 
     def serve(self, clock: Callable[[], int]) -> bool:
         """Handle messages for a slice of time; whether some still wait."""

@@ -45,8 +45,7 @@ class LinkState:
 
 
 class LinkWatcher:
-    """Hears of changes to one interface from the moment it is made; `on_change` of the
-    caller is to be called when a file of `files` is readable."""
+    """Hears of changes to one interface from the moment it is made; a file for select."""
 
     def __init__(self, tun: TunQueues) -> None:
         self._tun = tun

@@ -69,14 +69,16 @@ def change_addresses(index: int, gone: Iterable[Interface], new: Iterable[Interf
             _address(route, "add", index, address)
 
 
-def change_routes(index: int, gone: Iterable[tuple[Network, int]],
-                  new: Iterable[tuple[Network, int]]) -> None:
-    """Remove and add routes through an interface: (destination, table)."""
+def change_route(verb: str, index: int, network: Network, table: int) -> None:
+    """`add` or `del` a route through an interface."""
     with IPRoute() as route:
-        for network, table in gone:
-            _route(route, "del", index, network, table)
-        for network, table in new:
-            _route(route, "add", index, network, table)
+        _route(route, verb, index, network, table)
+
+
+def bring_up(name: str, index: int) -> None:
+    """Set an interface up."""
+    with IPRoute() as route:
+        _do(f"{name} cannot be brought up", route.link, "set", index=index, state="up")
 
 
 def addresses_of(index: int) -> list[Interface]:
@@ -126,6 +128,9 @@ def add_default_rules(version: int, table: int) -> None:
         first = min([rule.get_attr("FRA_PRIORITY") or RULE_PRIORITY_MAIN
                      for rule in route.get_rules(family=family)
                      if rule.get_attr("FRA_PRIORITY")], default=RULE_PRIORITY_MAIN)
+        if first < 3:
+            raise SystemSetupError("there is a routing rule of priority 1 or 2 already, and those "
+                                   "of the tunnel must stand before it; ip rule shows it")
         _do(f"a rule for the routing table {table} cannot be added", route.rule, "add",
             family=family, table=table, fwmark=table, flags=FIB_RULE_INVERT, priority=first - 1)
         _do("a rule for the routing table main cannot be added", route.rule, "add",
@@ -138,7 +143,7 @@ def remove_default_rules(version: int, table: int) -> None:
     with IPRoute() as route:
         ours = [rule.get_attr("FRA_PRIORITY") for rule in route.get_rules(family=family)
                 if rule.get_attr("FRA_TABLE") == table and rule["flags"] & FIB_RULE_INVERT
-                and rule.get_attr("FRA_FWMARK") == table]
+                and rule.get_attr("FRA_FWMARK") == table and rule.get_attr("FRA_PRIORITY")]
         for priority in ours:
             _do("a rule cannot be removed", route.rule, "del", family=family, table=table,
                 fwmark=table, flags=FIB_RULE_INVERT, priority=priority)

@@ -14,7 +14,7 @@ Prefix = tuple[bytes, int]
 """An allowed IP: 4 or 16 address bytes, and the prefix length."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Peer:
     """One peer: configuration, handshake and sessions. Times are CLOCK_BOOTTIME ns."""
 
@@ -24,6 +24,8 @@ class Peer:
     mac1_key: bytes
     preshared_key: bytes = bytes(KEY_LEN)
     endpoint: Endpoint | None = None
+    endpoint_name: tuple[str, int] | None = None
+    """Host name and port, if the endpoint was configured so."""
     local: bytes = NO_LOCAL
     """The own address that it speaks to, and that our datagrams to it leave from."""
     allowed_ips: set[Prefix] = field(default_factory=set)

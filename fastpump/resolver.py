@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+import weakref
 
 from fastpump import endpoint
 from fastpump.device import Device
@@ -15,63 +15,41 @@ from fastpump.peer import Peer
 log = logging.getLogger("fastpump")
 
 
-@dataclass(slots=True)
-class _Name:
-    host: str
-    port: int
-    asked_at: float
-
-
 class Resolver:
-    """Asks for a peer's name at most every `interval_s` seconds; 0: never again."""
+    """Asks for the name of a peer (Peer.endpoint_name) at most every `interval_s` seconds;
+    0: never again."""
 
     def __init__(self, interval_s: int) -> None:
-        self._interval_s = interval_s
-        self._names: dict[bytes, _Name] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.interval_s = interval_s
         self.device: Device | None = None
+        self._asked_at: weakref.WeakKeyDictionary[Peer, float] = weakref.WeakKeyDictionary()
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    def set_interval(self, interval_s: int) -> None:
-        """Another interval; 0: never again."""
-        self._interval_s = interval_s
-
-    def watch(self, public_key: bytes, host: str, port: int) -> None:
-        """The peer was configured with this name, which was resolved just now."""
-        try:
-            endpoint.parse_host(host)
-        except ValueError:
-            self._names[public_key] = _Name(host, port, asyncio.get_running_loop().time())
-
-    def forget(self, public_key: bytes) -> None:
-        """The peer is gone, or has another endpoint."""
-        self._names.pop(public_key, None)
+    def note_resolved(self, peer: Peer) -> None:
+        """The peer's name was resolved just now."""
+        self._asked_at[peer] = asyncio.get_running_loop().time()
 
     def is_unanswered(self, peer: Peer) -> None:
         """An initiation to the peer had no answer."""
-        name = self._names.get(peer.public_key)
-        if name is None or not self._interval_s:
+        if peer.endpoint_name is None or not self.interval_s:
             return
         loop = asyncio.get_running_loop()
-        if loop.time() < name.asked_at + self._interval_s:
+        if loop.time() < self._asked_at.get(peer, 0.0) + self.interval_s:
             return
-        name.asked_at = loop.time()
-        task = loop.create_task(self._resolve(peer.public_key, name))
+        self._asked_at[peer] = loop.time()
+        task = loop.create_task(self._resolve(peer, *peer.endpoint_name))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _resolve(self, public_key: bytes, name: _Name) -> None:
+    async def _resolve(self, peer: Peer, host: str, port: int) -> None:
         try:
-            found = await asyncio.to_thread(endpoint.resolve, name.host, name.port)
-        except ConfigError as error:
-            log.warning("%s", error)
-            return
-        peer = None if self.device is None else self.device.peers.get(public_key)
-        if peer is None or self.device is None or self._names.get(public_key) is not name \
-                or found == peer.endpoint:
-            return
-        try:
+            found = await asyncio.to_thread(endpoint.resolve, host, port)
+            # The peer may be gone by now, or somewhere else by configuration.
+            if self.device is None or self.device.peers.get(peer.public_key) is not peer \
+                    or peer.endpoint_name != (host, port) or found == peer.endpoint:
+                return
             self.device.set_endpoint(peer, found)
         except ConfigError as error:
             log.warning("%s", error)
-            return
-        log.info("%s is %s now: %s", name.host, found.address, peer)
+        else:
+            log.info("%s is %s now: %s", host, found.address, peer)

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastpump import cookie
-from fastpump._core import INTAKE_BATCH, Intake, SharedTables
+from fastpump._core import Intake, SharedTables
 from fastpump.constants import SECOND
 from fastpump.device import Device, Surroundings
 from fastpump.endpoint import Endpoint
@@ -79,6 +79,14 @@ class WorkerProcess:
         return None if self.process is None else self.process.pid
 
 
+def _last_words(process: subprocess.Popen[bytes]) -> str:
+    """What a process that ended has written to stderr."""
+    assert process.stderr is not None
+    with process.stderr as pipe:
+        os.set_blocking(pipe.fileno(), False)
+        return (pipe.read(4096) or b"").decode(errors="replace").strip()
+
+
 class Supervisor:
     """Runs `device`'s workers, sockets and timers until `stop` is called."""
 
@@ -92,6 +100,7 @@ class Supervisor:
         self._busy_poll_us = busy_poll_us
         self._wanted_port = listen_port
         self._fwmark = fwmark
+        self._last_port = 0
         self._sockets: SocketGroup | None = None
         self._is_wanted_up = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -225,8 +234,17 @@ class Supervisor:
         self.settle()
 
     def _open_sockets(self, port: int | None) -> SocketGroup:
-        return SocketGroup(len(self.workers), port, self.family, fwmark=self._fwmark,
-                           gro=self._gro)
+        """Any port is the one that we had before, if that is free still."""
+        def open_group(port: int | None) -> SocketGroup:
+            return SocketGroup(len(self.workers), port, self.family, fwmark=self._fwmark,
+                               gro=self._gro)
+
+        if not port and self._last_port:
+            with contextlib.suppress(SystemSetupError):
+                return open_group(self._last_port)
+        group = open_group(port)
+        self._last_port = group.port
+        return group
 
     def _enter(self) -> None:
         """Start to receive on new sockets."""
@@ -300,7 +318,7 @@ class Supervisor:
             # A process group of its own: Ctrl-C is the supervisor's to handle.
             worker.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", program, *map(str, arguments)],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                 pass_fds=(*fds, *self._tun.fds), process_group=0)
             worker.pidfd = os.pidfd_open(worker.process.pid)
         except OSError as error:
@@ -331,6 +349,7 @@ class Supervisor:
         worker.process.kill()
         worker.process.wait()
         os.close(worker.pidfd)
+        _last_words(worker.process)
         worker.process = None
         if not self._stopped.is_set():
             self._hear(worker)
@@ -342,7 +361,8 @@ class Supervisor:
         self._loop.remove_reader(worker.pidfd)
         os.close(worker.pidfd)
         status = worker.process.wait()
-        pid, worker.process = worker.process.pid, None
+        pid, said = worker.process.pid, _last_words(worker.process)
+        worker.process = None
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(worker.event_fd)    # not to be taken for the next one's
         if self._stopped.is_set():
@@ -356,12 +376,13 @@ class Supervisor:
         if lived >= QUICK_DEATH_S:
             worker.quick_deaths = 0
         if status == EXIT_SETUP and worker.restarts == 0:
-            self.failure = f"worker {worker.number} cannot start; its message is above"
+            self.failure = f"worker {worker.number} cannot start: {said or 'it says no reason'}"
             self.stop("because a worker cannot start")
             return
         worker.restarts += 1
         cause = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        log.warning("worker %d (pid %d) died of %s; starting it again", worker.number, pid, cause)
+        log.warning("worker %d (pid %d) died of %s; starting it again%s", worker.number, pid,
+                    cause, f": {said}" if said else "")
         if worker.quick_deaths < 3:
             worker.quick_deaths += 1
             self._start(worker)
@@ -401,14 +422,10 @@ class Supervisor:
             if self._sockets is None:
                 return
             try:
-                received, admitted = self._intake.receive(self._sockets.handshake.fileno(),
-                                                          now_ns())
+                if not self._handshakes.receive(self._sockets.handshake.fileno(), now_ns()):
+                    break
             except OSError as error:    # what ICMP said of an earlier send
                 log.debug("handshake socket: %s", error)
-                continue
-            self._handshakes.take(admitted, now_ns())
-            if received < INTAKE_BATCH:
-                break
         self._serve_handshakes()
 
     def _serve_handshakes(self) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -57,16 +58,27 @@ class Tunnel:
     resolver: Resolver
     offloads: capabilities.Capabilities
     link: LinkState
+    configuration_file: Path | None = None
+
+    @property
+    def is_at_home(self) -> bool:
+        """Whether the interface is in the network namespace that we are in."""
+        return self.link.namespace == paths.namespace_inode()
 
     def status(self) -> dict[str, Any]:
         """One entry of `fastpump status --json`."""
         failed = set(self.offloads.hot) - set(self.tables.offloads)
         in_use = [name for name in self.offloads.names if name not in failed]
-        return stats.gather(self.link, in_use, self.tables, self.supervisor)
+        file = None if self.configuration_file is None else str(self.configuration_file)
+        return {**stats.gather(self.link, in_use, self.tables, self.supervisor),
+                "configuration_file": file}
 
     def add_peer(self, peer: PeerConfig, where: endpoint.Endpoint | None) -> None:
         """Configure a new peer; its endpoint's name was resolved to `where`."""
-        self.supervisor.device.add_peer(peer.public_key)
+        try:
+            self.supervisor.device.add_peer(peer.public_key)
+        except MemoryError as error:
+            raise SystemSetupError(str(error)) from None
         self.change_peer(peer, where)
 
     def change_peer(self, peer: PeerConfig, where: endpoint.Endpoint | None) -> None:
@@ -77,21 +89,25 @@ class Tunnel:
         changed.preshared_key = peer.preshared_key or bytes(KEY_LEN)
         if where is not None:
             device.set_endpoint(changed, where)
-        if peer.endpoint is not None:
-            self.resolver.watch(peer.public_key, *peer.endpoint)
+            self.resolver.note_resolved(changed)
+        changed.endpoint_name = peer.endpoint if peer.endpoint is not None and endpoint.is_name(
+            peer.endpoint[0]) else None
         wanted = {(network.network_address.packed, network.prefixlen)
                   for network in peer.allowed_ips or ()}
         for prefix in changed.allowed_ips - wanted:
             device.remove_allowed_ip(changed, prefix)
-        for prefix in wanted - changed.allowed_ips:
-            device.add_allowed_ip(changed, prefix)
+        try:
+            for prefix in wanted - changed.allowed_ips:
+                device.add_allowed_ip(changed, prefix)
+        except MemoryError as error:
+            raise SystemSetupError(str(error)) from None
         if peer.keepalive_s != changed.persistent_keepalive_s:
             device.set_persistent_keepalive(changed, peer.keepalive_s, now_ns())
 
 
 def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel], None], *,
         commands: Mapping[str, TunnelCommand] = MappingProxyType({}),
-        must_serve_wg: bool = False) -> None:
+        configuration_file: Path | None = None, must_serve_wg: bool = False) -> None:
     """Run a tunnel until SIGINT, SIGTERM, `fastpump down` or the interface's deletion.
 
     `on_ready` is called once, when packets flow (or could, if the interface were up).
@@ -133,7 +149,8 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
                 gro=offloads.udp_gro, pin=config.pin, busy_poll_us=config.busy_poll_us,
                 is_unanswered=resolver.is_unanswered)
             resolver.device = supervisor.device
-            tunnel = Tunnel(config, tables, supervisor, resolver, offloads, link)
+            tunnel = Tunnel(config, tables, supervisor, resolver, offloads, link,
+                            configuration_file)
             supervisor.set_private_key(private_key)
             for peer in config.peers:
                 tunnel.add_peer(peer, endpoints.get(peer.public_key))

@@ -282,6 +282,7 @@ def _apply_peer(device: Device, change: PeerChange, now: int) -> None:
     if change.endpoint is not None:
         try:
             device.set_endpoint(peer, change.endpoint)
+            peer.endpoint_name = None
         except ConfigError as error:
             raise Refused(errno.EAFNOSUPPORT, str(error)) from None
     if change.replace_allowed_ips:

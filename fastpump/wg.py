@@ -39,7 +39,8 @@ examples:
   ip link set wg0 up
 
 It ends when the interface is deleted (ip link delete wg0), when its socket
-/var/run/wireguard/wg0.sock is removed, and on SIGTERM or SIGINT. In the background it logs to
+/var/run/wireguard/wg0.sock is removed, and on SIGTERM, SIGINT
+or SIGHUP. In the background it logs to
 syslog, if there is one."""
 
 

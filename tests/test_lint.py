@@ -40,7 +40,7 @@ def test_imports_go_down_only():
         {"cookie", "keys", "keypairs", "timers", "_core", "daemon", "unixserver"},
         {"peer", "sessions", "device", "worker", "netdev", "paths"},
         {"handshakes", "sockets", "capabilities", "netlink", "linkwatch", "config", "control",
-         "firewall",
+         "firewall", "hostnet",
          "conffile", "resolver", "uapi"},
         {"supervisor"},
         {"stats", "uapiserver"},

@@ -1,0 +1,222 @@
+"""What a tunnel of a file changes on the host: addresses, MTU, routes, rules, firewall, DNS.
+
+It is described whole (HostNet) and changed step by step from what is done to what is wanted, so
+that coming up, a reload, and going on after a step that failed are one thing.
+
+Addresses and routes go away with the interface. Rules, firewall and DNS do not: they are written
+down in /run/fastpump/<network namespace>/<interface>.json before they are made. The process
+holds a lock on that file while it lives, and undoes them however it ends; if it is killed,
+`recover` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TextIO
+
+from fastpump import firewall, netlink, paths
+from fastpump.config import Interface, Network
+from fastpump.errors import SystemSetupError
+
+log = logging.getLogger("fastpump")
+
+SRC_VALID_MARK = Path("/proc/sys/net/ipv4/conf/all/src_valid_mark")
+
+
+@dataclass(frozen=True, slots=True)
+class HostNet:
+    """`mtu` 0: left alone. `routes`: (destination, routing table). `default_table`: where
+    default routes are that rules lead to; 0: nowhere."""
+
+    addresses: tuple[Interface, ...] = ()
+    mtu: int = 0
+    routes: tuple[tuple[Network, int], ...] = ()
+    default_table: int = 0
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """IP versions whose default route needs rules."""
+        return tuple(sorted({network.version for network, table in self.routes
+                             if self.default_table and table == self.default_table}))
+
+    @property
+    def has_dns(self) -> bool:
+        """Whether resolvconf has a record of ours."""
+        return bool(self.dns or self.dns_search)
+
+
+class HostState:
+    """What is done for one interface."""
+
+    def __init__(self, name: str) -> None:
+        """Takes the record; SystemSetupError if another process has it."""
+        self._name = name
+        self._record = _open_record(name)
+        self._ruled: tuple[int, ...] = ()
+        """IP versions that have rules."""
+        self.done = HostNet()
+
+    def change(self, index: int, wanted: HostNet) -> list[str]:
+        """Do what is missing, undo what is too much: what was changed, in words.
+        SystemSetupError when a step fails; those before it are done, and noted."""
+        changed = []
+        self._write(wanted)
+        for what, step in (("the addresses", self._change_addresses), ("the MTU", self._change_mtu),
+                           ("DNS", self._change_dns), ("the routes", self._change_routes),
+                           ("the rules", self._change_rules)):
+            if step(index, wanted):
+                changed.append(what)
+        self._write(wanted)
+        return changed
+
+    def _change_addresses(self, index: int, wanted: HostNet) -> bool:
+        old, new = self.done.addresses, wanted.addresses
+        if old == new:
+            return False
+        netlink.change_addresses(index, [each for each in old if each not in new],
+                                 [each for each in new if each not in old])
+        self.done = replace(self.done, addresses=new)
+        if self._ruled:
+            firewall.protect(self._name, new, self.done.default_table)
+        return True
+
+    def _change_mtu(self, index: int, wanted: HostNet) -> bool:
+        if wanted.mtu in (0, self.done.mtu):
+            return False
+        netlink.set_mtu(index, wanted.mtu)
+        self.done = replace(self.done, mtu=wanted.mtu)
+        return True
+
+    def _change_dns(self, _index: int, wanted: HostNet) -> bool:
+        if (self.done.dns, self.done.dns_search) == (wanted.dns, wanted.dns_search):
+            return False
+        if wanted.has_dns:
+            firewall.set_dns(self._name, wanted.dns, wanted.dns_search)
+        else:
+            firewall.unset_dns(self._name)
+        self.done = replace(self.done, dns=wanted.dns, dns_search=wanted.dns_search)
+        return True
+
+    def _change_routes(self, index: int, wanted: HostNet) -> bool:
+        old, new = set(self.done.routes), set(wanted.routes)
+        for route in self.done.routes:
+            if route not in new:
+                netlink.change_route("del", index, *route)
+                self.done = replace(self.done, routes=tuple(
+                    each for each in self.done.routes if each != route))
+        for route in wanted.routes:
+            if route not in old:
+                netlink.change_route("add", index, *route)
+                self.done = replace(self.done, routes=(*self.done.routes, route))
+        return old != new
+
+    def _change_rules(self, _index: int, wanted: HostNet) -> bool:
+        if self._ruled == wanted.versions:
+            return False
+        for version in self._ruled:
+            if version not in wanted.versions:
+                netlink.remove_default_rules(version, self.done.default_table)
+                self._ruled = tuple(each for each in self._ruled if each != version)
+        self.done = replace(self.done, default_table=wanted.default_table)
+        for version in wanted.versions:
+            if version not in self._ruled:
+                netlink.add_default_rules(version, wanted.default_table)
+                self._ruled = (*self._ruled, version)
+        if not wanted.versions:
+            firewall.unprotect(self._name)
+            return True
+        if 4 in wanted.versions:
+            SRC_VALID_MARK.write_text("1")
+        firewall.protect(self._name, wanted.addresses, wanted.default_table)
+        return True
+
+    def _write(self, wanted: HostNet) -> None:
+        """Write down what must be undone if we are killed: what is done, and what is about
+        to be."""
+        said = {"table": wanted.default_table or self.done.default_table,
+                "versions": sorted({*self._ruled, *wanted.versions}),
+                "has_dns": self.done.has_dns or wanted.has_dns}
+        self._record.seek(0)
+        self._record.truncate()
+        json.dump(said, self._record)
+        self._record.flush()
+
+    def undo(self) -> None:
+        """Undo what does not go away with the interface, and give up the record."""
+        _undo(self._name, self._record)
+
+
+def _record_file(name: str) -> Path:
+    return paths.runtime_dir() / f"{name}.json"
+
+
+def _open_record(name: str) -> TextIO:
+    path = _record_file(name)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        record = path.open("a+", encoding="ascii")
+    except OSError as error:
+        raise SystemSetupError(f"{path} cannot be written: {error.strerror}; name a writable "
+                               "directory in FASTPUMP_RUN") from None
+    if _lock(record):
+        return record
+    record.close()
+    raise SystemSetupError(f"the tunnel that was brought up as {name} still runs, under another "
+                           "name or in another network namespace: fastpump status")
+
+
+def _lock(record: TextIO) -> bool:
+    """Take the record, if its process is gone. The lock ends with whoever holds it."""
+    try:
+        fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def recover(name: str) -> bool:
+    """Undo what a killed process left behind; whether there was anything. SystemSetupError if
+    the process still lives."""
+    if not _record_file(name).exists():
+        return False
+    _undo(name, _open_record(name))
+    return True
+
+
+def _undo(name: str, record: TextIO) -> None:
+    """Undo what the record says, as far as it is there; complaints go to the log."""
+    record.seek(0)
+    try:
+        said = json.loads(record.read() or "{}")
+        table, versions = said.get("table", 0), said.get("versions", [])
+        has_dns = said.get("has_dns", False)
+    except (ValueError, AttributeError) as error:
+        log.warning("%s cannot be read (%s); what it says is not undone", record.name, error)
+        table, versions, has_dns = 0, [], False
+    for version in versions:
+        _tolerate(netlink.remove_default_rules, version, table)
+    if versions:
+        _tolerate(firewall.unprotect, name)
+    if has_dns:
+        _tolerate(firewall.unset_dns, name)
+    path = Path(record.name)
+    path.unlink(missing_ok=True)
+    record.close()
+    for directory in (path.parent, path.parent.parent):
+        with contextlib.suppress(OSError):      # others live there
+            directory.rmdir()
+
+
+def _tolerate(step: Callable[..., None], *args: object) -> None:
+    try:
+        step(*args)
+    except SystemSetupError as error:
+        log.warning("%s", error)
