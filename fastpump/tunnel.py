@@ -107,11 +107,13 @@ class Tunnel:
 
 def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel], None], *,
         commands: Mapping[str, TunnelCommand] = MappingProxyType({}),
-        configuration_file: Path | None = None, must_serve_wg: bool = False) -> None:
+        configuration_file: Path | None = None, must_serve_wg: bool = False,
+        must_reach_endpoints: bool = False) -> None:
     """Run a tunnel until SIGINT, SIGTERM, `fastpump down` or the interface's deletion.
 
     `on_ready` is called once, when packets flow (or could, if the interface were up).
-    `commands`: more of them for the control socket. `must_serve_wg`: fail if another
+    `commands`: more of them for the control socket. `must_reach_endpoints`: fail if there
+    is no route to one, instead of a warning. `must_serve_wg`: fail if another
     WireGuard has wg's socket of that name, and end when that socket is removed.
     FastpumpError says what is in the way.
     """
@@ -129,7 +131,12 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
         private_key = _private_key(config)
         offloads = capabilities.probe(tun, config.offloads)
         for where in endpoints.values():
-            check_route(where, preferred_family(), config.fwmark)
+            try:
+                check_route(where, preferred_family(), config.fwmark)
+            except SystemSetupError as error:
+                if must_reach_endpoints:
+                    raise
+                log.warning("%s", error)
         tables = SharedTables.create(config.queue_count)
         made.callback(tables.close)
         tables.offloads = offloads.hot
@@ -212,6 +219,7 @@ async def _serve(tunnel: Tunnel, watcher: LinkWatcher, on_ready: Callable[[], No
             control.rename(link.name, link.namespace)
         supervisor.interface_changed(is_up=link.is_up)
 
+    hidden = ""
     loop.add_reader(watcher, on_link)
     try:
         await control.start()
@@ -222,8 +230,14 @@ async def _serve(tunnel: Tunnel, watcher: LinkWatcher, on_ready: Callable[[], No
         except SystemSetupError as error:
             if must_serve_wg:
                 raise
-            log.info("wg does not see this tunnel: %s", error)
-        await supervisor.run(on_ready, is_up=tunnel.link.is_up)
+            hidden = str(error)
+
+        def ready() -> None:
+            on_ready()
+            if hidden:
+                log.info("wg does not see this tunnel: %s", hidden)
+
+        await supervisor.run(ready, is_up=tunnel.link.is_up)
     finally:
         loop.remove_reader(watcher)
         await wg.stop()
@@ -248,7 +262,7 @@ def run_in_foreground(config: TunnelConfig, *, as_json: bool = False) -> None:
         hint = None if host is None else other_side_command(config, tunnel.status(), host)
         _say_ready(tunnel.status(), hint, as_json=as_json)
 
-    run(config, configure, on_ready)
+    run(config, configure, on_ready, must_reach_endpoints=True)
 
 
 def _say_ready(status: dict[str, Any], hint: str | None, *, as_json: bool) -> None:

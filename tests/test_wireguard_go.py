@@ -1,12 +1,13 @@
 """Interoperation with wireguard-go (Debian's): a WireGuard that is not ours."""
 
+import itertools
 import re
 import signal
 import threading
 from pathlib import Path
 
 import pytest
-from hosts import is_reachable, transfer, until
+from hosts import FASTPUMP, is_reachable, transfer, until
 
 from fastpump import keys
 from fastpump.lab import INSIDE4, INSIDE6, OUTSIDE4, OUTSIDE6, Lab, key_files, need, tunnel_words
@@ -74,45 +75,112 @@ def test_a_wrong_preshared_key_gives_no_session(lab, tmp_path):
     assert lab.status("a")["verdicts"]["DROP_INVALID_HANDSHAKE"] >= 1
 
 
-def test_a_rekey_in_the_middle_of_a_transfer_loses_nothing(tmp_path):
-    """REKEY_AFTER_TIME is 120 s: one long transfer each way and pings go on through it,
-    slowly enough that no queue on the way drops anything. Both kinds of initiator run
-    beside each other."""
+def configuration(key, peer_public, *, endpoint, psk, port=51820, more=""):
+    """A file for `fastpump up` on host a."""
+    return (f"[Interface]\nPrivateKey = {key[0].read_text()}Address = {INSIDE4['a']}/24, "
+            f"{INSIDE6['a']}/64\nListenPort = {port}\nQueues = 2\nTable = off\nMTU = 1420\n"
+            f"[Peer]\nPublicKey = {peer_public}\nAllowedIPs = {INSIDE4['b']}/32, "
+            f"{INSIDE6['b']}/128\n"
+            + (f"Endpoint = {endpoint}\n" if endpoint else "")
+            + (f"PresharedKey = {psk.read_text()}\n" if psk else "") + more)
+
+
+def a_life(lab, directory, initiator, psk, v6):
+    """A session's whole life, with a transfer each way all the time: handshake, both sides
+    roam (port, then IP version), reload, rekey. What came of it, by name."""
+    key, ours = key_files(directory), initiator == "fastpump"
+    file = directory / "life0.conf"
+    file.touch(mode=0o600)
+    where = f"[{OUTSIDE6['b']}]:51820" if v6 else f"{OUTSIDE4['b']}:51820"
+    said = {"endpoint": where if ours else None, "psk": psk}
+    file.write_text(configuration(key["a"], key["b"][1], **said))
+    name = start_wireguard_go(lab, "b", key["b"], key["a"][1], endpoint=not ours, psk=psk, v6=v6)
+    lab.run("a", *FASTPUMP, "up", str(file))
+    assert is_reachable(lab, INSIDE4["b" if ours else "a"], "a" if ours else "b")
+    arrived = {}
+    ways = [threading.Thread(target=lambda s=side, o=other: arrived.update(
+        {s: transfer(lab, s, INSIDE4[o], 16 << 20, port=f"700{ord(s) % 10}", seconds=135)}))
+        for side, other in (("a", "b"), ("b", "a"))]
+    for way in ways:
+        way.start()
+
+    def peer():
+        return lab.status("a")["peers"][0]
+
+    def hears(endpoint):
+        return until(lambda: peer()["endpoint"] == endpoint, 30)
+
+    first = peer()["latest_handshake"]
     outcome = {}
+    # They roam to another port, we to another port, they to the other IP version and back.
+    lab.run("b", "wg", "set", name, "listen-port", "4242")
+    outcome["followed a port"] = hears(where.replace("51820", "4242"))
+    file.write_text(configuration(key["a"], key["b"][1], **said, port=4343))
+    lab.run("a", *FASTPUMP, "reload", str(file))
+    theirs = f"[{OUTSIDE6['a']}]:4343" if v6 else f"{OUTSIDE4['a']}:4343"
+    outcome["was followed"] = until(lambda: theirs in lab.run(
+        "b", "wg", "show", name, "endpoints").stdout, 30)
+    other_way = f"{OUTSIDE4['a']}:4343" if v6 else f"[{OUTSIDE6['a']}]:4343"
+    there = f"{OUTSIDE4['b']}:4242" if v6 else f"[{OUTSIDE6['b']}]:4242"
 
-    def one(initiator):
-        directory = tmp_path / initiator
+    def moves():
+        # Again and again: a packet of ours that is under way brings them back.
+        lab.run("b", "wg", "set", name, "peer", key["a"][1], "endpoint", other_way)
+        return peer()["endpoint"] == there
+
+    outcome["followed to the other IP version"] = until(moves, 30)
+    # From here on not a packet may be lost.
+    pings = lab.spawn("a", "ping", "-q", "-i", "0.02", INSIDE4["b"])
+    until(lambda: peer()["rx_bytes"] > 0)
+    stranger = keys.encode(keys.public_of(keys.generate_private()))
+    file.write_text(configuration(
+        key["a"], key["b"][1], **said, port=4343,
+        more=f"[Peer]\nPublicKey = {stranger}\nAllowedIPs = 10.77.0.0/16\n"))
+    lab.run("a", *FASTPUMP, "reload", str(file))
+    outcome["reload kept the session"] = peer()["latest_handshake"] == first
+    outcome["reload added a peer"] = len(lab.status("a")["peers"]) == 2
+    for way in ways:
+        way.join()
+    pings.send_signal(signal.SIGINT)
+    summary = pings.communicate(timeout=10)[0]
+    sent, received = map(int, re.search(r"(\d+) packets transmitted, (\d+) received",
+                                        summary).groups())
+    outcome["pings"] = (sent > 3000 and sent == received) or (sent, received)
+    outcome["arrived"] = arrived == {"a": True, "b": True}
+    outcome["rekeyed"] = peer()["latest_handshake"] > first + 100
+    dropped = set(lab.status("a")["verdicts"]) - {"DROP_NO_PEER", "DROP_UNKNOWN_INDEX"}
+    outcome["nothing dropped"] = dropped or True
+    lab.run("a", *FASTPUMP, "down", str(file))
+    return outcome
+
+
+def test_the_whole_life_of_a_session(tmp_path):
+    """initiator x PSK x IP version outside, each with roaming of both sides, reload and rekey
+    (REKEY_AFTER_TIME is 120 s: all eight run beside each other, and slowly enough that no
+    queue on the way drops anything)."""
+    outcomes = {}
+
+    def one(initiator, with_psk, v6):
+        directory = tmp_path / f"{initiator}-{with_psk}-{v6}"
         directory.mkdir()
-        key, ours = key_files(directory), initiator == "fastpump"
-        with Lab() as lab:
-            start_wireguard_go(lab, "b", key["b"], key["a"][1], endpoint=not ours)
-            lab.fastpump("a", *tunnel_words("a", key["a"], key["b"][1], "--queues", "2",
-                                            endpoint=ours))
-            assert is_reachable(lab, INSIDE4["b" if ours else "a"], "a" if ours else "b")
-            first = lab.status("a")["peers"][0]["latest_handshake"]
-            pings = lab.spawn("a", "ping", "-q", "-i", "0.02", INSIDE4["b"])
-            arrived = {}
-            ways = [threading.Thread(target=lambda s=side, o=other: arrived.update(
-                {s: transfer(lab, s, INSIDE4[o], 64 << 20, port=f"700{ord(s) % 10}",
-                             seconds=130)})) for side, other in (("a", "b"), ("b", "a"))]
-            for way in ways:
-                way.start()
-            for way in ways:
-                way.join()
-            pings.send_signal(signal.SIGINT)
-            summary = pings.communicate(timeout=10)[0]
-            status = lab.status("a")
-            outcome[initiator] = (
-                arrived, status["peers"][0]["latest_handshake"] > first + 100,
-                re.search(r"(\d+) packets transmitted, (\d+) received", summary).groups(),
-                {name for name in status["verdicts"] if name != "DROP_NO_PEER"})
+        psk = None
+        if with_psk:
+            psk = directory / "psk"
+            psk.touch(mode=0o600)
+            psk.write_text(keys.encode(keys.generate_preshared()))
+        try:
+            with Lab() as lab:
+                outcomes[directory.name] = a_life(lab, directory, initiator, psk, v6)
+        except Exception as error:
+            outcomes[directory.name] = {"ended": repr(error)}
 
-    threads = [threading.Thread(target=one, args=(who,)) for who in ("fastpump", "wireguard-go")]
+    threads = [threading.Thread(target=one, args=case) for case in itertools.product(
+        ("fastpump", "wireguard-go"), (False, True), (False, True))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for who in ("fastpump", "wireguard-go"):
-        arrived, is_rekeyed, (sent, received), dropped = outcome[who]
-        assert arrived == {"a": True, "b": True} and is_rekeyed, outcome
-        assert int(sent) > 5000 and sent == received and not dropped, outcome
+    assert len(outcomes) == 8
+    wrong = {name: {what: said for what, said in outcome.items() if said is not True}
+             for name, outcome in outcomes.items()}
+    assert not any(wrong.values()), wrong
