@@ -11,7 +11,7 @@ BUILD_PACKAGES := build-essential pkg-config python3-dev python3-venv libssl-dev
 ifeq ($(shell uname -m),x86_64)
 BUILD_PACKAGES += libipsec-mb-dev
 endif
-TEST_PACKAGES := wireguard-go wireguard-tools strace procps
+TEST_PACKAGES := wireguard-go wireguard-tools nftables strace procps
 
 # Installs those of its packages that are missing, if any are.
 define apt_install
