@@ -21,7 +21,7 @@ from typing import Any
 
 from fastpump import paths
 from fastpump.errors import FastpumpError, SystemSetupError
-from fastpump.unixserver import AlreadyServed, UnixServer
+from fastpump.unixserver import AlreadyServed, UnixServer, is_answered
 
 MAX_REQUEST = 65536
 REQUEST_TIMEOUT_S = 5.0
@@ -100,6 +100,14 @@ def running() -> list[str]:
         return sorted(path.stem for path in paths.runtime_dir().glob("*.sock"))
     except OSError:
         return []
+
+
+def forget(name: str) -> None:
+    """Remove the socket that a killed tunnel left behind."""
+    path = _path(name)
+    if not is_answered(path):
+        path.unlink(missing_ok=True)
+        _remove_empty(path.parent)
 
 
 def ask(name: str, command: str) -> Any:

@@ -81,8 +81,7 @@ class HostState:
         old, new = self.done.addresses, wanted.addresses
         if old == new:
             return False
-        netlink.change_addresses(index, [each for each in old if each not in new],
-                                 [each for each in new if each not in old])
+        netlink.change_addresses(index, [each for each in old if each not in new], new)
         self.done = replace(self.done, addresses=new)
         if self._ruled:
             firewall.protect(self._name, new, self.done.default_table)
@@ -106,17 +105,11 @@ class HostState:
         return True
 
     def _change_routes(self, index: int, wanted: HostNet) -> bool:
-        old, new = set(self.done.routes), set(wanted.routes)
-        for route in self.done.routes:
-            if route not in new:
-                netlink.change_route("del", index, *route)
-                self.done = replace(self.done, routes=tuple(
-                    each for each in self.done.routes if each != route))
-        for route in wanted.routes:
-            if route not in old:
-                netlink.change_route("add", index, *route)
-                self.done = replace(self.done, routes=(*self.done.routes, route))
-        return old != new
+        # Also without a change: routes go with the last address of an IP version.
+        old, new = self.done.routes, wanted.routes
+        netlink.change_routes(index, [each for each in old if each not in new], new)
+        self.done = replace(self.done, routes=new)
+        return set(old) != set(new)
 
     def _change_rules(self, _index: int, wanted: HostNet) -> bool:
         if self._ruled == wanted.versions:

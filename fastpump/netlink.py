@@ -23,6 +23,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 # include/uapi/linux/rtnetlink.h, fib_rules.h
 TABLE_MAIN = 254
 SCOPE_LINK = 253
+PROTO_STATIC = 4
 RULE_PRIORITY_MAIN = 32766
 FIB_RULE_INVERT = 2
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -60,19 +61,57 @@ def _route(route: IPRoute, verb: str, index: int, network: Network, table: int) 
         **({"scope": SCOPE_LINK} if network.version == 4 else {}))
 
 
-def change_addresses(index: int, gone: Iterable[Interface], new: Iterable[Interface]) -> None:
-    """Take addresses from an interface, and give it others."""
+def change_addresses(index: int, gone: Iterable[Interface], wanted: Iterable[Interface]) -> None:
+    """Take addresses from an interface as far as it has them, and give it those that it has
+    not. New ones first: without any IPv4 address it would lose its IPv4 routes. And again
+    afterwards: with the first address of a network go the others of it."""
+    wanted = list(wanted)
     with IPRoute() as route:
+        def add_missing() -> None:
+            there = _addresses(route, index)
+            for address in wanted:
+                if address not in there:
+                    _address(route, "add", index, address)
+
+        add_missing()
+        there = _addresses(route, index)
         for address in gone:
-            _address(route, "del", index, address)
-        for address in new:
-            _address(route, "add", index, address)
+            if address in there:
+                _address(route, "del", index, address)
+        add_missing()
 
 
-def change_route(verb: str, index: int, network: Network, table: int) -> None:
-    """`add` or `del` a route through an interface."""
+def change_routes(index: int, gone: Iterable[tuple[Network, int]],
+                  wanted: Iterable[tuple[Network, int]]) -> None:
+    """Remove routes through an interface as far as they are there, and add those that are
+    not: (destination, table)."""
     with IPRoute() as route:
-        _route(route, verb, index, network, table)
+        there = _routes(route, index)
+        for network, table in gone:
+            if (network, table) in there:
+                _route(route, "del", index, network, table)
+        for network, table in wanted:
+            if (network, table) not in there:
+                _route(route, "add", index, network, table)
+
+
+def _addresses(route: IPRoute, index: int) -> list[Interface]:
+    return [ipaddress.ip_interface(
+        f"{message.get_attr('IFA_LOCAL') or message.get_attr('IFA_ADDRESS')}"
+        f"/{message['prefixlen']}") for message in route.get_addr(index=index)]
+
+
+def _routes(route: IPRoute, index: int) -> set[tuple[Network, int]]:
+    """The routes through an interface that we, or a user, added: (destination, table)."""
+    found = set()
+    for version, family in FAMILIES.items():
+        everything = "0.0.0.0" if version == 4 else "::"
+        for message in route.get_routes(family=family, oif=index):
+            if message["proto"] == PROTO_STATIC:
+                network = ipaddress.ip_network(
+                    f"{message.get_attr('RTA_DST') or everything}/{message['dst_len']}")
+                found.add((network, message.get_attr("RTA_TABLE", message["table"])))
+    return found
 
 
 def bring_up(name: str, index: int) -> None:
@@ -84,9 +123,7 @@ def bring_up(name: str, index: int) -> None:
 def addresses_of(index: int) -> list[Interface]:
     """The addresses of an interface, but those that the kernel gave it (link-local)."""
     with IPRoute() as route:
-        found = [ipaddress.ip_interface(
-            f"{message.get_attr('IFA_LOCAL') or message.get_attr('IFA_ADDRESS')}"
-            f"/{message['prefixlen']}") for message in route.get_addr(index=index)]
+        found = _addresses(route, index)
     return [address for address in found if not (address.version == 6 and address.is_link_local)]
 
 

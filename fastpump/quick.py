@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import select
+import socket
 import subprocess
 import sys
 import tempfile
@@ -82,15 +83,15 @@ class Quick:
     def _configure(self, name: str, index: int, made: ExitStack) -> None:
         self.host = HostState(name)
         made.callback(self.host.undo)
-        mtu = self.file.mtu or netlink.fitting_mtu(
-            endpoint.resolve(*peer.endpoint).address for peer in self.config.peers
-            if peer.endpoint is not None)
         netlink.bring_up(name, index)
-        self.host.change(index, replace(self._host_net(self.file), mtu=mtu))
+        self.host.change(index, self._host_net(self.applied))
 
     def _host_net(self, file: FileConfig) -> HostNet:
-        return HostNet(file.addresses, file.mtu or 0, tuple(self._routes(file)),
-                       self.default_table, file.dns, file.dns_search)
+        mtu = file.mtu or netlink.fitting_mtu(
+            endpoint.resolve(*peer.endpoint).address for peer in file.peers
+            if peer.endpoint is not None)
+        return HostNet(file.addresses, mtu, tuple(self._routes(file)), self.default_table,
+                       file.dns, file.dns_search)
 
     def _routes(self, file: FileConfig) -> Iterator[tuple[Network, int]]:
         """(destination, routing table) of all routes, the longest prefixes first."""
@@ -155,10 +156,12 @@ class Quick:
             if peer.endpoint is not None))
         where = {peer.public_key: place for peer, place in zip(moved, found, strict=True)}
         changed = self._reload_interface(running, new) + self._reload_peers(running, new, where)
-        self.file, self.applied = file, new
+        old, self.file, self.applied = self.applied, file, new
         assert self.host is not None
-        changed += await asyncio.to_thread(self.host.change, running.link.index,
-                                           self._host_net(new))
+        host_net = await asyncio.to_thread(self._host_net, new)
+        if new.mtu is None and old.mtu is None:     # the ways to the peers may differ by now
+            host_net = replace(host_net, mtu=self.host.done.mtu)
+        changed += await asyncio.to_thread(self.host.change, running.link.index, host_net)
         return {"changed": changed, "needs_restart": fixed, "warnings": list(file.warnings)}
 
     def _known(self, public_key: bytes) -> PeerConfig:
@@ -249,6 +252,9 @@ def up(word: str) -> None:
         raise ConfigError(f"{name} is up already: {hint}, `fastpump down {word}` ends it")
     if recover(name):
         log.warning("%s was killed when it last ran; what it left behind is undone now", name)
+    if name in (each for _, each in socket.if_nameindex()):
+        raise ConfigError(f"the interface {name} exists already; name the file otherwise, or "
+                          f"delete it: ip link delete {name}")
     config = tunnel_config(name, file)
     quick = Quick(path, name, file, file, config)
     if _has_default_route(file):
@@ -290,6 +296,7 @@ def down(word: str) -> None:
     if status is None:
         if not recover(name):
             raise ConfigError(f"{name} is not up; `fastpump status` lists the tunnels that are")
+        control.forget(name)
         log.warning("%s was killed; what it left behind is undone now", name)
     elif status["configuration_file"] is None:
         _end(name)      # of `fastpump tunnel` or fastpump-wg: the file is not about it

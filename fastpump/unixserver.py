@@ -29,7 +29,7 @@ class UnixServer:
         self._limit = limit
         self._server: asyncio.Server | None = None
         self._inode = 0
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients: dict[asyncio.Task[None], None] = {}      # the oldest first
 
     async def start(self) -> None:
         """Listen; a socket that a killed process left behind is replaced. AlreadyServed,
@@ -83,16 +83,15 @@ class UnixServer:
         task = asyncio.current_task()
         assert task is not None
         if len(self._clients) >= MAX_CLIENTS:
-            writer.close()
-            return
-        self._clients.add(task)
+            next(iter(self._clients)).cancel()      # the oldest makes room
+        self._clients[task] = None
         try:
             await self._serve(reader, writer)
         except (TimeoutError, ValueError, OSError, asyncio.IncompleteReadError,
                 asyncio.CancelledError):
             pass
         finally:
-            self._clients.discard(task)
+            self._clients.pop(task, None)
             with contextlib.suppress(OSError):
                 writer.close()
 
