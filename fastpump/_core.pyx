@@ -12,6 +12,8 @@ Three kinds of errors: hostile input ends in a counted verdict; a system error
 """
 
 import os
+import socket
+import sys
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
@@ -72,7 +74,7 @@ from fastpump.hot.shm cimport (
 )
 from fastpump.hot.split cimport Splitter, splitter_init, splitter_next
 from fastpump.hot.staged cimport staged_init
-from fastpump.hot.trie cimport trie_insert, trie_remove
+from fastpump.hot.trie cimport trie_insert, trie_move, trie_remove
 from fastpump.hot cimport verdict as v
 from fastpump.hot.vnet cimport VnetHeader, vnet_checksum_complete, vnet_load
 from fastpump.hot.worker cimport Worker
@@ -318,7 +320,7 @@ cdef class SharedTables:
         cdef uint32_t slot, purge_count
         cdef PeerSlot *peer
         if not self.free_peers:
-            self.reclaim()
+            self.reclaim_all()
         if self.free_peers:
             slot = self.free_peers.pop()
         elif self.next_peer < self.tables.header.peer_capacity:
@@ -430,7 +432,7 @@ cdef class SharedTables:
         if worker >= header.queue_count:
             raise IndexError(f"no worker {worker}")
         if not self.free_keypairs:
-            self.reclaim()
+            self.reclaim_all()
         if self.free_keypairs:
             slot = self.free_keypairs.pop()
         elif self.next_keypair < header.keypair_capacity:
@@ -492,8 +494,14 @@ cdef class SharedTables:
         cdef bint is_v6 = self.address_is_v6(address, prefix_len)
         self.peer(peer)
         prefix_load(bits, <const uint8_t *>PyBytes_AS_STRING(address), is_v6)
+        if trie_move(&self.tables, is_v6, bits, prefix_len, peer):
+            return                  # takes no memory: also when there is none
         fresh[0] = self.node_take()
-        fresh[1] = self.node_take()
+        try:
+            fresh[1] = self.node_take()
+        except MemoryError:
+            self.free_nodes.append(fresh[0])
+            raise
         taken = trie_insert(&self.tables, is_v6, bits, prefix_len, peer, fresh)
         for i in range(taken, 2):
             self.free_nodes.append(fresh[i])
@@ -522,7 +530,7 @@ cdef class SharedTables:
     cdef uint32_t node_take(self) except 0:
         cdef uint32_t index
         if not self.free_nodes:
-            self.reclaim()
+            self.reclaim_all()
         if self.free_nodes:
             return self.free_nodes.pop()
         if self.next_node >= self.tables.header.node_capacity:
@@ -564,6 +572,12 @@ cdef class SharedTables:
                 self.free_peers.append(slot)
         self.waiting = []
         return len(self.retired)
+
+    cdef reclaim_all(self):
+        """What waits since the last time, and what was retired after it."""
+        self.reclaim()
+        if self.retired:
+            self.reclaim()
 
     # -- workers
 
@@ -838,7 +852,8 @@ cdef class Intake:
         return {name: self.state.verdicts[<int>i] for i, name in INTAKE_VERDICT_NAMES.items()}
 
     cdef int check_sockaddr(self, bytes sockaddr) except -1:
-        if len(sockaddr) not in (16, ADDRESS_LEN):
+        family = int.from_bytes(sockaddr[:2], sys.byteorder)
+        if len(sockaddr) != ADDRESS_LEN and (len(sockaddr) != 16 or family != socket.AF_INET):
             raise ValueError(f"a sockaddr of {len(sockaddr)} bytes")
         return 0
 

@@ -56,6 +56,7 @@ PEER_KEYS = ("PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentK
 _NO_KEY = bytes(KEY_LEN)    # how wg says that there is none
 _NAME = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")       # wg-quick's
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")  # shorter than a key in base64
+_LIKE_KEY = re.compile(r"[A-Za-z0-9+/]{42,}=*")
 _TABLE = re.compile(r"[a-z0-9_][a-z0-9_-]*")
 _HOST = re.compile(r"[\w.-]+")
 _DOMAIN = re.compile(r"~?[\w.-]+|~")                # ~: a routing domain of systemd-resolved
@@ -189,7 +190,8 @@ def parse(text: str, name: str) -> FileConfig:
                 section = _Peer(number)
                 peers.append(section)
     except ConfigError as error:
-        raise ConfigError(f"{name}:{number}: {error}") from None
+        complaint = _LIKE_KEY.sub("(a key)", str(error))
+        raise ConfigError(f"{name}:{number}: {complaint}") from None
     settled, warnings = _settle(peers, name)
     return interface.config(settled, warnings)
 

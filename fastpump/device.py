@@ -98,7 +98,9 @@ class Device:
 
     def set_private_key(self, private_key: bytes) -> None:
         """Be somebody else, or nobody (zeros): no session outlives that. A peer with our own
-        public key is removed, as `wg` expects."""
+        public key is removed, as `wg` expects; and the key is clamped."""
+        if any(private_key):
+            private_key = keys.clamp(private_key)
         if private_key == self._private_key:
             return
         for peer in self.peers.values():
@@ -179,6 +181,8 @@ class Device:
     def set_persistent_keepalive(self, peer: Peer, seconds: int, now: int) -> None:
         """Say something at least so often; 0 for off."""
         interval_ns = seconds * SECOND
+        if interval_ns == peer.timers.persistent_interval_ns:
+            return              # what is said again puts nothing off
         due_at = now if peer.persistent_keepalive_s == 0 else now + interval_ns
         peer.timers.set_persistent(interval_ns, due_at if self.is_up else None)
         self._watch(peer)

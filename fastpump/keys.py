@@ -37,8 +37,13 @@ def decode(text: str, what: str = "key") -> bytes:
 
 
 def generate_private() -> bytes:
-    """A private key, clamped as X25519 wants it (RFC 7748, section 5)."""
-    key = bytearray(secrets.token_bytes(KEY_LEN))
+    """A private key."""
+    return clamp(secrets.token_bytes(KEY_LEN))
+
+
+def clamp(private: bytes) -> bytes:
+    """The private key as X25519 uses it (RFC 7748, section 5)."""
+    key = bytearray(private)
     key[0] &= 248
     key[31] = key[31] & 127 | 64
     return bytes(key)

@@ -168,7 +168,9 @@ def _parse_device_key(change: Change, key: str, value: str) -> None:
 
 def _parse_peer_key(peer: PeerChange, key: str, value: str) -> None:
     if key == "allowed_ip":
-        peer.allowed_ips.append((not value.startswith("-"), parse_prefix(value.lstrip("+-"))))
+        is_added = not value.startswith("-")
+        text = value[1:] if value[:1] in ("+", "-") else value
+        peer.allowed_ips.append((is_added, parse_prefix(text)))
     elif key == "endpoint":
         peer.endpoint = parse_endpoint(value)
     elif key == "preshared_key":
@@ -216,7 +218,7 @@ def parse_prefix(text: str) -> Prefix:
     address, slash, length_text = text.partition("/")
     try:
         packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
-    except OSError:
+    except (OSError, ValueError):      # ValueError: a NUL
         raise Refused(errno.EINVAL, "an allowed IP is not ADDRESS/LENGTH") from None
     bits = 8 * len(packed)
     length = _number(length_text, bits) if slash else bits
@@ -233,6 +235,8 @@ def parse_endpoint(text: str) -> Endpoint:
         address, _, scope = host.partition("%")
         scope_id = 0
         if scope:
+            if ":" not in address:
+                raise ValueError("a scope is IPv6's")
             scope_id = _number(scope, 0x7FFFFFFF) if scope.isdigit() else (
                 socket.if_nametoindex(scope))
         return Endpoint(ip_address(address), port, scope_id)
@@ -244,19 +248,26 @@ def apply(target: Target, change: Change, now: int) -> None:
     """Apply a parsed set, in the kernel's order. Refused, MemoryError."""
     device = target.device
     try:
-        if change.private_key is not None:
-            target.set_private_key(change.private_key)
+        if change.fwmark is not None:
+            _set_fwmark(target, change.fwmark)
         if change.listen_port is not None:
             _set_listen_port(target, change.listen_port)
-        if change.fwmark is not None:
-            target.set_fwmark(change.fwmark)
         if change.replace_peers:
             for peer in list(device.peers.values()):
                 device.remove_peer(peer)
+        if change.private_key is not None:
+            target.set_private_key(change.private_key)
         for peer_change in change.peers:
             _apply_peer(device, peer_change, now)
     finally:
         target.settle()
+
+
+def _set_fwmark(target: Target, fwmark: int) -> None:
+    try:
+        target.set_fwmark(fwmark)
+    except SystemSetupError as error:
+        raise Refused(errno.EPERM, str(error)) from None
 
 
 def _set_listen_port(target: Target, port: int) -> None:

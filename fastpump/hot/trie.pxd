@@ -29,11 +29,28 @@ cdef inline void node_fill(TrieNode *node, const uint64_t *bits, uint32_t prefix
     node.prefix_len = prefix_len
 
 
+cdef inline bint trie_move(Tables *tables, bint is_v6, const uint64_t *bits, uint32_t prefix_len,
+                           uint32_t peer) noexcept nogil:
+    """Give a prefix that has a node already to `peer`; False if it has none."""
+    cdef uint32_t index = tables.header.root[is_v6]
+    cdef TrieNode *node
+    while index:
+        node = &tables.nodes[index]
+        if node.prefix_len > prefix_len or common_bits(
+                node.bits, bits, node.prefix_len) < node.prefix_len:
+            return False
+        if node.prefix_len == prefix_len:
+            store32(&node.peer, peer, RELEASE)
+            return True
+        index = node.child[prefix_bit(bits, node.prefix_len)]
+    return False
+
+
 cdef inline uint32_t trie_insert(Tables *tables, bint is_v6, const uint64_t *bits,
                                  uint32_t prefix_len, uint32_t peer,
                                  const uint32_t *fresh) noexcept nogil:
-    """Give the prefix to `peer`. `fresh` holds two unused nodes; returns how many of
-    them were taken, in order."""
+    """Give a prefix that has no node (trie_move) to `peer`. `fresh` holds two unused nodes;
+    returns how many of them were taken, in order."""
     cdef uint32_t *link = &tables.header.root[is_v6]
     cdef uint32_t index, common
     cdef TrieNode *node
@@ -50,9 +67,6 @@ cdef inline uint32_t trie_insert(Tables *tables, bint is_v6, const uint64_t *bit
                              node.prefix_len if node.prefix_len < prefix_len else prefix_len)
         if common < node.prefix_len:
             break
-        if prefix_len == node.prefix_len:
-            store32(&node.peer, peer, RELEASE)
-            return 0
         link = &node.child[prefix_bit(bits, node.prefix_len)]
     node_fill(leaf, bits, prefix_len, peer)
     if common == prefix_len:        # the new prefix covers the node

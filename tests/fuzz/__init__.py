@@ -1,0 +1,1 @@
+"""Hostile and random input for whatever listens; see __main__.py."""

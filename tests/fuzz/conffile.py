@@ -1,0 +1,124 @@
+"""Any text as a configuration file, and any configuration as text."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_interface
+
+from fastpump import conffile, keys
+from fastpump.config import PeerConfig
+from fastpump.errors import ConfigError
+from fuzz.common import mutated, telling
+from fuzz.uapi import random_prefix
+
+FILE_KEY = keys.encode(bytes(range(32)))
+FILE_VALUES = {
+    "Address": ["10.9.0.1/24", "fd00::1/64, 10.9.0.5", "10.9.0.1", "10.9.0.1/33", ","],
+    "DNS": ["10.9.0.53 fd00::53,corp.example", "~lab", "~", "1.2.3", "::1%1", "a..b"],
+    "MTU": ["1400", "", "576", "65000", "575", "0x578", "1e3", "٣٠٠٠"],
+    "Table": ["auto", "off", "", "0x100", "main", "4294967295", "0", "²", "-1", "OFF"],
+    "Queues": ["4", "0", "256", "257"],
+    "Pin": ["true", "False", "", "yes"],
+    "BusyPoll": ["50", "0", "1000001"],
+    "Offload": ["tso4=off, gro=off", "gro=on", "gro", "x=on", ""],
+    "ResolveEvery": ["30", "off", "4", "86400"],
+    "SaveConfig": ["TRUE", "false"],
+    "PreUp": ["true", "", "iptables -A FORWARD -i %i -j ACCEPT; echo a=b", "[x]", "\v", "="],
+    "PostUp": ["echo \u2028 two", "a # b"], "PreDown": ["\x85"], "PostDown": [" x\t"],
+    "ListenPort": ["51820", "0", "65536", "0o17", "1_0"],
+    "FwMark": ["0xCA6C", "off", "0", "4294967296"],
+    "PrivateKey": [FILE_KEY, keys.encode(bytes(32)), FILE_KEY[:-1], FILE_KEY + "=", ""],
+    "PublicKey": [keys.encode(bytes([n]) * 32) for n in range(1, 4)] + [FILE_KEY[::-1]],
+    "PresharedKey": [FILE_KEY, keys.encode(bytes(32)), "x"],
+    "AllowedIPs": ["10.1.2.3/16,fd01::/48 192.0.2.1", "", "0.0.0.0/0, ::/0", "10.0.0.0/8",
+                   "10.1.2.3/255.255.0.0", "10.0.0.0/0.255.255.255", "::/129", "1%1"],
+    "Endpoint": ["[2001:DB8::1]:51820", "vpn.example.org:1", "192.0.2.1:65535", "[fe80::1%2]:1",
+                 "::1:1", "a:0", "[a]:1", "b\u00fccher.example:1", "[]:1"],
+    "PersistentKeepalive": ["25", "OFF", "0", "65536", "0x19"],
+}
+
+
+def random_file(rng):
+    """The text of a file: mostly good lines, in sections that are mostly theirs."""
+    lines = []
+    for _ in range(rng.choice((1, 1, 2, 3, 5))):
+        is_peer = bool(lines) and rng.random() < 0.9
+        lines.append(rng.choice(("[Peer]", "[peer ] # x", " [ PEER]")) if is_peer
+                     else rng.choice(("[Interface]", "[INTERFACE]\r")))
+        names = conffile.PEER_KEYS if is_peer else conffile.INTERFACE_KEYS
+        if is_peer and rng.random() < 0.95:
+            lines.append(f"PublicKey = {rng.choice(FILE_VALUES['PublicKey'])}")
+        for name in rng.choices(names, k=rng.randrange(7)):
+            values = FILE_VALUES[name]
+            value = values[0] if rng.random() < 0.6 else rng.choice(values)
+            lines.append(rng.choice((f"{name} = {value}", f"{name.lower()}={value}",
+                                     f"\t{name.upper()}\t=\t{value}\r",
+                                     f"{name} = {value}#{name}")))
+    if rng.random() < 0.2:
+        rng.shuffle(lines)
+    return "\n".join(lines) + rng.choice(("\n", ""))
+
+
+def check_conffile_text(text):
+    """It is read, and then survives being written; or there is a complaint about a line."""
+    try:
+        config = conffile.parse(text, "wg0.conf")
+    except ConfigError as error:
+        place = re.match(r"wg0\.conf:([1-9][0-9]*): .", str(error), re.DOTALL)
+        assert place is not None and int(place[1]) <= text.count("\n") + 1, str(error)
+        return
+    for warning in config.warnings:
+        assert re.match(r"wg0\.conf:[1-9][0-9]*: ", warning)
+    networks = [network for peer in config.peers for network in peer.allowed_ips]
+    assert len(set(networks)) == len(networks)
+    assert len({peer.public_key for peer in config.peers}) == len(config.peers)
+    assert "private_key=" not in repr(config) and "preshared_key=" not in repr(config)
+    again = conffile.parse(conffile.emit(config), "again.conf")
+    assert again == config and again.warnings == ()
+
+
+def random_config(rng):
+    """A FileConfig that a file can hold."""
+    def some(values):
+        return tuple(dict.fromkeys(rng.choices(values, k=rng.randrange(4))))
+
+    def perhaps(*values):
+        return rng.choice((None, *values))
+
+    hooks = ["true", "echo a=b", "echo '[x]'", "iptables -A x; y && z"]
+    publics = rng.sample(range(1, 256), rng.randrange(4))
+    prefixes = list(dict.fromkeys(random_prefix(rng)[1] for _ in range(8)))
+    peers = tuple(PeerConfig(
+        bytes([number]) * 32, perhaps(("192.0.2.1", 1), ("2001:db8::1", 65535), ("a.b", 9)),
+        tuple(prefixes[place::4]), perhaps(bytes([number ^ 1 or 2]) * 32),
+        rng.choice((0, 25, 65535))) for place, number in enumerate(publics))
+    return conffile.FileConfig(
+        private_key=perhaps(rng.randbytes(31) + b"\x01"), listen_port=perhaps(0, 51820, 65535),
+        fwmark=perhaps(0, 1, 2 ** 32 - 1),
+        addresses=some([ip_interface(text) for text in ("10.9.0.1/24", "fd00::1/64", "::/0")]),
+        dns=some(["10.9.0.53", "fd00::53"]), dns_search=some(["corp.example", "~lab", "~"]),
+        mtu=perhaps(576, 65000), table=rng.choice(("auto", "off", "main", "1", "4294967295")),
+        pre_up=some(hooks), post_up=some(hooks), pre_down=some(hooks), post_down=some(hooks),
+        save_config=rng.random() < 0.5, peers=peers, queues=perhaps(1, 256),
+        pin=rng.random() < 0.5, busy_poll_us=rng.choice((0, 1, 1_000_000)),
+        offloads=tuple(dict(rng.choices((("gro", True), ("gro", False), ("tso4", False)),
+                                        k=rng.randrange(3))).items()),
+        resolve_every_s=rng.choice((0, 5, 86400)))
+
+
+def check_conffile(rng):
+    """No text breaks the parser; what was read or made is written and read again."""
+    if rng.random() < 0.15:
+        config = random_config(rng)
+        with telling([config]):
+            text = conffile.emit(config)
+            assert conffile.parse(text, "wg0.conf") == config
+    else:
+        text = random_file(rng)
+    inputs = [text]
+    with telling(inputs):
+        check_conffile_text(text)
+        for _ in range(rng.randrange(3)):
+            data = mutated(rng, text.encode())
+            inputs.append(data.decode("utf-8", "replace"))
+            check_conffile_text(inputs[-1])

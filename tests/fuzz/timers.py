@@ -1,0 +1,268 @@
+"""Random events and times for a peer's timers, and for a device of many."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+from fastpump import noise
+from fastpump._core import SharedTables
+from fastpump.constants import (
+    KEEPALIVE_TIMEOUT,
+    MAX_HANDSHAKE_ATTEMPTS,
+    REKEY_TIMEOUT,
+    REKEY_TIMEOUT_JITTER,
+    SECOND,
+)
+from fastpump.device import Device, Surroundings
+from fastpump.endpoint import Endpoint
+from fastpump.timers import Action, Activity, Timers
+from fuzz.common import PRIVATE_KEYS, START, STATICS, UNIX_START, telling
+
+
+class Notes:
+    """SharedTables whose workers are played: the notes on peers and the events are ours."""
+
+    def __init__(self, tables):
+        self._tables = tables
+        self.first_tx, self.first_rx, self.last_tx, self.last_rx = (
+            Counter(), Counter(), Counter(), Counter())
+        self.armed, self.events, self.looks = set(), [[], []], 0
+
+    def __getattr__(self, name):
+        return getattr(self._tables, name)
+
+    def worker_events(self, number):
+        taken, self.events[number] = self.events[number], []
+        return taken
+
+    def peer_activity(self, slot):
+        self.looks += 1
+        return (self.first_tx[slot], self.first_rx[slot], self.last_tx[slot], self.last_rx[slot])
+
+    def peer_note_sent(self, slot, now, wire_bytes):
+        self.last_tx[slot], self.first_rx[slot] = now, 0
+
+    def peer_note_received(self, slot, now, wire_bytes):
+        self.last_rx[slot], self.first_tx[slot] = now, 0
+
+    def peer_disarm(self, slot, what, handled_ns=0):
+        for name, notes in (("unanswered_tx", self.first_tx), ("unanswered_rx", self.first_rx)):
+            if what == name and handled_ns and notes[slot] == handled_ns:
+                notes[slot] = 0
+        self.armed.discard((slot, what))
+
+    def tell(self, peer, kind, now, detail=0, error=0):
+        """A worker's event, once until it is disarmed."""
+        if (peer.slot, kind) not in self.armed:
+            self.armed.add((peer.slot, kind))
+            self.events[peer.worker].append((kind, peer.slot, detail, error, now))
+
+    def data_sent(self, peer, now):
+        self.last_tx[peer.slot], self.first_rx[peer.slot] = now, 0
+        self.first_tx[peer.slot] = self.first_tx[peer.slot] or now
+        self.tell(peer, "unanswered_tx", now)
+
+    def data_received(self, peer, now):
+        self.last_rx[peer.slot], self.first_tx[peer.slot] = now, 0
+        self.first_rx[peer.slot] = self.first_rx[peer.slot] or now
+        self.tell(peer, "unanswered_rx", now)
+
+
+class Clock:
+    """A device with a few peers that never answer, whose time and workers are played."""
+
+    def __init__(self, rng):
+        self.rng, self.now, self.stops = rng, START, 0
+        self.sent = []      # (time, type, where)
+        self.notes = Notes(SharedTables.create(2, 4, 8))
+        self.notes.close()
+        self.device = Device(self.notes, Surroundings(
+            transmit=lambda message, where, local: self.sent.append((self.now, message[0], where)),
+            ring=lambda: None, schedule=lambda: None, unix_ns=lambda: UNIX_START,
+            jitter=rng.randrange), socket.AF_INET6)
+        self.device.set_private_key(PRIVATE_KEYS[0])
+        self.device.start(self.now)
+        self.peers = []
+        for number, static in enumerate(STATICS[1:]):
+            peer = self.device.add_peer(static.public)
+            peer.static_static = bytes(32)      # not what is tested, and slow
+            if rng.random() < 0.9:
+                self.device.set_endpoint(peer, Endpoint(IPv4Address(number + 1), 9))
+            self.peers.append(peer)
+
+    def give_session(self, peer):
+        """As when a response came."""
+        device = self.device
+        slot, index = device._sessions.begin(peer)
+        keypair = device._sessions.install(
+            peer, slot, index, 1, noise.TransportKeys(bytes(32), bytes(32)), self.now,
+            is_initiator=self.rng.random() < 0.5)
+        device._sessions.retire(peer.keypairs.add_as_initiator(keypair))
+        peer.timers.session_derived(self.now)
+        device._sessions.publish(peer)
+        device._keepalive(peer, self.now)
+        device._handshake_done(peer)
+        device._watch(peer)
+
+    def event(self):
+        rng, peer, what = self.rng, self.rng.choice(self.peers), self.rng.randrange(14)
+        if what <= 2 and peer.keypairs.current is not None:
+            self.notes.data_sent(peer, self.now)
+        elif what <= 2:
+            self.notes.tell(peer, "want_session", self.now)
+        elif what <= 4 and peer.keypairs.current is not None:
+            self.notes.data_received(peer, self.now)
+        elif what == 5:
+            self.notes.tell(peer, rng.choice(("rekey", "roam", "local_gone")), self.now)
+        elif what == 6:     # what may still come of a peer or keypair that is gone
+            self.notes.events[rng.randrange(2)].append((
+                rng.choice(("want_session", "unanswered_tx", "unanswered_rx", "confirmed",
+                            "rekey", "send_error")),
+                rng.choice((peer.slot, 3, 2 ** 32 - 1)), rng.randrange(16), 101, self.now))
+        elif what == 7:
+            self.device.set_persistent_keepalive(peer, rng.choice((0, 1, 25, 65535)), self.now)
+        elif what == 8 and self.device.is_up and self.device.public_key is not None:
+            self.give_session(peer)
+        elif what == 9 and rng.random() < 0.3:
+            self.stops += 1
+            if self.device.is_up:
+                self.device.stop()
+            else:
+                self.device.start(self.now)
+        elif what == 10 and peer.endpoint is not None:
+            self.device.set_endpoint(peer, replace(peer.endpoint, port=rng.randint(1, 9)))
+        elif what == 11:
+            for worker in (0, 1):
+                self.device.handle_events(worker, self.now)
+        elif what == 12 and rng.random() < 0.1:
+            self.stops += 1
+            self.device.set_private_key(rng.choice((PRIVATE_KEYS[0], bytes(32))))
+
+    def go_on(self):
+        """To some moment, and what is due by then; late, as when the machine slept."""
+        rng, deadline = self.rng, self.device.next_deadline()
+        if deadline is not None and deadline > self.now and rng.random() < 0.6:
+            self.now = deadline
+        else:
+            self.now += rng.choice((0, 1, SECOND // 100, SECOND, 5 * SECOND, 15 * SECOND,
+                                    200 * SECOND, 10_000 * SECOND))
+        for worker in (0, 1):
+            if rng.random() < 0.8:
+                self.device.handle_events(worker, self.now)
+        looks = self.notes.looks
+        self.device.tick(self.now)
+        # Late, a timer that one peer's disarming starts again may be due at once: a few rounds.
+        assert self.notes.looks - looks <= 8 * len(self.peers), "tick turns and turns"
+        deadline = self.device.next_deadline()
+        assert deadline is None or deadline > self.now, "a deadline that tick left behind"
+        assert len(self.device._deadlines) <= 32 * len(self.peers)
+        for peer in self.peers:
+            due = peer.timers.deadline()
+            assert due is None or (peer.watched_at is not None and peer.watched_at <= due)
+
+
+    def calm(self):
+        """A minute without events: what is sent comes of the timers alone."""
+        begin, before, ticks = self.now, len(self.sent), 0
+        while (due := self.device.next_deadline()) is not None and due <= begin + 60 * SECOND:
+            self.now, ticks = due, ticks + 1
+            self.device.tick(self.now)
+        # At most a keepalive each second, a try each five, and a few timers that were running.
+        assert len(self.sent) - before <= (60 + 12 + 4) * len(self.peers), "a storm"
+        assert ticks <= 2 * (60 + 12 + 8) * len(self.peers)
+
+
+def check_timers(rng):
+    """Random events: a tick ends, leaves nothing due behind, and whatever happens the device
+    says little: initiations to a peer are REKEY_TIMEOUT apart."""
+    if rng.random() < 0.5:
+        check_timers_alone(rng)
+        return
+    clock, inputs = Clock(rng), []
+    with telling(inputs):
+        for _ in range(rng.choice((4, 15, 40))):
+            before = len(clock.sent)
+            clock.event()
+            clock.go_on()
+            inputs.append((clock.now, clock.sent[before:]))
+            assert len(clock.sent) - before <= 4 * len(clock.peers), "a storm"
+        clock.calm()
+        last = {}
+        for at, kind, where in clock.sent:
+            if kind != 1:
+                continue
+            before = last.get(where.address)
+            # Down and up, or another identity, begins anew.
+            assert before is None or at - before >= REKEY_TIMEOUT or clock.stops
+            last[where.address] = at
+
+
+def check_timers_alone(rng):
+    """The same of one peer's timers, with a caller that does what it is told."""
+    timers, now, inputs = Timers(), START, []
+    first_tx = first_rx = last_tx = last_rx = 0
+    log = []
+    with telling(inputs):
+        for _ in range(rng.choice((10, 60))):
+            what = rng.randrange(8)
+            inputs.append((what, now))
+            if what == 0:
+                timers.initiation_sent(now, rng.randrange(REKEY_TIMEOUT_JITTER))
+            elif what == 1:
+                timers.session_derived(now)
+                if rng.random() < 0.5:
+                    timers.handshake_complete()
+            elif what == 2:
+                first_tx, last_tx, first_rx = first_tx or now, now, 0
+                timers.unanswered_tx(now - rng.choice((0, 0, SECOND, 60 * SECOND)),
+                                     rng.randrange(REKEY_TIMEOUT_JITTER))
+            elif what == 3:
+                first_rx, last_rx, first_tx = first_rx or now, now, 0
+                timers.unanswered_rx(now - rng.choice((0, 0, SECOND, 60 * SECOND)))
+            elif what == 4:
+                interval = rng.choice((0, 1, 25, 65535)) * SECOND
+                timers.set_persistent(interval, rng.choice((None, now, now + interval)))
+            elif what == 5 and rng.random() < 0.2:
+                rng.choice((timers.stop, timers.forget_session))()
+            due = timers.deadline()
+            now = due if due is not None and due > now and rng.random() < 0.7 else (
+                now + rng.choice((0, 1, SECOND, 100 * SECOND)))
+            actions = timers.expire(now, Activity(first_tx, first_rx, last_tx, last_rx))
+            inputs.append((now, actions))
+            assert len(actions) <= 7 and not set(actions) - set(Action)
+            due = timers.deadline()
+            assert due is None or due > now, "due again at once"
+            assert timers.expire(now, Activity(first_tx, first_rx, last_tx, last_rx)) == []
+            log += [now] * len(actions)
+            for action in actions:
+                if action is Action.INITIATE:
+                    timers.initiation_sent(now, 0)
+                elif action is Action.KEEPALIVE:
+                    last_tx, first_rx = now, 0
+                elif action is Action.DISARM_TX:
+                    first_tx = 0
+                elif action is Action.DISARM_RX:
+                    first_rx = 0
+            assert timers.attempts < MAX_HANDSHAKE_ATTEMPTS
+        check_quiet(timers, now, Activity(first_tx, first_rx, last_tx, last_rx))
+
+
+def check_quiet(timers, now, activity):
+    """Left alone, without keepalives and answers, timers end soon, and bounded."""
+    timers.set_persistent(0, None)
+    begin, count = now, 0
+    while (due := timers.deadline()) is not None:
+        now = due
+        actions = timers.expire(now, activity)
+        count += len(actions)
+        assert count <= 2 * MAX_HANDSHAKE_ATTEMPTS + 12, "timers that never end"
+        if Action.INITIATE in actions:
+            timers.initiation_sent(now, REKEY_TIMEOUT_JITTER)
+        if Action.DISARM_TX in actions:
+            activity = activity._replace(first_unanswered_tx_ns=0)
+        if Action.DISARM_RX in actions:
+            activity = activity._replace(first_unanswered_rx_ns=0)
+    assert now - begin <= 1000 * SECOND + KEEPALIVE_TIMEOUT
