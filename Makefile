@@ -25,7 +25,7 @@ define apt_install
 	    apt-get -qq -y --no-install-recommends install $$missing >/dev/null; fi
 endef
 
-.PHONY: demo test lint bench packages test-packages install clean
+.PHONY: demo test lint bench bench-gateway packages test-packages install clean
 
 demo: install
 	$(SUDO) $(VENV)/bin/fastpump demo $(DEMO_OPTIONS)
@@ -45,6 +45,11 @@ bench: install
 	$(VENV)/bin/python -m pytest -p no:cacheprovider bench --benchmark-only \
 	  --override-ini addopts= --benchmark-columns=median,iqr,rounds
 	$(SUDO) $(VENV)/bin/python bench/compare.py $(BENCH_OPTIONS) \
+	  $(if $(WIREGUARD_GO),--wireguard-go $(WIREGUARD_GO))
+
+# A gateway with many peers, and under attack.
+bench-gateway: install
+	$(SUDO) $(VENV)/bin/python bench/gateway.py $(BENCH_OPTIONS) \
 	  $(if $(WIREGUARD_GO),--wireguard-go $(WIREGUARD_GO))
 
 packages:

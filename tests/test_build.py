@@ -50,7 +50,7 @@ def test_without_ipsec_mb(tmp_path):
 
 @pytest.mark.timeout(600)
 def test_hot_code_under_sanitizers(tmp_path):
-    """The pump, split, coalesce and trie tests, compiled with ASan and UBSan."""
+    """The tests of everything in hot/, compiled with ASan and UBSan."""
     copy_tree(tmp_path)
     flags = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
     result = build(tmp_path, FASTPUMP_BUILD_DEBUG="1", CFLAGS=flags, LDFLAGS=flags)
@@ -58,8 +58,9 @@ def test_hot_code_under_sanitizers(tmp_path):
     libraries = [subprocess.run(["cc", f"-print-file-name=lib{name}.so"], capture_output=True,
                                 text=True, check=True).stdout.strip() for name in ("asan", "ubsan")]
     result = run_suite(tmp_path, "test_pump.py", "test_split.py", "test_coalesce.py",
-                       "test_tables.py", "test_replay.py", "test_aead.py",
-                       LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0",
+                       "test_tables.py", "test_replay.py", "test_aead.py", "test_intake.py",
+                       "test_cookie.py", LD_PRELOAD=" ".join(libraries),
+                       ASAN_OPTIONS="detect_leaks=0",
                        UBSAN_OPTIONS="print_stacktrace=1")
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
 
