@@ -5,6 +5,7 @@ module. Here live the objects that own memory:
 
 SharedTables  the supervisor's hand on the shared memory (layout: hot/shm.pxd)
 Pump          one worker: its buffers, its loop
+Intake        the supervisor's handshake socket: its buffers, what is let in
 and plain functions over the same inline code, for tests and tools.
 
 Three kinds of errors: hostile input ends in a counted verdict; a system error
@@ -365,7 +366,9 @@ cdef class SharedTables:
         """(sockaddr, own address) as the workers have them; (b"", zeros) for unknown."""
         cdef uint8_t address[ADDRESS_LEN]
         cdef uint8_t local[LOCAL_LEN]
-        cdef uint32_t length = peer_endpoint_read(self.peer(slot), address, local)
+        cdef uint32_t length
+        memset(local, 0, LOCAL_LEN)
+        length = peer_endpoint_read(self.peer(slot), address, local)
         return (PyBytes_FromStringAndSize(<char *>address, length),
                 PyBytes_FromStringAndSize(<char *>local, LOCAL_LEN))
 

@@ -17,7 +17,7 @@ ZERO_KEYS_AFTER_TIME = 3 * REJECT_AFTER_TIME
 MAX_HANDSHAKE_ATTEMPTS = REKEY_ATTEMPT_TIME // REKEY_TIMEOUT
 # A peer's initiations closer together than this are a flood (50 a second).
 MIN_INITIATION_INTERVAL = SECOND // 50
-# Between the handshakes with peers whose sessions were lost, when the interface is up again.
+# Between the handshakes with peers that had a session when the interface was set down.
 RESTART_INTERVAL = SECOND // 1000
 COOKIE_SECRET_MAX_AGE = 120 * SECOND
 # A cookie is not used in its last seconds: it may be worth nothing when it arrives.

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastpump import cookie, keys, noise, tai64n, wire
-from fastpump._core import SharedTables
+from fastpump._core import OFFLOAD_BITS, SharedTables
 from fastpump.constants import (
     KEY_LEN,
     MIN_INITIATION_INTERVAL,
@@ -38,6 +38,8 @@ from fastpump.timers import Action, Activity
 from fastpump.wire import CookieReply, Initiation, Response
 
 log = logging.getLogger("fastpump.device")
+
+TICK_LEN = 32       # peers looked at before others have their turn: some milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +228,11 @@ class Device:
         return self._deadlines[0][0] if self._deadlines else None
 
     def tick(self, now: int) -> None:
-        """Run all timers that are due."""
-        while self._deadlines and self._deadlines[0][0] <= now:
+        """Run timers that are due, TICK_LEN at most: others must have their turn. If more are
+        due, `next_deadline` says so."""
+        for _ in range(TICK_LEN):
+            if not self._deadlines or self._deadlines[0][0] > now:
+                return
             deadline, _, peer = heapq.heappop(self._deadlines)
             if deadline != peer.watched_at:
                 continue        # an earlier one has taken its place, or the peer is gone
@@ -315,13 +320,16 @@ class Device:
             if peer is not None and peer.endpoint is not None:
                 self._tables.peer_set_endpoint(
                     slot, peer.endpoint.sockaddr(self._family), peer.local)
+        for peer in self.peers.values():    # it may not have told of the last one
+            self._roam(peer)
 
     def _roam(self, peer: Peer) -> None:
         """The worker that heard the peer from elsewhere sends there already."""
         self._tables.peer_disarm(peer.slot, "roam")     # first: it may be elsewhere again
-        sockaddr, peer.local = self._tables.peer_endpoint(peer.slot)
+        sockaddr, local = self._tables.peer_endpoint(peer.slot)
         if not sockaddr:
             return
+        peer.local = local
         endpoint = Endpoint.from_sockaddr(sockaddr)
         if endpoint != peer.endpoint:
             log.debug("%s is at %s now", peer, endpoint)
@@ -528,5 +536,4 @@ class Device:
 
 
 def _offload_name(bit: int) -> str:
-    from fastpump._core import OFFLOAD_BITS
     return next((name for name, value in OFFLOAD_BITS.items() if value == bit), str(bit))

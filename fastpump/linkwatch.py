@@ -49,6 +49,7 @@ class LinkWatcher:
 
     def __init__(self, tun: TunQueues) -> None:
         self._tun = tun
+        self._last: LinkState | None = None
         self._namespace = paths.namespace_inode()
         self._open()
 
@@ -71,8 +72,9 @@ class LinkWatcher:
                 return None
             self._follow()
             with contextlib.suppress(OSError):
-                return self._ask(name)
-        return None
+                self._last = self._ask(name)
+                break
+        return self._last       # as it was, when it is where we may not look
 
     def _drain(self) -> None:
         while True:

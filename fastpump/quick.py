@@ -29,6 +29,7 @@ from fastpump.constants import DEFAULT_MTU, DEFAULT_PORT
 from fastpump.daemon import detach
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.hostnet import HostNet, HostState, recover
+from fastpump.resolver import look_up
 
 log = logging.getLogger("fastpump")
 
@@ -84,12 +85,13 @@ class Quick:
         self.host = HostState(name)
         made.callback(self.host.undo)
         netlink.bring_up(name, index)
-        self.host.change(index, self._host_net(self.applied))
+        self.host.change(index, self._host_net(self.applied, [
+            endpoint.resolve(*peer.endpoint).address for peer in self.config.peers
+            if self.applied.mtu is None and peer.endpoint is not None]))
 
-    def _host_net(self, file: FileConfig) -> HostNet:
-        mtu = file.mtu or netlink.fitting_mtu(
-            endpoint.resolve(*peer.endpoint).address for peer in file.peers
-            if peer.endpoint is not None)
+    def _host_net(self, file: FileConfig, endpoints: Iterable[netlink.Address]) -> HostNet:
+        """`endpoints`: the addresses that the MTU shall fit the ways to, if none is given."""
+        mtu = file.mtu or netlink.fitting_mtu(endpoints)
         return HostNet(file.addresses, mtu, tuple(self._routes(file)), self.default_table,
                        file.dns, file.dns_search)
 
@@ -152,13 +154,13 @@ class Quick:
                  and (peer.public_key not in device.peers
                       or peer.endpoint != self._known(peer.public_key).endpoint)]
         found = await asyncio.gather(*(
-            asyncio.to_thread(endpoint.resolve, *peer.endpoint) for peer in moved
-            if peer.endpoint is not None))
+            look_up(*peer.endpoint) for peer in moved if peer.endpoint is not None))
         where = {peer.public_key: place for peer, place in zip(moved, found, strict=True)}
         changed = self._reload_interface(running, new) + self._reload_peers(running, new, where)
         old, self.file, self.applied = self.applied, file, new
         assert self.host is not None
-        host_net = await asyncio.to_thread(self._host_net, new)
+        host_net = await asyncio.to_thread(self._host_net, new, [
+            peer.endpoint.address for peer in device.peers.values() if peer.endpoint is not None])
         if new.mtu is None and old.mtu is None:     # the ways to the peers may differ by now
             host_net = replace(host_net, mtu=self.host.done.mtu)
         changed += await asyncio.to_thread(self.host.change, running.link.index, host_net)

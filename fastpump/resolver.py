@@ -4,15 +4,45 @@ the name may mean another address by now (dynamic DNS)."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 import weakref
 
 from fastpump import endpoint
 from fastpump.device import Device
+from fastpump.endpoint import Endpoint
 from fastpump.errors import ConfigError
 from fastpump.peer import Peer
 
 log = logging.getLogger("fastpump")
+
+
+def look_up(host: str, port: int) -> asyncio.Future[Endpoint]:
+    """The address of a name, ConfigError; asked by a thread that nobody has to wait for: a
+    resolver whose answer does not come must not hold up the end."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Endpoint] = loop.create_future()
+
+    def tell(found: Endpoint | ConfigError) -> None:
+        if answer.done():
+            return
+        if isinstance(found, ConfigError):
+            answer.set_exception(found)
+        else:
+            answer.set_result(found)
+
+    def ask() -> None:
+        found: Endpoint | ConfigError
+        try:
+            found = endpoint.resolve(host, port)
+        except ConfigError as error:
+            found = error
+        with contextlib.suppress(RuntimeError):     # the loop has ended
+            loop.call_soon_threadsafe(tell, found)
+
+    threading.Thread(target=ask, daemon=True).start()
+    return answer
 
 
 class Resolver:
@@ -43,7 +73,7 @@ class Resolver:
 
     async def _resolve(self, peer: Peer, host: str, port: int) -> None:
         try:
-            found = await asyncio.to_thread(endpoint.resolve, host, port)
+            found = await look_up(host, port)
             # The peer may be gone by now, or somewhere else by configuration.
             if self.device is None or self.device.peers.get(peer.public_key) is not peer \
                     or peer.endpoint_name != (host, port) or found == peer.endpoint:

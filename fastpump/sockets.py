@@ -15,13 +15,10 @@ sockets of the group have UDP_GRO, the handshake socket too, and strays are pass
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import socket
 import struct
-import time
-from collections.abc import Iterator
 
 from fastpump.constants import DEFAULT_PORT
 from fastpump.endpoint import NO_LOCAL, Endpoint
@@ -102,22 +99,6 @@ def preferred_family() -> int:
     return socket.AF_INET6
 
 
-@contextlib.contextmanager
-def _port_lock() -> Iterator[None]:
-    """One fastpump of this network namespace at a time looks for a port and binds to it:
-    an abstract UNIX socket is the lock, so that it ends with its holder."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
-        for _ in range(200):
-            try:
-                lock.bind("\0fastpump-port")
-                break
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-                time.sleep(0.05)
-        yield       # after ten seconds without it, the bind itself will tell
-
-
 def _mark(sock: socket.socket, fwmark: int) -> None:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _UINT.pack(fwmark))
@@ -158,11 +139,11 @@ class SocketGroup:
         self.workers: list[socket.socket] = []
         self._open: list[socket.socket] = []
         try:
-            with _port_lock():
-                self.port = self._find_port(port)
-                for _ in range(queue_count):
-                    self.workers.append(self._bind())
-                self.handshake = self._bind()
+            self.workers.append(self._bind_first(port))
+            self.port = int(self.workers[0].getsockname()[1])
+            for _ in range(1, queue_count):
+                self.workers.append(self._bind(self.port))
+            self.handshake = self._bind(self.port)
             self.handshake.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, HANDSHAKE_TOS)
             if self.family == socket.AF_INET6:
                 self.handshake.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, HANDSHAKE_TOS)
@@ -177,41 +158,49 @@ class SocketGroup:
                     "the kernel refuses the program that steers datagrams to workers "
                     f"(SO_ATTACH_REUSEPORT_CBPF: {error.strerror}); Linux 4.5 or newer is "
                     "needed") from None
+        except OSError as error:
+            self.close()
+            raise SystemSetupError(f"the UDP sockets cannot be made: {error.strerror}") from None
         except BaseException:
             self.close()
             raise
 
-    def _find_port(self, wanted: int | None) -> int:
-        """A port that nobody has. Bound without SO_REUSEPORT for a moment: joining the
-        group of another process would steal its datagrams."""
-        with socket.socket(self.family, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.bind(("", DEFAULT_PORT if wanted is None else wanted))
-            except OSError as error:
-                if wanted is None and error.errno == errno.EADDRINUSE:
-                    probe.bind(("", 0))
-                elif error.errno == errno.EADDRINUSE:
-                    raise SystemSetupError(
-                        f"the UDP port {wanted} is in use; choose another with --listen-port, or "
-                        f"see who has it: ss -lunp 'sport = :{wanted}'") from None
-                else:
-                    raise SystemSetupError(
-                        f"the UDP port {wanted} cannot be bound: {error.strerror}") from None
-            return int(probe.getsockname()[1])
+    def _bind_first(self, wanted: int | None) -> socket.socket:
+        """The first socket claims the port for itself, and only then lets others join:
+        joining the group of another process would steal its datagrams."""
+        sock = self._make()
+        try:
+            sock.bind(("", DEFAULT_PORT if wanted is None else wanted))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise SystemSetupError(
+                    f"the UDP port {wanted} cannot be bound: {error.strerror}") from None
+            if wanted is not None:
+                raise SystemSetupError(
+                    f"the UDP port {wanted} is in use; choose another with --listen-port, or "
+                    f"see who has it: ss -lunp 'sport = :{wanted}'") from None
+            sock.bind(("", 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        return sock
 
-    def _bind(self) -> socket.socket:
+    def _bind(self, port: int) -> socket.socket:
+        """Another socket of the group."""
+        sock = self._make()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(("", port))
+        return sock
+
+    def _make(self) -> socket.socket:
         sock = socket.socket(self.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._open.append(sock)
         if self.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_DONT)
-        # As the kernel's WireGuard: outer packets may be fragmented on the way.
-        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DONT)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if self.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         else:
             sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        # As the kernel's WireGuard: outer packets may be fragmented on the way.
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DONT)
         if self._fwmark:
             _mark(sock, self._fwmark)
         for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF),
@@ -220,11 +209,6 @@ class SocketGroup:
                 sock.setsockopt(socket.SOL_SOCKET, forced, BUFFER_BYTES)
             except OSError:
                 sock.setsockopt(socket.SOL_SOCKET, plain, BUFFER_BYTES)
-        try:
-            sock.bind(("", self.port))
-        except OSError as error:
-            raise SystemSetupError(f"the UDP port {self.port} cannot be bound: "
-                                   f"{error.strerror}") from None
         return sock
 
     def set_fwmark(self, fwmark: int) -> None:

@@ -144,9 +144,13 @@ class Supervisor:
         if port and port == self.listen_port and self._sockets is not None:
             return
         if self._sockets is None:
-            self._wanted_port = port
+            before, self._wanted_port = self._wanted_port, port
             if self._is_wanted_up:      # the port before this one was taken
-                self._bring_up()
+                try:
+                    self._bring_up()
+                except SystemSetupError:
+                    self._wanted_port = before
+                    raise
             return
         old, self._sockets = self._sockets, self._open_sockets(port)
         self._wanted_port = port
@@ -226,6 +230,7 @@ class Supervisor:
             self._sockets = None
             self.device.stop()
             self.settle()
+            self._ready.set()       # as ready as it will be, if this came before all workers ran
 
     def _bring_up(self) -> None:
         self._sockets = self._open_sockets(self._wanted_port)
@@ -286,6 +291,7 @@ class Supervisor:
         self._stopped.set()
 
     def _shut_down(self) -> None:
+        self._stopped.set()             # whatever is called back from now on does nothing
         for timer in (self._timer, self._reclaimer):
             if timer is not None:
                 timer.cancel()
@@ -343,39 +349,39 @@ class Supervisor:
         if worker.restart_timer is not None:
             worker.restart_timer.cancel()
             worker.restart_timer = None
-        if worker.process is None:
-            return
-        self._loop.remove_reader(worker.pidfd)
-        worker.process.kill()
-        worker.process.wait()
-        os.close(worker.pidfd)
-        _last_words(worker.process)
-        worker.process = None
-        if not self._stopped.is_set():
-            self._hear(worker)
-            self.device.worker_is_dead(worker.number)
+        if worker.process is not None:
+            worker.process.kill()
+            self._bury(worker)
 
-    def _on_death(self, worker: WorkerProcess) -> None:
+    def _bury(self, worker: WorkerProcess) -> tuple[int, str]:
+        """Take leave of a worker whose process ends: its exit status, and its last words."""
         assert self._loop is not None
         assert worker.process is not None
         self._loop.remove_reader(worker.pidfd)
         os.close(worker.pidfd)
-        status = worker.process.wait()
-        pid, said = worker.process.pid, _last_words(worker.process)
+        status, said = worker.process.wait(), _last_words(worker.process)
         worker.process = None
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(worker.event_fd)    # not to be taken for the next one's
+        if not self._stopped.is_set():
+            self._hear(worker)                  # what it had no time to tell
+            self.device.worker_is_dead(worker.number)
+        return status, said
+
+    def _on_death(self, worker: WorkerProcess) -> None:
+        assert self._loop is not None
+        assert worker.process is not None
+        pid = worker.process.pid
+        status, said = self._bury(worker)
         if self._stopped.is_set():
             return
-        self._hear(worker)              # what it had no time to tell
-        self.device.worker_is_dead(worker.number)
         if status == EXIT_INTERFACE_GONE:
             self.stop("because the interface was deleted")
             return
         lived = time.monotonic() - worker.started_at
         if lived >= QUICK_DEATH_S:
             worker.quick_deaths = 0
-        if status == EXIT_SETUP and worker.restarts == 0:
+        if status == EXIT_SETUP and not self._ready.is_set():
             self.failure = f"worker {worker.number} cannot start: {said or 'it says no reason'}"
             self.stop("because a worker cannot start")
             return
@@ -435,6 +441,8 @@ class Supervisor:
 
     def _go_on_serving(self) -> None:
         assert self._loop is not None
+        if self._stopped.is_set():
+            return
         self._is_serving = self._handshakes.serve(now_ns)
         if self._is_serving:
             self._loop.call_soon(self._go_on_serving)
@@ -453,7 +461,7 @@ class Supervisor:
         try:
             self._sockets.send_handshake(message, endpoint, local)
         except OSError as error:
-            log.info("nothing can be sent to %s now: %s", endpoint, error)
+            log.debug("nothing can be sent to %s now: %s", endpoint, error)
 
     def _note_endpoint(self, endpoint: Endpoint) -> None:
         self._intake.add_known(endpoint.sockaddr(self.family))

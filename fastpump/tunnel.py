@@ -143,10 +143,11 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
         watcher = LinkWatcher(tun)
         made.callback(watcher.close)
         link = watcher.read()
+        if link is not None:
+            configure(config.name, link.index, made)
+            link = watcher.read()
         if link is None:
             raise SystemSetupError(f"the interface {config.name} was deleted as it was made")
-        configure(config.name, link.index, made)
-        link = watcher.read() or link
         tables.mtu = link.mtu
 
         async def start() -> None:

@@ -35,16 +35,32 @@ class UnixServer:
         """Listen; a socket that a killed process left behind is replaced. AlreadyServed,
         or OSError."""
         self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if is_answered(self.path):
-            raise AlreadyServed
-        self.path.unlink(missing_ok=True)
-        before = os.umask(0o177)
+        # Bound and listening under a name of its own before it is put at its place, which
+        # fails if something is there: of two who start at once, one finds the other.
+        private = self.path.with_name(f".{os.getpid()}")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            self._server = await asyncio.start_unix_server(self._accept, self.path,
+            before = os.umask(0o177)
+            try:
+                listener.bind(str(private))
+            finally:
+                os.umask(before)
+            listener.listen(MAX_CLIENTS)
+            self._inode = private.stat().st_ino
+            try:
+                self.path.hardlink_to(private)
+            except FileExistsError:
+                if is_answered(self.path):
+                    raise AlreadyServed from None
+                self.path.unlink(missing_ok=True)
+                self.path.hardlink_to(private)
+            self._server = await asyncio.start_unix_server(self._accept, sock=listener,
                                                            limit=self._limit)
+        except BaseException:
+            listener.close()
+            raise
         finally:
-            os.umask(before)
-        self._inode = self.path.stat().st_ino
+            private.unlink(missing_ok=True)
 
     def rename(self, path: Path) -> None:
         """Be found at another path from now on; OSError if that cannot be, AlreadyServed if

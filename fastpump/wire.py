@@ -71,11 +71,6 @@ class CookieReply:
                                   self.encrypted_cookie)
 
 
-def sender_index(message: bytes) -> int:
-    """The sender's index in an initiation or response."""
-    return int.from_bytes(message[4:8], "little")
-
-
 def parse(message: bytes) -> Initiation | Response | CookieReply | None:
     """The handshake message in a datagram, or None."""
     if len(message) == INITIATION_LEN and message[:4] == b"\x01\0\0\0":

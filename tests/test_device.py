@@ -351,7 +351,7 @@ def test_a_full_keypair_table_is_counted_and_tried_again():
 def cookie_reply(side, message, value=bytes(range(16))):
     """What `side` answers to a message when it is under load."""
     key = cookie.cookie_key(side.device.public_key)
-    return wire.CookieReply(wire.sender_index(message), bytes(24), xchacha20_poly1305(
+    return wire.CookieReply(int.from_bytes(message[4:8], "little"), bytes(24), xchacha20_poly1305(
         key, bytes(24), cookie.mac1_of(message), value, seal=True)).emit()
 
 

@@ -30,7 +30,7 @@ def cookie_for(intake, sockaddr):
     """The cookie that the holder of an address gets."""
     message = initiation()
     reply = wire.parse(intake.cookie_reply(message, sockaddr))
-    assert reply.receiver_index == wire.sender_index(message)
+    assert reply.receiver_index == int.from_bytes(message[4:8], "little")
     return cookie.open_reply(COOKIE_KEY, cookie.mac1_of(message), reply)
 
 
@@ -151,6 +151,16 @@ def test_the_endpoints_of_peers_have_a_share_of_their_own(intake):
     assert intake.judge(initiation(), place("2001:db8:1::5"), START) == MUST_ACCEPT
     assert intake.judge(initiation(), place("198.51.100.2"), START) is None
     assert intake.judge(initiation(), place("2001:db8:1::6"), START) is None
+
+
+def test_no_prefix_shares_the_bucket_of_another(intake):
+    """Nor the one for a purpose that of another purpose, whatever the attacker chooses."""
+    intake.declare_overload(START + SECOND)
+    mine = place("2001:db8:1::1")
+    value = cookie_for(intake, mine)
+    for third in range(8):
+        flood(intake, lambda n, third=third: f"2001:db8:{third}:{n & 3:x}::1", 200)
+    assert intake.judge(initiation(value), mine, START) == MUST_ACCEPT
 
 
 def test_cookie_replies_have_a_limit_at_all_times(intake):

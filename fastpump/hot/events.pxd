@@ -2,7 +2,8 @@
 #
 # Events are rare: each kind is sent at most once per peer until the supervisor has
 # dealt with it (PeerSlot.armed, Keypair.flags). When the ring is full the event is
-# not sent and its bit cleared again, so the next packet tries again. A worker killed
+# not sent and its bit cleared again, so the next packet tries again (a roaming peer's
+# endpoint is not written before there is room, or no later packet would differ). A worker killed
 # between the two leaves a bit without an event: all bits are cleared on its death.
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -15,11 +16,16 @@ from fastpump.hot.shm cimport Event, WorkerShared
 from fastpump.hot.verdict cimport FAILED_EVENT_RING_FULL
 
 
+cdef inline bint events_have_room(WorkerShared *self) noexcept nogil:
+    """Whether the next event will be told; it stays so, for nobody else adds to the ring."""
+    return self.events_tail - load64(&self.events_head, ACQUIRE) < EVENT_RING_LEN
+
+
 cdef inline bint event_push(WorkerShared *self, uint32_t kind, uint32_t peer, uint32_t detail,
                             uint32_t error, uint64_t now) noexcept nogil:
     cdef uint64_t tail = self.events_tail
     cdef Event *event
-    if tail - load64(&self.events_head, ACQUIRE) >= EVENT_RING_LEN:
+    if not events_have_room(self):
         self.verdicts[FAILED_EVENT_RING_FULL] += 1
         return False
     event = &self.events[tail % EVENT_RING_LEN]

@@ -31,7 +31,7 @@ from fastpump.hot.aead cimport AEAD_CHACHA20_POLY1305, aead_open, nonce_set
 from fastpump.hot.atomics cimport RELAXED, RELEASE, add64, and32, load32, store32
 from fastpump.hot.batch cimport batch_bucket
 from fastpump.hot.bytes cimport load_le32, load_le64
-from fastpump.hot.events cimport event_push, event_push_once
+from fastpump.hot.events cimport event_push, event_push_once, events_have_room
 from fastpump.hot.gro cimport (
     Candidate, Item, gro_is_full, gro_receive, gro_reset, item_finish,
 )
@@ -136,7 +136,9 @@ cdef inline void peer_note_origin(Worker *self, Keypair *keypair, PeerSlot *peer
             peer.endpoint, <const uint8_t *>origin.remote, origin.remote_len) \
             or memcmp(peer.local, origin.local, LOCAL_LEN) != 0:
         # At once: the answer to this very packet may leave before the supervisor wakes up.
-        if not peer_endpoint_write(peer, origin.remote, origin.remote_len, origin.local):
+        # Not when that could not be told: no later packet would differ from what is written.
+        if not events_have_room(self.shared) or not peer_endpoint_write(
+                peer, origin.remote, origin.remote_len, origin.local):
             return
         self.send.has_events |= event_push_once(
             self.shared, &peer.armed, ARMED_ROAM, EVENT_ROAM, keypair.peer, slot, self.now_ns)

@@ -193,7 +193,7 @@ cdef inline bint source_admits(Intake *self, const uint8_t *sockaddr, uint64_t p
     address_words(words, sockaddr, False)
     if purpose == FOR_PORT:
         purpose |= <uint64_t>(load_le32(sockaddr) >> 16) << 8
-    words[0] ^= purpose << 40
+    words[1] ^= purpose             # those bits are the same for all sources of a family
     return rate_admits(&self.sources[hash_words(words, self.source_key) >> 48], now, SOURCE_RATE,
                        SOURCE_BURST)
 

@@ -223,8 +223,8 @@ cdef inline bint peer_endpoint_write(PeerSlot *peer, const void *address, uint32
 cdef inline uint32_t peer_endpoint_read(PeerSlot *peer, uint8_t *out,
                                         uint8_t *local) noexcept nogil:
     """Copy the endpoint and the own address to send from; the endpoint's length, 0 when it
-    is unknown. Retries while they change
-    (which takes a few nanoseconds; bounded all the same)."""
+    is unknown. Retries while they change (which takes a few nanoseconds; bounded all the
+    same)."""
     cdef uint32_t before, length
     cdef int _
     for _ in range(1000000):
