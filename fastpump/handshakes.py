@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable
 
-from fastpump._core import INTAKE_BATCH, MUST_ACCEPT, MUST_PASS_ON, Intake
+from fastpump._core import MUST_ACCEPT, MUST_PASS_ON, Intake
 from fastpump.constants import COOKIE_SECRET_MAX_AGE, SECOND
 from fastpump.device import Device
 from fastpump.endpoint import Endpoint
@@ -38,15 +38,15 @@ class Handshakes:
         self._secret_renewed_at = 0
         self.verdicts: Counter[str] = Counter()
 
-    def receive(self, fd: int, now: int) -> bool:
-        """Receive once from the handshake socket; whether there may be more. OSError is what
-        ICMP said of an earlier send."""
+    def receive(self, fd: int, now: int) -> int:
+        """Receive once from the handshake socket: how many messages came, INTAKE_BATCH at
+        most. OSError is what ICMP said of an earlier send."""
         if now >= self._secret_renewed_at + COOKIE_SECRET_MAX_AGE:
             self._intake.renew_cookie_secret()
             self._secret_renewed_at = now
         received, admitted = self._intake.receive(fd, now)
         self._take(admitted, now)
-        return received == INTAKE_BATCH
+        return received
 
     def _take(self, admitted: list[Admitted], now: int) -> None:
         """Queue messages, pass on what is a worker's."""

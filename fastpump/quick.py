@@ -150,13 +150,15 @@ class Quick:
         if _has_default_route(new) and not self.default_table:
             fixed.append("the default route")
         device = running.supervisor.device
+        known = {peer.public_key: peer for peer in self.applied.peers}
         moved = [peer for peer in new.peers if peer.endpoint is not None
-                 and (peer.public_key not in device.peers
-                      or peer.endpoint != self._known(peer.public_key).endpoint)]
+                 and (peer.public_key not in device.peers or peer.public_key not in known
+                      or peer.endpoint != known[peer.public_key].endpoint)]
         found = await asyncio.gather(*(
             look_up(*peer.endpoint) for peer in moved if peer.endpoint is not None))
         where = {peer.public_key: place for peer, place in zip(moved, found, strict=True)}
-        changed = self._reload_interface(running, new) + self._reload_peers(running, new, where)
+        changed = self._reload_interface(running, new)
+        changed += self._reload_peers(running, known, new, where)
         old, self.file, self.applied = self.applied, file, new
         assert self.host is not None
         host_net = await asyncio.to_thread(self._host_net, new, [
@@ -166,14 +168,9 @@ class Quick:
         changed += await asyncio.to_thread(self.host.change, running.link.index, host_net)
         return {"changed": changed, "needs_restart": fixed, "warnings": list(file.warnings)}
 
-    def _known(self, public_key: bytes) -> PeerConfig:
-        """What the file said of a peer before."""
-        return next((peer for peer in self.applied.peers if peer.public_key == public_key),
-                    PeerConfig(public_key))
-
     def _reload_interface(self, running: tunnel.Tunnel, new: FileConfig) -> list[str]:
         supervisor, changed = running.supervisor, []
-        if new.private_key is not None and new.private_key != supervisor.device.private_key:
+        if new.private_key is not None and new.private_key != self.applied.private_key:
             supervisor.set_private_key(new.private_key)
             changed.append("the private key")
         if new.listen_port is not None and new.listen_port != self.applied.listen_port:
@@ -185,12 +182,12 @@ class Quick:
         running.resolver.interval_s = new.resolve_every_s
         return changed
 
-    def _reload_peers(self, running: tunnel.Tunnel, new: FileConfig,
+    @staticmethod
+    def _reload_peers(running: tunnel.Tunnel, known: dict[bytes, PeerConfig], new: FileConfig,
                       where: dict[bytes, endpoint.Endpoint]) -> list[str]:
         """Change what the file changes, and nothing that it does not: a peer keeps its
         session and the endpoint that it roamed to."""
         device, changed = running.supervisor.device, []
-        known = {peer.public_key: peer for peer in self.applied.peers}
         wanted = {peer.public_key for peer in new.peers}
         for peer in list(device.peers.values()):
             if peer.public_key not in wanted:

@@ -9,8 +9,7 @@ Workers and sockets are there while the interface is up. When it goes down they 
 the device forgets its sessions, as with the kernel's WireGuard. Another UDP port needs other
 sockets, hence other workers: the sessions stay.
 
-Workers end with the supervisor whatever ends it (PR_SET_PDEATHSIG); they have no state
-to save, so stopping one is SIGKILL.
+Workers (workers.py) end with the supervisor whatever ends it (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -21,16 +20,12 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
-from fastpump import cookie
-from fastpump._core import Intake, SharedTables
+from fastpump import cookie, workers
+from fastpump._core import INTAKE_BATCH, Intake, SharedTables
 from fastpump.constants import SECOND
 from fastpump.device import Device, Surroundings
 from fastpump.endpoint import Endpoint
@@ -39,52 +34,21 @@ from fastpump.handshakes import Handshakes
 from fastpump.netdev import TunQueues
 from fastpump.peer import Peer
 from fastpump.sockets import SocketGroup, preferred_family
-from fastpump.worker import EXIT_INTERFACE_GONE, EXIT_SETUP
 
 log = logging.getLogger("fastpump.supervisor")
 
-# A worker that dies this soon after its start is held back before the next try.
-QUICK_DEATH_S = 1.0
-MAX_BACKOFF_S = 5.0
 RECLAIM_INTERVAL_S = 1.0
 # Receive calls in a row on the handshake socket before others have their turn.
 INTAKES_PER_WAKEUP = 8
+# More messages than this in a window are a flood: look after them every so often only.
+FLOOD_WINDOW_S = 0.01
+FLOOD_COUNT = 100
+FLOOD_REST_S = 0.002
 
 
 def now_ns() -> int:
     """CLOCK_BOOTTIME, the clock of the data plane."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-
-@dataclass(slots=True)
-class WorkerProcess:
-    """One worker, over all its incarnations."""
-
-    number: int
-    doorbell_fd: int
-    event_fd: int
-    cpu: int | None
-    process: subprocess.Popen[bytes] | None = None
-    pidfd: int = -1
-    started_at: float = 0.0
-    is_running: bool = False
-    """Whether this incarnation has told that its loop runs."""
-    restart_timer: asyncio.TimerHandle | None = None
-    restarts: int = 0
-    quick_deaths: int = 0
-
-    @property
-    def pid(self) -> int | None:
-        """The pid of the live process, None between a death and the next start."""
-        return None if self.process is None else self.process.pid
-
-
-def _last_words(process: subprocess.Popen[bytes]) -> str:
-    """What a process that ended has written to stderr."""
-    assert process.stderr is not None
-    with process.stderr as pipe:
-        os.set_blocking(pipe.fileno(), False)
-        return (pipe.read(4096) or b"").decode(errors="replace").strip()
 
 
 class Supervisor:
@@ -95,9 +59,7 @@ class Supervisor:
                  is_unanswered: Callable[[Peer], None] = lambda _: None) -> None:
         """`listen_port` as for SocketGroup; `gro`: receive trains of datagrams."""
         self._tables = tables
-        self._tun = tun
         self._gro = gro
-        self._busy_poll_us = busy_poll_us
         self._wanted_port = listen_port
         self._fwmark = fwmark
         self._last_port = 0
@@ -108,27 +70,23 @@ class Supervisor:
         self._timer_at: int | None = None
         self._reclaimer: asyncio.TimerHandle | None = None
         self._is_serving = False
+        self._flood_began = 0.0
+        self._flood_count = 0
         self._ready = asyncio.Event()
         self._stopped = asyncio.Event()
         self.stop_reason = ""
         self.failure: str | None = None
-        cpus = sorted(os.sched_getaffinity(0))
-        if pin and tables.queue_count > len(cpus):
-            log.warning("not pinned: %d queues and only %d CPUs", tables.queue_count, len(cpus))
-            pin = False
-        self.workers: list[WorkerProcess] = []
-        for number in range(tables.queue_count):
-            doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            self.workers.append(WorkerProcess(number, doorbell, event,
-                                              cpus[number] if pin else None))
+        self._workers = workers.Workers(tables, tun, workers.Surroundings(
+            hear=self._hear, is_dead=self._bury, all_run=self._ready.set,
+            interface_is_gone=lambda: self.stop("because the interface was deleted"),
+            cannot_start=self._fail), pin=pin, busy_poll_us=busy_poll_us)
         self.family = preferred_family()
         self._intake = Intake()
         self.device = Device(tables, Surroundings(
-            transmit=self._transmit, ring=self._ring, schedule=self._schedule,
+            transmit=self._transmit, ring=self._workers.ring, schedule=self._schedule,
             unix_ns=time.time_ns, jitter=random.randrange,
             endpoint_is_known=self._note_endpoint, is_unanswered=is_unanswered,
-        ), self.family, cpu_count=len(cpus))
+        ), self.family, cpu_count=len(os.sched_getaffinity(0)))
         self._handshakes = Handshakes(self.device, self._intake, self._pass_on)
 
     # -- what may change while it runs
@@ -185,6 +143,11 @@ class Supervisor:
             self._reclaimer = self._loop.call_later(RECLAIM_INTERVAL_S, self._reclaim)
 
     @property
+    def workers(self) -> list[workers.WorkerProcess]:
+        """By queue number."""
+        return self._workers.processes
+
+    @property
     def verdicts(self) -> Counter[str]:
         """Handshake messages by what became of them."""
         return self.device.verdicts + self._handshakes.verdicts + Counter(self._intake.verdicts)
@@ -199,8 +162,7 @@ class Supervisor:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.add_signal_handler(number, self.stop, f"on {signal.Signals(number).name}")
             loop.set_exception_handler(self._on_exception)
-            for worker in self.workers:
-                loop.add_reader(worker.event_fd, self._on_event, worker)
+            self._workers.attach(loop)
             self.settle()
             if is_up:
                 self._is_wanted_up = True
@@ -241,7 +203,7 @@ class Supervisor:
     def _open_sockets(self, port: int | None) -> SocketGroup:
         """Any port is the one that we had before, if that is free still."""
         def open_group(port: int | None) -> SocketGroup:
-            return SocketGroup(len(self.workers), port, self.family, fwmark=self._fwmark,
+            return SocketGroup(self._tables.queue_count, port, self.family, fwmark=self._fwmark,
                                gro=self._gro)
 
         if not port and self._last_port:
@@ -255,16 +217,14 @@ class Supervisor:
         """Start to receive on new sockets."""
         assert self._loop is not None
         assert self._sockets is not None
-        self._loop.add_reader(self._sockets.handshake, self._on_handshake)
-        for worker in self.workers:
-            self._start(worker)
+        self._listen()
+        self._workers.start([sock.fileno() for sock in self._sockets.workers])
 
     def _leave(self, sockets: SocketGroup) -> None:
         """Stop to receive, and close the sockets."""
         assert self._loop is not None
         self._loop.remove_reader(sockets.handshake)
-        for worker in self.workers:
-            self._end(worker)
+        self._workers.end()
         sockets.close()
 
     async def _ready_or_stopped(self) -> None:
@@ -282,8 +242,12 @@ class Supervisor:
             return
         log.error("%s: %r", context.get("message"), error,
                   exc_info=error if isinstance(error, BaseException) else None)
-        self.failure = self.failure or f"internal error: {error!r}; this is a bug, please report it"
-        self.stop("on an internal error")
+        self._fail(f"internal error: {error!r}; this is a bug, please report it")
+
+    def _fail(self, complaint: str) -> None:
+        """End `run` soon, by an error; the first counts."""
+        self.failure = self.failure or complaint
+        self.stop("on an error")
 
     def stop(self, reason: str) -> None:
         """End `run` soon; the first reason counts."""
@@ -298,141 +262,59 @@ class Supervisor:
         assert self._loop is not None
         if self._sockets is not None:
             self._leave(self._sockets)
-        for worker in self.workers:
-            self._loop.remove_reader(worker.event_fd)
-            os.close(worker.event_fd)
-            os.close(worker.doorbell_fd)
+        self._workers.close()
 
     # -- workers
 
-    def _start(self, worker: WorkerProcess) -> None:
-        assert self._loop is not None
-        worker.restart_timer = None
-        if self._stopped.is_set() or self._sockets is None:
-            return
-        fds = (self._sockets.workers[worker.number].fileno(), self._tables.fd,
-               worker.doorbell_fd, worker.event_fd)
-        package_dir = str(Path(__file__).resolve().parent.parent)
-        # -I -S: no environment, no site hooks; what it imports stands next to us.
-        program = (f"import sys; sys.path.insert(0, {package_dir!r}); "
-                   "from fastpump.worker import main; main()")
-        arguments = [worker.number, *fds, -1 if worker.cpu is None else worker.cpu,
-                     self._busy_poll_us, os.getpid(), *self._tun.fds]
-        worker.started_at = time.monotonic()
-        worker.is_running = False
-        try:
-            # A process group of its own: Ctrl-C is the supervisor's to handle.
-            worker.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", program, *map(str, arguments)],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                pass_fds=(*fds, *self._tun.fds), process_group=0)
-            worker.pidfd = os.pidfd_open(worker.process.pid)
-        except OSError as error:
-            log.error("worker %d cannot be started: %s; trying again", worker.number, error)
-            if worker.process is not None:
-                worker.process.kill()
-                worker.process.wait()
-                worker.process = None
-            self._start_later(worker)
-            return
-        self._loop.add_reader(worker.pidfd, self._on_death, worker)
-
-    def _start_later(self, worker: WorkerProcess) -> None:
-        assert self._loop is not None
-        worker.quick_deaths += 1
-        delay = min(MAX_BACKOFF_S, 0.1 * 2 ** max(0, worker.quick_deaths - 3))
-        worker.restart_timer = self._loop.call_later(delay, self._start, worker)
-
-    def _end(self, worker: WorkerProcess) -> None:
-        """Kill a worker that is not needed any more."""
-        assert self._loop is not None
-        if worker.restart_timer is not None:
-            worker.restart_timer.cancel()
-            worker.restart_timer = None
-        if worker.process is not None:
-            worker.process.kill()
-            self._bury(worker)
-
-    def _bury(self, worker: WorkerProcess) -> tuple[int, str]:
-        """Take leave of a worker whose process ends: its exit status, and its last words."""
-        assert self._loop is not None
-        assert worker.process is not None
-        self._loop.remove_reader(worker.pidfd)
-        os.close(worker.pidfd)
-        status, said = worker.process.wait(), _last_words(worker.process)
-        worker.process = None
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(worker.event_fd)    # not to be taken for the next one's
-        if not self._stopped.is_set():
-            self._hear(worker)                  # what it had no time to tell
-            self.device.worker_is_dead(worker.number)
-        return status, said
-
-    def _on_death(self, worker: WorkerProcess) -> None:
-        assert self._loop is not None
-        assert worker.process is not None
-        pid = worker.process.pid
-        status, said = self._bury(worker)
+    def _hear(self, number: int) -> None:
+        """Take the events and the stray handshake messages of a worker."""
         if self._stopped.is_set():
             return
-        if status == EXIT_INTERFACE_GONE:
-            self.stop("because the interface was deleted")
-            return
-        lived = time.monotonic() - worker.started_at
-        if lived >= QUICK_DEATH_S:
-            worker.quick_deaths = 0
-        if status == EXIT_SETUP and not self._ready.is_set():
-            self.failure = f"worker {worker.number} cannot start: {said or 'it says no reason'}"
-            self.stop("because a worker cannot start")
-            return
-        worker.restarts += 1
-        cause = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        log.warning("worker %d (pid %d) died of %s; starting it again%s", worker.number, pid,
-                    cause, f": {said}" if said else "")
-        if worker.quick_deaths < 3:
-            worker.quick_deaths += 1
-            self._start(worker)
-        else:
-            self._start_later(worker)
-
-    def _on_event(self, worker: WorkerProcess) -> None:
-        try:
-            os.eventfd_read(worker.event_fd)
-        except BlockingIOError:
-            return
-        if not worker.is_running:
-            worker.is_running = True
-            if worker.restarts:
-                log.info("worker %d is back after %.0f ms", worker.number,
-                         (time.monotonic() - worker.started_at) * 1000)
-            if all(each.is_running for each in self.workers):
-                self._ready.set()
-        self._hear(worker)
-
-    def _hear(self, worker: WorkerProcess) -> None:
-        """Take the events and the stray handshake messages of a worker."""
-        self.device.handle_events(worker.number, now_ns())
-        for message, sockaddr, local in self._tables.worker_messages(worker.number):
+        self.device.handle_events(number, now_ns())
+        for message, sockaddr, local in self._tables.worker_messages(number):
             self._handshakes.take_stray(message, sockaddr, local, now_ns())
             self._serve_handshakes()
         self.settle()
 
-    def _ring(self) -> None:
-        for worker in self.workers:
-            os.eventfd_write(worker.doorbell_fd, 1)
+    def _bury(self, number: int) -> None:
+        """A worker's process has ended."""
+        if not self._stopped.is_set():
+            self.device.worker_is_dead(number)
 
     # -- handshakes
 
     def _on_handshake(self) -> None:
+        received = 0
         for _ in range(INTAKES_PER_WAKEUP):
             if self._sockets is None:
                 return
             try:
-                if not self._handshakes.receive(self._sockets.handshake.fileno(), now_ns()):
-                    break
+                count = self._handshakes.receive(self._sockets.handshake.fileno(), now_ns())
             except OSError as error:    # what ICMP said of an earlier send
                 log.debug("handshake socket: %s", error)
+                continue
+            received += count
+            if count < INTAKE_BATCH:
+                break
         self._serve_handshakes()
+        self._rest_if_flooded(received)
+
+    def _rest_if_flooded(self, received: int) -> None:
+        """Let a flood gather in the socket: a wake-up for every few messages would cost the
+        tunnels more than the messages do."""
+        assert self._loop is not None
+        now = self._loop.time()
+        if now - self._flood_began > FLOOD_WINDOW_S:
+            self._flood_began, self._flood_count = now, 0
+        self._flood_count += received
+        if self._flood_count > FLOOD_COUNT and self._sockets is not None:
+            self._loop.remove_reader(self._sockets.handshake)
+            self._loop.call_later(FLOOD_REST_S, self._listen)
+
+    def _listen(self) -> None:
+        assert self._loop is not None
+        if self._sockets is not None and not self._stopped.is_set():
+            self._loop.add_reader(self._sockets.handshake, self._on_handshake)
 
     def _serve_handshakes(self) -> None:
         """Serve what waits; what is left when the slice of time is used up, later."""
@@ -450,10 +332,10 @@ class Supervisor:
 
     def _pass_on(self, message: bytes, sockaddr: bytes, local: bytes) -> None:
         """A transport message came with a handshake message: it is its worker's."""
-        number = message[4] & ((1 << (len(self.workers) - 1).bit_length()) - 1)
-        if number < len(self.workers) and self._tables.worker_inject(
-                number, message, sockaddr, local):
-            os.eventfd_write(self.workers[number].doorbell_fd, 1)
+        count = self._tables.queue_count
+        number = message[4] & ((1 << (count - 1).bit_length()) - 1)
+        if number < count and self._tables.worker_inject(number, message, sockaddr, local):
+            self._workers.ring_one(number)
 
     def _transmit(self, message: bytes, endpoint: Endpoint, local: bytes) -> None:
         if self._sockets is None:

@@ -38,6 +38,7 @@ class UnixServer:
         # Bound and listening under a name of its own before it is put at its place, which
         # fails if something is there: of two who start at once, one finds the other.
         private = self.path.with_name(f".{os.getpid()}")
+        private.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             before = os.umask(0o177)

@@ -41,7 +41,7 @@ def test_imports_go_down_only():
         {"peer", "sessions", "device", "worker", "netdev", "paths"},
         {"handshakes", "sockets", "capabilities", "netlink", "linkwatch", "config", "control",
          "firewall", "hostnet",
-         "conffile", "resolver", "uapi"},
+         "conffile", "resolver", "uapi", "workers"},
         {"supervisor"},
         {"stats", "uapiserver"},
         {"tunnel", "lab"},
