@@ -40,10 +40,6 @@ log = logging.getLogger("fastpump.supervisor")
 RECLAIM_INTERVAL_S = 1.0
 # Receive calls in a row on the handshake socket before others have their turn.
 INTAKES_PER_WAKEUP = 8
-# More messages than this in a window are a flood: look after them every so often only.
-FLOOD_WINDOW_S = 0.01
-FLOOD_COUNT = 100
-FLOOD_REST_S = 0.002
 
 
 def now_ns() -> int:
@@ -70,8 +66,6 @@ class Supervisor:
         self._timer_at: int | None = None
         self._reclaimer: asyncio.TimerHandle | None = None
         self._is_serving = False
-        self._flood_began = 0.0
-        self._flood_count = 0
         self._ready = asyncio.Event()
         self._stopped = asyncio.Event()
         self.stop_reason = ""
@@ -217,7 +211,7 @@ class Supervisor:
         """Start to receive on new sockets."""
         assert self._loop is not None
         assert self._sockets is not None
-        self._listen()
+        self._loop.add_reader(self._sockets.handshake, self._on_handshake)
         self._workers.start([sock.fileno() for sock in self._sockets.workers])
 
     def _leave(self, sockets: SocketGroup) -> None:
@@ -284,7 +278,6 @@ class Supervisor:
     # -- handshakes
 
     def _on_handshake(self) -> None:
-        received = 0
         for _ in range(INTAKES_PER_WAKEUP):
             if self._sockets is None:
                 return
@@ -293,28 +286,9 @@ class Supervisor:
             except OSError as error:    # what ICMP said of an earlier send
                 log.debug("handshake socket: %s", error)
                 continue
-            received += count
             if count < INTAKE_BATCH:
                 break
         self._serve_handshakes()
-        self._rest_if_flooded(received)
-
-    def _rest_if_flooded(self, received: int) -> None:
-        """Let a flood gather in the socket: a wake-up for every few messages would cost the
-        tunnels more than the messages do."""
-        assert self._loop is not None
-        now = self._loop.time()
-        if now - self._flood_began > FLOOD_WINDOW_S:
-            self._flood_began, self._flood_count = now, 0
-        self._flood_count += received
-        if self._flood_count > FLOOD_COUNT and self._sockets is not None:
-            self._loop.remove_reader(self._sockets.handshake)
-            self._loop.call_later(FLOOD_REST_S, self._listen)
-
-    def _listen(self) -> None:
-        assert self._loop is not None
-        if self._sockets is not None and not self._stopped.is_set():
-            self._loop.add_reader(self._sockets.handshake, self._on_handshake)
 
     def _serve_handshakes(self) -> None:
         """Serve what waits; what is left when the slice of time is used up, later."""
