@@ -62,6 +62,8 @@ class HostState:
         self._record = _open_record(name)
         self._ruled: tuple[int, ...] = ()
         """IP versions that have rules."""
+        self._may_lack_routes = False
+        """They go with the last address of an IP version."""
         self.done = HostNet()
 
     def change(self, index: int, wanted: HostNet) -> list[str]:
@@ -83,6 +85,7 @@ class HostState:
             return False
         netlink.change_addresses(index, [each for each in old if each not in new], new)
         self.done = replace(self.done, addresses=new)
+        self._may_lack_routes = True
         if self._ruled:
             firewall.protect(self._name, new, self.done.default_table)
         return True
@@ -105,11 +108,14 @@ class HostState:
         return True
 
     def _change_routes(self, index: int, wanted: HostNet) -> bool:
-        # Also without a change: routes go with the last address of an IP version.
         old, new = self.done.routes, wanted.routes
-        netlink.change_routes(index, [each for each in old if each not in new], new)
+        if old == new and not self._may_lack_routes:
+            return False
+        kept = set(new)
+        netlink.change_routes(index, [each for each in old if each not in kept], new)
         self.done = replace(self.done, routes=new)
-        return set(old) != set(new)
+        self._may_lack_routes = False
+        return set(old) != kept
 
     def _change_rules(self, _index: int, wanted: HostNet) -> bool:
         if self._ruled == wanted.versions:

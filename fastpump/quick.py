@@ -89,9 +89,11 @@ class Quick:
             endpoint.resolve(*peer.endpoint).address for peer in self.config.peers
             if self.applied.mtu is None and peer.endpoint is not None]))
 
-    def _host_net(self, file: FileConfig, endpoints: Iterable[netlink.Address]) -> HostNet:
-        """`endpoints`: the addresses that the MTU shall fit the ways to, if none is given."""
-        mtu = file.mtu or netlink.fitting_mtu(endpoints)
+    def _host_net(self, file: FileConfig,
+                  endpoints: Iterable[netlink.Address] | None) -> HostNet:
+        """`endpoints`: the addresses that the MTU shall fit the ways to, if the file says
+        none; None: it stays."""
+        mtu = file.mtu or (0 if endpoints is None else netlink.fitting_mtu(endpoints))
         return HostNet(file.addresses, mtu, tuple(self._routes(file)), self.default_table,
                        file.dns, file.dns_search)
 
@@ -161,10 +163,10 @@ class Quick:
         changed += self._reload_peers(running, known, new, where)
         old, self.file, self.applied = self.applied, file, new
         assert self.host is not None
-        host_net = await asyncio.to_thread(self._host_net, new, [
-            peer.endpoint.address for peer in device.peers.values() if peer.endpoint is not None])
-        if new.mtu is None and old.mtu is None:     # the ways to the peers may differ by now
-            host_net = replace(host_net, mtu=self.host.done.mtu)
+        # An MTU that was found stays: the ways to the peers may differ by now.
+        endpoints = None if old.mtu is None else [
+            peer.endpoint.address for peer in device.peers.values() if peer.endpoint is not None]
+        host_net = await asyncio.to_thread(self._host_net, new, endpoints)
         changed += await asyncio.to_thread(self.host.change, running.link.index, host_net)
         return {"changed": changed, "needs_restart": fixed, "warnings": list(file.warnings)}
 
