@@ -125,16 +125,17 @@ class HostState:
                 netlink.remove_default_rules(version, self.done.default_table)
                 self._ruled = tuple(each for each in self._ruled if each != version)
         self.done = replace(self.done, default_table=wanted.default_table)
-        for version in wanted.versions:
-            if version not in self._ruled:
-                netlink.add_default_rules(version, wanted.default_table)
-                self._ruled = (*self._ruled, version)
         if not wanted.versions:
             firewall.unprotect(self._name)
             return True
         if 4 in wanted.versions:
             SRC_VALID_MARK.write_text("1")
+        # Before the rules: no default route without it, also when a step fails.
         firewall.protect(self._name, wanted.addresses, wanted.default_table)
+        for version in wanted.versions:
+            if version not in self._ruled:
+                netlink.add_default_rules(version, wanted.default_table)
+                self._ruled = tuple(sorted((*self._ruled, version)))
         return True
 
     def _write(self, wanted: HostNet) -> None:
