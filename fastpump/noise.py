@@ -24,6 +24,7 @@ from fastpump.wire import Initiation, Response
 
 _CONSTRUCTION = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
 _IDENTIFIER = b"WireGuard v1 zx2c4 Jason@zx2c4.com"
+_EXPORT_LABEL = b"fastpump lanes 1"
 _ZERO_NONCE = bytes(12)
 
 
@@ -99,10 +100,12 @@ def _open(key: bytes, data: bytes, h: bytes, what: str) -> bytes:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TransportKeys:
-    """The two keys that a handshake yields, from our side."""
+    """What a handshake yields, from our side: two keys, and a secret that lanes are made of
+    (docs/PROTOCOL.md), from which the keys do not follow."""
 
     send: bytes
     receive: bytes
+    exported: bytes
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -192,8 +195,9 @@ def create_response(initiation: ConsumedInitiation, preshared_key: bytes, local_
     # {}
     encrypted_nothing = _seal(k, b"", h)
     receive, send = _kdf(2, c, b"")
+    (exported,) = _kdf(1, c, _EXPORT_LABEL)
     message = Response(local_index, initiation.remote_index, ephemeral.public, encrypted_nothing)
-    return message, TransportKeys(send, receive)
+    return message, TransportKeys(send, receive, exported)
 
 
 def consume_response(static: DhKeyPair, state: InitiatorState, preshared_key: bytes,
@@ -213,4 +217,5 @@ def consume_response(static: DhKeyPair, state: InitiatorState, preshared_key: by
     # {}
     _open(k, message.encrypted_nothing, h, "the response")
     send, receive = _kdf(2, c, b"")
-    return TransportKeys(send, receive)
+    (exported,) = _kdf(1, c, _EXPORT_LABEL)
+    return TransportKeys(send, receive, exported)

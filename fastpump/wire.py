@@ -1,8 +1,9 @@
 """WireGuard's handshake messages: parse and emit (WireGuard paper, section 5.4).
 
-Transport messages are the data plane's: hot/egress.pxd and hot/ingress.pxd; only the
-empty one (a keepalive) is made here. All integers are little-endian. `parse` answers
-None for what is not a handshake message of the right length; contents are not judged.
+Transport and lane messages are the data plane's: hot/egress.pxd and hot/ingress.pxd; only
+the headers of what the supervisor sends itself are made here. All integers are
+little-endian. `parse` answers None for what is not a handshake message of the right length;
+contents are not judged.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ INITIATION_TYPE = 1
 RESPONSE_TYPE = 2
 COOKIE_REPLY_TYPE = 3
 TRANSPORT_TYPE = 4
+LANE_TYPE = 5
+LANE_FLAG_ASK = 0x08
 
 _INITIATION = struct.Struct("<II32s48s28s16s16s")
 _RESPONSE = struct.Struct("<III32s16s16s16s")
 _COOKIE_REPLY = struct.Struct("<II24s32s")
 _TRANSPORT_HEADER = struct.Struct("<IIQ")
+_LANE_HEADER = struct.Struct("<BBHIQ")
 
 INITIATION_LEN = _INITIATION.size
 RESPONSE_LEN = _RESPONSE.size
@@ -88,3 +92,8 @@ def parse(message: bytes) -> Initiation | Response | CookieReply | None:
 def transport_header(receiver_index: int, counter: int) -> bytes:
     """The 16 bytes in front of a transport message's ciphertext."""
     return _TRANSPORT_HEADER.pack(TRANSPORT_TYPE, receiver_index, counter)
+
+
+def lane_header(flags: int, lane: int, receiver_index: int, counter: int) -> bytes:
+    """The 16 bytes in front of a lane message's ciphertext (docs/PROTOCOL.md)."""
+    return _LANE_HEADER.pack(LANE_TYPE, flags, lane, receiver_index, counter)

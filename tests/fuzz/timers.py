@@ -98,7 +98,7 @@ class Clock:
         device = self.device
         slot, index = device._sessions.begin(peer)
         keypair = device._sessions.install(
-            peer, slot, index, 1, noise.TransportKeys(bytes(32), bytes(32)), self.now,
+            peer, slot, index, 1, noise.TransportKeys(bytes(32), bytes(32), bytes(32)), self.now,
             is_initiator=self.rng.random() < 0.5)
         device._sessions.retire(peer.keypairs.add_as_initiator(keypair))
         peer.timers.session_derived(self.now)
