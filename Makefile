@@ -11,7 +11,7 @@ BUILD_PACKAGES := build-essential pkg-config python3-dev python3-venv libssl-dev
 ifeq ($(shell uname -m),x86_64)
 BUILD_PACKAGES += libipsec-mb-dev
 endif
-TEST_PACKAGES := wireguard-go wireguard-tools nftables strace procps
+TEST_PACKAGES := wireguard-go wireguard-tools nftables strace procps ethtool
 
 # Installs those of its packages that are missing, if any are.
 define apt_install
@@ -25,7 +25,7 @@ define apt_install
 	    apt-get -qq -y --no-install-recommends install $$missing >/dev/null; fi
 endef
 
-.PHONY: demo test lint bench bench-gateway packages test-packages install clean
+.PHONY: demo test lint bench bench-gateway bench-lanes packages test-packages install clean
 
 demo: install
 	$(SUDO) $(VENV)/bin/fastpump demo $(DEMO_OPTIONS)
@@ -51,6 +51,10 @@ bench: install
 bench-gateway: install
 	$(SUDO) $(VENV)/bin/python bench/gateway.py $(BENCH_OPTIONS) \
 	  $(if $(WIREGUARD_GO),--wireguard-go $(WIREGUARD_GO))
+
+# What each technique of lanes gains.
+bench-lanes: install
+	$(SUDO) $(VENV)/bin/python bench/lanes.py $(BENCH_OPTIONS)
 
 packages:
 	$(call apt_install,$(BUILD_PACKAGES))

@@ -22,19 +22,20 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from fastpump.hot.aead cimport (
-    AEAD_AES_256_GCM, AEAD_CHACHA20_POLY1305, AEAD_IPSEC_MB, AEAD_OPENSSL, Aead, aead_free,
-    aead_has_ipsec_mb, aead_init, aead_open, aead_seal,
+    AEAD_AES_256_GCM, AEAD_CHACHA20_POLY1305, AEAD_IPSEC_MB, AEAD_KEY_LEN, AEAD_OPENSSL,
+    AEAD_RAW_KEY_LEN, Aead, aead_free, aead_has_ipsec_mb, aead_init, aead_is_null, aead_key_set,
+    aead_open, aead_seal,
 )
 from fastpump.hot.atomics cimport (
-    ACQUIRE, RELAXED, RELEASE, SEQ_CST, add32, add64, and32, fence, load32, load64, store32,
-    store64,
+    ACQUIRE, RELAXED, RELEASE, SEQ_CST, add32, add64, and32, fence, load32, load64, or32,
+    store32, store64,
 )
 from fastpump.hot.batch cimport send_init
 from fastpump.hot.egress cimport tun_to_udp
 from fastpump.hot.gro cimport (
     Candidate, Gro, gro_is_full, gro_receive, gro_reset, item_finish,
 )
-from fastpump.hot.ingress cimport recv_init, udp_to_tun
+from fastpump.hot.ingress cimport recv_init, take_held
 from fastpump.hot.intake cimport (
     COOKIE_REPLY_LEN, INTAKE_ACCEPT, INTAKE_COOKIE, INTAKE_DROP_INVALID_MAC1, INTAKE_DROP_MALFORMED,
     INTAKE_DROP_OVERLOAD, INTAKE_DROP_REPLAYED, INTAKE_DROP_SOURCE_RATE, INTAKE_MESSAGES,
@@ -42,12 +43,16 @@ from fastpump.hot.intake cimport (
     cookie_reply_write, intake_judge, known_add, mac_free, mac_init, replies_send,
     reply_add, xchacha_free, xchacha_init, xchacha_run,
 )
-from fastpump.hot.ip cimport IpPacket, ip_parse
+from fastpump.hot.ip cimport IpPacket, ip_can_be_partial, ip_parse
 from fastpump.hot.limits cimport (
-    BATCH_BUCKETS, BUFFER_STRIDE, EVENT_RING_LEN, GRO_MAX_TCP_SEGMENTS, MAX_QUEUES,
-    MESSAGE_LEN, READ_HEADROOM, RECV_MESSAGES, SEND_MESSAGES, STAGED_SLOTS, TAG_LEN,
-    VNET_HEADER_LEN,
+    BATCH_BUCKETS, BUFFER_STRIDE, CONTROL_LEN, EVENT_RING_LEN, GRO_MAX_TCP_SEGMENTS, HELD_BYTES,
+    MAX_QUEUES, MESSAGE_LEN, READ_HEADROOM, RECV_MESSAGES, SEND_MESSAGES,
+    STAGED_SLOTS, TAG_LEN, VNET_HEADER_LEN,
 )
+from fastpump.hot.limits cimport FEATURE_BUNDLE as _FEATURE_BUNDLE
+from fastpump.hot.limits cimport FEATURE_PARTIAL as _FEATURE_PARTIAL
+from fastpump.hot.limits cimport MAX_LANES as _MAX_LANES
+from fastpump.hot.limits cimport MAX_LANE_SOCKETS as _MAX_LANE_SOCKETS
 from fastpump.hot.limits cimport REPLAY_WINDOW as _REPLAY_WINDOW
 from fastpump.hot.limits cimport REJECT_AFTER_MESSAGES as _REJECT_AFTER_MESSAGES
 from fastpump.hot.linux cimport (
@@ -57,21 +62,27 @@ from fastpump.hot.linux cimport (
 )
 from fastpump.hot.local cimport RECV_CONTROL_LEN, control_read
 
-from fastpump.hot.loop cimport loop_doorbell, loop_init, loop_run
+from fastpump.hot.loop cimport loop_doorbell, loop_init, loop_receive, loop_run
 from fastpump.hot.lookup cimport lookup_peer, prefix_load
-from fastpump.hot.messages cimport message_first, message_pop, message_push
+from fastpump.hot.messages cimport (
+    control_first, control_pop, message_first, message_pop, message_push,
+)
 from fastpump.hot.replay cimport replay_is_fresh, replay_mark
 from fastpump.hot.sandbox cimport (
     sandbox_drop_capabilities, sandbox_filter_syscalls, sandbox_tie_to_parent,
 )
 from fastpump.hot.shm cimport (
     ADDRESS_LEN, ARMED_LOCAL_GONE, ARMED_ROAM, ARMED_UNANSWERED_RX, ARMED_UNANSWERED_TX,
-    ARMED_WANT_SESSION, EVENT_CONFIRMED, EVENT_LOCAL_GONE, EVENT_OFFLOAD_OFF, EVENT_REKEY,
-    EVENT_ROAM, EVENT_SEND_ERROR, EVENT_UNANSWERED_RX, EVENT_UNANSWERED_TX, EVENT_WANT_SESSION,
-    KEYPAIR_CONFIRM_TOLD, KEYPAIR_INITIATOR, KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, LOCAL_LEN,
-    NONE, OFFLOAD_TUN_TCP4, OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6,
-    OFFLOAD_UDP_GSO, Event, Header, Keypair, Message, MessageRing, PeerSlot, Replay, Tables,
-    TrieNode, WorkerShared, peer_endpoint_read, peer_endpoint_write, tables_resolve,
+    ARMED_WANT_SESSION, EVENT_CONFIRMED, EVENT_LANE_ASKED, EVENT_LANE_ROAM, EVENT_LANE_UNANSWERED,
+    EVENT_LANE_USABLE, EVENT_LOCAL_GONE, EVENT_OFFLOAD_OFF, EVENT_REKEY, EVENT_ROAM,
+    EVENT_SEND_ERROR, EVENT_UNANSWERED_RX, EVENT_UNANSWERED_TX, EVENT_WANT_SESSION,
+    KEYPAIR_CONFIRM_TOLD, KEYPAIR_INITIATOR, KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, LANE_ASKED,
+    LANE_DEAD, LANE_FREE, LANE_LIVE, LANE_REKEY_TOLD, LANE_RESERVED, LANE_ROAM_TOLD,
+    LANE_UNANSWERED_TOLD, LANE_USABLE, LANE_USABLE_TOLD, LOCAL_LEN, NONE, OFFLOAD_TUN_TCP4,
+    OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6, OFFLOAD_UDP_GSO, POLICY_ANY,
+    POLICY_LANES, POLICY_NOTHING, Control, ControlRing, Endpoint, Event, Header, Keypair, Lane,
+    Message, MessageRing, PeerSlot, Replay, Tables, TrieNode, WorkerShared, endpoint_read,
+    endpoint_write, tables_resolve,
 )
 from fastpump.hot.split cimport Splitter, splitter_init, splitter_next
 from fastpump.hot.staged cimport staged_init
@@ -87,6 +98,7 @@ VERDICT_NAMES = {
     v.DROP_STAGED_FULL: "DROP_STAGED_FULL",
     v.DROP_STAGED_TIMEOUT: "DROP_STAGED_TIMEOUT",
     v.DROP_COUNTER_LIMIT: "DROP_COUNTER_LIMIT",
+    v.DROP_NO_LANES: "DROP_NO_LANES",
     v.DROP_TOO_BIG: "DROP_TOO_BIG",
     v.DROP_SEND_BUFFER_FULL: "DROP_SEND_BUFFER_FULL",
     v.DROP_SEND_ERROR: "DROP_SEND_ERROR",
@@ -97,6 +109,11 @@ VERDICT_NAMES = {
     v.DROP_REPLAYED: "DROP_REPLAYED",
     v.DROP_UNAUTHENTIC: "DROP_UNAUTHENTIC",
     v.DROP_MALFORMED_INNER: "DROP_MALFORMED_INNER",
+    v.DROP_CONTROL_FULL: "DROP_CONTROL_FULL",
+    v.DROP_MALFORMED_PARTIAL: "DROP_MALFORMED_PARTIAL",
+    v.DROP_MALFORMED_BUNDLE: "DROP_MALFORMED_BUNDLE",
+    v.DROP_NOT_IN_LANES: "DROP_NOT_IN_LANES",
+    v.DROP_HOLD_FULL: "DROP_HOLD_FULL",
     v.DROP_SOURCE_NOT_ALLOWED: "DROP_SOURCE_NOT_ALLOWED",
     v.DROP_INTERFACE_DOWN: "DROP_INTERFACE_DOWN",
     v.DROP_INTERFACE_FULL: "DROP_INTERFACE_FULL",
@@ -114,6 +131,7 @@ COUNTER_NAMES = {
     v.UDP_TX_BYTES: "udp_tx_bytes",
     v.UDP_TX_MESSAGES: "udp_tx_messages",
     v.UDP_TX_CALLS: "udp_tx_calls",
+    v.UDP_TX_BUNDLES: "udp_tx_bundles",
     v.UDP_RX_DATAGRAMS: "udp_rx_datagrams",
     v.UDP_RX_BYTES: "udp_rx_bytes",
     v.UDP_RX_MESSAGES: "udp_rx_messages",
@@ -138,6 +156,10 @@ EVENT_NAMES = {
     EVENT_OFFLOAD_OFF: "offload_off",
     EVENT_SEND_ERROR: "send_error",
     EVENT_LOCAL_GONE: "local_gone",
+    EVENT_LANE_USABLE: "lane_usable",
+    EVENT_LANE_ASKED: "lane_asked",
+    EVENT_LANE_ROAM: "lane_roam",
+    EVENT_LANE_UNANSWERED: "lane_unanswered",
 }
 OFFLOAD_BITS = {
     "udp-gso": OFFLOAD_UDP_GSO,
@@ -153,6 +175,18 @@ ARMED_BITS = {
     "roam": ARMED_ROAM,
     "local_gone": ARMED_LOCAL_GONE,
 }
+LANE_BITS = {
+    "asked": LANE_ASKED,
+    "usable_told": LANE_USABLE_TOLD,
+    "unanswered_told": LANE_UNANSWERED_TOLD,
+    "rekey_told": LANE_REKEY_TOLD,
+    "roam_told": LANE_ROAM_TOLD,
+}
+POLICIES = {"any": POLICY_ANY, "lanes": POLICY_LANES, "nothing": POLICY_NOTHING}
+CIPHERS = {"chacha20-poly1305": AEAD_CHACHA20_POLY1305, "aes-256-gcm": AEAD_AES_256_GCM}
+FEATURE_PARTIAL, FEATURE_BUNDLE = _FEATURE_PARTIAL, _FEATURE_BUNDLE
+MAX_LANES, MAX_LANE_SOCKETS = _MAX_LANES, _MAX_LANE_SOCKETS
+HAS_NULL_CIPHER = bool(aead_is_null())
 REPLAY_WINDOW = _REPLAY_WINDOW
 REJECT_AFTER_MESSAGES = _REJECT_AFTER_MESSAGES
 MAX_TUN_QUEUES = MAX_QUEUES
@@ -204,7 +238,9 @@ cdef class SharedTables:
     cdef Tables tables
     cdef size_t size
     cdef list free_peers, free_keypairs, free_nodes
-    cdef uint32_t next_peer, next_keypair, next_node
+    cdef dict free_lanes            # slots of lane 0, by the length of the run: 1, 2, 4, ...
+    cdef uint32_t next_peer, next_keypair, next_node, next_lane
+    cdef Aead aead                  # to expand lane keys with
     cdef list retired               # (kind, slot) since `waiting` was snapshot
     cdef list waiting
     cdef list waiting_epochs
@@ -212,9 +248,11 @@ cdef class SharedTables:
     def __cinit__(self):
         self.fd = -1
         self.free_peers, self.free_keypairs, self.free_nodes = [], [], []
+        self.free_lanes = {}
         self.retired, self.waiting, self.waiting_epochs = [], [], []
 
     def __dealloc__(self):
+        aead_free(&self.aead)
         if self.tables.header != NULL:
             munmap(self.tables.header, self.size)
 
@@ -226,8 +264,8 @@ cdef class SharedTables:
 
     @classmethod
     def create(cls, uint32_t queue_count, uint32_t peer_capacity=16384,
-               uint32_t node_capacity=1 << 20):
-        """New, empty tables for `queue_count` workers (1 to 256)."""
+               uint32_t node_capacity=1 << 20, *, str backend=None):
+        """New, empty tables for `queue_count` workers (1 to 256), whose AEAD backend it is."""
         cdef SharedTables self = cls.__new__(cls)
         cdef Header header
         cdef uint64_t at
@@ -239,13 +277,16 @@ cdef class SharedTables:
         # Three keypairs a peer, one handshake under way.
         header.keypair_capacity = 4 * peer_capacity
         header.node_capacity = node_capacity
+        # Three sets a peer, of as many lanes as we have queues or a few more.
+        header.lane_capacity = peer_capacity * 3 * max(4, min(queue_count, 16))
+        header.lane_bits = (header.lane_capacity - 1).bit_length()
         header.worker_bits = (queue_count - 1).bit_length()
         header.slot_bits = (header.keypair_capacity - 1).bit_length()
         header.workers_at = at = PAGE
         header.peers_at = at = round_up(at + queue_count * sizeof(WorkerShared), PAGE)
         header.keypairs_at = at = round_up(at + peer_capacity * sizeof(PeerSlot), PAGE)
-        at += header.keypair_capacity * sizeof(Keypair)
-        header.nodes_at = at = round_up(at, PAGE)
+        header.lanes_at = at = round_up(at + header.keypair_capacity * sizeof(Keypair), PAGE)
+        header.nodes_at = at = round_up(at + header.lane_capacity * sizeof(Lane), PAGE)
         header.size = round_up(at + node_capacity * sizeof(TrieNode), PAGE)
         fd = os.memfd_create("fastpump", os.MFD_CLOEXEC)
         try:
@@ -257,6 +298,8 @@ cdef class SharedTables:
         memcpy(self.tables.header, &header, sizeof(header))
         tables_resolve(&self.tables, self.tables.header)
         self.next_node = 1
+        if aead_init(&self.aead, backend_number(backend or default_backend())) != 0:
+            raise OSError("the AEAD library does not start")
         return self
 
     @classmethod
@@ -333,13 +376,14 @@ cdef class SharedTables:
         purge_count = peer.purge_count
         memset(peer, 0, sizeof(PeerSlot))
         peer.purge_count = purge_count + 1      # what a worker still staged is not its
-        peer.send_keypair = NONE
+        peer.send_keypair = peer.lanes[0] = peer.lanes[1] = NONE
         store32(&peer.live, 1, RELEASE)
         return slot
 
     def peer_remove(self, uint32_t slot):
         """Give the slot back. The caller has taken its prefixes and keypairs away."""
         cdef PeerSlot *peer = self.peer(slot)
+        store32(&peer.lanes[0], NONE, RELEASE)
         store32(&peer.send_keypair, NONE, RELEASE)
         add32(&peer.purge_count, 1, RELEASE)
         store32(&peer.live, 0, RELEASE)
@@ -348,29 +392,46 @@ cdef class SharedTables:
     def peer_set_endpoint(self, uint32_t slot, bytes sockaddr, bytes local=bytes(LOCAL_LEN)):
         """`sockaddr`: a struct sockaddr_in or sockaddr_in6 as bytes; b"" for unknown.
         `local`: the own address to send from, 16 bytes; zeros: the kernel's choice."""
-        cdef PeerSlot *peer = self.peer(slot)
+        self.endpoint_set(&self.peer(slot).endpoint, sockaddr, local)
+
+    cdef int endpoint_set(self, Endpoint *endpoint, bytes sockaddr, bytes local) except -1:
         cdef const uint8_t *source = <const uint8_t *>PyBytes_AS_STRING(sockaddr)
+        cdef const uint8_t *own = <const uint8_t *>PyBytes_AS_STRING(local)
         cdef uint32_t length = <uint32_t>len(sockaddr)
         if length > ADDRESS_LEN or len(local) != LOCAL_LEN:
             raise ValueError(f"a sockaddr of {length} bytes, an own address of {len(local)}")
         for _ in range(1000):
-            if peer_endpoint_write(peer, source, length,
-                                   <const uint8_t *>PyBytes_AS_STRING(local)):
-                return
+            if endpoint_write(endpoint, source, length, own):
+                return 0
             os.sched_yield()        # a worker writes it
         # That worker was killed in between.
-        store32(&peer.endpoint_seq, (peer.endpoint_seq | 1) + 1, RELEASE)
-        peer_endpoint_write(peer, source, length, <const uint8_t *>PyBytes_AS_STRING(local))
+        store32(&endpoint.sequence, (endpoint.sequence | 1) + 1, RELEASE)
+        endpoint_write(endpoint, source, length, own)
+        return 0
 
-    def peer_endpoint(self, uint32_t slot):
-        """(sockaddr, own address) as the workers have them; (b"", zeros) for unknown."""
+    cdef tuple endpoint_get(self, Endpoint *endpoint):
         cdef uint8_t address[ADDRESS_LEN]
         cdef uint8_t local[LOCAL_LEN]
         cdef uint32_t length
         memset(local, 0, LOCAL_LEN)
-        length = peer_endpoint_read(self.peer(slot), address, local)
+        length = endpoint_read(endpoint, address, local)
         return (PyBytes_FromStringAndSize(<char *>address, length),
                 PyBytes_FromStringAndSize(<char *>local, LOCAL_LEN))
+
+    def peer_endpoint(self, uint32_t slot):
+        """(sockaddr, own address) as the workers have them; (b"", zeros) for unknown."""
+        return self.endpoint_get(&self.peer(slot).endpoint)
+
+    def peer_set_policy(self, uint32_t slot, str policy):
+        """What the peer's data may travel by: "any" way, "lanes" only, or "nothing"."""
+        store32(&self.peer(slot).policy, POLICIES[policy], RELAXED)
+
+    def peer_set_lanes(self, uint32_t slot, newest, older):
+        """The sets of lanes that workers send on, by the slots of their first lanes; None for
+        none."""
+        cdef PeerSlot *peer = self.peer(slot)
+        store32(&peer.lanes[1], NONE if older is None else older, SEQ_CST)
+        store32(&peer.lanes[0], NONE if newest is None else newest, SEQ_CST)
 
     def peer_set_send_keypair(self, uint32_t slot, keypair):
         """What workers seal with from now on; None for no session."""
@@ -478,14 +539,135 @@ cdef class SharedTables:
         """Let the workers ask for a rekey again (the last attempt failed)."""
         and32(&self.keypair(slot).flags, ~<uint32_t>KEYPAIR_REKEY_TOLD, RELAXED)
 
-    def keypair_take_counter(self, uint32_t slot):
-        """A send counter, taken atomically: nobody else gets it."""
-        return add64(&self.keypair(slot).send_counter, 1, RELAXED)
+    def keypair_take_counter(self, uint32_t slot, uint32_t local_index):
+        """A send counter, taken atomically: nobody else gets it. ValueError if the slot's
+        keypair is not the one with that index any more: its counters would begin anew."""
+        cdef Keypair *keypair = self.keypair(slot)
+        if not load32(&keypair.live, ACQUIRE) or keypair.local_index != local_index:
+            raise ValueError(f"the keypair in slot {slot} is gone")
+        return add64(&keypair.send_counter, 1, RELAXED)
 
     def keypair_retire(self, uint32_t slot):
         """Take the keypair out of use; its keys are wiped after the grace period."""
         store32(&self.keypair(slot).live, 0, SEQ_CST)
         self.retired.append(("keypair", slot))
+
+    # -- lanes
+
+    cdef Lane *lane(self, uint32_t slot) except NULL:
+        if slot >= self.next_lane:
+            raise IndexError(f"no lane in slot {slot}")
+        return &self.tables.lanes[slot]
+
+    def lanes_reserve(self, uint32_t peer, uint32_t count):
+        """(slot of lane 0, receiver index) for a set of `count` lanes, whose keys are not known
+        yet: what comes for it waits. MemoryError when the table is full."""
+        cdef Header *header = self.tables.header
+        cdef Lane *lane
+        cdef uint32_t slot, i
+        self.peer(peer)
+        if not 1 <= count <= _MAX_LANES:
+            raise ValueError(f"a set has 1 to {_MAX_LANES} lanes, not {count}")
+        run = 1 << (count - 1).bit_length()     # few sizes, so that each is used again
+        if not self.free_lanes.get(run):
+            self.reclaim_all()
+        if self.free_lanes.get(run):
+            slot = self.free_lanes[run].pop()
+        elif self.next_lane + run <= header.lane_capacity:
+            slot = self.next_lane
+            self.next_lane += run
+        else:
+            raise MemoryError(f"the table of lanes is full ({header.lane_capacity})")
+        index = int.from_bytes(os.urandom(4), "little") >> header.lane_bits << header.lane_bits
+        index |= slot
+        for i in range(count):
+            lane = &self.tables.lanes[slot + i]
+            lane.local_index = index
+            lane.peer = peer
+            lane.number = i
+            lane.count = count
+            lane.worker = i % header.queue_count
+            store32(&lane.state, LANE_RESERVED, RELEASE)
+        return slot, index
+
+    def lanes_install(self, uint32_t first, uint32_t remote_index, str cipher, uint32_t features,
+                      list keys, list endpoints, sockets, uint64_t rekey_at_ns,
+                      uint64_t rekey_rx_at_ns, uint64_t reject_at_ns):
+        """Make a reserved set live. `keys`: (send, receive) of each lane, 32 bytes each;
+        `endpoints`: (sockaddr, own address) of each, b"" for unknown; `sockets`: how many
+        lane sockets there are, None if the set uses our port."""
+        cdef Lane *lane
+        cdef uint32_t i, count = self.lane(first).count
+        cdef bytes send_key, receive_key
+        if len(keys) != count or len(endpoints) != count:
+            raise ValueError(f"{len(keys)} keys, {len(endpoints)} endpoints for {count} lanes")
+        for i in range(count):
+            lane = self.lane(first + i)
+            send_key, receive_key = keys[i]
+            if len(send_key) != AEAD_RAW_KEY_LEN or len(receive_key) != AEAD_RAW_KEY_LEN:
+                raise ValueError("lane keys have 32 bytes")
+            lane.remote_index = remote_index
+            lane.socket = NONE if sockets is None else i % <uint32_t>sockets
+            lane.cipher = CIPHERS[cipher]
+            lane.features = features
+            lane.rekey_at_ns = rekey_at_ns
+            lane.rekey_rx_at_ns = rekey_rx_at_ns
+            lane.reject_at_ns = reject_at_ns
+            aead_key_set(&self.aead, lane.cipher, <const uint8_t *>PyBytes_AS_STRING(send_key),
+                         lane.send_key)
+            aead_key_set(&self.aead, lane.cipher, <const uint8_t *>PyBytes_AS_STRING(receive_key),
+                         lane.receive_key)
+            sockaddr, local = endpoints[i]
+            self.endpoint_set(&lane.endpoint, sockaddr, local)
+            store32(&lane.state, LANE_LIVE, RELEASE)
+
+    def lanes_retire(self, uint32_t first):
+        """Take a set out of use; its keys are wiped after the grace period."""
+        cdef uint32_t i
+        for i in range(self.lane(first).count):
+            store32(&self.tables.lanes[first + i].state, LANE_FREE, SEQ_CST)
+        self.retired.append(("lanes", first))
+
+    def lane_status(self, uint32_t slot):
+        """What is known of a lane: a dict; times are CLOCK_BOOTTIME, ns, 0 for never."""
+        cdef Lane *lane = self.lane(slot)
+        return {
+            "number": lane.number,
+            "worker": lane.worker,
+            "is_usable": load32(&lane.bits, RELAXED) & LANE_USABLE != 0,
+            "endpoint": self.endpoint_get(&lane.endpoint)[0],
+            "tx_messages": load64(&lane.send_counter, RELAXED),
+            "rx_newest": lane.replay.newest,
+            "tx_bytes": lane.tx_bytes,
+            "rx_bytes": lane.rx_bytes,
+            "last_tx_ns": lane.last_tx_ns,
+            "last_rx_ns": lane.last_rx_ns,
+            "first_unanswered_tx_ns": lane.first_unanswered_tx_ns,
+        }
+
+    def lane_endpoint(self, uint32_t slot):
+        """(sockaddr, own address) as the lane's worker has them; (b"", zeros) for unknown."""
+        return self.endpoint_get(&self.lane(slot).endpoint)
+
+    def lane_set_endpoint(self, uint32_t slot, bytes sockaddr, bytes local=bytes(LOCAL_LEN)):
+        """As `peer_set_endpoint`, for a lane."""
+        self.endpoint_set(&self.lane(slot).endpoint, sockaddr, local)
+
+    def lane_clear(self, uint32_t slot, str bit):
+        """Let something of LANE_BITS be told again."""
+        and32(&self.lane(slot).bits, ~<uint32_t>LANE_BITS[bit], SEQ_CST)
+
+    def lane_set_dead(self, uint32_t slot):
+        """Let the flows of a lane that is not answered take others, until it is heard."""
+        cdef Lane *lane = self.lane(slot)
+        or32(&lane.bits, LANE_DEAD, SEQ_CST)
+        and32(&lane.bits, ~<uint32_t>LANE_USABLE, SEQ_CST)
+
+    def lane_take_counter(self, uint32_t slot, uint64_t now):
+        """A send counter, taken atomically for a message that leaves now."""
+        cdef Lane *lane = self.lane(slot)
+        lane.last_tx_ns = now
+        return add64(&lane.send_counter, 1, RELAXED)
 
     # -- allowed IPs
 
@@ -566,7 +748,9 @@ cdef class SharedTables:
             if then & 1 and load64(&self.tables.workers[i].epoch, SEQ_CST) == then:
                 return len(self.waiting) + len(self.retired)
         for kind, slot in self.waiting:
-            if kind == "keypair":
+            if kind == "lanes":
+                self.lanes_wipe(slot)
+            elif kind == "keypair":
                 memset(&self.tables.keypairs[<uint32_t>slot], 0, sizeof(Keypair))
                 self.free_keypairs.append(slot)
             elif kind == "node":
@@ -575,6 +759,12 @@ cdef class SharedTables:
                 self.free_peers.append(slot)
         self.waiting = []
         return len(self.retired)
+
+    cdef int lanes_wipe(self, uint32_t first) except -1:
+        cdef uint32_t count = self.tables.lanes[first].count
+        memset(&self.tables.lanes[first], 0, count * sizeof(Lane))
+        self.free_lanes.setdefault(1 << (count - 1).bit_length(), []).append(first)
+        return 0
 
     cdef reclaim_all(self):
         """What waits since the last time, and what was retired after it."""
@@ -595,26 +785,41 @@ cdef class SharedTables:
         peers whose endpoint it was just writing: they need one."""
         cdef WorkerShared *worker = self.worker(number)
         cdef PeerSlot *peer
+        cdef Lane *lane
         cdef uint32_t told = KEYPAIR_REKEY_TOLD | KEYPAIR_CONFIRM_TOLD
+        cdef uint32_t lane_told = (LANE_ASKED | LANE_USABLE_TOLD | LANE_REKEY_TOLD
+                                   | LANE_UNANSWERED_TOLD | LANE_ROAM_TOLD)
         cdef uint32_t slot
         store64(&worker.epoch, (worker.epoch | 1) + 1, SEQ_CST)
         torn = []
         for slot in range(self.next_peer):
             peer = &self.tables.peers[slot]
             store32(&peer.armed, 0, SEQ_CST)
-            if self.endpoint_is_torn(peer):
-                peer.endpoint_len = 0
-                store32(&peer.endpoint_seq, peer.endpoint_seq + 1, RELEASE)
+            if self.endpoint_is_torn(&peer.endpoint):
+                peer.endpoint.length = 0
+                store32(&peer.endpoint.sequence, peer.endpoint.sequence + 1, RELEASE)
                 torn.append(slot)
         for slot in range(self.next_keypair):
             and32(&self.tables.keypairs[slot].flags, ~told, SEQ_CST)
+        for slot in range(self.next_lane):
+            lane = &self.tables.lanes[slot]
+            if lane.state == LANE_FREE:
+                continue
+            if lane.worker == number:
+                lane.held_count = 0     # what it held is gone
+                lane.first_unanswered_tx_ns = 0
+                and32(&lane.bits, ~lane_told, SEQ_CST)
+            if self.endpoint_is_torn(&lane.endpoint):
+                # The peer's next message says where it is.
+                lane.endpoint.length = 0
+                store32(&lane.endpoint.sequence, lane.endpoint.sequence + 1, RELEASE)
         return torn
 
-    cdef bint endpoint_is_torn(self, PeerSlot *peer):
+    cdef bint endpoint_is_torn(self, Endpoint *endpoint):
         """Whether nobody ends what was begun; one who lives needs nanoseconds."""
-        cdef uint32_t sequence = load32(&peer.endpoint_seq, ACQUIRE)
+        cdef uint32_t sequence = load32(&endpoint.sequence, ACQUIRE)
         for _ in range(100):
-            if not sequence & 1 or load32(&peer.endpoint_seq, ACQUIRE) != sequence:
+            if not sequence & 1 or load32(&endpoint.sequence, ACQUIRE) != sequence:
                 return False
             os.sched_yield()
         return True
@@ -643,6 +848,19 @@ cdef class SharedTables:
                 PyBytes_FromStringAndSize(<char *>message.local, LOCAL_LEN)))
             message_pop(ring)
             message = message_first(ring)
+        return taken
+
+    def worker_controls(self, uint32_t number):
+        """Take the control packets that a worker received: [(peer, local index of the session,
+        data)]; padding may follow in `data`."""
+        cdef ControlRing *ring = &self.worker(number).controls
+        cdef Control *control = control_first(ring)
+        taken = []
+        while control != NULL:
+            taken.append((control.peer, control.local_index, PyBytes_FromStringAndSize(
+                <char *>control.data, min(control.length, <uint32_t>CONTROL_LEN))))
+            control_pop(ring)
+            control = control_first(ring)
         return taken
 
     def worker_inject(self, uint32_t number, bytes data, bytes sockaddr,
@@ -686,7 +904,8 @@ cdef class Pump:
     cdef size_t memory_len
 
     def __init__(self, SharedTables tables, uint32_t number, list tun_fds, int udp_fd,
-                 int doorbell_fd, int event_fd, *, str backend=None, uint64_t busy_poll_us=0):
+                 int doorbell_fd, int event_fd, *, lane_fds=(), str backend=None,
+                 uint64_t busy_poll_us=0):
         cdef Worker *worker
         cdef uint8_t *at
         cdef int error
@@ -694,8 +913,12 @@ cdef class Pump:
             raise ValueError("already set up")
         if number >= tables.queue_count or len(tun_fds) != tables.queue_count:
             raise IndexError(f"worker {number} of {tables.queue_count}, {len(tun_fds)} queues")
+        if len(lane_fds) > _MAX_LANE_SOCKETS or len(lane_fds) % tables.queue_count:
+            raise IndexError(f"{len(lane_fds)} lane sockets for {tables.queue_count} queues")
         self.memory_len = (round_up(sizeof(Worker), PAGE)
-                           + (SEND_MESSAGES + RECV_MESSAGES + STAGED_SLOTS + 1) * BUFFER_STRIDE
+                           + (SEND_MESSAGES + RECV_MESSAGES + STAGED_SLOTS + 2) * BUFFER_STRIDE
+                           + HELD_BYTES
+                           + round_up(8 * tables.tables.header.peer_capacity, PAGE)
                            + round_up(2 * tables.tables.header.peer_capacity, PAGE))
         self.memory = map_memory(self.memory_len, -1)
         at = <uint8_t *>self.memory
@@ -709,6 +932,12 @@ cdef class Pump:
         at += BUFFER_STRIDE
         worker.staged.buffers = at
         at += STAGED_SLOTS * BUFFER_STRIDE
+        worker.bundle.buffer = at
+        at += BUFFER_STRIDE
+        worker.hold.buffer = at
+        at += HELD_BYTES
+        worker.session_sent_ns = <uint64_t *>at
+        at += round_up(8 * tables.tables.header.peer_capacity, PAGE)
         worker.staged.per_peer = <uint16_t *>at
         self.tables = tables
         worker.tables = tables.tables
@@ -725,7 +954,9 @@ cdef class Pump:
         worker.busy_poll_ns = 1000 * busy_poll_us
         worker.send.tables = &worker.tables
         worker.send.shared = worker.shared
-        worker.send.fd = udp_fd
+        for i, fd in enumerate(lane_fds):
+            worker.lane_fds[<int>i] = fd
+        worker.own_lane_fds = <uint32_t>len(lane_fds) // worker.queue_count
         send_init(&worker.send)
         recv_init(&worker.recv)
         staged_init(&worker.staged)
@@ -757,7 +988,8 @@ cdef class Pump:
             worker.spread_queues = load32(&worker.tables.header.spread_queues, RELAXED)
             loop_doorbell(worker)
             tun_to_udp(worker)
-            udp_to_tun(worker)
+            take_held(worker)
+            loop_receive(worker, <uint64_t>-1)
 
 
 INTAKE_VERDICT_NAMES = {
@@ -933,28 +1165,37 @@ def aead(str backend, str cipher, bytes key, bytes nonce, bytes aad, bytes data,
     bytes, `nonce` 12. Opening takes ciphertext and tag; None if it is not authentic."""
     cdef Aead context
     cdef int number = backend_number(backend)
-    cdef int which = {"chacha20-poly1305": AEAD_CHACHA20_POLY1305,
-                      "aes-256-gcm": AEAD_AES_256_GCM}[cipher]
+    cdef int which = CIPHERS[cipher]
     cdef Py_ssize_t length = len(data)
+    cdef uint8_t *room
+    cdef uint8_t *expanded
     cdef int result
     if len(key) != 32 or len(nonce) != 12 or (not seal and length < TAG_LEN):
         raise ValueError("key 32 bytes, nonce 12, sealed data at least 16")
     if aead_init(&context, number) != 0:
         raise OSError("the AEAD library does not start")
+    room = <uint8_t *>calloc(2, AEAD_KEY_LEN)       # aligned to 64
+    if room == NULL:
+        aead_free(&context)
+        raise MemoryError
+    expanded = room + (64 - <size_t>room % 64)
+    aead_key_set(&context, which, key, expanded)
     try:
         if seal:
             out = bytearray(length + TAG_LEN)
-            result = aead_seal(&context, which, key, nonce, aad, len(aad), data,
+            result = aead_seal(&context, which, expanded, nonce, aad, len(aad), data,
                                <uint8_t *>out, length)
             if result != 0:
                 raise OSError("the AEAD library failed")
             return bytes(out)
         length -= TAG_LEN
         out = bytearray(length)
-        result = aead_open(&context, which, key, nonce, aad, len(aad), data, <uint8_t *>out,
+        result = aead_open(&context, which, expanded, nonce, aad, len(aad), data, <uint8_t *>out,
                            length)
         return bytes(out) if result == 0 else None
     finally:
+        memset(room, 0, 2 * AEAD_KEY_LEN)
+        free(room)
         aead_free(&context)
 
 
@@ -991,9 +1232,10 @@ cdef class ReplayWindow:
         return bool(replay_mark(&self.replay, counter))
 
 
-def split(bytes vnet_and_packet):
-    """What leaves for a packet read from the interface: [packet, ...] with complete
-    checksums; None if the vnet header lies. Input: vnet header (10 bytes), packet."""
+def split(bytes vnet_and_packet, *, bint may_leave_partial=False):
+    """What leaves for a packet read from the interface: [packet, ...], with complete
+    checksums unless they may stay partial; None if the vnet header lies. Input: vnet header
+    (10 bytes), packet."""
     cdef VnetHeader vnet
     cdef IpPacket ip
     cdef Splitter splitter
@@ -1010,7 +1252,7 @@ def split(bytes vnet_and_packet):
         if not vnet_checksum_complete(&vnet, ip.start, ip.total_len):
             return None
         return [PyBytes_FromStringAndSize(<char *>ip.start, ip.total_len)]
-    if not splitter_init(&splitter, &vnet, &ip):
+    if not splitter_init(&splitter, &vnet, &ip, may_leave_partial):
         return None
     segments = []
     length = splitter_next(&splitter, &segment)
@@ -1020,7 +1262,8 @@ def split(bytes vnet_and_packet):
     return segments
 
 
-def coalesce(list packets, offloads=("tun-tcp4", "tun-tcp6", "tun-udp4", "tun-udp6")):
+def coalesce(list packets, offloads=("tun-tcp4", "tun-tcp6", "tun-udp4", "tun-udp6"), *,
+             bint is_partial=False):
     """What is written to the interface for packets received in one batch:
     [vnet header (10 bytes) + packet or superpacket, ...]. ValueError for no IP packet."""
     cdef Gro *gro = <Gro *>calloc(1, sizeof(Gro))
@@ -1044,6 +1287,7 @@ def coalesce(list packets, offloads=("tun-tcp4", "tun-tcp6", "tun-udp4", "tun-ud
             memcpy(at, PyBytes_AS_STRING(data), min(len(data), 65535))
             if not ip_parse(&candidate.ip, at, min(len(data), 65535)):
                 raise ValueError("not an IP packet")
+            candidate.is_partial = is_partial and ip_can_be_partial(&candidate.ip)
             if gro_is_full(gro):
                 raise ValueError("too many packets for one batch")
             gro_receive(gro, &candidate)

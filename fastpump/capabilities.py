@@ -8,6 +8,8 @@ Offloads by the names that `--offload NAME=off` takes:
     gro       it takes superpackets that we coalesced
     udp-gso   one send carries many datagrams (UDP_SEGMENT; Linux 4.18)
     udp-gro   one receive brings many datagrams (UDP_GRO; Linux 5.0)
+    partial   on lanes, checksums that the kernel left to us are left to the far kernel
+    bundle    on lanes, small packets that wait together share a datagram
 
 Some kernels accept vnet headers and then fail superpackets, so each kind is written to
 the interface before it is up: a kernel that takes it says EIO (interface down), one that
@@ -22,12 +24,15 @@ import socket
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from fastpump import netdev
+from fastpump import netdev, upgrade
+from fastpump._core import FEATURE_BUNDLE, FEATURE_PARTIAL
 from fastpump.netdev import TunQueues
 from fastpump.sockets import UDP_GRO, UDP_SEGMENT
 
-OFFLOAD_NAMES = ("csum", "tso4", "tso6", "uso", "gro", "udp-gso", "udp-gro")
+OFFLOAD_NAMES = ("csum", "tso4", "tso6", "uso", "gro", "udp-gso", "udp-gro", "partial", "bundle")
+CIPHER_NAMES = tuple(upgrade.CIPHER_NUMBERS)
 
 _VNET = struct.Struct("=BBHHHH")
 _NEEDS_CSUM = 1
@@ -43,6 +48,8 @@ class Capabilities:
     hot: tuple[str, ...]
     """Names of _core.OFFLOAD_BITS."""
     udp_gro: bool
+    lane_features: int
+    """_core.FEATURE_* that peers may use."""
 
 
 def _superpacket(kind: str) -> bytes:
@@ -118,4 +125,25 @@ def probe(tun: TunQueues, wanted: Mapping[str, bool]) -> Capabilities:
     udp_gro = allowed("udp-gro") and _has_socket_option(UDP_GRO, 1)
     if udp_gro:
         names.append("udp-gro")
-    return Capabilities(tuple(names), tuple(hot), udp_gro)
+    lane_features = 0
+    if "csum" in names and allowed("partial"):
+        names.append("partial")
+        lane_features |= FEATURE_PARTIAL
+    if allowed("bundle"):
+        names.append("bundle")
+        lane_features |= FEATURE_BUNDLE
+    return Capabilities(tuple(names), tuple(hot), udp_gro, lane_features)
+
+
+def lane_ciphers(wanted: str) -> tuple[str, ...]:
+    """The ciphers of lanes that are fast here, the best first; or the one that is wanted. AES
+    in software is slow, and leaks its key through the cache."""
+    if wanted != "auto":
+        return (wanted,)
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        flags = ""
+    has_aes = any(line.startswith(("flags", "Features")) and "aes" in line.split()
+                  for line in flags.splitlines())
+    return CIPHER_NAMES if has_aes else ("chacha20-poly1305",)

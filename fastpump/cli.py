@@ -40,8 +40,13 @@ allowed-ips=10.9.0.0/24+192.168.7.0/24
 """
 
 _OFFLOAD_HELP = """\
-switch an offload of the kernel on or off; all that work are on. NAME: csum, tso4, tso6,
-uso, gro (superpackets to the interface), udp-gso, udp-gro"""
+switch an offload on or off; all that work are on. NAME: csum, tso4, tso6,
+uso, gro (superpackets to the interface), udp-gso, udp-gro; on lanes: partial (checksums),
+bundle (small packets share datagrams)"""
+
+_TRANSPORT_HELP = """\
+what data travels by: auto (lanes with other fastpumps, plain WireGuard with all others),
+wireguard (only that), lanes (only that: nothing is sent to peers that do not do lanes)"""
 
 
 def _configured(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -118,6 +123,11 @@ def _add_tunnel(commands: Any) -> None:
         help="MTU of the interface (1420)")
     add("--fwmark", type=_number("firewall mark", 0, 0xFFFFFFFF), default=0, metavar="N",
         help="firewall mark of the tunnel's own packets, for policy routing")
+    add("--transport", type=_lazily("parse_transport"), default="auto",
+        metavar="auto|wireguard|lanes", help=_TRANSPORT_HELP)
+    add("--cipher", type=_lazily("parse_cipher"), default="auto", metavar="NAME",
+        help="cipher of lanes: aes-256-gcm or chacha20-poly1305 (auto: the first where both "
+        "sides' processors have AES, else the second)")
     add("--no-routes", action="store_true", help="add no routes to the allowed IPs")
     add("--pin", action="store_true",
         help="pin each worker to a CPU, when there are as many CPUs as queues")
@@ -142,6 +152,8 @@ wg-quick(8), with all of its keys, and these of fastpump's own in [Interface]:
   Pin = true            pin each worker to a CPU
   BusyPoll = USEC       let a worker spin this long before it sleeps
   Offload = NAME=off    switch an offload off
+  Transport = auto      or wireguard, or lanes: what data travels by
+  Cipher = auto         or aes-256-gcm, or chacha20-poly1305: of lanes
   ResolveEvery = N      ask for the endpoints' names again, at most every N seconds,
                         when a handshake fails (default: off)
 
@@ -166,7 +178,8 @@ def _add_quick(commands: Any) -> None:
              "End a tunnel that `fastpump up` started, and undo all that it did.", _down),
             ("reload", "apply a changed file to a running tunnel",
              "Apply a changed file to a running tunnel. Peers that are still in it keep their "
-             "sessions. Table, Queues, Pin, BusyPoll and Offload need `down` and `up`.", _reload),
+             "sessions. Table, Queues, Pin, BusyPoll, Offload, Transport and "
+             "Cipher need `down` and `up`.", _reload),
             ("check", "check a file", "Check a configuration file, and change nothing.", _check)):
         command = commands.add_parser(
             name, help=help_text, description=f"{description}\n{_FILE_HELP}",
@@ -199,7 +212,8 @@ def _tunnel(args: argparse.Namespace) -> int:
         addresses=tuple(args.address), listen_port=args.listen_port,
         private_key_file=args.private_key, peers=tuple(args.peer), mtu=args.mtu,
         fwmark=args.fwmark, routes=not args.no_routes, pin=args.pin,
-        busy_poll_us=args.busy_poll, offloads=dict(args.offload)), as_json=args.log_json)
+        busy_poll_us=args.busy_poll, transport=args.transport, cipher=args.cipher,
+        offloads=dict(args.offload)), as_json=args.log_json)
     return 0
 
 

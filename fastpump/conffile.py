@@ -29,10 +29,12 @@ from fastpump.config import (
     Network,
     PeerConfig,
     parse_address,
+    parse_cipher,
     parse_mtu,
     parse_network,
     parse_number,
     parse_offload,
+    parse_transport,
 )
 from fastpump.constants import KEY_LEN
 from fastpump.endpoint import split_host_port
@@ -49,8 +51,8 @@ MIN_RESOLVE_S, MAX_RESOLVE_S = 5, 86400
 MAX_U32 = 2 ** 32 - 1
 
 INTERFACE_KEYS = ("Address", "DNS", "MTU", "Table", "Queues", "Pin", "BusyPoll", "Offload",
-                  "ResolveEvery", "SaveConfig", "PreUp", "PostUp", "PreDown", "PostDown",
-                  "ListenPort", "FwMark", "PrivateKey")
+                  "ResolveEvery", "Transport", "Cipher", "SaveConfig", "PreUp", "PostUp", "PreDown",
+                  "PostDown", "ListenPort", "FwMark", "PrivateKey")
 PEER_KEYS = ("PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive")
 
 _NO_KEY = bytes(KEY_LEN)    # how wg says that there is none
@@ -88,6 +90,8 @@ class FileConfig:
     busy_poll_us: int = 0
     offloads: tuple[tuple[str, bool], ...] = ()
     resolve_every_s: int = 0
+    transport: str = "auto"
+    cipher: str = "auto"
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -237,6 +241,10 @@ class _Interface:
             case "resolveevery":
                 self.said = replace(self.said, resolve_every_s=_parse_number_or_off(
                     value, "number of seconds", MIN_RESOLVE_S, MAX_RESOLVE_S))
+            case "transport":
+                self.said = replace(self.said, transport=parse_transport(value))
+            case "cipher":
+                self.said = replace(self.said, cipher=parse_cipher(value))
             case "saveconfig":
                 self.said = replace(self.said, save_config=_parse_bool(value))
             case "listenport":
@@ -470,6 +478,10 @@ def _interface_lines(config: FileConfig) -> list[str]:
             f"{name}={'on' if on else 'off'}" for name, on in config.offloads)))
     if config.resolve_every_s:
         pairs.append(("ResolveEvery", config.resolve_every_s))
+    if config.transport != "auto":
+        pairs.append(("Transport", config.transport))
+    if config.cipher != "auto":
+        pairs.append(("Cipher", config.cipher))
     if config.save_config:
         pairs.append(("SaveConfig", "true"))
     for key, hooks in (("PreUp", config.pre_up), ("PostUp", config.post_up),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastpump import keys
-from fastpump.capabilities import OFFLOAD_NAMES
+from fastpump.capabilities import CIPHER_NAMES, OFFLOAD_NAMES
 from fastpump.constants import DEFAULT_MTU, DEFAULT_NAME, MAX_MTU, MIN_MTU
 from fastpump.endpoint import split_host_port
 from fastpump.errors import ConfigError
@@ -18,6 +18,7 @@ Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 MAX_KEEPALIVE_S = 65535
 MIN_IPV6_MTU = 1280
+TRANSPORTS = ("auto", "wireguard", "lanes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class TunnelConfig:
     pin: bool = False
     busy_poll_us: int = 0
     resolve_every_s: int = 0
+    transport: str = "auto"
+    cipher: str = "auto"
     offloads: dict[str, bool] = field(default_factory=dict)
 
 
@@ -100,6 +103,22 @@ def parse_offload(text: str) -> tuple[str, bool]:
         raise ConfigError(f"{text!r} is no offload setting: NAME=on or NAME=off is expected, "
                           f"NAME one of {', '.join(OFFLOAD_NAMES)}")
     return name, value == "on"
+
+
+def parse_transport(text: str) -> str:
+    """What data may travel by."""
+    if text not in TRANSPORTS:
+        raise ConfigError(f"{text!r} is no transport: one of {', '.join(TRANSPORTS)} is "
+                          "expected")
+    return text
+
+
+def parse_cipher(text: str) -> str:
+    """The cipher of lanes."""
+    if text not in ("auto", *CIPHER_NAMES):
+        raise ConfigError(f"{text!r} is no cipher of lanes: auto or one of "
+                          f"{', '.join(CIPHER_NAMES)} is expected")
+    return text
 
 
 def parse_peer(spec: str) -> PeerConfig:

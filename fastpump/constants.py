@@ -29,3 +29,18 @@ MAX_MTU = 65000
 DEFAULT_PORT = 51820
 DEFAULT_NAME = "fp0"
 MAX_NAME_LEN = 15
+
+# Lanes (docs/PROTOCOL.md).
+HELLO_TIMEOUT = SECOND
+"""Until the next try of a message of the upgrade."""
+UPGRADE_ATTEMPTS = 5
+"""Tries, with a peer that is known to do lanes."""
+LANES_PROOF_TIME = 3 * SECOND
+"""A peer with a new session that has not been heard on its lanes since has lost them."""
+LANE_PROBE_INTERVALS = (SECOND // 10, SECOND // 5, SECOND // 2, SECOND, 2 * SECOND, 5 * SECOND)
+"""Between probes of a lane that was not heard yet, or is dead; the last one repeats."""
+LANE_UNANSWERED_TIME = SECOND
+"""Data on a lane without an answer there: ask for one, this often."""
+LANE_DEAD_AFTER_PROBES = 3
+LANE_ANSWER_INTERVAL = SECOND // 50
+"""A lane on which something was sent so recently has been answered."""

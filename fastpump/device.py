@@ -19,8 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastpump import cookie, keys, noise, tai64n, wire
-from fastpump._core import OFFLOAD_BITS, SharedTables
+from fastpump._core import NO_SLOT, OFFLOAD_BITS, SharedTables
 from fastpump.constants import (
+    KEEPALIVE_TIMEOUT,
     KEY_LEN,
     MIN_INITIATION_INTERVAL,
     REJECT_AFTER_TIME,
@@ -32,6 +33,9 @@ from fastpump.constants import (
 )
 from fastpump.endpoint import NO_LOCAL, Endpoint
 from fastpump.errors import ConfigError
+from fastpump.keypairs import Keypair
+from fastpump.lanes import Lanes, Options
+from fastpump.lanes import Surroundings as LanesSurroundings
 from fastpump.peer import Peer, Prefix
 from fastpump.sessions import Sessions
 from fastpump.timers import Action, Activity
@@ -56,6 +60,8 @@ class Surroundings:
     """The wall clock, for TAI64N."""
     jitter: Callable[[int], int]
     """A random number below its argument."""
+    transmit_lane: Callable[[bytes, Endpoint, bytes, int | None], None] = lambda *_: None
+    """That, for a lane message: by a lane socket, or from our port (None)."""
     endpoint_is_known: Callable[[Endpoint], None] = lambda _: None
     """A peer is at this endpoint: let its handshakes in when others must wait."""
     is_unanswered: Callable[[Peer], None] = lambda _: None
@@ -66,13 +72,19 @@ class Device:
     """All peers of one interface."""
 
     def __init__(self, tables: SharedTables, surroundings: Surroundings, family: int, *,
-                 cpu_count: int = 1) -> None:
-        """`family`: of the sockets (endpoint.py)."""
+                 cpu_count: int = 1, lanes: Options | None = None,
+                 is_steered: bool = False) -> None:
+        """`family`: of the sockets (endpoint.py). `lanes`: None for WireGuard only.
+        `is_steered`: a program gives flows to queues, wherever they are written."""
         self._tables = tables
         self._family = family
         self._world = surroundings
         self._cpu_count = cpu_count
+        self._is_steered = is_steered
         self._sessions = Sessions(tables)
+        self.lanes = Lanes(tables, lanes or Options("wireguard"), LanesSurroundings(
+            send_control=self._send_control, send_lane=surroundings.transmit_lane,
+            ring=surroundings.ring), family)
         self._private_key = bytes(KEY_LEN)
         self._static: noise.DhKeyPair | None = None
         self.is_up = False
@@ -110,6 +122,7 @@ class Device:
             peer.static_static = None
         self._private_key = private_key
         self._static = noise.DhKeyPair.from_private(private_key) if any(private_key) else None
+        self.lanes.public_key = self.public_key or b""
         own = self.peers.get(self.public_key or b"")
         if own is not None:
             self.remove_peer(own)
@@ -126,6 +139,7 @@ class Device:
         self._peers_of_worker[worker] += 1
         self.peers[public_key] = peer
         self._by_slot[peer.slot] = peer
+        self.lanes.add_peer(peer)
         self._spread()
         return peer
 
@@ -136,6 +150,7 @@ class Device:
         self._forget_sessions(peer)
         peer.timers.stop()
         peer.watched_at = None
+        self.lanes.remove_peer(peer)
         self._tables.peer_remove(peer.slot)
         del self.peers[peer.public_key], self._by_slot[peer.slot]
         self._peers_of_worker[peer.worker] -= 1
@@ -143,11 +158,12 @@ class Device:
         self._world.ring()
 
     def _spread(self) -> None:
-        """Few peers: spread each peer's flows over as many workers as there are CPUs.
-        Many: the peers spread themselves, and a peer's state is best kept on one core
-        (hot/ingress.pxd). More workers than CPUs only take turns: 8 TCP streams over 4
-        queues were 14% slower on 2 CPUs when spread over all 4."""
-        few = len(self.peers) < self._tables.queue_count
+        """Where no program steers flows to queues: with few peers, spread each peer's flows
+        over as many workers as there are CPUs. With many, the peers spread themselves, and a
+        peer's state is best kept on one core (hot/ingress.pxd). More workers than CPUs only
+        take turns: 8 TCP streams over 4 queues were 14% slower on 2 CPUs when spread over
+        all 4."""
+        few = len(self.peers) < self._tables.queue_count and not self._is_steered
         self._tables.spread_queues = min(self._tables.queue_count, self._cpu_count) if few else 1
 
     def add_allowed_ip(self, peer: Peer, prefix: Prefix) -> None:
@@ -173,6 +189,7 @@ class Device:
         if endpoint == peer.endpoint and local == peer.local:
             return
         self._tables.peer_set_endpoint(peer.slot, endpoint.sockaddr(self._family), local)
+        self.lanes.endpoint_changed(peer, peer.endpoint, endpoint, local)
         peer.endpoint, peer.local = endpoint, local
         self._world.endpoint_is_known(endpoint)
 
@@ -187,6 +204,7 @@ class Device:
             return              # what is said again puts nothing off
         due_at = now if peer.persistent_keepalive_s == 0 else now + interval_ns
         peer.timers.set_persistent(interval_ns, due_at if self.is_up else None)
+        self.lanes.keep_alive(peer, now)
         self._watch(peer)
 
     # -- up and down
@@ -214,6 +232,7 @@ class Device:
 
     def _forget_sessions(self, peer: Peer) -> None:
         self._end_handshake(peer)
+        self.lanes.clear(peer)
         self._sessions.clear(peer)
         peer.timers.forget_session()
         peer.last_initiation_sent_at = None
@@ -240,12 +259,14 @@ class Device:
             activity = Activity(*self._tables.peer_activity(peer.slot))
             for action in peer.timers.expire(now, activity):
                 self._act(peer, action, now, activity)
+            self.lanes.tick(peer, now)
             self._watch(peer)
 
     def _watch(self, peer: Peer) -> None:
         """Have the peer looked at when its next timer is due. A later deadline than the
         one on the heap is not put there: `tick` finds nothing due, and comes here again."""
-        deadline = peer.timers.deadline()
+        deadlines = (peer.timers.deadline(), self.lanes.of(peer).deadline())
+        deadline = min((each for each in deadlines if each is not None), default=None)
         if deadline is None or (peer.watched_at is not None and peer.watched_at <= deadline):
             return
         peer.watched_at = deadline
@@ -268,6 +289,7 @@ class Device:
         elif action is Action.GIVE_UP:
             self._give_up(peer)
         elif action is Action.ZERO_KEYS:
+            self.lanes.clear(peer)
             self._sessions.clear(peer)
             self._end_handshake(peer)
 
@@ -301,16 +323,38 @@ class Device:
             elif kind == "unanswered_rx":
                 peer.timers.unanswered_rx(at)
             elif kind == "confirmed":
-                self._confirm(peer, detail)
+                self._confirm(peer, detail, now)
             elif kind == "rekey":
-                self._want_session(peer, now)
+                if not self._is_late(peer, detail, now):
+                    self._want_session(peer, now)
             elif kind == "roam":
                 self._roam(peer)
             elif kind == "local_gone":
                 self._forget_local(peer)
                 self._tables.peer_disarm(peer.slot, "local_gone")
+            elif kind == "lane_usable":
+                self.lanes.lane_usable(peer, detail)
+            elif kind == "lane_asked":
+                self.lanes.lane_asked(peer, detail, now)
+            elif kind == "lane_roam":
+                self.lanes.lane_roams(peer, detail, now)
+            elif kind == "lane_unanswered":
+                self.lanes.lane_unanswered(peer, detail, at)
             elif kind == "send_error":
                 log.warning("sending to %s fails with errno %d", peer, error)
+            self._watch(peer)
+
+    def handle_controls(self, worker: int, now: int) -> None:
+        """Take and handle the control packets that one worker received; its events were
+        handled."""
+        for slot, local_index, data in self._tables.worker_controls(worker):
+            peer = self._by_slot.get(slot)
+            keypair = None if peer is None else peer.keypairs.by_index(local_index)
+            if peer is None or keypair is None or not self.is_up:
+                continue                # of a session that is gone
+            verdict = self.lanes.receive(peer, keypair, data, now)
+            if verdict is not None:
+                self.verdicts[verdict] += 1
             self._watch(peer)
 
     def worker_is_dead(self, worker: int) -> None:
@@ -322,6 +366,8 @@ class Device:
                     slot, peer.endpoint.sockaddr(self._family), peer.local)
         for peer in self.peers.values():    # it may not have told of the last one
             self._roam(peer)
+            if peer.endpoint is not None:
+                self.lanes.endpoint_changed(peer, None, peer.endpoint, peer.local)
 
     def _roam(self, peer: Peer) -> None:
         """The worker that heard the peer from elsewhere sends there already."""
@@ -333,6 +379,7 @@ class Device:
         endpoint = Endpoint.from_sockaddr(sockaddr)
         if endpoint != peer.endpoint:
             log.debug("%s is at %s now", peer, endpoint)
+            self.lanes.endpoint_changed(peer, peer.endpoint, endpoint, local)
             peer.endpoint = endpoint
             self._world.endpoint_is_known(endpoint)
 
@@ -341,7 +388,7 @@ class Device:
         if peer.endpoint is not None:
             self.set_endpoint(peer, peer.endpoint)
 
-    def _confirm(self, peer: Peer, slot: int) -> None:
+    def _confirm(self, peer: Peer, slot: int, now: int) -> None:
         """The worker sends with it already; if it was dropped meanwhile, set that right."""
         dropped = peer.keypairs.confirm(slot)
         if dropped is None:
@@ -351,6 +398,8 @@ class Device:
         self._sessions.publish(peer)
         self._sessions.retire(dropped)
         self._handshake_done(peer)
+        if peer.keypairs.current is not None:
+            self.lanes.session_started(peer, peer.keypairs.current, now)
 
     # -- handshakes
 
@@ -362,6 +411,17 @@ class Device:
         if peer.static_static is None:
             peer.static_static = self._static.exchange(public_key)
         return peer.static_static
+
+    def _is_late(self, peer: Peer, detail: int, now: int) -> bool:
+        """Whether a lane of an old set (NO_SLOT) asks for what was done in the meantime."""
+        current = peer.keypairs.current
+        return detail == NO_SLOT and current is not None \
+            and now < current.created_ns + KEEPALIVE_TIMEOUT
+
+    def sockets_changed(self, now: int) -> None:
+        """We send from other ports now."""
+        for peer in self.peers.values():
+            self.lanes.sockets_changed(peer, now)
 
     def _want_session(self, peer: Peer, now: int) -> None:
         """A worker has data and no keys, or old ones."""
@@ -413,6 +473,7 @@ class Device:
         self._tables.peer_disarm(peer.slot, "want_session")
         if peer.keypairs.current is not None:
             self._tables.keypair_rearm_rekey(peer.keypairs.current.slot)
+        self.lanes.rearm_rekey(peer)
         self._world.ring()
 
     def receive(self, message: bytes, source: Endpoint, local: bytes, now: int) -> None:
@@ -487,7 +548,8 @@ class Device:
         self._tables.peer_note_received(peer.slot, now, wire.RESPONSE_LEN)
         self._sessions.publish(peer)
         self._sessions.retire(dropped)
-        self._keepalive(peer, now)      # proves to the responder that we have the keys
+        if not self.lanes.session_started(peer, keypair, now):
+            self._keepalive(peer, now)  # proves to the responder that we have the keys
         self._handshake_done(peer)
         self._watch(peer)
 
@@ -520,9 +582,13 @@ class Device:
         if keypair is None or now >= keypair.created_ns + REJECT_AFTER_TIME:
             self._want_session(peer, now)
             return
-        self._transmit(peer, self._sessions.keepalive(keypair), now)
+        self._transmit(peer, self._sessions.seal(keypair), now)
         if keypair.is_initiator and now >= keypair.created_ns + REKEY_AFTER_TIME:
             self._want_session(peer, now)
+
+    def _send_control(self, peer: Peer, keypair: Keypair, data: bytes, now: int) -> None:
+        """Send a control packet in a session."""
+        self._transmit(peer, self._sessions.seal(keypair, data), now)
 
     def _transmit_handshake(self, peer: Peer, message: Initiation | Response, now: int) -> None:
         sent = cookie.add_macs(message.emit(), peer.mac1_key, peer.usable_cookie(now))

@@ -21,6 +21,8 @@ class Keypair:
     send_key: bytes
     is_initiator: bool
     created_ns: int
+    exported: bytes = b""
+    """The secret that lanes are made of."""
 
 
 @dataclass(slots=True)
@@ -56,6 +58,11 @@ class Keypairs:
         dropped = [self.previous]
         self.previous, self.current, self.next = self.current, self.next, None
         return [keypair for keypair in dropped if keypair is not None]
+
+    def by_index(self, local_index: int) -> Keypair | None:
+        """The keypair with a receiver index, if it is still one of the three."""
+        return next((keypair for keypair in (self.current, self.next, self.previous)
+                     if keypair is not None and keypair.local_index == local_index), None)
 
     def clear(self) -> list[Keypair]:
         """Forget all keys."""

@@ -35,7 +35,7 @@ log = logging.getLogger("fastpump")
 
 END_TIMEOUT_MS = 10_000
 # What `reload` cannot change: the interface must be made anew.
-FIXED = ("table", "queues", "pin", "busy_poll_us", "offloads")
+FIXED = ("table", "queues", "pin", "busy_poll_us", "offloads", "transport", "cipher")
 
 
 # -- the tunnel that a file describes
@@ -53,7 +53,7 @@ def tunnel_config(name: str, file: FileConfig) -> TunnelConfig:
         private_key=file.private_key, keeps_key=False, peers=peers,
         mtu=file.mtu or DEFAULT_MTU, fwmark=file.fwmark or 0,
         pin=file.pin, busy_poll_us=file.busy_poll_us, resolve_every_s=file.resolve_every_s,
-        offloads=dict(file.offloads))
+        transport=file.transport, cipher=file.cipher, offloads=dict(file.offloads))
     check(config)
     return config
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-
 from fastpump import noise, wire
-from fastpump._core import SharedTables
+from fastpump._core import SharedTables, aead
 from fastpump.constants import (
     KEEPALIVE_TIMEOUT,
     REJECT_AFTER_TIME,
@@ -50,7 +48,8 @@ class Sessions:
             slot, local_index, remote_index, peer.slot, peer.worker, transport.send,
             transport.receive, is_initiator, now + REKEY_AFTER_TIME,
             now + REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT, now + REJECT_AFTER_TIME)
-        return Keypair(slot, local_index, remote_index, transport.send, is_initiator, now)
+        return Keypair(slot, local_index, remote_index, transport.send, is_initiator, now,
+                       transport.exported)
 
     def publish(self, peer: Peer) -> None:
         """Have all workers send with the peer's current keypair."""
@@ -67,9 +66,11 @@ class Sessions:
         self._tables.peer_set_send_keypair(peer.slot, None)
         self.retire(peer.keypairs.clear())
 
-    def keepalive(self, keypair: Keypair) -> bytes:
-        """An empty transport message."""
-        counter = self._tables.keypair_take_counter(keypair.slot)
+    def seal(self, keypair: Keypair, inner: bytes = b"") -> bytes:
+        """A transport message, padded as a packet is; without `inner` a keepalive."""
+        counter = self._tables.keypair_take_counter(keypair.slot, keypair.local_index)
         nonce = bytes(4) + counter.to_bytes(8, "little")
-        sealed = ChaCha20Poly1305(keypair.send_key).encrypt(nonce, b"", b"")
+        sealed = aead("openssl", "chacha20-poly1305", keypair.send_key, nonce, b"",
+                      inner + bytes(-len(inner) % 16), seal=True)
+        assert sealed is not None
         return wire.transport_header(keypair.remote_index, counter) + sealed

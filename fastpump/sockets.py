@@ -1,10 +1,14 @@
-"""The UDP sockets: one per worker and one for handshakes, all on one port.
+"""The UDP sockets: one per worker and one for handshakes, all on one port; and those of lanes.
 
 They form one SO_REUSEPORT group, in the order of their binding: worker 0, ..., worker
 n-1, handshakes. A classic BPF program on the group sees each datagram's payload from
 offset 0 and picks the socket by its number: transport messages go to the worker whose
-number stands in the low bits of the receiver index (which we chose), everything else to
-the handshake socket. So an unmodified peer reaches the right worker wherever it roams.
+number stands in the low bits of the receiver index (which we chose), lane messages to
+worker lane number modulo queues, everything else to the handshake socket. So an
+unmodified peer reaches the right worker wherever it roams.
+
+Lane sockets are for the lanes that we open ourselves (lanes.py): each has a port of its own, and
+all peers share them.
 
 A GRO train is steered as a whole, by its first datagram, and whether datagrams are put
 into trains at all is decided on a socket that the kernel picks by hash alone. Hence all
@@ -23,7 +27,7 @@ import struct
 from fastpump.constants import DEFAULT_PORT
 from fastpump.endpoint import NO_LOCAL, Endpoint
 from fastpump.errors import SystemSetupError
-from fastpump.wire import TRANSPORT_TYPE
+from fastpump.wire import LANE_TYPE, TRANSPORT_TYPE
 
 # Not in Python's socket module (include/uapi/asm-generic/socket.h, linux/in.h, udp.h).
 SO_ATTACH_REUSEPORT_CBPF = 51
@@ -47,8 +51,11 @@ _UINT = struct.Struct("=I")
 # 99th percentile of a ping beside a TCP stream was half as long again, at equal throughput.
 BUFFER_BYTES = 1 << 20
 
+# Lane sockets at the least, if there are any.
+LANE_SOCKETS = 32
+
 # Classic BPF (include/uapi/linux/bpf_common.h).
-_LD_B_ABS, _JEQ, _JGE, _AND, _RET_K, _RET_A = 0x30, 0x15, 0x35, 0x54, 0x06, 0x16
+_LD_B_ABS, _JEQ, _JGE, _AND, _MOD, _RET_K, _RET_A = 0x30, 0x15, 0x35, 0x54, 0x94, 0x06, 0x16
 _Instruction = tuple[int, int, int, int]
 
 
@@ -61,13 +68,22 @@ def steering_program(queue_count: int) -> list[_Instruction]:
     mask = (1 << (queue_count - 1).bit_length()) - 1
     return [
         (_LD_B_ABS, 0, 0, 0),
-        (_JEQ, 0, 4, TRANSPORT_TYPE),
+        (_JEQ, 4, 0, LANE_TYPE),
+        (_JEQ, 0, 6, TRANSPORT_TYPE),
         (_LD_B_ABS, 0, 0, 4),           # receiver index, little-endian: its low byte
         (_AND, 0, 0, mask),
-        (_JGE, 1, 0, queue_count),
+        (_JGE, 3, 2, queue_count),
+        (_LD_B_ABS, 0, 0, 2),           # the lane
+        (_MOD, 0, 0, queue_count),
         (_RET_A, 0, 0, 0),
         (_RET_K, 0, 0, queue_count),
     ]
+
+
+def lane_socket_count(queue_count: int) -> int:
+    """How many lane sockets there are: as many for each worker, and some more than queues, for
+    peers with more queues than we have (hot/lane.pxd)."""
+    return queue_count * -(-LANE_SOCKETS // queue_count)
 
 
 def handshake_filter() -> list[_Instruction]:
@@ -128,15 +144,16 @@ def check_route(where: Endpoint, family: int, fwmark: int = 0) -> None:
 
 
 class SocketGroup:
-    """The workers' sockets, the handshake socket, and their common port."""
+    """The workers' sockets, the handshake socket, and their common port; the lane sockets."""
 
     def __init__(self, queue_count: int, port: int | None, family: int, *, fwmark: int = 0,
-                 gro: bool = True) -> None:
+                 gro: bool = True, lane_sockets: int = 0) -> None:
         """`port`: None for 51820, or any free one when that is taken; 0 for any. `family`:
-        see `preferred_family`."""
+        see `preferred_family`. `lane_sockets`: how many of those."""
         self.family = family
         self._fwmark = fwmark
         self.workers: list[socket.socket] = []
+        self.lanes: list[socket.socket] = []
         self._open: list[socket.socket] = []
         try:
             self.workers.append(self._bind_first(port))
@@ -147,6 +164,10 @@ class SocketGroup:
             self.handshake.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, HANDSHAKE_TOS)
             if self.family == socket.AF_INET6:
                 self.handshake.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, HANDSHAKE_TOS)
+            for _ in range(lane_sockets):
+                sock = self._make()
+                sock.bind(("", 0))
+                self.lanes.append(sock)
             if gro:
                 for sock in self._open:
                     sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
@@ -220,15 +241,25 @@ class SocketGroup:
     def send_handshake(self, message: bytes, endpoint: Endpoint, local: bytes) -> None:
         """Send from an own address, or from one that the kernel chooses (NO_LOCAL, or when
         that address is gone). OSError when nothing can be sent."""
+        self._send(self.handshake, message, endpoint, local)
+
+    def send_lane(self, message: bytes, endpoint: Endpoint, local: bytes,
+                  number: int | None) -> None:
+        """That, by a lane socket, or from our port (None)."""
+        self._send(self.handshake if number is None else self.lanes[number], message, endpoint,
+                   local)
+
+    def _send(self, sock: socket.socket, message: bytes, endpoint: Endpoint,
+              local: bytes) -> None:
         where = endpoint.to_python(self.family)
         if local != NO_LOCAL:
             try:
-                self.handshake.sendmsg([message], [_local_control(local, self.family)], 0, where)
+                sock.sendmsg([message], [_local_control(local, self.family)], 0, where)
                 return
             except OSError as error:
                 if error.errno not in (errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH):
                     raise
-        self.handshake.sendto(message, where)
+        sock.sendto(message, where)
 
     def close(self) -> None:
         """Close all sockets."""

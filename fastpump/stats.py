@@ -13,6 +13,8 @@ from typing import Any
 from fastpump import keys
 from fastpump._core import SharedTables, default_backend
 from fastpump.constants import SECOND
+from fastpump.endpoint import Endpoint
+from fastpump.lanes import PeerLanes
 from fastpump.linkwatch import LinkState
 from fastpump.peer import Peer, Prefix
 from fastpump.supervisor import Supervisor
@@ -24,7 +26,32 @@ def prefix_text(prefix: Prefix) -> str:
     return f"{ipaddress.ip_address(address)}/{length}"
 
 
-def _peer(tables: SharedTables, peer: Peer) -> dict[str, Any]:
+def _lane(tables: SharedTables, slot: int, dead: bool) -> dict[str, Any]:
+    lane = tables.lane_status(slot)
+    sockaddr = lane["endpoint"]
+    return {
+        "lane": lane["number"],
+        "worker": lane["worker"],
+        "state": "up" if lane["is_usable"] else "dead" if dead else "probing",
+        "endpoint": str(Endpoint.from_sockaddr(sockaddr)) if sockaddr else None,
+        **{key: lane[key] for key in ("tx_messages", "tx_bytes", "rx_bytes")},
+        "rx_counter": lane["rx_newest"],
+    }
+
+
+def _transport(tables: SharedTables, state: PeerLanes) -> dict[str, Any]:
+    """How data travels to a peer now: on the newest set of lanes of which one is up."""
+    for lane_set in state.sets:
+        lanes = [_lane(tables, lane_set.first + number, number in lane_set.dead)
+                 for number in range(lane_set.count)]
+        if any(lane["state"] == "up" for lane in lanes):
+            return {"transport": "lanes", "cipher": lane_set.cipher, "post_quantum": True,
+                    "lanes": lanes, "no_lanes_because": None}
+    return {"transport": "wireguard", "cipher": "chacha20-poly1305", "post_quantum": False,
+            "lanes": [], "no_lanes_because": state.refusal or None}
+
+
+def _peer(tables: SharedTables, peer: Peer, state: PeerLanes) -> dict[str, Any]:
     rx_bytes, tx_bytes = tables.peer_bytes(peer.slot)
     ordered = sorted(peer.allowed_ips, key=lambda prefix: (len(prefix[0]), prefix))
     return {
@@ -34,7 +61,7 @@ def _peer(tables: SharedTables, peer: Peer) -> dict[str, Any]:
         "latest_handshake": peer.latest_handshake_unix_ns // SECOND,
         "rx_bytes": rx_bytes,
         "tx_bytes": tx_bytes,
-        "transport": "wireguard",
+        **_transport(tables, state),
         "persistent_keepalive": peer.persistent_keepalive_s,
         "preshared_key": any(peer.preshared_key),
         "worker": peer.worker,
@@ -73,7 +100,8 @@ def gather(link: LinkState, offloads: list[str], tables: SharedTables,
         "aead": default_backend(),
         "worker_restarts": sum(worker.restarts for worker in supervisor.workers),
         "queues": queues,
-        "peers": [_peer(tables, peer) for peer in device.peers.values()],
+        "peers": [_peer(tables, peer, device.lanes.of(peer))
+                  for peer in device.peers.values()],
         "verdicts": dict(sorted((verdict, n) for verdict, n in verdicts.items() if n)),
     }
 
@@ -126,8 +154,14 @@ def show(status: dict[str, Any]) -> str:
             f"  allowed ips: {', '.join(peer['allowed_ips']) or '(none)'}",
             f"  latest handshake: {ago(peer['latest_handshake'], time.time())}",
             f"  transfer: {amount(peer['rx_bytes'])} received, {amount(peer['tx_bytes'])} sent",
-            f"  transport: {peer['transport']}",
+            f"  transport: {peer['transport']}, {peer['cipher']}"
+            f"{', post-quantum' if peer['post_quantum'] else ''}",
         ]
+        lines += [f"    lane {lane['lane']}: {lane['state']}, worker {lane['worker']}, "
+                  f"{lane['endpoint'] or 'not heard yet'}, {amount(lane['rx_bytes'])} received, "
+                  f"{amount(lane['tx_bytes'])} sent" for lane in peer["lanes"]]
+        if peer["no_lanes_because"]:
+            lines.append(f"  no lanes: {peer['no_lanes_because']}")
         if peer["preshared_key"]:
             lines.append("  preshared key: (hidden)")
         if peer["persistent_keepalive"]:

@@ -31,6 +31,7 @@ from fastpump.device import Device, Surroundings
 from fastpump.endpoint import Endpoint
 from fastpump.errors import SystemSetupError
 from fastpump.handshakes import Handshakes
+from fastpump.lanes import Options
 from fastpump.netdev import TunQueues
 from fastpump.peer import Peer
 from fastpump.sockets import SocketGroup, preferred_family
@@ -52,10 +53,13 @@ class Supervisor:
 
     def __init__(self, tables: SharedTables, tun: TunQueues, *, listen_port: int | None = None,
                  fwmark: int = 0, gro: bool = True, pin: bool = False, busy_poll_us: int = 0,
+                 lanes: Options | None = None, is_steered: bool = False,
                  is_unanswered: Callable[[Peer], None] = lambda _: None) -> None:
-        """`listen_port` as for SocketGroup; `gro`: receive trains of datagrams."""
+        """`listen_port` as for SocketGroup; `gro`: receive trains of datagrams; `lanes`: None
+        for WireGuard only; `is_steered`: a program gives flows to queues (steering.py)."""
         self._tables = tables
         self._gro = gro
+        self._lane_sockets = 0 if lanes is None else lanes.socket_count
         self._wanted_port = listen_port
         self._fwmark = fwmark
         self._last_port = 0
@@ -77,10 +81,12 @@ class Supervisor:
         self.family = preferred_family()
         self._intake = Intake()
         self.device = Device(tables, Surroundings(
-            transmit=self._transmit, ring=self._workers.ring, schedule=self._schedule,
+            transmit=self._transmit, transmit_lane=self._transmit_lane,
+            ring=self._workers.ring, schedule=self._schedule,
             unix_ns=time.time_ns, jitter=random.randrange,
             endpoint_is_known=self._note_endpoint, is_unanswered=is_unanswered,
-        ), self.family, cpu_count=len(os.sched_getaffinity(0)))
+        ), self.family, cpu_count=len(os.sched_getaffinity(0)), lanes=lanes,
+            is_steered=is_steered)
         self._handshakes = Handshakes(self.device, self._intake, self._pass_on)
 
     # -- what may change while it runs
@@ -108,6 +114,8 @@ class Supervisor:
         self._wanted_port = port
         self._leave(old)
         self._enter()
+        self.device.sockets_changed(now_ns())
+        self.settle()
 
     @property
     def fwmark(self) -> int:
@@ -198,7 +206,7 @@ class Supervisor:
         """Any port is the one that we had before, if that is free still."""
         def open_group(port: int | None) -> SocketGroup:
             return SocketGroup(self._tables.queue_count, port, self.family, fwmark=self._fwmark,
-                               gro=self._gro)
+                               gro=self._gro, lane_sockets=self._lane_sockets)
 
         if not port and self._last_port:
             with contextlib.suppress(SystemSetupError):
@@ -212,7 +220,8 @@ class Supervisor:
         assert self._loop is not None
         assert self._sockets is not None
         self._loop.add_reader(self._sockets.handshake, self._on_handshake)
-        self._workers.start([sock.fileno() for sock in self._sockets.workers])
+        self._workers.start([sock.fileno() for sock in self._sockets.workers],
+                            [sock.fileno() for sock in self._sockets.lanes])
 
     def _leave(self, sockets: SocketGroup) -> None:
         """Stop to receive, and close the sockets."""
@@ -261,10 +270,11 @@ class Supervisor:
     # -- workers
 
     def _hear(self, number: int) -> None:
-        """Take the events and the stray handshake messages of a worker."""
+        """Take the events, control packets and stray handshake messages of a worker."""
         if self._stopped.is_set():
             return
         self.device.handle_events(number, now_ns())
+        self.device.handle_controls(number, now_ns())
         for message, sockaddr, local in self._tables.worker_messages(number):
             self._handshakes.take_stray(message, sockaddr, local, now_ns())
             self._serve_handshakes()
@@ -316,6 +326,15 @@ class Supervisor:
             return
         try:
             self._sockets.send_handshake(message, endpoint, local)
+        except OSError as error:
+            log.debug("nothing can be sent to %s now: %s", endpoint, error)
+
+    def _transmit_lane(self, message: bytes, endpoint: Endpoint, local: bytes,
+                       socket_number: int | None) -> None:
+        if self._sockets is None:
+            return
+        try:
+            self._sockets.send_lane(message, endpoint, local, socket_number)
         except OSError as error:
             log.debug("nothing can be sent to %s now: %s", endpoint, error)
 

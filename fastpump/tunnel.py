@@ -22,8 +22,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fastpump import capabilities, endpoint, keys, netlink, paths, stats
-from fastpump._core import SharedTables, default_backend
+from fastpump import capabilities, endpoint, keys, netlink, paths, stats, steering, upgrade
+from fastpump._core import HAS_NULL_CIPHER, SharedTables, default_backend
 from fastpump.config import (
     Interface,
     PeerConfig,
@@ -34,14 +34,17 @@ from fastpump.config import (
 from fastpump.constants import KEY_LEN
 from fastpump.control import Command, ControlServer
 from fastpump.errors import ConfigError, SystemSetupError
+from fastpump.lanes import Options
 from fastpump.linkwatch import LinkState, LinkWatcher
 from fastpump.netdev import TunQueues
 from fastpump.resolver import Resolver
-from fastpump.sockets import check_route, preferred_family
+from fastpump.sockets import check_route, lane_socket_count, preferred_family
 from fastpump.supervisor import Supervisor, now_ns
 from fastpump.uapiserver import UapiServer
 
 log = logging.getLogger("fastpump")
+
+NULL_CIPHER_CONSENT = "I-want-no-encryption"
 
 Configure = Callable[[str, int, ExitStack], None]
 """Give the new interface (name, index) what it needs; what must be undone goes on the stack."""
@@ -121,6 +124,10 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
         default_backend()
     except ValueError as error:
         raise ConfigError(f"FASTPUMP_AEAD: {error}") from None
+    if HAS_NULL_CIPHER and os.environ.get("FASTPUMP_NULL_CIPHER") != NULL_CIPHER_CONSENT:
+        raise SystemSetupError(
+            "this build encrypts nothing: it is for measuring only (setup.py: "
+            "FASTPUMP_BUILD_NULL_CIPHER); build again without that")
     check(config)
     endpoints = {peer.public_key: endpoint.resolve(*peer.endpoint)
                  for peer in config.peers if peer.endpoint is not None}
@@ -140,6 +147,7 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
         tables = SharedTables.create(config.queue_count)
         made.callback(tables.close)
         tables.offloads = offloads.hot
+        is_steered = config.queue_count == 1 or steering.attach(tun)
         watcher = LinkWatcher(tun)
         made.callback(watcher.close)
         link = watcher.read()
@@ -152,10 +160,11 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
 
         async def start() -> None:
             resolver = Resolver(config.resolve_every_s)
+            lanes = _lanes(config, offloads)
             supervisor = Supervisor(
                 tables, tun, listen_port=config.listen_port, fwmark=config.fwmark,
                 gro=offloads.udp_gro, pin=config.pin, busy_poll_us=config.busy_poll_us,
-                is_unanswered=resolver.is_unanswered)
+                lanes=lanes, is_steered=is_steered, is_unanswered=resolver.is_unanswered)
             resolver.device = supervisor.device
             tunnel = Tunnel(config, tables, supervisor, resolver, offloads, link,
                             configuration_file)
@@ -165,6 +174,21 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
             await _serve(tunnel, watcher, lambda: on_ready(tunnel), commands, must_serve_wg)
 
         asyncio.run(start())
+
+
+def _lanes(config: TunnelConfig, offloads: capabilities.Capabilities) -> Options | None:
+    """What peers are told of lanes; None for WireGuard only."""
+    if config.transport == "wireguard":
+        return None
+    if not upgrade.kem_is_supported():
+        what = "no lanes: the cryptography library has no ML-KEM here; update it"
+        if config.transport == "lanes":
+            raise SystemSetupError(what)
+        log.warning("%s", what)
+        return None
+    return Options(config.transport, capabilities.lane_ciphers(config.cipher),
+                   offloads.lane_features, upgrade.Mode.TUN,
+                   lane_socket_count(config.queue_count))
 
 
 def _private_key(config: TunnelConfig) -> bytes:

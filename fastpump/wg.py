@@ -14,7 +14,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from fastpump import __version__, logs
-from fastpump.config import TunnelConfig, parse_number, parse_offload
+from fastpump.config import (
+    TunnelConfig,
+    parse_cipher,
+    parse_number,
+    parse_offload,
+    parse_transport,
+)
 from fastpump.constants import DEFAULT_MTU
 from fastpump.daemon import detach
 from fastpump.errors import ConfigError, FastpumpError
@@ -26,6 +32,8 @@ environment:
   FASTPUMP_PIN=1            pin each worker to a CPU
   FASTPUMP_BUSY_POLL=USEC   let a worker spin this long before it sleeps
   FASTPUMP_OFFLOAD=LIST     offloads to switch off or on: tso4=off,gro=off
+  FASTPUMP_TRANSPORT=NAME   auto, wireguard or lanes: what data travels by
+  FASTPUMP_CIPHER=NAME      of lanes: auto, aes-256-gcm or chacha20-poly1305
   FASTPUMP_LOG_LEVEL=LEVEL  debug, info, warning or error (info)
   FASTPUMP_AEAD=LIBRARY     ipsec-mb or openssl
   WG_PROCESS_FOREGROUND=1   the same as -f
@@ -59,6 +67,8 @@ def config_of_environment(name: str) -> TunnelConfig:
         name=name, queue_count=_number("QUEUES", 1, 256) or len(os.sched_getaffinity(0)),
         listen_port=0, keeps_key=False, pin=bool(_number("PIN", 0, 1)),
         busy_poll_us=_number("BUSY_POLL", 0, 1_000_000) or 0,
+        transport=parse_transport(_environment("TRANSPORT") or "auto"),
+        cipher=parse_cipher(_environment("CIPHER") or "auto"),
         offloads=dict(parse_offload(each.strip())
                       for each in (_environment("OFFLOAD") or "").split(",") if each.strip()))
 

@@ -18,9 +18,9 @@ def main() -> None:
     """Entry point of the process; leaves by _exit, nothing needs tidying.
 
     Arguments: number, udp_fd, tables_fd, doorbell_fd, event_fd, cpu (-1: any),
-    busy_poll_us, parent pid, and the TUN fds of all queues.
+    busy_poll_us, parent pid, number of lane sockets, and the fds of those and of all queues.
     """
-    number, udp, tables, doorbell, event, cpu, busy_poll_us, parent, *tuns = map(
+    number, udp, tables, doorbell, event, cpu, busy_poll_us, parent, lane_count, *fds = map(
         int, sys.argv[1:])
     status = EXIT_SETUP
     try:
@@ -28,8 +28,8 @@ def main() -> None:
 
         if cpu >= 0:
             os.sched_setaffinity(0, {cpu})
-        pump = Pump(SharedTables.attach(tables), number, tuns, udp, doorbell, event,
-                    busy_poll_us=busy_poll_us)
+        pump = Pump(SharedTables.attach(tables), number, fds[lane_count:], udp, doorbell, event,
+                    lane_fds=fds[:lane_count], busy_poll_us=busy_poll_us)
         confine(parent)
         pump.run()
         status = EXIT_INTERFACE_GONE

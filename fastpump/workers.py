@@ -87,6 +87,7 @@ class Workers:
         self._world = surroundings
         self._busy_poll_us = busy_poll_us
         self._udp_fds: Sequence[int] = ()
+        self._lane_fds: Sequence[int] = ()
         self._has_run = False
         self._loop: asyncio.AbstractEventLoop | None = None
         cpus = sorted(os.sched_getaffinity(0))
@@ -106,9 +107,9 @@ class Workers:
         for worker in self.processes:
             loop.add_reader(worker.event_fd, self._on_event, worker)
 
-    def start(self, udp_fds: Sequence[int]) -> None:
-        """Start all, each with its UDP socket."""
-        self._udp_fds = udp_fds
+    def start(self, udp_fds: Sequence[int], lane_fds: Sequence[int]) -> None:
+        """Start all, each with its UDP socket, and all with the lane sockets."""
+        self._udp_fds, self._lane_fds = udp_fds, lane_fds
         for worker in self.processes:
             self._start(worker)
 
@@ -144,7 +145,8 @@ class Workers:
         program = (f"import sys; sys.path.insert(0, {package_dir!r}); "
                    "from fastpump.worker import main; main()")
         arguments = [worker.number, *fds, -1 if worker.cpu is None else worker.cpu,
-                     self._busy_poll_us, os.getpid(), *self._tun.fds]
+                     self._busy_poll_us, os.getpid(), len(self._lane_fds), *self._lane_fds,
+                     *self._tun.fds]
         worker.started_at = time.monotonic()
         worker.is_running = False
         try:
@@ -152,7 +154,7 @@ class Workers:
             worker.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", program, *map(str, arguments)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                pass_fds=(*fds, *self._tun.fds), process_group=0)
+                pass_fds=(*fds, *self._lane_fds, *self._tun.fds), process_group=0)
             worker.pidfd = os.pidfd_open(worker.process.pid)
         except OSError as error:
             log.error("worker %d cannot be started: %s; trying again", worker.number, error)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fastpump import _core
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -43,7 +45,8 @@ def test_without_ipsec_mb(tmp_path):
     assert "IPSec_MB" not in subprocess.run(
         ["ldd", *tmp_path.glob("fastpump/*.so")], capture_output=True, text=True,
         check=True).stdout
-    result = run_suite(tmp_path, "test_pump.py", "test_aead.py", FASTPUMP_EXPECT_BACKENDS="openssl")
+    result = run_suite(tmp_path, "test_pump.py", "test_lane_pump.py", "test_upgrade.py",
+                       "test_aead.py", FASTPUMP_EXPECT_BACKENDS="openssl")
     assert result.returncode == 0, result.stdout
     assert "ipsec-mb" not in result.stdout
 
@@ -57,9 +60,11 @@ def test_hot_code_under_sanitizers(tmp_path):
     assert result.returncode == 0, result.stderr
     libraries = [subprocess.run(["cc", f"-print-file-name=lib{name}.so"], capture_output=True,
                                 text=True, check=True).stdout.strip() for name in ("asan", "ubsan")]
-    result = run_suite(tmp_path, "test_pump.py", "test_split.py", "test_coalesce.py",
+    result = run_suite(tmp_path, "test_pump.py", "test_lane_pump.py", "test_lanes.py",
+                       "test_upgrade.py", "test_split.py", "test_coalesce.py",
                        "test_tables.py", "test_replay.py", "test_aead.py", "test_intake.py",
-                       "test_cookie.py", LD_PRELOAD=" ".join(libraries),
+                       "test_cookie.py", "test_fuzz.py::test_random_input[lanes]",
+                       "test_fuzz.py::test_random_input[egress]", LD_PRELOAD=" ".join(libraries),
                        ASAN_OPTIONS="detect_leaks=0",
                        UBSAN_OPTIONS="print_stacktrace=1")
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
@@ -79,3 +84,18 @@ def test_missing_headers_name_their_package(tmp_path, hidden, package):
     result = build(tmp_path, CC=str(compiler))
     assert result.returncode != 0
     assert f"apt install {package}" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.timeout(400)
+def test_a_build_without_encryption_refuses_to_run(tmp_path):
+    """It is for measuring only, and made only on purpose."""
+    assert not _core.HAS_NULL_CIPHER
+    copy_tree(tmp_path)
+    result = build(tmp_path, FASTPUMP_BUILD_NULL_CIPHER="1")
+    assert result.returncode == 0, result.stderr
+    result = subprocess.run(
+        [sys.executable, "-m", "fastpump", "tunnel", "--address", "10.9.0.1/24"], cwd=tmp_path,
+        text=True, capture_output=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 1
+    assert "this build encrypts nothing" in result.stderr

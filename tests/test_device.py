@@ -27,7 +27,7 @@ PLACE = {name: Endpoint(IPv4Address(f"192.0.2.{number}"), 51820)
 
 class Side:
     def __init__(self, world, name):
-        self.name, self.sent, self.rings = name, [], 0
+        self.world, self.name, self.sent, self.rings = world, name, [], 0
         self.tables = SharedTables.create(4, 64, 4096)
         self.locals, self.unanswered = [], []
         self.device = Device(self.tables, Surroundings(
@@ -55,7 +55,7 @@ class Side:
 
     def confirm(self):
         """What a worker does on the first transport message."""
-        self.device._confirm(self.peer, self.peer.keypairs.next.slot)
+        self.device._confirm(self.peer, self.peer.keypairs.next.slot, self.world.now)
 
 
 class World:

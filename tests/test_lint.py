@@ -36,9 +36,9 @@ def test_imports_go_down_only():
     """docs/ARCHITECTURE.md's layers."""
     layers = [
         {"constants", "errors", "wire"},
-        {"tai64n", "noise", "endpoint", "streams", "logs"},
+        {"tai64n", "noise", "upgrade", "endpoint", "streams", "logs"},
         {"cookie", "keys", "keypairs", "timers", "_core", "daemon", "unixserver"},
-        {"peer", "sessions", "device", "worker", "netdev", "paths"},
+        {"peer", "sessions", "lanes", "device", "worker", "netdev", "steering", "paths"},
         {"handshakes", "sockets", "capabilities", "netlink", "linkwatch", "config", "control",
          "firewall", "hostnet",
          "conffile", "resolver", "uapi", "workers"},

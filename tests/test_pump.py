@@ -164,7 +164,7 @@ def test_without_an_endpoint_nothing_is_kept(one):
 HOSTILE = [
     ("short", lambda e: b"\4\0\0\0", "DROP_MALFORMED_MESSAGE"),
     ("31 bytes", lambda e: bytes([4]) + bytes(30), "DROP_MALFORMED_MESSAGE"),
-    ("type 5", lambda e: message(e, 0, b"", kind=5), "DROP_MALFORMED_MESSAGE"),
+    ("type 6", lambda e: message(e, 0, b"", kind=6), "DROP_MALFORMED_MESSAGE"),
     ("reserved bytes", lambda e: message(e, 0, b"", kind=0x10004), "DROP_MALFORMED_MESSAGE"),
     ("index of nobody", lambda e: message(e, 0, b"", index=e.index ^ 1 << 31),
      "DROP_UNKNOWN_INDEX"),

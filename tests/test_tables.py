@@ -139,7 +139,12 @@ def test_the_index_names_the_worker(tables):
 
 
 def test_counters_are_taken_once_each(tables):
-    slot, _ = tables.keypair_reserve(0)
+    slot, index = tables.keypair_reserve(0)
     attached = SharedTables.attach(tables.fd)
-    assert [tables.keypair_take_counter(slot) for _ in range(3)] == [0, 1, 2]
+    tables.keypair_install(slot, index, 1, tables.peer_add(), 0, bytes(32), bytes(32), True, 1,
+                           1, 1)
+    assert [tables.keypair_take_counter(slot, index) for _ in range(3)] == [0, 1, 2]
+    tables.keypair_retire(slot)
+    with pytest.raises(ValueError, match="is gone"):
+        tables.keypair_take_counter(slot, index)
     assert attached.queue_count == 4

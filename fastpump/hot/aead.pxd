@@ -12,11 +12,15 @@ cdef extern from "aead.h" nogil:
         AEAD_IPSEC_MB
         AEAD_CHACHA20_POLY1305
         AEAD_AES_256_GCM
+        AEAD_RAW_KEY_LEN
+        AEAD_KEY_LEN
     ctypedef struct Aead:
         int backend
     int aead_has_ipsec_mb()
+    int aead_is_null()
     int aead_init(Aead *self, int backend)
     void aead_free(Aead *self)
+    void aead_key_set(Aead *self, int cipher, const uint8_t *raw, uint8_t *key)
     int aead_seal(Aead *self, int cipher, const uint8_t *key, const uint8_t *nonce,
                   const uint8_t *aad, size_t aad_len, const uint8_t *src, uint8_t *dst,
                   size_t length)

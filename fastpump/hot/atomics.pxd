@@ -5,6 +5,13 @@ from libc.stdint cimport uint32_t, uint64_t
 
 
 cdef extern from * nogil:
+    """
+    static inline int fastpump_cas32(uint32_t *p, uint32_t expected, uint32_t value)
+    {
+        return __atomic_compare_exchange_n(p, &expected, value, 0, __ATOMIC_SEQ_CST,
+                                           __ATOMIC_RELAXED);
+    }
+    """
     enum:
         RELAXED "__ATOMIC_RELAXED"
         ACQUIRE "__ATOMIC_ACQUIRE"
@@ -17,5 +24,6 @@ cdef extern from * nogil:
     uint32_t add32 "__atomic_fetch_add"(uint32_t *p, uint32_t value, int order)
     uint64_t add64 "__atomic_fetch_add"(uint64_t *p, uint64_t value, int order)
     uint32_t or32 "__atomic_fetch_or"(uint32_t *p, uint32_t value, int order)
+    bint cas32 "fastpump_cas32"(uint32_t *p, uint32_t expected, uint32_t value)
     uint32_t and32 "__atomic_fetch_and"(uint32_t *p, uint32_t value, int order)
     void fence "__atomic_thread_fence"(int order)

@@ -1,10 +1,11 @@
 # Send batch: sealed datagrams on their way to one sendmmsg.
 #
-# A message is a run of equal-sized datagrams to one peer (the last may be shorter),
+# A message is a run of equal-sized datagrams on one path (the last may be shorter),
 # sent with UDP_SEGMENT: the segments of a superpacket, and just as well small
 # packets that happen to have one size. A datagram joins the latest message of its
-# peer or opens a new one, so a peer's datagrams leave in the order they came.
-# The endpoint is copied when a message opens.
+# path or opens a new one, so a path's datagrams leave in the order they came.
+# The endpoint is copied when a message opens. Messages of one socket that stand in a
+# row, mostly all, leave by one call.
 #
 # Control messages: the own address ends at LOCAL_CONTROL_LEN, the segment size follows,
 # so that each, both or none is one run of bytes.
@@ -37,7 +38,7 @@ from fastpump.hot.linux cimport (
 from fastpump.hot.local cimport LOCAL_CONTROL_LEN, local_control_write
 from fastpump.hot.shm cimport (
     ARMED_LOCAL_GONE, EVENT_LOCAL_GONE, EVENT_OFFLOAD_OFF, EVENT_SEND_ERROR, LOCAL_LEN, NONE,
-    OFFLOAD_UDP_GSO, Tables, WorkerShared, peer_endpoint_read,
+    OFFLOAD_UDP_GSO, Endpoint, Tables, WorkerShared, endpoint_forget_local, endpoint_read,
 )
 from fastpump.hot.verdict cimport (
     DROP_SEND_BUFFER_FULL, DROP_SEND_ERROR, FAILED_UDP_GSO, UDP_TX_BYTES, UDP_TX_CALLS,
@@ -49,8 +50,18 @@ cdef enum:
     CONTROL_LEN = 64                # and LOCAL_CONTROL_LEN
     ERROR_EVENT_INTERVAL_NS = 1000000000
 
-cdef struct SendMessage:
+cdef struct Path:
+    # Where a datagram goes: by a peer's session, or on a lane.
+    uint32_t id                     # no two paths have the same
     uint32_t peer
+    int fd
+    Endpoint *endpoint
+
+cdef struct SendMessage:
+    uint32_t path_id
+    uint32_t peer
+    int fd
+    Endpoint *endpoint
     uint32_t length
     uint32_t segment_len
     uint32_t segment_count
@@ -60,7 +71,6 @@ cdef struct SendMessage:
 cdef struct SendBatch:
     Tables *tables
     WorkerShared *shared
-    int fd
     uint64_t now_ns
     uint64_t last_error_event_ns
     bint has_events                 # something went into the event ring
@@ -126,7 +136,7 @@ cdef inline void send_one_by_one(SendBatch *self, uint32_t which) noexcept nogil
         iov.iov_base = <uint8_t *>self.iov[which].iov_base + at
         iov.iov_len = length
         self.shared.counters[UDP_TX_CALLS] += 1
-        if sendmmsg(self.fd, &message, 1, MSG_DONTWAIT) == 1:
+        if sendmmsg(info.fd, &message, 1, MSG_DONTWAIT) == 1:
             self.shared.counters[UDP_TX_DATAGRAMS] += 1
             self.shared.counters[UDP_TX_MESSAGES] += 1
             self.shared.counters[UDP_TX_BYTES] += length
@@ -143,9 +153,12 @@ cdef inline bint send_failed(SendBatch *self, uint32_t which, int error) noexcep
     cdef SendMessage *info = &self.info[which]
     if info.local_len and error in (EINVAL, EADDRNOTAVAIL, ENETUNREACH):
         info.local_len = 0
-        self.has_events |= event_push_once(
-            self.shared, &self.tables.peers[info.peer].armed, ARMED_LOCAL_GONE,
-            EVENT_LOCAL_GONE, info.peer, 0, self.now_ns)
+        if info.endpoint == &self.tables.peers[info.peer].endpoint:
+            self.has_events |= event_push_once(
+                self.shared, &self.tables.peers[info.peer].armed, ARMED_LOCAL_GONE,
+                EVENT_LOCAL_GONE, info.peer, 0, self.now_ns)
+        else:
+            endpoint_forget_local(info.endpoint)
         return False
     if error in (ENOBUFS, ENOMEM):
         self.shared.verdicts[DROP_SEND_BUFFER_FULL] += info.segment_count
@@ -164,7 +177,7 @@ cdef inline bint send_failed(SendBatch *self, uint32_t which, int error) noexcep
 
 cdef inline void send_flush(SendBatch *self) noexcept nogil:
     """Send everything that was reserved, and empty the batch."""
-    cdef uint32_t sent = 0, i, datagrams
+    cdef uint32_t sent = 0, end = 0, i, datagrams
     cdef int result
     for i in range(self.count):
         self.iov[i].iov_len = self.info[i].length
@@ -172,7 +185,11 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
                &self.info[i].segment_len, 2)
         send_control_set(self, i, self.info[i].segment_count > 1)
     while sent < self.count:
-        result = sendmmsg(self.fd, &self.messages[sent], self.count - sent, MSG_DONTWAIT)
+        if end <= sent:
+            end = sent + 1
+            while end < self.count and self.info[end].fd == self.info[sent].fd:
+                end += 1
+        result = sendmmsg(self.info[sent].fd, &self.messages[sent], end - sent, MSG_DONTWAIT)
         self.shared.counters[UDP_TX_CALLS] += 1
         if result > 0:
             datagrams = 0
@@ -184,9 +201,9 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
             self.shared.send_batches[batch_bucket(datagrams)] += 1
             sent += <uint32_t>result
         elif errno == EAGAIN:
-            for i in range(sent, self.count):
+            for i in range(sent, end):
                 self.shared.verdicts[DROP_SEND_BUFFER_FULL] += self.info[i].segment_count
-            break
+            sent = end
         elif errno != EINTR:
             if send_failed(self, sent, errno):
                 sent += 1
@@ -196,23 +213,33 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
     self.bytes = 0
 
 
-cdef inline uint8_t *send_reserve(SendBatch *self, uint32_t peer, uint32_t length) noexcept nogil:
-    """Room for one datagram of `length` bytes to `peer`; NULL if its endpoint is
-    unknown. The caller fills all of it before the next call."""
-    cdef SendMessage *info
-    cdef cmsghdr *control
-    cdef uint32_t i = self.count, name_len
-    cdef uint8_t local[LOCAL_LEN]
-    cdef uint8_t *room
+cdef inline SendMessage *send_latest(SendBatch *self, uint32_t path_id) noexcept nogil:
+    """The latest message of a path; NULL if there is none."""
+    cdef uint32_t i = self.count
     while i:
         i -= 1
-        info = &self.info[i]
-        if info.peer != peer:
-            continue
-        if not info.is_open or length > info.segment_len \
-                or info.length + length > MAX_UDP_PAYLOAD:
-            break
-        room = <uint8_t *>self.iov[i].iov_base + info.length
+        if self.info[i].path_id == path_id:
+            return &self.info[i]
+    return NULL
+
+
+cdef inline bint message_takes(const SendMessage *self, uint32_t length) noexcept nogil:
+    """Whether a datagram can join the message."""
+    return self.is_open and length <= self.segment_len \
+        and self.length + length <= MAX_UDP_PAYLOAD
+
+
+cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
+                                  uint32_t length) noexcept nogil:
+    """Room for one datagram of `length` bytes on a path; NULL if its endpoint is
+    unknown. The caller fills all of it before the next call."""
+    cdef SendMessage *info = send_latest(self, path.id)
+    cdef cmsghdr *control
+    cdef uint32_t i, name_len
+    cdef uint8_t local[LOCAL_LEN]
+    cdef uint8_t *room
+    if info != NULL and message_takes(info, length):
+        room = <uint8_t *>self.iov[info - self.info].iov_base + info.length
         info.length += length
         info.segment_count += 1
         info.is_open = length == info.segment_len and info.segment_count < MAX_GSO_SEGMENTS
@@ -221,13 +248,16 @@ cdef inline uint8_t *send_reserve(SendBatch *self, uint32_t peer, uint32_t lengt
     if self.count == SEND_MESSAGES or self.bytes >= SEND_FLUSH_BYTES:
         send_flush(self)
     i = self.count
-    name_len = peer_endpoint_read(&self.tables.peers[peer], <uint8_t *>&self.names[i], local)
+    name_len = endpoint_read(path.endpoint, <uint8_t *>&self.names[i], local)
     if name_len == 0:
         return NULL
     self.count += 1
     self.bytes += length
     info = &self.info[i]
-    info.peer = peer
+    info.path_id = path.id
+    info.peer = path.peer
+    info.fd = path.fd
+    info.endpoint = path.endpoint
     info.length = length
     info.segment_len = length
     info.segment_count = 1

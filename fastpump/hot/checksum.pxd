@@ -24,6 +24,13 @@ cdef inline uint16_t checksum_fold(uint64_t sum) noexcept nogil:
     return <uint16_t>sum
 
 
+cdef inline uint64_t checksum_word(uint16_t value) noexcept nogil:
+    """What a 16-bit field with that value adds to a native-order sum."""
+    cdef uint16_t native
+    store_be16(<uint8_t *>&native, value)
+    return native
+
+
 cdef inline uint64_t pseudo_sum(const uint8_t *ip, bint is_v6, uint8_t protocol,
                                 uint32_t l4_len) noexcept nogil:
     """Sum of the pseudo-header: RFC 793 for IPv4, RFC 8200 section 8.1 for IPv6."""
@@ -58,6 +65,12 @@ cdef inline void l4_checksum_set(uint8_t *ip, bint is_v6, uint8_t protocol, uint
     if check == 0 and protocol == 17:
         check = 0xffff
     checksum_store(l4 + check_offset, check)
+
+
+cdef inline void l4_checksum_set_partial(uint8_t *ip, bint is_v6, uint8_t protocol, uint8_t *l4,
+                                         uint32_t l4_len, uint32_t check_offset) noexcept nogil:
+    """Write the pseudo-header's sum, which whoever finishes the checksum adds to."""
+    checksum_store(l4 + check_offset, checksum_fold(pseudo_sum(ip, is_v6, protocol, l4_len)))
 
 
 cdef inline bint l4_checksum_is_valid(const uint8_t *ip, bint is_v6, uint8_t protocol,

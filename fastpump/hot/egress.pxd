@@ -2,87 +2,66 @@
 #
 #   read        one packet or superpacket, vnet header first
 #   route       inner destination -> peer, by longest prefix
-#   session     the peer's keypair; without one the packet is staged and the
-#               supervisor asked for a handshake
+#   way         a lane of the peer's (hot/lane.pxd), else its session's keypair; without
+#               either the packet is staged and the supervisor asked for a handshake
 #   split       a superpacket into segments, in place (hot/split.pxd)
-#   seal        each segment into the send batch: the only copy
+#   seal        each segment into the send batch: the only copy. Small packets on a
+#               lane are bundled first (hot/bundle.pxd)
 #   flush       sendmmsg when the interface is empty, the budget used or the batch full
 #
 # A superpacket's counters are taken at once, by one atomic addition; a counter that
 # is taken and then not used (no endpoint) is lost, never given out again.
+#
+# Changing the way: data that this worker sent by the session may arrive after what it sends
+# on a lane. So the first use of a lane sends an END by the session, and lane messages then
+# carry the FENCE flag: the receiver holds them until it has delivered what came before the
+# END (hot/hold.pxd). Lane n of the next set takes the same sockets, and needs none; unless
+# both sides started a session at once, and each opened a set: then the END goes by the lane.
 
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
-from libc.string cimport memcpy, memset
 
-from fastpump.hot.aead cimport AEAD_CHACHA20_POLY1305, aead_seal, nonce_set
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, add64, load32, load64
-from fastpump.hot.batch cimport send_flush, send_reserve
-from fastpump.hot.bytes cimport store_le32, store_le64
+from fastpump.hot.batch cimport Path, send_flush
+from fastpump.hot.bundle cimport bundle_add, bundle_flush, bundle_takes
+from fastpump.hot.bytes cimport store_le16, store_le32
 from fastpump.hot.events cimport event_push_once
 from fastpump.hot.ip cimport IpPacket, ip_destination, ip_parse
+from fastpump.hot.lane cimport lane_before, lane_choose, lane_path, lane_slot
 from fastpump.hot.limits cimport (
-    BUFFER_STRIDE, MAX_UDP_PAYLOAD, PADDING_MULTIPLE, READ_HEADROOM, READ_TAILROOM,
-    REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES,
-    TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, TRANSPORT_TYPE, TUN_READ_BUDGET,
-    TUN_READ_BYTES, VNET_HEADER_LEN,
+    BUFFER_STRIDE, CONTROL_END, CONTROL_END_LEN, CONTROL_MARK, FEATURE_PARTIAL, FENCE_AFTER_NS,
+    LANE_FLAG_PARTIAL, LANE_REKEY_AFTER_MESSAGES, MAX_UDP_PAYLOAD, PADDING_MULTIPLE,
+    READ_HEADROOM, READ_TAILROOM, REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES,
+    TRANSPORT_OVERHEAD, TUN_READ_BUDGET, TUN_READ_BYTES, VNET_HEADER_LEN,
 )
 from fastpump.hot.linux cimport EAGAIN, EBADFD, EINTR, VIRTIO_NET_HDR_GSO_NONE, errno, read
 from fastpump.hot.lookup cimport lookup_peer
+from fastpump.hot.seal cimport lane_seal, session_seal
 from fastpump.hot.shm cimport (
-    ARMED_UNANSWERED_TX, ARMED_WANT_SESSION, EVENT_REKEY, EVENT_UNANSWERED_TX,
-    EVENT_WANT_SESSION, KEYPAIR_INITIATOR, KEYPAIR_REKEY_TOLD, NONE,
-    Keypair, PeerSlot,
+    ARMED_UNANSWERED_TX, ARMED_WANT_SESSION, EVENT_LANE_UNANSWERED, EVENT_REKEY,
+    EVENT_UNANSWERED_TX, EVENT_WANT_SESSION, KEYPAIR_INITIATOR, KEYPAIR_REKEY_TOLD,
+    LANE_REKEY_TOLD, LANE_UNANSWERED_TOLD, NONE, POLICY_ANY, POLICY_NOTHING, Keypair, Lane,
+    PeerSlot,
 )
 from fastpump.hot.split cimport Splitter, splitter_init, splitter_next
 from fastpump.hot.staged cimport staged_add, staged_packet, staged_purge, staged_remove
 from fastpump.hot.verdict cimport (
-    DROP_COUNTER_LIMIT, DROP_MALFORMED_PACKET, DROP_NO_ENDPOINT, DROP_NO_PEER, DROP_TOO_BIG,
-    FAILED_INTERFACE_READ, PASS, TUN_RX_BYTES, TUN_RX_PACKETS, TUN_RX_SUPERPACKETS, Verdict,
+    DROP_COUNTER_LIMIT, DROP_MALFORMED_PACKET, DROP_NO_ENDPOINT, DROP_NO_LANES, DROP_NO_PEER,
+    DROP_TOO_BIG, FAILED_INTERFACE_READ, PASS, TUN_RX_BYTES, TUN_RX_PACKETS,
+    TUN_RX_SUPERPACKETS, Verdict,
 )
-from fastpump.hot.vnet cimport VnetHeader, vnet_checksum_complete, vnet_load
+from fastpump.hot.vnet cimport (
+    VnetHeader, vnet_checksum_complete, vnet_is_plain_partial, vnet_load,
+)
 from fastpump.hot.worker cimport Worker
 
-
-cdef inline uint32_t padding_len(uint32_t packet_len, uint32_t mtu) noexcept nogil:
-    """Zero bytes behind the packet: to a multiple of 16, not beyond the MTU
-    (WireGuard paper, 5.4.6; the kernel's calculate_skb_padding())."""
-    cdef uint32_t padded = (packet_len + PADDING_MULTIPLE - 1) & ~<uint32_t>(PADDING_MULTIPLE - 1)
-    if padded > mtu:
-        padded = mtu
-    return padded - packet_len if padded > packet_len else 0
+cdef struct Way:
+    # How a packet leaves: on a lane, or by a session; neither: it cannot yet.
+    Lane *lane
+    Keypair *keypair
 
 
-cdef inline uint32_t seal_segment(Worker *self, uint32_t peer, Keypair *keypair,
-                                  uint64_t counter, uint8_t *packet,
-                                  uint32_t packet_len) noexcept nogil:
-    """Seal one packet into the send batch; the datagram's length, 0 if the endpoint is
-    unknown. The bytes behind the packet, which padding borrows (they may be the next
-    segment's payload), are put back."""
-    cdef uint32_t padding = padding_len(packet_len, self.mtu)
-    cdef uint32_t sealed_len = packet_len + padding
-    cdef uint8_t behind[PADDING_MULTIPLE]
-    cdef uint8_t nonce[12]
-    cdef uint8_t *message = send_reserve(&self.send, peer, sealed_len + TRANSPORT_OVERHEAD)
-    if message == NULL:
-        return 0
-    memcpy(behind, packet + packet_len, PADDING_MULTIPLE)
-    if padding:
-        memset(packet + packet_len, 0, padding)
-    store_le32(message, TRANSPORT_TYPE)
-    store_le32(message + 4, keypair.remote_index)
-    store_le64(message + 8, counter)
-    nonce_set(nonce, counter)
-    aead_seal(&self.aead, AEAD_CHACHA20_POLY1305, keypair.send_key, nonce, NULL, 0,
-              packet, message + TRANSPORT_HEADER_LEN, sealed_len)
-    if padding:
-        memcpy(packet + packet_len, behind, PADDING_MULTIPLE)
-    return sealed_len + TRANSPORT_OVERHEAD
-
-
-cdef inline void peer_note_sent(Worker *self, uint32_t index, PeerSlot *peer,
-                                uint64_t wire_bytes) noexcept nogil:
+cdef inline void peer_note_sent(Worker *self, uint32_t index, PeerSlot *peer) noexcept nogil:
     """Activity for the timers: data went out, and whatever was owed is paid."""
-    add64(&peer.tx_bytes, wire_bytes, RELAXED)
     if peer.last_tx_ns != self.now_ns:
         peer.last_tx_ns = self.now_ns
     if peer.first_unanswered_rx_ns:
@@ -95,26 +74,40 @@ cdef inline void peer_note_sent(Worker *self, uint32_t index, PeerSlot *peer,
             self.now_ns)
 
 
-cdef inline Verdict egress_seal(Worker *self, uint32_t index, Keypair *keypair, VnetHeader *vnet,
-                                IpPacket *ip) noexcept nogil:
-    """Split if need be, and seal."""
-    cdef PeerSlot *peer = &self.tables.peers[index]
-    cdef Splitter splitter
-    cdef uint8_t *segment
-    cdef uint32_t segment_len
-    cdef uint64_t counter, wire_bytes = 0
-    cdef uint32_t count = 1, sealed_len
+cdef inline Verdict packet_prepare(Splitter *splitter, const VnetHeader *vnet, const IpPacket *ip,
+                                   bint may_leave_partial, bint *is_partial) noexcept nogil:
+    """Make ready to seal: split a superpacket, or else complete the checksum if it must be."""
+    is_partial[0] = False
     if vnet.gso_type != VIRTIO_NET_HDR_GSO_NONE:
-        if not splitter_init(&splitter, vnet, ip):
+        if not splitter_init(splitter, vnet, ip, may_leave_partial):
             return DROP_MALFORMED_PACKET
-        count = splitter.count
+        is_partial[0] = splitter.leaves_partial
         if splitter.header_len + splitter.segment_size + TRANSPORT_OVERHEAD > MAX_UDP_PAYLOAD:
             return DROP_TOO_BIG
-    else:
-        if ip.total_len + PADDING_MULTIPLE + TRANSPORT_OVERHEAD > MAX_UDP_PAYLOAD:
-            return DROP_TOO_BIG
-        if not vnet_checksum_complete(vnet, ip.start, ip.total_len):
-            return DROP_MALFORMED_PACKET
+        return PASS
+    splitter.count = 1
+    if ip.total_len + PADDING_MULTIPLE + TRANSPORT_OVERHEAD > MAX_UDP_PAYLOAD:
+        return DROP_TOO_BIG
+    is_partial[0] = may_leave_partial and vnet_is_plain_partial(vnet, ip)
+    if not is_partial[0] and not vnet_checksum_complete(vnet, ip.start, ip.total_len):
+        return DROP_MALFORMED_PACKET
+    return PASS
+
+
+cdef inline Verdict egress_session(Worker *self, uint32_t index, Keypair *keypair,
+                                   const VnetHeader *vnet, const IpPacket *ip) noexcept nogil:
+    """Split if need be, and seal for the session."""
+    cdef PeerSlot *peer = &self.tables.peers[index]
+    cdef Splitter splitter
+    cdef Verdict verdict
+    cdef uint8_t *segment
+    cdef uint32_t segment_len, sealed_len, count
+    cdef uint64_t counter, wire_bytes = 0
+    cdef bint is_partial
+    verdict = packet_prepare(&splitter, vnet, ip, False, &is_partial)
+    if verdict != PASS:
+        return verdict
+    count = splitter.count
     if load64(&keypair.send_counter, RELAXED) >= REJECT_AFTER_MESSAGES - count:
         return DROP_COUNTER_LIMIT
     counter = add64(&keypair.send_counter, count, RELAXED)
@@ -124,11 +117,11 @@ cdef inline Verdict egress_seal(Worker *self, uint32_t index, Keypair *keypair, 
             self.shared, &keypair.flags, KEYPAIR_REKEY_TOLD, EVENT_REKEY, index,
             <uint32_t>(keypair - self.tables.keypairs), self.now_ns)
     if count == 1 and vnet.gso_type == VIRTIO_NET_HDR_GSO_NONE:
-        wire_bytes = seal_segment(self, index, keypair, counter, ip.start, ip.total_len)
+        wire_bytes = session_seal(self, index, keypair, counter, ip.start, ip.total_len)
     else:
         segment_len = splitter_next(&splitter, &segment)
         while segment_len:
-            sealed_len = seal_segment(self, index, keypair, counter, segment, segment_len)
+            sealed_len = session_seal(self, index, keypair, counter, segment, segment_len)
             if sealed_len == 0:
                 break
             wire_bytes += sealed_len
@@ -136,7 +129,9 @@ cdef inline Verdict egress_seal(Worker *self, uint32_t index, Keypair *keypair, 
             segment_len = splitter_next(&splitter, &segment)
     if wire_bytes == 0:
         return DROP_NO_ENDPOINT
-    peer_note_sent(self, index, peer, wire_bytes)
+    add64(&peer.tx_bytes, wire_bytes, RELAXED)
+    peer_note_sent(self, index, peer)
+    self.session_sent_ns[index] = self.now_ns
     return PASS
 
 
@@ -154,28 +149,139 @@ cdef inline Keypair *peer_session(Worker *self, uint32_t index) noexcept nogil:
     return keypair
 
 
+cdef inline bint is_recent(const Worker *self, uint64_t at_ns) noexcept nogil:
+    """Whether what was sent then may still be under way."""
+    return at_ns != 0 and self.now_ns < at_ns + FENCE_AFTER_NS
+
+
+cdef inline void lane_start(Worker *self, Lane *lane, PeerSlot *peer) noexcept nogil:
+    """Before a lane is used for the first time: fence it off from the way before, if that
+    goes by other sockets."""
+    cdef uint8_t end[CONTROL_END_LEN + PADDING_MULTIPLE]
+    cdef uint64_t session_sent_ns = self.session_sent_ns[lane.peer]
+    cdef Lane *before = lane_before(self, lane, peer)
+    cdef Keypair *keypair
+    cdef Path path
+    lane.is_started = True
+    bundle_flush(self)
+    end[0] = CONTROL_MARK
+    end[1] = CONTROL_END
+    store_le16(end + 2, CONTROL_END_LEN - 4)
+    store_le32(end + 4, lane.remote_index)
+    store_le16(end + 8, lane.number)
+    if before != NULL and before.is_started and before.last_data_ns >= session_sent_ns:
+        if not is_recent(self, before.last_data_ns) \
+                or (before.socket == NONE) == (lane.socket == NONE):
+            return
+        lane_path(self, before, &path)
+        lane.is_fenced = lane_seal(self, before, &path, add64(&before.send_counter, 1, RELAXED),
+                                   0, end, CONTROL_END_LEN) != 0
+        return
+    keypair = peer_session(self, lane.peer)
+    if keypair == NULL or not is_recent(self, session_sent_ns) \
+            or load64(&keypair.send_counter, RELAXED) >= REJECT_AFTER_MESSAGES - 1:
+        return
+    lane.is_fenced = session_seal(self, lane.peer, keypair,
+                                  add64(&keypair.send_counter, 1, RELAXED), end,
+                                  CONTROL_END_LEN) != 0
+
+
+cdef inline void lane_note_sent(Worker *self, Lane *lane, PeerSlot *peer,
+                                uint64_t counter) noexcept nogil:
+    """Activity for the timers, of the lane and of the peer."""
+    lane.last_tx_ns = lane.last_data_ns = self.now_ns
+    if not lane.first_unanswered_tx_ns:
+        lane.first_unanswered_tx_ns = self.now_ns
+        self.send.has_events |= event_push_once(
+            self.shared, &lane.bits, LANE_UNANSWERED_TOLD, EVENT_LANE_UNANSWERED, lane.peer,
+            lane_slot(&self.tables, lane), self.now_ns)
+    if self.now_ns >= lane.rekey_at_ns or counter >= LANE_REKEY_AFTER_MESSAGES:
+        self.send.has_events |= event_push_once(
+            self.shared, &lane.bits, LANE_REKEY_TOLD, EVENT_REKEY, lane.peer, NONE, self.now_ns)
+    peer_note_sent(self, lane.peer, peer)
+
+
+cdef inline Verdict egress_lane(Worker *self, Lane *lane, const VnetHeader *vnet,
+                                const IpPacket *ip) noexcept nogil:
+    """Split if need be, and seal for a lane; or bundle."""
+    cdef PeerSlot *peer = &self.tables.peers[lane.peer]
+    cdef Splitter splitter
+    cdef Verdict verdict
+    cdef Path path
+    cdef uint8_t *segment = ip.start
+    cdef uint32_t segment_len = ip.total_len, sealed_len, flags
+    cdef uint64_t counter, wire_bytes = 0
+    cdef bint is_partial, is_super = vnet.gso_type != VIRTIO_NET_HDR_GSO_NONE
+    verdict = packet_prepare(&splitter, vnet, ip, lane.features & FEATURE_PARTIAL != 0,
+                             &is_partial)
+    if verdict != PASS:
+        return verdict
+    if not lane.is_started:
+        lane_start(self, lane, peer)
+    if not is_super and bundle_takes(lane, ip.total_len):
+        bundle_add(self, lane, ip.start, ip.total_len, is_partial)
+        lane_note_sent(self, lane, peer, load64(&lane.send_counter, RELAXED))
+        return PASS
+    if self.bundle.count and self.bundle.lane == lane:
+        bundle_flush(self)
+    flags = LANE_FLAG_PARTIAL if is_partial else 0
+    lane_path(self, lane, &path)
+    # lane_is_usable() leaves room between LANE_REJECT_AFTER_MESSAGES and what GCM bears.
+    counter = add64(&lane.send_counter, splitter.count, RELAXED)
+    if is_super:
+        segment_len = splitter_next(&splitter, &segment)
+    while segment_len:
+        sealed_len = lane_seal(self, lane, &path, counter, flags, segment, segment_len)
+        if sealed_len == 0:
+            break
+        wire_bytes += sealed_len
+        counter += 1
+        segment_len = splitter_next(&splitter, &segment) if is_super else 0
+    if wire_bytes == 0:
+        return DROP_NO_ENDPOINT
+    lane.tx_bytes += wire_bytes
+    add64(&peer.tx_bytes, wire_bytes, RELAXED)
+    lane_note_sent(self, lane, peer, counter)
+    return PASS
+
+
+cdef inline bint way_choose(Worker *self, uint32_t index, const IpPacket *ip,
+                            Way *way) noexcept nogil:
+    """How a packet to the peer leaves; False if it cannot now."""
+    cdef PeerSlot *peer = &self.tables.peers[index]
+    way.keypair = NULL
+    way.lane = lane_choose(self, index, peer, ip)
+    if way.lane == NULL and peer.policy == POLICY_ANY:
+        way.keypair = peer_session(self, index)
+    return way.lane != NULL or way.keypair != NULL
+
+
+cdef inline Verdict egress_send(Worker *self, uint32_t index, const Way *way,
+                                const VnetHeader *vnet, const IpPacket *ip) noexcept nogil:
+    if way.lane != NULL:
+        return egress_lane(self, way.lane, vnet, ip)
+    return egress_session(self, index, way.keypair, vnet, ip)
+
+
 cdef inline void staged_send(Worker *self, uint32_t only_peer) noexcept nogil:
-    """Send what is staged for peers that have a session now; of all peers when
+    """Send what is staged for peers that can be sent to now; of all peers when
     `only_peer` is NONE."""
     cdef uint32_t position = 0, peer
-    cdef Keypair *keypair
     cdef VnetHeader vnet
     cdef IpPacket ip
+    cdef Way way
     cdef uint8_t *packet
     cdef Verdict verdict
     while position < self.staged.count:
         peer = self.staged.packets[position].peer
-        keypair = NULL
-        if only_peer == NONE or only_peer == peer:
-            keypair = peer_session(self, peer)
-        if keypair == NULL:
-            position += 1
-            continue
         packet = staged_packet(&self.staged, self.staged.packets[position].slot)
+        if (only_peer != NONE and only_peer != peer) or not ip_parse(
+                &ip, packet, self.staged.packets[position].packet_len) or not way_choose(
+                self, peer, &ip, &way):
+            position += 1           # ip_parse was true once, and is
+            continue
         vnet_load(&vnet, packet - VNET_HEADER_LEN)
-        verdict = DROP_MALFORMED_PACKET
-        if ip_parse(&ip, packet, self.staged.packets[position].packet_len):
-            verdict = egress_seal(self, peer, keypair, &vnet, &ip)
+        verdict = egress_send(self, peer, &way, &vnet, &ip)
         if verdict != PASS:
             self.shared.verdicts[verdict] += 1
         staged_remove(&self.staged, position)
@@ -185,7 +291,7 @@ cdef inline Verdict egress_packet(Worker *self, uint8_t *packet,
                                   uint32_t packet_len) noexcept nogil:
     cdef VnetHeader vnet
     cdef IpPacket ip
-    cdef Keypair *keypair
+    cdef Way way
     cdef PeerSlot *peer
     cdef uint32_t index
     vnet_load(&vnet, packet - VNET_HEADER_LEN)
@@ -201,16 +307,24 @@ cdef inline Verdict egress_packet(Worker *self, uint8_t *packet,
     if self.staged.per_peer[index]:
         staged_purge(self)
         staged_send(self, index)
-    keypair = peer_session(self, index)
-    if keypair != NULL:
-        return egress_seal(self, index, keypair, &vnet, &ip)
-    if peer.endpoint_len == 0:
+    if way_choose(self, index, &ip, &way):
+        return egress_send(self, index, &way, &vnet, &ip)
+    if peer.endpoint.length == 0:
         return DROP_NO_ENDPOINT
+    if peer_session(self, index) == NULL:       # else lanes are waited for
+        self.send.has_events |= event_push_once(
+            self.shared, &peer.armed, ARMED_WANT_SESSION, EVENT_WANT_SESSION, index, 0,
+            self.now_ns)
+    if peer.policy == POLICY_NOTHING:
+        return DROP_NO_LANES
     staged_add(self, index, packet, packet_len)
-    self.send.has_events |= event_push_once(
-        self.shared, &peer.armed, ARMED_WANT_SESSION, EVENT_WANT_SESSION, index, 0,
-        self.now_ns)
     return PASS
+
+
+cdef inline void egress_flush(Worker *self) noexcept nogil:
+    """Send all that was sealed or bundled."""
+    bundle_flush(self)
+    send_flush(&self.send)
 
 
 cdef inline bint tun_to_udp(Worker *self) noexcept nogil:
@@ -238,5 +352,5 @@ cdef inline bint tun_to_udp(Worker *self) noexcept nogil:
         verdict = egress_packet(self, packet, <uint32_t>length - VNET_HEADER_LEN)
         if verdict != PASS:
             self.shared.verdicts[verdict] += 1
-    send_flush(&self.send)
+    egress_flush(self)
     return has_more

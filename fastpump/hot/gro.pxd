@@ -2,18 +2,18 @@
 #
 # Packets were opened in place, in the receive buffers, and stay there. A superpacket
 # is the first packet followed by the payloads of the next ones, gathered by one
-# writev: the kernel's copy into the interface is the only copy. The ten bytes in
-# front of a packet (its transport header, used up) take the vnet header.
+# writev: the kernel's copy into the interface is the only copy.
 #
-#   receive buffer:  [hdr][IP TCP payload 0]  [hdr][IP TCP payload 1] ...
-#   writev:           {vnet IP TCP payload 0}             {payload 1} ...
+#   receive buffer:        [hdr][IP TCP payload 0]  [hdr][IP TCP payload 1] ...
+#   writev:          {vnet}     {IP TCP payload 0}             {payload 1} ...
 #
 # Merged is only what the far kernel's own GRO would have merged (net/ipv4/af_inet.c,
 # tcp_offload.c, udp_offload.c): all of the headers equal but length, id, sequence,
 # checksum, PSH and FIN; contiguous; not behind a shorter segment; PSH and FIN end;
 # SYN, RST, URG, CWR never. All checksums are verified before a merge, because the
 # merged packet goes to the kernel with a new header checksum and a partial one; a
-# packet that stays alone keeps its own, right or wrong.
+# packet that stays alone keeps its own, right or wrong. Packets whose checksums are
+# partial (they came on a lane, whose AEAD vouches for every byte) merge with their like.
 #
 # Order: items are written in the order of their first packets; a packet that cannot
 # join its flow's open item closes it. So a flow is never reordered. What has no ports
@@ -25,11 +25,11 @@
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcmp, memcpy, memset
 
-from fastpump.hot.bytes cimport load_be16, load_be32, load_le64, store_be16
+from fastpump.hot.bytes cimport load_be16, load_be32, store_be16
 from fastpump.hot.checksum cimport (
-    checksum_fold, checksum_store, checksum_sum, ipv4_checksum_set, l4_checksum_is_valid,
-    pseudo_sum,
+    checksum_fold, checksum_sum, ipv4_checksum_set, l4_checksum_is_valid, l4_checksum_set_partial,
 )
+from fastpump.hot.flow cimport flow_hash
 from fastpump.hot.ip cimport (
     PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_ECE, TCP_FIN, TCP_PSH, IpPacket,
     ip_total_len_set,
@@ -44,7 +44,7 @@ from fastpump.hot.linux cimport (
 from fastpump.hot.shm cimport (
     OFFLOAD_TUN_TCP4, OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6,
 )
-from fastpump.hot.vnet cimport GSO_UDP_L4, VnetHeader
+from fastpump.hot.vnet cimport GSO_UDP_L4, VnetHeader, vnet_set_partial
 
 cdef enum:
     GRO_MAX_HEADER = 100            # IPv6 and a full TCP header
@@ -76,7 +76,9 @@ cdef struct Item:
     uint8_t added_flags             # PSH and FIN of merged packets
     bint is_v6
     bint is_tcp
+    bint is_partial
     bint is_open
+    VnetHeader vnet
     uint8_t saved_header[GRO_MAX_HEADER]    # of the first packet, once something merged
 
 cdef struct Gro:
@@ -96,6 +98,7 @@ cdef struct Candidate:
     uint32_t payload_len
     uint32_t offload
     bint is_tcp
+    bint is_partial                 # set by the caller: its checksum is partial
 
 
 cdef inline void gro_reset(Gro *self, uint32_t offloads) noexcept nogil:
@@ -107,18 +110,6 @@ cdef inline void gro_reset(Gro *self, uint32_t offloads) noexcept nogil:
 
 cdef inline bint gro_is_full(const Gro *self) noexcept nogil:
     return self.item_count == GRO_MAX_PIECES or self.piece_count == GRO_MAX_PIECES
-
-
-cdef inline uint32_t flow_hash(const IpPacket *ip, const uint8_t *l4) noexcept nogil:
-    """Addresses and ports, mixed: collisions are harmless, so a cheap mix will do."""
-    cdef uint64_t mix = load_be32(l4) ^ <uint64_t>ip.protocol << 32
-    cdef int i
-    if ip.is_v6:
-        for i in range(4):
-            mix = (mix ^ load_le64(ip.start + 8 + 8 * i)) * <uint64_t>0x9e3779b97f4a7c15u
-    else:
-        mix = (mix ^ load_le64(ip.start + 12)) * <uint64_t>0x9e3779b97f4a7c15u
-    return <uint32_t>(mix >> 32)
 
 
 cdef inline void candidate_classify(Candidate *self) noexcept nogil:
@@ -136,7 +127,7 @@ cdef inline void candidate_classify(Candidate *self) noexcept nogil:
             return
         self.is_tcp = True
         self.flow_class = FLOW_ENDS
-        self.flow_hash = flow_hash(ip, l4)
+        self.flow_hash = flow_hash(ip)
         tcp_header_len = <uint32_t>(l4[12] >> 4) * 4
         if tcp_header_len < 20 or tcp_header_len >= l4_len:
             return                  # malformed, or a pure ACK
@@ -149,8 +140,9 @@ cdef inline void candidate_classify(Candidate *self) noexcept nogil:
             return
         self.is_tcp = False
         self.flow_class = FLOW_ENDS
-        self.flow_hash = flow_hash(ip, l4)
-        if load_be16(l4 + 4) != l4_len or l4_len == 8 or load_be16(l4 + 6) == 0:
+        self.flow_hash = flow_hash(ip)
+        if load_be16(l4 + 4) != l4_len or l4_len == 8 \
+                or (load_be16(l4 + 6) == 0 and not self.is_partial):
             return
         self.header_len = ip.header_len + 8
         self.offload = OFFLOAD_TUN_UDP6 if ip.is_v6 else OFFLOAD_TUN_UDP4
@@ -176,7 +168,7 @@ cdef inline bint item_headers_match(const Item *self, const Candidate *packet) n
     cdef const uint8_t *b = packet.ip.start
     cdef uint32_t at = packet.ip.header_len
     cdef uint16_t step
-    if self.header_len != packet.header_len:
+    if self.header_len != packet.header_len or self.is_partial != packet.is_partial:
         return False
     if self.is_v6:
         # version, traffic class, flow label; next header, hop limit
@@ -226,12 +218,13 @@ cdef inline bint item_merge(Gro *gro, Item *self, const Candidate *packet) noexc
         return False
     if not item_headers_match(self, packet):
         return False
-    if self.segment_count == 1 and not packet_checksums_are_valid(
-            self.packet, self.is_v6, self.is_tcp, self.l4_at, self.packet_len):
-        return False
-    if not packet_checksums_are_valid(start, self.is_v6, self.is_tcp, self.l4_at,
-                                      packet.ip.total_len):
-        return False
+    if not self.is_partial:
+        if self.segment_count == 1 and not packet_checksums_are_valid(
+                self.packet, self.is_v6, self.is_tcp, self.l4_at, self.packet_len):
+            return False
+        if not packet_checksums_are_valid(start, self.is_v6, self.is_tcp, self.l4_at,
+                                          packet.ip.total_len):
+            return False
     if self.segment_count == 1:
         memcpy(self.saved_header, self.packet, self.header_len)
         if not self.is_v6:
@@ -270,7 +263,11 @@ cdef inline Item *gro_append(Gro *self, const Candidate *packet) noexcept nogil:
     item.first_piece = 0
     item.last_piece = 0
     item.is_v6 = packet.ip.is_v6
+    item.is_partial = packet.is_partial
     item.is_open = False
+    memset(&item.vnet, 0, sizeof(VnetHeader))
+    if packet.is_partial:
+        vnet_set_partial(&item.vnet, &packet.ip)
     return item
 
 
@@ -311,40 +308,40 @@ cdef inline void gro_receive(Gro *self, Candidate *packet) noexcept nogil:
         item.is_open = False
 
 
+cdef inline void item_finish_superpacket(Item *self) noexcept nogil:
+    """Write the headers of what several packets became."""
+    cdef uint8_t *l4 = self.packet + self.l4_at
+    ip_total_len_set(self.packet, self.is_v6, self.total_len)
+    if not self.is_v6:
+        ipv4_checksum_set(self.packet, self.l4_at)
+    if self.is_tcp:
+        l4[13] |= self.added_flags
+        self.vnet.gso_type = (VIRTIO_NET_HDR_GSO_TCPV6 if self.is_v6
+                              else VIRTIO_NET_HDR_GSO_TCPV4)
+    else:
+        store_be16(l4 + 4, <uint16_t>(self.total_len - self.l4_at))
+        self.vnet.gso_type = GSO_UDP_L4
+    self.vnet.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
+    self.vnet.hdr_len = <uint16_t>self.header_len
+    self.vnet.gso_size = <uint16_t>self.segment_size
+    self.vnet.csum_start = <uint16_t>self.l4_at
+    self.vnet.csum_offset = 16 if self.is_tcp else 6
+    l4_checksum_set_partial(
+        self.packet, self.is_v6, PROTOCOL_TCP if self.is_tcp else PROTOCOL_UDP, l4,
+        self.total_len - self.l4_at, self.vnet.csum_offset)
+
+
 cdef inline int item_finish(Gro *gro, Item *self, iovec *iov) noexcept nogil:
-    """Write the vnet header, and a superpacket's own headers; fill `iov` (of at least
-    GRO_MAX_TCP_SEGMENTS entries) and give the number of entries."""
-    cdef VnetHeader vnet
-    cdef uint8_t *l4
-    cdef uint32_t next_piece
-    cdef uint32_t check_offset
-    cdef int count = 1
-    memset(&vnet, 0, sizeof(vnet))
+    """Complete the headers; fill `iov` (of at least GRO_MAX_TCP_SEGMENTS + 1 entries) and give
+    the number of entries."""
+    cdef uint32_t next_piece = self.first_piece
+    cdef int count = 2
     if self.segment_count > 1:
-        check_offset = 16 if self.is_tcp else 6
-        l4 = self.packet + self.l4_at
-        ip_total_len_set(self.packet, self.is_v6, self.total_len)
-        if not self.is_v6:
-            ipv4_checksum_set(self.packet, self.l4_at)
-        if self.is_tcp:
-            l4[13] |= self.added_flags
-            vnet.gso_type = (VIRTIO_NET_HDR_GSO_TCPV6 if self.is_v6
-                             else VIRTIO_NET_HDR_GSO_TCPV4)
-        else:
-            store_be16(l4 + 4, <uint16_t>(self.total_len - self.l4_at))
-            vnet.gso_type = GSO_UDP_L4
-        checksum_store(l4 + check_offset, checksum_fold(pseudo_sum(
-            self.packet, self.is_v6, PROTOCOL_TCP if self.is_tcp else PROTOCOL_UDP,
-            self.total_len - self.l4_at)))
-        vnet.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
-        vnet.hdr_len = <uint16_t>self.header_len
-        vnet.gso_size = <uint16_t>self.segment_size
-        vnet.csum_start = <uint16_t>self.l4_at
-        vnet.csum_offset = <uint16_t>check_offset
-    memcpy(self.packet - VNET_HEADER_LEN, &vnet, VNET_HEADER_LEN)
-    iov[0].iov_base = self.packet - VNET_HEADER_LEN
-    iov[0].iov_len = self.packet_len + VNET_HEADER_LEN
-    next_piece = self.first_piece
+        item_finish_superpacket(self)
+    iov[0].iov_base = &self.vnet
+    iov[0].iov_len = VNET_HEADER_LEN
+    iov[1].iov_base = self.packet
+    iov[1].iov_len = self.packet_len
     while next_piece:
         iov[count].iov_base = gro.pieces[next_piece - 1].start
         iov[count].iov_len = gro.pieces[next_piece - 1].length

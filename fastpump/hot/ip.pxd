@@ -65,3 +65,17 @@ cdef inline void ip_total_len_set(uint8_t *ip, bint is_v6, uint32_t total_len) n
     cdef uint8_t *field = ip + 4 if is_v6 else ip + 2
     field[0] = value >> 8
     field[1] = value & 0xff
+
+
+cdef inline uint32_t ip_check_offset(const IpPacket *self) noexcept nogil:
+    """Where TCP's or UDP's header has its checksum."""
+    return 16 if self.protocol == PROTOCOL_TCP else 6
+
+
+cdef inline bint ip_can_be_partial(const IpPacket *self) noexcept nogil:
+    """Whether a whole TCP or UDP header stands right behind the IP header."""
+    if self.is_fragment:
+        return False
+    if self.protocol == PROTOCOL_TCP:
+        return self.total_len >= self.header_len + 20
+    return self.protocol == PROTOCOL_UDP and self.total_len >= self.header_len + 8

@@ -10,6 +10,33 @@ cdef enum:
     TRANSPORT_MIN_LEN = 32
     PADDING_MULTIPLE = 16
 
+    # Lanes (docs/PROTOCOL.md).
+    LANE_TYPE = 5
+    LANE_FLAG_PARTIAL = 0x01
+    LANE_FLAG_BUNDLE = 0x02
+    LANE_FLAG_FENCE = 0x04
+    LANE_FLAG_ASK = 0x08
+    LANE_FLAGS = 0x0f
+    FEATURE_PARTIAL = 1
+    FEATURE_BUNDLE = 2
+    CONTROL_MARK = 0xf0             # the first byte of a control packet
+    CONTROL_END = 4                 # its second: the kind
+    CONTROL_END_LEN = 10
+    CONTROL_HELLO = 1
+    CONTROL_OFFER = 2
+    CONTROL_IN_USE_AT = 7           # behind the header and a field's head
+    CONTROL_IN_USE_FIELD = 8
+    MAX_LANES = 256                 # of a peer
+    MAX_LANE_SOCKETS = 256          # of all workers
+    LANE_REKEY_AFTER_MESSAGES = 1 << 28
+    LANE_REJECT_AFTER_MESSAGES = 1 << 30
+
+    # Bundles: what is small enough to share a datagram, and an entry's header.
+    BUNDLE_MAX_PACKET = 512
+    BUNDLE_ENTRY_HEADER = 2
+    BUNDLE_ENTRY_PARTIAL = 0x8000   # in the header; the rest is the length
+    BUNDLE_PACKETS = 64
+
     # Kernel (include/linux/udp.h, net/ipv4/udp.c, drivers/net/tun.c).
     VNET_HEADER_LEN = 10
     MAX_PACKET_LEN = 65535
@@ -39,7 +66,16 @@ cdef enum:
     STAGED_PER_PEER = 128
     STAGED_SLOTS = 512
 
+    # Lane messages that wait for their keys, or for what was sent before them.
+    HELD_MESSAGES = 1024
+    HELD_BYTES = 2097152
+    HOLD_NS = 20000000
+    # A session this long without data has nothing under way that a lane could overtake.
+    FENCE_AFTER_NS = 1000000000
+
     EVENT_RING_LEN = 4096
+    CONTROL_RING_LEN = 32
+    CONTROL_LEN = 1504              # a control packet and its padding
     MESSAGE_RING_LEN = 64
     MESSAGE_LEN = 160               # an initiation has 148 bytes
     BATCH_BUCKETS = 8               # log2 histogram of datagrams per system call
@@ -52,6 +88,8 @@ cdef extern from *:
     """
     #define FASTPUMP_REJECT_AFTER_MESSAGES (UINT64_MAX - (1ULL << 13))
     #define FASTPUMP_REKEY_AFTER_MESSAGES (1ULL << 60)
+    #define FASTPUMP_REJECT_AFTER_TIME_NS 180000000000ULL
     """
     unsigned long long REJECT_AFTER_MESSAGES "FASTPUMP_REJECT_AFTER_MESSAGES"
     unsigned long long REKEY_AFTER_MESSAGES "FASTPUMP_REKEY_AFTER_MESSAGES"
+    unsigned long long REJECT_AFTER_TIME_NS "FASTPUMP_REJECT_AFTER_TIME_NS"

@@ -106,7 +106,7 @@ cdef extern from "<linux/virtio_net.h>" nogil:
 
 cdef extern from "<sys/epoll.h>" nogil:
     union epoll_data:
-        uint32_t u32
+        uint64_t u64
     struct epoll_event:
         uint32_t events
         epoll_data data

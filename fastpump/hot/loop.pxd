@@ -7,9 +7,8 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastpump.hot.atomics cimport RELAXED, SEQ_CST, load32, store64
-from fastpump.hot.batch cimport send_flush
-from fastpump.hot.egress cimport staged_send, tun_to_udp
-from fastpump.hot.ingress cimport take_strays, udp_to_tun
+from fastpump.hot.egress cimport egress_flush, staged_send, tun_to_udp
+from fastpump.hot.ingress cimport take_held, take_strays, udp_to_tun
 from fastpump.hot.linux cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, epoll_create1, epoll_ctl, epoll_event,
     epoll_wait, errno, now_ns, read, write,
@@ -23,17 +22,21 @@ cdef enum:
     READY_TUN = 1
     READY_UDP = 2
     READY_DOORBELL = 4
+    READY_LANE_SHIFT = 3            # the bits from there on: our lane sockets
+    LOOP_EVENTS = 40
+    HOLD_POLL_MS = 1                # others tell nobody that what we wait for was delivered
 
 
-cdef inline int loop_watch(Worker *self, int fd, uint32_t ready) noexcept nogil:
+cdef inline int loop_watch(Worker *self, int fd, uint64_t ready) noexcept nogil:
     cdef epoll_event event
     event.events = EPOLLIN
-    event.data.u32 = ready
+    event.data.u64 = ready
     return epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, fd, &event)
 
 
 cdef inline int loop_init(Worker *self) noexcept nogil:
     """0 or -errno."""
+    cdef uint32_t i
     self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
     if self.epoll_fd < 0:
         return -errno
@@ -41,26 +44,30 @@ cdef inline int loop_init(Worker *self) noexcept nogil:
             or loop_watch(self, self.udp_fd, READY_UDP) < 0 \
             or loop_watch(self, self.doorbell_fd, READY_DOORBELL) < 0:
         return -errno
+    for i in range(self.own_lane_fds):
+        if loop_watch(self, self.lane_fds[self.number + i * self.queue_count],
+                      <uint64_t>1 << (READY_LANE_SHIFT + i)) < 0:
+            return -errno
     return 0
 
 
-cdef inline uint32_t loop_wait(Worker *self, uint64_t *epoch, int timeout) noexcept nogil:
+cdef inline uint64_t loop_wait(Worker *self, uint64_t *epoch, int timeout) noexcept nogil:
     """What is ready (READY_*). The epoch is even exactly while this blocks."""
-    cdef epoll_event events[4]
-    cdef uint32_t ready = 0
+    cdef epoll_event events[LOOP_EVENTS]
+    cdef uint64_t ready = 0
     cdef int count, i
     if timeout:
         epoch[0] += 1
         store64(&self.shared.epoch, epoch[0], SEQ_CST)
-        count = epoll_wait(self.epoll_fd, events, 4, timeout)
+        count = epoll_wait(self.epoll_fd, events, LOOP_EVENTS, timeout)
         self.shared.counters[WAKEUPS] += 1
         epoch[0] += 1
     else:
-        count = epoll_wait(self.epoll_fd, events, 4, 0)
+        count = epoll_wait(self.epoll_fd, events, LOOP_EVENTS, 0)
         epoch[0] += 2
     store64(&self.shared.epoch, epoch[0], SEQ_CST)
     for i in range(count):
-        ready |= events[i].data.u32
+        ready |= events[i].data.u64
     return ready
 
 
@@ -70,14 +77,27 @@ cdef inline void loop_doorbell(Worker *self) noexcept nogil:
     take_strays(self)
     staged_purge(self)
     staged_send(self, NONE)
-    send_flush(&self.send)
+    egress_flush(self)
+
+
+cdef inline bint loop_receive(Worker *self, uint64_t ready) noexcept nogil:
+    """A turn of each socket that is ready; True if one may hold more."""
+    cdef uint32_t i
+    cdef bint has_more = False
+    if ready & READY_UDP:
+        has_more |= udp_to_tun(self, self.udp_fd)
+    ready >>= READY_LANE_SHIFT
+    for i in range(self.own_lane_fds if ready else 0):
+        if ready >> i & 1:
+            has_more |= udp_to_tun(self, self.lane_fds[self.number + i * self.queue_count])
+    return has_more
 
 
 cdef inline void loop_run(Worker *self) noexcept nogil:
     """Until the process is killed, or its interface is gone."""
     cdef uint64_t epoch = self.shared.epoch | 1
     cdef uint64_t one = 1, idle_since_ns = 0
-    cdef uint32_t ready = READY_DOORBELL
+    cdef uint64_t ready = READY_DOORBELL
     cdef bint has_more
     cdef int timeout
     store64(&self.shared.epoch, epoch, SEQ_CST)
@@ -92,12 +112,13 @@ cdef inline void loop_run(Worker *self) noexcept nogil:
             loop_doorbell(self)
         if ready & READY_TUN:
             has_more |= tun_to_udp(self)
-        if ready & READY_UDP:
-            has_more |= udp_to_tun(self)
+        if self.hold.count:
+            take_held(self)
+        has_more |= loop_receive(self, ready)
         if self.send.has_events:
             self.send.has_events = False
             write(self.event_fd, &one, sizeof(one))
-        timeout = 0 if has_more else -1
+        timeout = 0 if has_more else HOLD_POLL_MS if self.hold.count else -1
         if self.busy_poll_ns and not has_more:
             if ready:
                 idle_since_ns = self.now_ns

@@ -1,19 +1,24 @@
 # The memory that the supervisor and its workers share: one mapping, no locks.
 #
 # Layout: Header | WorkerShared[queues] | PeerSlot[peers] | Keypair[keypairs] |
-# TrieNode[nodes]. It is sparse: a page costs memory once it is written.
+# Lane[lanes] | TrieNode[nodes]. It is sparse: a page costs memory once it is written.
 #
 # Who writes what (everybody reads everything):
-#   supervisor  Header, the trie, a peer's send_keypair, a keypair before it is
-#               published and after it is retired.
+#   supervisor  Header, the trie, a peer's send_keypair and lanes, a keypair or a lane
+#               before it is published and after it is retired.
+#   the session's worker   takes the peer's lanes away when the peer says that it lost them.
 #   the keypair's worker   also send_keypair, when the first message confirms it.
-#   whoever gets the odd endpoint_seq   a peer's endpoint: the supervisor, or the worker
-#               that hears the peer from elsewhere (its answer must go there already).
+#   whoever gets the odd sequence of an Endpoint   the supervisor, or the worker that
+#               hears the peer from elsewhere (its answer must go there already).
 #   any worker  Keypair.send_counter, the peer's counters and `armed` bits (atomic),
 #               the peer's activity times (plain stores; a lost race moves a timer
 #               by less than one turn of a loop), its own WorkerShared.
 #   the keypair's worker alone   Keypair.replay. Its number stands in the low bits
 #               of the receiver index, and steering keeps to it.
+#   the lane's worker alone      all of a Lane that packets change. Exceptions: Lane.bits
+#               and Lane.send_counter, both atomic (the supervisor sends probes, and other
+#               workers send while their own lanes are dead), and notes for timers, where
+#               a lost race moves a timer.
 #
 # Who owns a (key, counter) pair: whoever takes the counter from `send_counter` by
 # an atomic addition. The counter lives here, not in the worker, so that a worker's
@@ -25,12 +30,14 @@
 
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 
+from fastpump.hot.aead cimport AEAD_KEY_LEN
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, fence, load32, or32, store32
 from fastpump.hot.limits cimport (
-    BATCH_BUCKETS, EVENT_RING_LEN, MESSAGE_LEN, MESSAGE_RING_LEN, REPLAY_WORDS,
+    BATCH_BUCKETS, CONTROL_LEN, CONTROL_RING_LEN, EVENT_RING_LEN, MESSAGE_LEN,
+    MESSAGE_RING_LEN, REPLAY_WORDS,
 )
 from fastpump.hot.verdict cimport COUNTER_COUNT, VERDICT_COUNT
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 cdef enum:
     NONE = 0xffffffff
@@ -52,6 +59,29 @@ cdef enum:
     KEYPAIR_CONFIRM_TOLD = 4
     KEYPAIR_REKEY_TOLD = 8
 
+# Lane.state.
+cdef enum:
+    LANE_FREE = 0
+    LANE_RESERVED                   # its index was told, its keys are not known yet
+    LANE_LIVE
+
+# Bits of Lane.bits.
+cdef enum:
+    LANE_USABLE = 1                 # the peer was heard on it: send on it
+    LANE_DRAINED = 2                # what the peer sent before it has been delivered
+    LANE_ASKED = 4                  # the peer wants an answer; told
+    LANE_USABLE_TOLD = 8
+    LANE_REKEY_TOLD = 16
+    LANE_UNANSWERED_TOLD = 32
+    LANE_ROAM_TOLD = 128
+    LANE_DEAD = 64                  # nobody answers on it: its flows may take others
+
+# PeerSlot.policy: what data may travel by.
+cdef enum:
+    POLICY_ANY
+    POLICY_LANES                    # lanes only; packets wait for them
+    POLICY_NOTHING                  # lanes only, and the peer does not do them
+
 # Bits of Header.offloads: what is in use now. Workers clear a bit when it fails.
 cdef enum:
     OFFLOAD_UDP_GSO = 1
@@ -70,6 +100,10 @@ cdef enum:
     EVENT_OFFLOAD_OFF               # `detail` is the OFFLOAD_* bit, `error` the errno
     EVENT_SEND_ERROR                # `error` is the errno of sendmmsg
     EVENT_LOCAL_GONE                # nothing can be sent from the peer's `local` any more
+    EVENT_LANE_USABLE               # the peer was heard on the lane in slot `detail`
+    EVENT_LANE_ASKED                # it wants to be answered there
+    EVENT_LANE_UNANSWERED           # data left on it, the first since it was heard there
+    EVENT_LANE_ROAM                 # it was heard from elsewhere
 
 cdef struct Message:
     # A handshake-sized datagram that reached the wrong socket; see hot/messages.pxd.
@@ -85,10 +119,23 @@ cdef struct MessageRing:
     uint64_t tail                   # written by the producer
     Message messages[MESSAGE_RING_LEN]
 
+cdef struct Control:
+    # A control packet that came in the session with receiver index `local_index`.
+    uint32_t peer
+    uint32_t local_index
+    uint32_t length
+    uint8_t data[CONTROL_LEN]
+
+cdef struct ControlRing:
+    uint64_t head                   # written by the consumer
+    uint64_t padding[7]
+    uint64_t tail                   # written by the producer
+    Control controls[CONTROL_RING_LEN]
+
 cdef struct Event:
     uint32_t kind
     uint32_t peer
-    uint32_t detail                 # keypair slot or OFFLOAD_* bit
+    uint32_t detail                 # keypair slot, lane slot or OFFLOAD_* bit
     uint32_t error
     uint64_t at_ns
 
@@ -97,10 +144,12 @@ cdef struct Header:
     uint32_t queue_count
     uint32_t peer_capacity
     uint32_t keypair_capacity
+    uint32_t lane_capacity
     uint32_t node_capacity
     uint32_t worker_bits            # low bits of a receiver index: the worker
     uint32_t slot_bits              # the next: the keypair's slot; the rest is random
-    uint64_t workers_at, peers_at, keypairs_at, nodes_at
+    uint32_t lane_bits              # low bits of a set's index: the slot of its lane 0
+    uint64_t workers_at, peers_at, keypairs_at, lanes_at, nodes_at
     uint32_t root[2]                # trie roots, IPv4 and IPv6
     uint32_t offloads
     uint32_t mtu
@@ -119,24 +168,33 @@ cdef struct WorkerShared:
     Event events[EVENT_RING_LEN]
     MessageRing up                  # handshake messages for the supervisor
     MessageRing down                # transport messages for the worker
+    ControlRing controls            # for the supervisor
+
+cdef struct Endpoint:
+    # Where somebody is, and what datagrams to him leave from (hot/local.pxd). One line.
+    uint32_t sequence               # odd while it is being written
+    uint32_t length                 # 0: unknown
+    uint8_t address[ADDRESS_LEN]
+    uint8_t local[LOCAL_LEN]
+    uint8_t padding[12]
 
 cdef struct PeerSlot:
     # Line 0: configuration, read by all, written by the supervisor.
     uint32_t live
     uint32_t send_keypair           # NONE: no session
     uint32_t purge_count            # moves when staged packets must be dropped
-    uint32_t endpoint_seq           # odd while the endpoint is being written
-    uint32_t endpoint_len           # 0: unknown
-    uint8_t endpoint[ADDRESS_LEN]
-    uint8_t local[LOCAL_LEN]        # what datagrams to it leave from; hot/local.pxd
-    # Line 1: written by all workers.
+    uint32_t policy                 # POLICY_*
+    uint32_t lanes[2]               # lane 0's slot of the newest set, the one before; or NONE
+    uint8_t padding0[40]
+    Endpoint endpoint               # of the session
+    # Line 2: written by all workers.
     uint32_t armed
     uint32_t padding1
     uint64_t first_unanswered_tx_ns  # 0: every data message was answered
     uint64_t last_tx_ns
     uint64_t tx_bytes
     uint64_t padding2[4]
-    # Line 2: written by the worker that receives for this peer.
+    # Line 3: written by the worker that receives for this peer.
     uint64_t first_unanswered_rx_ns
     uint64_t last_rx_ns
     uint64_t rx_bytes
@@ -167,6 +225,39 @@ cdef struct Keypair:
     # Line 3 and on: the receiving worker's.
     Replay replay
 
+cdef struct Lane:
+    # Line 0, written before publication. The lanes of a set lie in a row.
+    uint32_t state                  # LANE_*
+    uint32_t local_index            # of the set: the same for all its lanes
+    uint32_t remote_index
+    uint32_t peer
+    uint32_t number                 # in the set
+    uint32_t count                  # of lanes in the set
+    uint32_t worker                 # number modulo our queues
+    uint32_t socket                 # in Worker.lane_fds; NONE: the one of our port
+    uint32_t cipher                 # AEAD_*
+    uint32_t features               # FEATURE_*: what the peer takes
+    uint64_t rekey_at_ns, rekey_rx_at_ns, reject_at_ns      # as a keypair's
+    # Line 1.
+    Endpoint endpoint
+    # Line 2, atomic.
+    uint32_t bits
+    uint32_t padding0
+    uint64_t send_counter
+    uint64_t padding1[6]
+    # Line 3 and on: the lane's worker's.
+    uint64_t first_unanswered_tx_ns  # 0: was heard since
+    uint64_t last_tx_ns, last_rx_ns
+    uint64_t tx_bytes, rx_bytes
+    uint64_t held_count             # messages that wait (hot/hold.pxd)
+    uint32_t is_started             # something was sent on it
+    uint32_t is_fenced              # an END was sent for it
+    uint64_t last_data_ns           # as last_tx_ns, of data
+    uint8_t send_key[AEAD_KEY_LEN]
+    uint8_t receive_key[AEAD_KEY_LEN]
+    Replay replay
+    uint8_t padding2[56]
+
 cdef struct TrieNode:
     uint64_t bits[2]                # the prefix, left-aligned, host byte order
     uint32_t child[2]
@@ -179,6 +270,7 @@ cdef struct Tables:
     WorkerShared *workers
     PeerSlot *peers
     Keypair *keypairs
+    Lane *lanes
     TrieNode *nodes
 
 
@@ -188,6 +280,7 @@ cdef inline void tables_resolve(Tables *self, void *base) noexcept nogil:
     self.workers = <WorkerShared *>(start + self.header.workers_at)
     self.peers = <PeerSlot *>(start + self.header.peers_at)
     self.keypairs = <Keypair *>(start + self.header.keypairs_at)
+    self.lanes = <Lane *>(start + self.header.lanes_at)
     self.nodes = <TrieNode *>(start + self.header.nodes_at)
 
 
@@ -206,35 +299,43 @@ cdef inline Keypair *keypair_find(Tables *self, uint32_t index, uint32_t worker)
     return keypair
 
 
-cdef inline bint peer_endpoint_write(PeerSlot *peer, const void *address, uint32_t length,
-                                     const uint8_t *local) noexcept nogil:
+cdef inline bint endpoint_write(Endpoint *self, const void *address, uint32_t length,
+                                const uint8_t *local) noexcept nogil:
     """False, and nothing is written, if somebody else is writing it now."""
-    cdef uint32_t before = or32(&peer.endpoint_seq, 1, ACQUIRE)
+    cdef uint32_t before = or32(&self.sequence, 1, ACQUIRE)
     if before & 1:
         return False
     fence(RELEASE)
-    memcpy(peer.endpoint, address, length)
-    memcpy(peer.local, local, LOCAL_LEN)
-    peer.endpoint_len = length
-    store32(&peer.endpoint_seq, before + 2, RELEASE)
+    memcpy(self.address, address, length)
+    memcpy(self.local, local, LOCAL_LEN)
+    self.length = length
+    store32(&self.sequence, before + 2, RELEASE)
     return True
 
 
-cdef inline uint32_t peer_endpoint_read(PeerSlot *peer, uint8_t *out,
-                                        uint8_t *local) noexcept nogil:
-    """Copy the endpoint and the own address to send from; the endpoint's length, 0 when it
+cdef inline uint32_t endpoint_read(Endpoint *self, uint8_t *out, uint8_t *local) noexcept nogil:
+    """Copy the address and the own address to send from; the address's length, 0 when it
     is unknown. Retries while they change (which takes a few nanoseconds; bounded all the
     same)."""
     cdef uint32_t before, length
     cdef int _
     for _ in range(1000000):
-        before = load32(&peer.endpoint_seq, ACQUIRE)
+        before = load32(&self.sequence, ACQUIRE)
         if before & 1:
             continue
-        length = peer.endpoint_len
-        memcpy(out, peer.endpoint, ADDRESS_LEN)
-        memcpy(local, peer.local, LOCAL_LEN)
+        length = self.length
+        memcpy(out, self.address, ADDRESS_LEN)
+        memcpy(local, self.local, LOCAL_LEN)
         fence(ACQUIRE)
-        if load32(&peer.endpoint_seq, RELAXED) == before:
+        if load32(&self.sequence, RELAXED) == before:
             return length
     return 0
+
+
+cdef inline void endpoint_forget_local(Endpoint *self) noexcept nogil:
+    """Let the kernel choose the own address, until somebody is heard there again."""
+    cdef uint8_t address[ADDRESS_LEN]
+    cdef uint8_t local[LOCAL_LEN]
+    cdef uint32_t length = endpoint_read(self, address, local)
+    memset(local, 0, LOCAL_LEN)
+    endpoint_write(self, address, length, local)

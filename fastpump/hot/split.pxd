@@ -12,14 +12,16 @@
 #
 # As the kernel's tcp_gso_segment() and __udp_gso_segment() do it: IPv4 ids count up,
 # sequence numbers advance, CWR stays on the first segment only, PSH and FIN go to
-# the last only. Checksums are written complete (or left partial by the caller's
-# wish in a transport that can say so).
+# the last only. Checksums are written complete; or partial (CHECKSUM_PARTIAL: the
+# pseudo-header's sum), where the transport can say so.
 
-from libc.stdint cimport uint16_t, uint32_t, uint8_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
 
 from fastpump.hot.bytes cimport load_be16, load_be32, store_be16, store_be32
-from fastpump.hot.checksum cimport ipv4_checksum_set, l4_checksum_set
+from fastpump.hot.checksum cimport (
+    checksum_fold, checksum_store, checksum_sum, checksum_word, l4_checksum_set, pseudo_sum,
+)
 from fastpump.hot.ip cimport (
     PROTOCOL_TCP, PROTOCOL_UDP, TCP_CWR, TCP_FIN, TCP_PSH, IpPacket, ip_total_len_set,
 )
@@ -44,16 +46,20 @@ cdef struct Splitter:
     uint32_t header_len             # everything before the payload
     bint is_v6
     bint is_tcp
+    bint leaves_partial
     uint16_t first_id
     uint32_t first_sequence
+    uint64_t ip_sum                 # of the IPv4 header without length, id and checksum
+    uint64_t pseudo_sum             # of the pseudo-header without the length
     uint8_t header[SPLIT_MAX_HEADER]
 
 
 cdef inline bint splitter_init(Splitter *self, const VnetHeader *vnet,
-                               const IpPacket *ip) noexcept nogil:
+                               const IpPacket *ip, bint may_leave_partial) noexcept nogil:
     """Prepare for the superpacket `ip`; False if vnet header and packet do not agree.
 
-    The L4 header's place is csum_start: behind options and extension headers.
+    The L4 header's place is csum_start: behind options and extension headers. Partial
+    checksums are left only where the receiver can find the place without csum_start.
     """
     cdef uint8_t gso_type = vnet.gso_type & ~VIRTIO_NET_HDR_GSO_ECN
     cdef uint32_t l4_header_len = 8
@@ -65,6 +71,8 @@ cdef inline bint splitter_init(Splitter *self, const VnetHeader *vnet,
     self.ip_header_len = ip.header_len
     self.l4_at = vnet.csum_start
     self.is_tcp = gso_type != GSO_UDP_L4
+    self.leaves_partial = may_leave_partial and self.l4_at == ip.header_len \
+        and not ip.is_fragment and ip.protocol == (PROTOCOL_TCP if self.is_tcp else PROTOCOL_UDP)
     if gso_type == VIRTIO_NET_HDR_GSO_TCPV4 and ip.is_v6:
         return False
     if gso_type == VIRTIO_NET_HDR_GSO_TCPV6 and not ip.is_v6:
@@ -93,7 +101,23 @@ cdef inline bint splitter_init(Splitter *self, const VnetHeader *vnet,
     self.first_id = 0 if self.is_v6 else load_be16(ip.start + 4)
     self.first_sequence = load_be32(l4 + 4) if self.is_tcp else 0
     memcpy(self.header, ip.start, self.header_len)
+    if not self.is_v6:
+        store_be16(self.header + 2, 0)
+        store_be16(self.header + 4, 0)
+        store_be16(self.header + 10, 0)
+        self.ip_sum = checksum_sum(self.header, self.ip_header_len)
+    self.pseudo_sum = pseudo_sum(self.header, self.is_v6,
+                                 PROTOCOL_TCP if self.is_tcp else PROTOCOL_UDP, 0)
     return True
+
+
+cdef inline void splitter_checksum(const Splitter *self, uint8_t *packet, uint8_t protocol,
+                                   uint32_t l4_len, uint32_t check_offset) noexcept nogil:
+    cdef uint8_t *l4 = packet + self.l4_at
+    if self.leaves_partial:
+        checksum_store(l4 + check_offset, checksum_fold(self.pseudo_sum + checksum_word(l4_len)))
+    else:
+        l4_checksum_set(packet, self.is_v6, protocol, l4, l4_len, check_offset)
 
 
 cdef inline uint32_t splitter_next(Splitter *self, uint8_t **segment) noexcept nogil:
@@ -116,17 +140,19 @@ cdef inline uint32_t splitter_next(Splitter *self, uint8_t **segment) noexcept n
     ip_total_len_set(start, self.is_v6, total_len)
     if not self.is_v6:
         store_be16(start + 4, <uint16_t>(self.first_id + self.index))
-        ipv4_checksum_set(start, self.ip_header_len)
+        checksum_store(start + 10, <uint16_t>~checksum_fold(
+            self.ip_sum + checksum_word(total_len)
+            + checksum_word(<uint16_t>(self.first_id + self.index))))
     if self.is_tcp:
         store_be32(l4 + 4, self.first_sequence + self.done)
         if not is_last:
             l4[13] &= <uint8_t>~(TCP_FIN | TCP_PSH)
         if self.index:
             l4[13] &= <uint8_t>~TCP_CWR
-        l4_checksum_set(start, self.is_v6, PROTOCOL_TCP, l4, total_len - self.l4_at, 16)
+        splitter_checksum(self, start, PROTOCOL_TCP, total_len - self.l4_at, 16)
     else:
         store_be16(l4 + 4, <uint16_t>(total_len - self.l4_at))
-        l4_checksum_set(start, self.is_v6, PROTOCOL_UDP, l4, total_len - self.l4_at, 6)
+        splitter_checksum(self, start, PROTOCOL_UDP, total_len - self.l4_at, 6)
     self.done += payload
     self.index += 1
     segment[0] = start

@@ -15,6 +15,7 @@ cdef enum:
     DROP_STAGED_FULL                # the oldest packet that waited for a session gave way
     DROP_STAGED_TIMEOUT             # the handshake failed; what waited for it is gone
     DROP_COUNTER_LIMIT              # REJECT_AFTER_MESSAGES
+    DROP_NO_LANES                   # lanes are demanded, and the peer does not do them
     DROP_TOO_BIG                    # larger than any UDP datagram can carry
     DROP_SEND_BUFFER_FULL           # EAGAIN, ENOBUFS, ENOMEM of sendmmsg
     DROP_SEND_ERROR                 # any other error of sendmmsg (unreachable, filtered, ...)
@@ -26,6 +27,11 @@ cdef enum:
     DROP_REPLAYED                   # counter seen before, or behind the window
     DROP_UNAUTHENTIC                # the tag does not match
     DROP_MALFORMED_INNER            # authentic, but no IP packet inside
+    DROP_CONTROL_FULL               # more control packets than the supervisor reads
+    DROP_MALFORMED_PARTIAL          # no packet whose checksum could be partial
+    DROP_MALFORMED_BUNDLE           # an entry that is empty, or longer than what is left
+    DROP_NOT_IN_LANES               # lanes are demanded, and this came by the session
+    DROP_HOLD_FULL                  # came before its lane's keys, and there was no room
     DROP_SOURCE_NOT_ALLOWED         # inner source address not in the peer's allowed IPs
     DROP_INTERFACE_DOWN             # EIO of write: the interface is down
     DROP_INTERFACE_FULL             # EAGAIN, ENOBUFS, ENOMEM of write
@@ -45,6 +51,7 @@ cdef enum:
     UDP_TX_BYTES
     UDP_TX_MESSAGES                 # entries of sendmmsg (a GSO send is one)
     UDP_TX_CALLS
+    UDP_TX_BUNDLES                  # lane messages with more than one packet
     UDP_RX_DATAGRAMS
     UDP_RX_BYTES
     UDP_RX_MESSAGES

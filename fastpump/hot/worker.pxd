@@ -5,10 +5,13 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from fastpump.hot.aead cimport Aead
 from fastpump.hot.batch cimport SendBatch
 from fastpump.hot.gro cimport Gro
-from fastpump.hot.limits cimport GRO_MAX_TCP_SEGMENTS, MAX_QUEUES, RECV_MESSAGES, STAGED_SLOTS
+from fastpump.hot.limits cimport (
+    GRO_MAX_TCP_SEGMENTS, HELD_MESSAGES, MAX_LANE_SOCKETS, MAX_QUEUES, RECV_MESSAGES,
+    STAGED_SLOTS,
+)
 from fastpump.hot.local cimport RECV_CONTROL_LEN
 from fastpump.hot.linux cimport iovec, mmsghdr, sockaddr_in6
-from fastpump.hot.shm cimport Tables, WorkerShared
+from fastpump.hot.shm cimport LOCAL_LEN, Lane, Tables, WorkerShared
 
 cdef struct RecvBatch:
     uint8_t *buffers                # RECV_MESSAGES of BUFFER_STRIDE
@@ -37,6 +40,31 @@ cdef struct ReceiveRun:
     uint32_t peer
     uint64_t bytes
 
+cdef struct HeldMessage:
+    uint64_t until_ns
+    bint is_opened                  # else it is as it came
+    bint may_pass                   # of this turn
+    uint32_t at                     # in the buffer
+    uint32_t length
+    uint32_t remote_len
+    sockaddr_in6 remote
+    uint8_t local[LOCAL_LEN]
+
+cdef struct Hold:
+    # Lane messages that came too early, oldest first; see hot/hold.pxd.
+    uint32_t count
+    uint32_t bytes
+    HeldMessage messages[HELD_MESSAGES]
+    uint8_t *buffer                 # HELD_BYTES
+
+cdef struct Bundle:
+    # Small packets that wait for the end of the turn; see hot/bundle.pxd.
+    Lane *lane
+    uint32_t count
+    uint32_t length
+    uint32_t first_flags            # of the first packet, should it stay alone
+    uint8_t *buffer                 # BUFFER_STRIDE
+
 cdef struct Worker:
     Tables tables
     WorkerShared *shared
@@ -46,6 +74,8 @@ cdef struct Worker:
     uint32_t queue_count
     uint32_t spread_queues          # of this turn; 1: write to the own queue only
     int udp_fd
+    int lane_fds[MAX_LANE_SOCKETS]  # of all workers, to send from; see hot/lane.pxd
+    uint32_t own_lane_fds           # we receive on every queue_count-th of them, from `number` on
     int doorbell_fd                 # eventfd: the supervisor wants a look at what is staged
     int event_fd                    # eventfd: tells the supervisor of events
     int epoll_fd
@@ -59,5 +89,8 @@ cdef struct Worker:
     RecvBatch recv
     ReceiveRun run
     Staged staged
+    Hold hold
+    Bundle bundle
+    uint64_t *session_sent_ns       # by peer: when data left by its session
     Gro gro
     iovec write_iov[GRO_MAX_TCP_SEGMENTS + 1]

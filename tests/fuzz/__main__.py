@@ -25,12 +25,15 @@ import traceback
 from fuzz.conffile import check_conffile
 from fuzz.handshakes import check_handshakes
 from fuzz.intake import check_intake
+from fuzz.lanes import check_egress, check_lanes
 from fuzz.timers import check_timers
 from fuzz.uapi import check_uapi
 
 CHECKS = {check.__name__.removeprefix("check_"): check for check in (
-    check_uapi, check_conffile, check_handshakes, check_intake, check_timers)}
-SHARES = {"uapi": 26, "conffile": 32, "handshakes": 2, "intake": 28, "timers": 12}
+    check_uapi, check_conffile, check_handshakes, check_intake, check_timers,
+    check_lanes, check_egress)}
+SHARES = {"uapi": 20, "conffile": 22, "handshakes": 2, "intake": 20, "timers": 8, "lanes": 20,
+          "egress": 8}
 
 
 def run_case(seed, number, only=None):

@@ -21,6 +21,8 @@ FILE_VALUES = {
     "Pin": ["true", "False", "", "yes"],
     "BusyPoll": ["50", "0", "1000001"],
     "Offload": ["tso4=off, gro=off", "gro=on", "gro", "x=on", ""],
+    "Transport": ["auto", "wireguard", "lanes", "", "wg"],
+    "Cipher": ["auto", "aes-256-gcm", "chacha20-poly1305", "aes", ""],
     "ResolveEvery": ["30", "off", "4", "86400"],
     "SaveConfig": ["TRUE", "false"],
     "PreUp": ["true", "", "iptables -A FORWARD -i %i -j ACCEPT; echo a=b", "[x]", "\v", "="],

@@ -79,7 +79,7 @@ class Side:
         peer = self.device.peers[self.world.authors[message]]
         newest = peer.keypairs.next
         if newest is not None and newest.local_index.to_bytes(4, "little") == message[4:8]:
-            self.device._confirm(peer, newest.slot)
+            self.device._confirm(peer, newest.slot, self.world.now)
 
     def keypairs(self, peer):
         return {keypair for keypair in (peer.keypairs.current, peer.keypairs.previous,
