@@ -14,16 +14,18 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from packets import A4, B4, superpacket, tcp, udp
-from pumps import drain, pair
+from pumps import drain, lane_pair, pair
 
 from fastpump import _core
 
 SEGMENT = 1348
 
 
-@pytest.fixture(params=_core.BACKENDS)
+@pytest.fixture(params=[(backend, way) for backend in _core.BACKENDS
+                        for way in ("session", "lane")], ids=" ".join)
 def ends(request):
-    both = pair(backend=request.param)
+    backend, way = request.param
+    both = (pair if way == "session" else lane_pair)(backend=backend)
     yield both
     for end in both:
         end.close()
