@@ -4,7 +4,7 @@
 #   open        each datagram in place, after the checks below
 #   unbundle    a lane message may hold several small packets (hot/bundle.pxd)
 #   coalesce    hot/gro.pxd
-#   write       one writev for each packet or superpacket
+#   write       one writev for each packet or superpacket (hot/deliver.pxd)
 #
 # The order of the checks on a datagram, cheapest first and nothing believed before
 # the tag has proved it (each failure is a verdict):
@@ -29,7 +29,7 @@
 # and lane_find check it), whatever the steering did.
 
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp
 
 from fastpump.hot.aead cimport AEAD_CHACHA20_POLY1305, aead_open, nonce_set
 from fastpump.hot.atomics cimport (
@@ -38,10 +38,9 @@ from fastpump.hot.atomics cimport (
 from fastpump.hot.batch cimport batch_bucket
 from fastpump.hot.bundle cimport BundleEntry, bundle_next
 from fastpump.hot.bytes cimport load_le16, load_le32, load_le64
-from fastpump.hot.events cimport event_push, event_push_once, events_have_room
-from fastpump.hot.gro cimport (
-    Candidate, Item, gro_is_full, gro_receive, gro_reset, item_finish,
-)
+from fastpump.hot.deliver cimport ingress_write
+from fastpump.hot.events cimport event_push_once, events_have_room
+from fastpump.hot.gro cimport Candidate, gro_is_full, gro_receive, gro_reset
 from fastpump.hot.hold cimport hold_add, hold_compact, hold_is_over, hold_wants
 from fastpump.hot.ip cimport ip_can_be_partial, ip_parse, ip_source
 from fastpump.hot.lane cimport lane_find, lane_slot
@@ -49,11 +48,10 @@ from fastpump.hot.limits cimport (
     BUFFER_STRIDE, CONTROL_END, CONTROL_END_LEN, CONTROL_HELLO, CONTROL_IN_USE_AT,
     CONTROL_IN_USE_FIELD, CONTROL_MARK, CONTROL_OFFER, LANE_FLAG_ASK, LANE_FLAG_BUNDLE,
     LANE_FLAG_PARTIAL, LANE_FLAGS, LANE_TYPE, MESSAGE_LEN, RECV_MESSAGES, REJECT_AFTER_TIME_NS,
-    TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN, TRANSPORT_TYPE, VNET_HEADER_LEN,
+    TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN, TRANSPORT_TYPE,
 )
 from fastpump.hot.linux cimport (
-    EAGAIN, EINTR, EINVAL, EIO, ENOBUFS, ENOMEM, MSG_DONTWAIT, MSG_TRUNC, errno, iovec,
-    msghdr, recvmmsg, sockaddr_in6, writev,
+    EAGAIN, EINTR, MSG_DONTWAIT, MSG_TRUNC, errno, msghdr, recvmmsg, sockaddr_in6,
 )
 from fastpump.hot.local cimport control_read
 from fastpump.hot.lookup cimport lookup_peer
@@ -61,22 +59,19 @@ from fastpump.hot.messages cimport control_push, message_first, message_pop, mes
 from fastpump.hot.replay cimport replay_is_fresh, replay_mark
 from fastpump.hot.shm cimport (
     ARMED_ROAM, ARMED_UNANSWERED_RX, EVENT_CONFIRMED, EVENT_LANE_ASKED, EVENT_LANE_ROAM,
-    EVENT_LANE_USABLE, EVENT_OFFLOAD_OFF, EVENT_REKEY, EVENT_ROAM, EVENT_UNANSWERED_RX,
-    KEYPAIR_CONFIRM_TOLD, KEYPAIR_INITIATOR, KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, LANE_ASKED,
-    LANE_DEAD, LANE_DRAINED, LANE_LIVE, LANE_REKEY_TOLD, LANE_ROAM_TOLD, LANE_USABLE,
-    LANE_USABLE_TOLD, LOCAL_LEN, NONE, POLICY_ANY, Endpoint, Keypair, Lane, Message, PeerSlot,
-    Tables, endpoint_write, keypair_find,
+    EVENT_LANE_USABLE, EVENT_REKEY, EVENT_ROAM, EVENT_UNANSWERED_RX, KEYPAIR_CONFIRM_TOLD,
+    KEYPAIR_INITIATOR, KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, LANE_ASKED, LANE_DEAD,
+    LANE_DRAINED, LANE_LIVE, LANE_REKEY_TOLD, LANE_ROAM_TOLD, LANE_USABLE, LANE_USABLE_TOLD,
+    LOCAL_LEN, NONE, POLICY_ANY, Endpoint, Keypair, Lane, Message, PeerSlot, Tables,
+    endpoint_write, keypair_find,
 )
 from fastpump.hot.verdict cimport (
-    DROP_CONTROL_FULL, DROP_EXPIRED_KEYPAIR, DROP_HOLD_FULL, DROP_INTERFACE_DOWN,
-    DROP_INTERFACE_ERROR, DROP_INTERFACE_FULL, DROP_MALFORMED_BUNDLE, DROP_MALFORMED_INNER,
-    DROP_MALFORMED_MESSAGE, DROP_MALFORMED_PARTIAL, DROP_NOT_IN_LANES, DROP_REPLAYED,
-    DROP_SOURCE_NOT_ALLOWED, DROP_TRUNCATED, DROP_UNAUTHENTIC, DROP_UNKNOWN_INDEX,
-    FAILED_EVENT_RING_FULL, FAILED_TUN_GSO, KEEPALIVES_RECEIVED, PASS, TUN_TX_BYTES,
-    TUN_TX_PACKETS, TUN_TX_SUPERPACKETS, TUN_TX_WRITES, UDP_RX_BYTES, UDP_RX_CALLS,
+    DROP_CONTROL_FULL, DROP_EXPIRED_KEYPAIR, DROP_HOLD_FULL, DROP_MALFORMED_BUNDLE,
+    DROP_MALFORMED_INNER, DROP_MALFORMED_MESSAGE, DROP_MALFORMED_PARTIAL, DROP_NOT_IN_LANES,
+    DROP_REPLAYED, DROP_SOURCE_NOT_ALLOWED, DROP_TRUNCATED, DROP_UNAUTHENTIC, DROP_UNKNOWN_INDEX,
+    FAILED_EVENT_RING_FULL, KEEPALIVES_RECEIVED, PASS, UDP_RX_BYTES, UDP_RX_CALLS,
     UDP_RX_DATAGRAMS, UDP_RX_MESSAGES, Verdict,
 )
-from fastpump.hot.vnet cimport VnetHeader
 from fastpump.hot.worker cimport HeldMessage, RecvBatch, Worker
 
 cdef struct Origin:
@@ -433,84 +428,6 @@ cdef inline Verdict ingress_datagram(Worker *self, uint8_t *datagram, uint32_t l
         return DROP_MALFORMED_MESSAGE if length > MESSAGE_LEN else FAILED_EVENT_RING_FULL
     self.send.has_events = True
     return PASS
-
-
-cdef inline void write_failed(Worker *self, int error, uint32_t packets) noexcept nogil:
-    if error == EIO:
-        self.shared.verdicts[DROP_INTERFACE_DOWN] += packets
-    elif error in (EAGAIN, ENOBUFS, ENOMEM):
-        self.shared.verdicts[DROP_INTERFACE_FULL] += packets
-    else:
-        self.shared.verdicts[DROP_INTERFACE_ERROR] += packets
-
-
-cdef inline int write_queue(Worker *self, const Item *item) noexcept nogil:
-    """The queue that a flow is written to; see "Queues" at the head of the file."""
-    if self.spread_queues > 1 and item.flow_hash:
-        return self.tun_fds[(self.number + item.flow_hash % self.spread_queues)
-                            % self.queue_count]
-    return self.tun_fd
-
-
-cdef inline bint write_vector(Worker *self, int fd, const iovec *iov, int count,
-                              uint32_t packets, uint32_t length) noexcept nogil:
-    """Write a packet or superpacket, vnet header first; False with errno if it is refused."""
-    if writev(fd, iov, count) < 0:
-        return False
-    self.shared.counters[TUN_TX_WRITES] += 1
-    self.shared.counters[TUN_TX_PACKETS] += packets
-    self.shared.counters[TUN_TX_BYTES] += length
-    return True
-
-
-cdef inline void write_one_by_one(Worker *self, Item *item) noexcept nogil:
-    """Write a superpacket's packets singly: the kernel refused the whole. Those behind
-    the first still have their own headers in front of their payloads."""
-    cdef uint32_t piece = item.first_piece
-    cdef int fd = write_queue(self, item)
-    cdef iovec iov[2]
-    if item.is_partial:
-        item.vnet.gso_type = 0
-        item.vnet.gso_size = item.vnet.hdr_len = 0
-    else:
-        memset(&item.vnet, 0, sizeof(VnetHeader))
-    memcpy(item.packet, item.saved_header, item.header_len)
-    iov[0].iov_base = &item.vnet
-    iov[0].iov_len = VNET_HEADER_LEN
-    iov[1].iov_base = item.packet
-    iov[1].iov_len = item.packet_len
-    if not write_vector(self, fd, iov, 2, 1, item.packet_len):
-        write_failed(self, errno, 1)
-    while piece:
-        iov[1].iov_base = self.gro.pieces[piece - 1].start - item.header_len
-        iov[1].iov_len = self.gro.pieces[piece - 1].length + item.header_len
-        if not write_vector(self, fd, iov, 2, 1, <uint32_t>iov[1].iov_len):
-            write_failed(self, errno, 1)
-        piece = self.gro.pieces[piece - 1].next
-
-
-cdef inline void write_item(Worker *self, Item *item) noexcept nogil:
-    cdef int count = item_finish(&self.gro, item, self.write_iov)
-    if write_vector(self, write_queue(self, item), self.write_iov, count, item.segment_count,
-                    item.total_len):
-        self.shared.counters[TUN_TX_SUPERPACKETS] += item.segment_count > 1
-    elif errno == EINVAL and item.segment_count > 1:
-        # The kernel takes vnet headers but not this kind of superpacket.
-        self.shared.verdicts[FAILED_TUN_GSO] += 1
-        if and32(&self.tables.header.offloads, ~item.offload, RELAXED) & item.offload:
-            self.send.has_events |= event_push(self.shared, EVENT_OFFLOAD_OFF, NONE,
-                                               item.offload, EINVAL, self.now_ns)
-        write_one_by_one(self, item)
-    else:
-        write_failed(self, errno, item.segment_count)
-
-
-cdef inline void ingress_write(Worker *self) noexcept nogil:
-    """Write everything that was coalesced, in order, and start anew."""
-    cdef uint32_t i
-    for i in range(self.gro.item_count):
-        write_item(self, &self.gro.items[i])
-    gro_reset(&self.gro, load32(&self.tables.header.offloads, RELAXED))
 
 
 cdef inline void take_strays(Worker *self) noexcept nogil:
