@@ -35,6 +35,7 @@ from fastpump.lab import (
     stop,
     wait_for_line,
 )
+from fastpump.tunnel import NULL_CIPHER_CONSENT
 
 ROOT = Path(__file__).parent.parent
 CONTENDERS = {
@@ -149,7 +150,7 @@ def build_without_encryption() -> Iterator[dict[str, str]]:
                        cwd=directory, check=True, stdout=subprocess.DEVNULL,
                        env={**os.environ, "FASTPUMP_BUILD_NULL_CIPHER": "1"})
         yield {"PYTHONPATH": directory, "PYTHONSAFEPATH": "1",
-               "FASTPUMP_NULL_CIPHER": "I-want-no-encryption"}
+               "FASTPUMP_NULL_CIPHER": NULL_CIPHER_CONSENT}
 
 
 def main() -> None:

@@ -305,8 +305,7 @@ class Lanes:
     def sockets_changed(self, peer: Peer, now: int) -> None:
         """We have other sockets: the peer has to hear on each lane where it comes from."""
         for lane_set in self._by_peer[peer].sets[:1]:
-            if lane_set.is_opener:
-                self._send_all(lane_set, now)
+            self._send_all(lane_set, now)
 
     def _send_all(self, lane_set: LaneSet, now: int) -> None:
         for number in range(lane_set.count):

@@ -34,15 +34,15 @@ cdef inline bint bundle_takes(const Lane *lane, uint32_t packet_len) noexcept no
     return packet_len <= BUNDLE_MAX_PACKET and lane.features & FEATURE_BUNDLE != 0
 
 
-cdef inline uint32_t bundle_flush(Worker *worker) noexcept nogil:
-    """Seal what waits; the bytes that go on the wire."""
+cdef inline void bundle_flush(Worker *worker) noexcept nogil:
+    """Seal what waits."""
     cdef Bundle *self = &worker.bundle
     cdef Lane *lane = self.lane
     cdef uint32_t count = self.count, sealed_len
     cdef uint64_t counter
     cdef Path path
     if count == 0:
-        return 0
+        return
     self.count = 0
     lane_path(worker, lane, &path)
     counter = add64(&lane.send_counter, 1, RELAXED)
@@ -56,10 +56,9 @@ cdef inline uint32_t bundle_flush(Worker *worker) noexcept nogil:
         worker.shared.counters[UDP_TX_BUNDLES] += 1
     if sealed_len == 0:
         worker.shared.verdicts[DROP_NO_ENDPOINT] += count
-        return 0
+        return
     lane.tx_bytes += sealed_len
     add64(&worker.tables.peers[lane.peer].tx_bytes, sealed_len, RELAXED)
-    return sealed_len
 
 
 cdef inline void bundle_add(Worker *worker, Lane *lane, const uint8_t *packet,

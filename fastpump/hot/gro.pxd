@@ -22,7 +22,7 @@
 # Accepted limit: the flow table has one entry per bucket. A collision ends a merge
 # early and costs no correctness.
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
+from libc.stdint cimport uint16_t, uint32_t, uint8_t
 from libc.string cimport memcmp, memcpy, memset
 
 from fastpump.hot.bytes cimport load_be16, load_be32, store_be16

@@ -11,7 +11,7 @@
 # Control packets (docs/PROTOCOL.md) come inside a session, and are the supervisor's: one
 # ring up per worker.
 
-from libc.stdint cimport uint32_t, uint64_t, uint8_t
+from libc.stdint cimport uint32_t, uint8_t
 from libc.string cimport memcpy
 
 from fastpump.hot.atomics cimport ACQUIRE, RELEASE, load64, store64
