@@ -403,6 +403,26 @@ def test_the_lane_of_a_probe_tells_the_supervisor(one, two):
     assert one.events() == ["lane_asked"]
 
 
+def test_who_asks_does_not_hear_us(one, two):
+    """The way there may be blocked while the way back is free."""
+    one.give(SMALL)
+    one.turn()
+    assert one.lane()["first_unanswered_tx_ns"] == START
+    two.send_lane(two.plain().seal(b"", ASK, counter=8))
+    one.turn()
+    assert one.lane()["first_unanswered_tx_ns"] == START
+    two.send_lane(two.plain().seal(b"", counter=9))
+    one.turn()
+    assert one.lane()["first_unanswered_tx_ns"] == 0
+    one.tables.lane_set_dead(one.first)
+    two.send_lane(two.plain().seal(b"", ASK, counter=10))
+    one.turn()
+    assert not one.lane()["is_usable"]
+    two.send_lane(two.plain().seal(b"", counter=11))
+    one.turn()
+    assert one.lane()["is_usable"]
+
+
 def test_each_lane_roams_by_itself():
     one, two = lane_pair(count=2)
     before = [two.lane(n)["endpoint"] for n in range(2)]

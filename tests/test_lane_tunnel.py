@@ -332,10 +332,13 @@ def test_a_blocked_lane_is_noticed_and_its_flows_move(lab, tunnel):
     port = peer_of(lab, "b")["lanes"][1]["endpoint"].rpartition(":")[2]
     lab.run("b", "nft", "add table inet t; add chain inet t c { type filter hook input priority "
             "0; }; add rule inet t c udp sport " + port + " drop")
-    load = flow(lab, 12, 100)
-    until(lambda: [lane["state"] for lane in peer_of(lab, "a")["lanes"]] == [
-        "up", "dead", "up", "up"], 12)
-    until(lambda: peer_of(lab, "b")["lanes"][1]["state"] == "dead", 12)
+    load = flow(lab, 20, 100)
+    # First b, which hears nothing there; then a, which heard b's data as answers until then.
+    for side in "ba":
+        until(lambda: [lane["state"] for lane in peer_of(lab, side)["lanes"]] == [  # noqa: B023
+            "up", "dead", "up", "up"], 12)
+    time.sleep(3)
+    assert all(peer_of(lab, side)["lanes"][1]["state"] == "dead" for side in "ab")
     before = peer_of(lab, "a")["lanes"][1]["tx_messages"]
     assert is_reachable(lab, INSIDE4["b"])
     assert all(transfer(lab, "a", INSIDE4["b"], 1 << 20, port=str(7100 + n)) for n in range(4))

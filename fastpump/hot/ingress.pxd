@@ -145,17 +145,19 @@ cdef inline void keypair_note_received(Worker *self, Keypair *keypair, PeerSlot 
 
 cdef inline void lane_note_received(Worker *self, Lane *lane, PeerSlot *peer, uint32_t flags,
                                     bint is_data) noexcept nogil:
-    """Timers of a lane and its peer; the lane is usable, and the peer may want an answer."""
+    """Timers of a lane and its peer; the lane is usable, and the peer may want an answer. Who
+    asks may not hear us: that is no answer, and does not bring a dead lane back."""
     cdef uint32_t slot = lane_slot(&self.tables, lane)
+    cdef uint32_t bits = load32(&lane.bits, RELAXED)
     peer_note_received(self, lane.peer, peer, is_data)
     if lane.last_rx_ns != self.now_ns:
         lane.last_rx_ns = self.now_ns
-    if lane.first_unanswered_tx_ns:
-        lane.first_unanswered_tx_ns = 0
     if flags & LANE_FLAG_ASK:
         self.send.has_events |= event_push_once(
             self.shared, &lane.bits, LANE_ASKED, EVENT_LANE_ASKED, lane.peer, slot, self.now_ns)
-    if not load32(&lane.bits, RELAXED) & LANE_USABLE:
+    elif lane.first_unanswered_tx_ns:
+        lane.first_unanswered_tx_ns = 0
+    if not bits & LANE_USABLE and not (flags & LANE_FLAG_ASK and bits & LANE_DEAD):
         and32(&lane.bits, ~<uint32_t>LANE_DEAD, RELAXED)
         or32(&lane.bits, LANE_USABLE, RELEASE)
         self.send.has_events |= event_push_once(
