@@ -118,8 +118,8 @@ def test_no_nonce_is_used_twice_across_worker_deaths(lab, tmp_path, transport):
         lab.serve_iperf("b")
         capture = lab.spawn("b", sys.executable, "-c", CAPTURE, "wire")
         wait_for_line(capture, "capturing")
-        load = lab.spawn("a", "iperf3", "--client", INSIDE4["b"], "--time", "6", "--parallel", "4",
-                         "--bitrate", "30M")
+        load = lab.spawn("a", "iperf3", "--client", INSIDE4["b"], "--time", "60", "--parallel", "4",
+                         "--bitrate", "10M")
         until(lambda: lab.status("a")["peers"][0]["tx_bytes"] > 4 << 20)
         for round_number in range(12):
             victims = [queue["pid"] for queue in lab.status("a")["queues"] if queue["pid"]]
