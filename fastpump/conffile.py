@@ -4,9 +4,9 @@ parse, and write the text again.
 Flow: a line is cut at its first '#', and is a [Section] or a KEY = VALUE; each section fills a
 draft; at the end the drafts of peers are settled in the order of the file, as the kernel would
 take them one by one (a [Peer] replaces the allowed IPs its peer had before, an allowed IP moves
-to the peer that named it last). Every complaint is FILE:LINE and one sentence; what is merely
-suspicious is in `FileConfig.warnings`. No complaint repeats a key, also not one that stands
-where another word should.
+to the peer that named it last; with Mode = tap there are none). Every complaint is FILE:LINE and
+one sentence; what is merely suspicious is in `FileConfig.warnings`. No complaint repeats a key,
+also not one that stands where another word should.
 
 Accepted limits: white space inside a value is not squeezed out, as wg does; the files are read
 whole, and are at most MAX_FILE_LEN.
@@ -19,27 +19,40 @@ import ipaddress
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fastpump import keys
+from fastpump import keys, ratelimit
 from fastpump.config import (
+    DEFAULT_MAC_AGEING_S,
+    DEFAULT_MAC_LIMIT,
+    DEFAULT_MAC_TABLE,
+    DEFAULT_STORM_LIMIT,
     MAX_KEEPALIVE_S,
     Interface,
     Network,
     PeerConfig,
     parse_address,
+    parse_attach_mode,
     parse_cipher,
+    parse_mac,
+    parse_mac_ageing,
+    parse_mac_limit,
+    parse_mode,
     parse_mtu,
     parse_network,
     parse_number,
+    parse_number_or_off,
     parse_offload,
+    parse_storm_limit,
     parse_transport,
 )
 from fastpump.constants import KEY_LEN
 from fastpump.endpoint import split_host_port
 from fastpump.errors import ConfigError
 from fastpump.netdev import check_name
+from fastpump.ratelimit import NO_LIMITS, RateLimits
 
 SEARCH = (Path("/etc/fastpump"), Path("/etc/wireguard"))
 SUFFIX = ".conf"
@@ -51,9 +64,12 @@ MIN_RESOLVE_S, MAX_RESOLVE_S = 5, 86400
 MAX_U32 = 2 ** 32 - 1
 
 INTERFACE_KEYS = ("Address", "DNS", "MTU", "Table", "Queues", "Pin", "BusyPoll", "Offload",
-                  "ResolveEvery", "Transport", "Cipher", "SaveConfig", "PreUp", "PostUp", "PreDown",
-                  "PostDown", "ListenPort", "FwMark", "PrivateKey")
-PEER_KEYS = ("PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive")
+                  "ResolveEvery", "Transport", "Cipher", "RateLimit", "Mode", "Bridge", "Attach",
+                  "AttachMode", "MACAddress", "Relay", "MacAgeing", "MacLimit", "MacTable",
+                  "StormLimit", "SaveConfig", "PreUp", "PostUp", "PreDown", "PostDown",
+                  "ListenPort", "FwMark", "PrivateKey")
+PEER_KEYS = ("PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive",
+             "RateLimit")
 
 _NO_KEY = bytes(KEY_LEN)    # how wg says that there is none
 _NAME = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")       # wg-quick's
@@ -92,6 +108,17 @@ class FileConfig:
     resolve_every_s: int = 0
     transport: str = "auto"
     cipher: str = "auto"
+    rate_limits: RateLimits = NO_LIMITS
+    mode: str = "tun"
+    bridge: str | None = None
+    attach: tuple[str, ...] = ()
+    attach_mode: str = "bridge"
+    mac: bytes | None = None
+    relay: bool = False
+    mac_ageing_s: int = DEFAULT_MAC_AGEING_S
+    mac_limit: int = DEFAULT_MAC_LIMIT
+    mac_table: int = DEFAULT_MAC_TABLE
+    storm_limit: int = DEFAULT_STORM_LIMIT
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -196,8 +223,9 @@ def parse(text: str, name: str) -> FileConfig:
     except ConfigError as error:
         complaint = _LIKE_KEY.sub("(a key)", str(error))
         raise ConfigError(f"{name}:{number}: {complaint}") from None
-    settled, warnings = _settle(peers, name)
-    return interface.config(settled, warnings)
+    warnings = _without_allowed_ips(peers, name) if interface.said.mode == "tap" else ()
+    settled, more = _settle(peers, name)
+    return interface.config(settled, (*warnings, *more))
 
 
 @dataclass(slots=True)
@@ -210,6 +238,7 @@ class _Interface:
     dns: dict[str, None] = field(default_factory=dict)
     dns_search: dict[str, None] = field(default_factory=dict)
     offloads: dict[str, bool] = field(default_factory=dict)
+    attach: dict[str, None] = field(default_factory=dict)
     hooks: dict[str, list[str]] = field(default_factory=lambda: {
         "preup": [], "postup": [], "predown": [], "postdown": []})
 
@@ -239,19 +268,41 @@ class _Interface:
                 self.said = replace(self.said, busy_poll_us=parse_number(
                     value, "number of microseconds", 0, MAX_BUSY_POLL_US))
             case "resolveevery":
-                self.said = replace(self.said, resolve_every_s=_parse_number_or_off(
+                self.said = replace(self.said, resolve_every_s=parse_number_or_off(
                     value, "number of seconds", MIN_RESOLVE_S, MAX_RESOLVE_S))
             case "transport":
                 self.said = replace(self.said, transport=parse_transport(value))
             case "cipher":
                 self.said = replace(self.said, cipher=parse_cipher(value))
+            case "ratelimit":
+                self.said = replace(self.said, rate_limits=_parse_rate_limits(value))
+            case "mode":
+                self.said = replace(self.said, mode=parse_mode(value))
+            case "bridge":
+                self.said = replace(self.said, bridge=check_name(value) if value else None)
+            case "attach":
+                self.attach.update((check_name(item), None) for item in _items(value))
+            case "attachmode":
+                self.said = replace(self.said, attach_mode=parse_attach_mode(value))
+            case "macaddress":
+                self.said = replace(self.said, mac=parse_mac(value) if value else None)
+            case "relay":
+                self.said = replace(self.said, relay=_parse_bool(value))
+            case "macageing":
+                self.said = replace(self.said, mac_ageing_s=parse_mac_ageing(value))
+            case "maclimit":
+                self.said = replace(self.said, mac_limit=parse_mac_limit(value))
+            case "mactable":
+                self.said = replace(self.said, mac_table=parse_mac_limit(value))
+            case "stormlimit":
+                self.said = replace(self.said, storm_limit=parse_storm_limit(value))
             case "saveconfig":
                 self.said = replace(self.said, save_config=_parse_bool(value))
             case "listenport":
                 self.said = replace(self.said, listen_port=parse_number(
                     value, "port", 0, 65535))
             case "fwmark":
-                self.said = replace(self.said, fwmark=_parse_number_or_off(
+                self.said = replace(self.said, fwmark=parse_number_or_off(
                     value, "firewall mark", 0, MAX_U32))
             case "privatekey":
                 key_bytes = keys.decode(value, "private key")
@@ -273,6 +324,7 @@ class _Interface:
         return replace(
             self.said, addresses=tuple(self.addresses), dns=tuple(self.dns),
             dns_search=tuple(self.dns_search), offloads=tuple(self.offloads.items()),
+            attach=tuple(self.attach),
             pre_up=tuple(self.hooks["preup"]), post_up=tuple(self.hooks["postup"]),
             pre_down=tuple(self.hooks["predown"]), post_down=tuple(self.hooks["postdown"]),
             peers=peers, warnings=warnings)
@@ -288,6 +340,7 @@ class _Peer:
     preshared_key: bytes | None = None
     endpoint: tuple[str, int] | None = None
     keepalive_s: int | None = None
+    rate_limits: RateLimits | None = None
     networks: dict[Network, int] = field(default_factory=dict)
 
     def set(self, key: str, value: str, line: int) -> None:
@@ -302,8 +355,10 @@ class _Peer:
             case "endpoint":
                 self.endpoint = _parse_endpoint(value)
             case "persistentkeepalive":
-                self.keepalive_s = _parse_number_or_off(
+                self.keepalive_s = parse_number_or_off(
                     value, "keepalive interval", 0, MAX_KEEPALIVE_S)
+            case "ratelimit":
+                self.rate_limits = _parse_rate_limits(value)
             case _:
                 raise ConfigError(_unknown_key(key, "Peer", PEER_KEYS, INTERFACE_KEYS))
 
@@ -316,6 +371,8 @@ class _Peer:
             self.endpoint = earlier.endpoint
         if self.keepalive_s is None:
             self.keepalive_s = earlier.keepalive_s
+        if self.rate_limits is None:
+            self.rate_limits = earlier.rate_limits
 
 
 def _section_name(line: str) -> str:
@@ -371,14 +428,9 @@ def _parse_bool(text: str) -> bool:
     return text.lower() == "true"
 
 
-def _parse_number_or_off(text: str, what: str, low: int, high: int) -> int:
-    """A number of a range, decimal or 0x; 0 for off."""
-    if text.lower() == "off":
-        return 0
-    try:
-        return parse_number(text, what, low, high)
-    except ConfigError as error:
-        raise ConfigError(f"{error}, or off") from None
+def _parse_rate_limits(text: str) -> RateLimits:
+    """Limits that stand here in full; empty: none."""
+    return ratelimit.parse(text or "off", may_read=False)
 
 
 def _parse_table(text: str) -> str:
@@ -409,6 +461,15 @@ def _parse_endpoint(text: str) -> tuple[str, int]:
     return host, port
 
 
+def _without_allowed_ips(sections: list[_Peer], name: str) -> tuple[str, ...]:
+    """Frames go by MAC addresses: what wg's tools write all the same is dropped."""
+    lines = [line for peer in sections for line in peer.networks.values()]
+    for peer in sections:
+        peer.networks.clear()
+    return (f"{name}:{min(lines)}: AllowedIPs mean nothing with Mode = tap: frames go where their "
+            "MAC address was learnt",) if lines else ()
+
+
 def _settle(sections: list[_Peer], name: str) -> tuple[tuple[PeerConfig, ...], tuple[str, ...]]:
     """The peers, in the order of their first sections, and what is odd about them."""
     peers: dict[bytes, _Peer] = {}
@@ -437,7 +498,8 @@ def _settle(sections: list[_Peer], name: str) -> tuple[tuple[PeerConfig, ...], t
         peers[peer.public_key] = peer
     settled = tuple(
         PeerConfig(public_key, peer.endpoint, tuple(peer.networks),
-                   _key_or_none(peer.preshared_key or _NO_KEY), peer.keepalive_s or 0)
+                   _key_or_none(peer.preshared_key or _NO_KEY), peer.keepalive_s or 0,
+                   peer.rate_limits or NO_LIMITS)
         for public_key, peer in peers.items())
     return settled, tuple(warnings)
 
@@ -482,6 +544,9 @@ def _interface_lines(config: FileConfig) -> list[str]:
         pairs.append(("Transport", config.transport))
     if config.cipher != "auto":
         pairs.append(("Cipher", config.cipher))
+    if not config.rate_limits.is_empty:
+        pairs.append(("RateLimit", ratelimit.emit(config.rate_limits)))
+    pairs += _ethernet_pairs(config)
     if config.save_config:
         pairs.append(("SaveConfig", "true"))
     for key, hooks in (("PreUp", config.pre_up), ("PostUp", config.post_up),
@@ -496,6 +561,29 @@ def _interface_lines(config: FileConfig) -> list[str]:
     return [_line(key, value) for key, value in pairs]
 
 
+def _ethernet_pairs(config: FileConfig) -> Iterator[tuple[str, object]]:
+    if config.mode != "tun":
+        yield "Mode", config.mode
+    if config.bridge is not None:
+        yield "Bridge", config.bridge
+    if config.attach:
+        yield "Attach", ", ".join(config.attach)
+    if config.attach_mode != "bridge":
+        yield "AttachMode", config.attach_mode
+    if config.mac is not None:
+        yield "MACAddress", config.mac.hex(":")
+    if config.relay:
+        yield "Relay", "true"
+    if config.mac_ageing_s != DEFAULT_MAC_AGEING_S:
+        yield "MacAgeing", config.mac_ageing_s
+    if config.mac_limit != DEFAULT_MAC_LIMIT:
+        yield "MacLimit", config.mac_limit
+    if config.mac_table != DEFAULT_MAC_TABLE:
+        yield "MacTable", config.mac_table
+    if config.storm_limit != DEFAULT_STORM_LIMIT:
+        yield "StormLimit", config.storm_limit
+
+
 def _peer_lines(peer: PeerConfig) -> list[str]:
     lines = [_line("PublicKey", keys.encode(peer.public_key))]
     if peer.preshared_key is not None:
@@ -507,4 +595,6 @@ def _peer_lines(peer: PeerConfig) -> list[str]:
         lines.append(_line("Endpoint", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"))
     if peer.keepalive_s:
         lines.append(_line("PersistentKeepalive", peer.keepalive_s))
+    if not peer.rate_limits.is_empty:
+        lines.append(_line("RateLimit", ratelimit.emit(peer.rate_limits)))
     return lines

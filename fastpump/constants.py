@@ -2,6 +2,7 @@
 implementation (drivers/net/wireguard/messages.h). Times are nanoseconds."""
 
 SECOND = 1_000_000_000
+MILLISECOND = 1_000_000
 
 KEY_LEN = 32
 TAG_LEN = 16
@@ -26,6 +27,7 @@ COOKIE_MAX_AGE = COOKIE_SECRET_MAX_AGE - 5 * SECOND
 DEFAULT_MTU = 1420
 MIN_MTU = 576
 MAX_MTU = 65000
+MAX_TAP_MTU = 65521     # with an Ethernet header 65535
 DEFAULT_PORT = 51820
 DEFAULT_NAME = "fp0"
 MAX_NAME_LEN = 15

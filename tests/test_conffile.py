@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastpump import conffile, keys
+from fastpump import conffile, keys, ratelimit
 from fastpump.conffile import FileConfig, emit, parse
 from fastpump.config import PeerConfig
 from fastpump.errors import ConfigError
@@ -34,6 +34,7 @@ BusyPoll = 50
 Offload = tso4=off, gro=off
 Offload = gro=on
 ResolveEvery = 30
+ratelimit = TX=1gbit, burst=10mb
 SaveConfig = TRUE
 PreUp = true
 PostUp = iptables -A FORWARD -i %i -j ACCEPT; echo a=b  # not this
@@ -52,6 +53,7 @@ allowedips =
 AllowedIPs = 10.2.0.0/16
 Endpoint = [2001:DB8::1]:51820
 PersistentKeepalive = 25
+RateLimit = both-ops=1000
 [ PEER ]
 publickey={keys.encode(B)}
 presharedkey={ZEROS}
@@ -60,8 +62,25 @@ persistentkeepalive=OFF\r
 """
 
 
-def file_peer(public_key, preshared_key=None, endpoint=None, allowed_ips=(), keepalive_s=0):
-    return PeerConfig(public_key, endpoint, allowed_ips, preshared_key, keepalive_s)
+TAP = """\
+[Interface]
+Mode = tap
+Bridge = br0
+Attach = eth1, tap0
+AttachMode = tc
+MACAddress = 02:00:00:00:00:0a
+Relay = true
+MacAgeing = 60
+MacLimit = 16
+MacTable = 1024
+StormLimit = 0
+"""
+
+
+def file_peer(public_key, preshared_key=None, endpoint=None, allowed_ips=(), keepalive_s=0,
+              rate_limits="off"):
+    return PeerConfig(public_key, endpoint, allowed_ips, preshared_key, keepalive_s,
+                      ratelimit.parse(rate_limits))
 
 
 
@@ -87,10 +106,11 @@ def test_a_whole_file():
         post_up=("iptables -A FORWARD -i %i -j ACCEPT; echo a=b", "echo two"),
         pre_down=('echo "[three]"',), post_down=(), save_config=True,
         peers=(file_peer(A, PSK, ("2001:DB8::1", 51820),
-                        networks("10.1.0.0/16", "fd01::/48", "192.0.2.1/32", "10.2.0.0/16"), 25),
+                        networks("10.1.0.0/16", "fd01::/48", "192.0.2.1/32", "10.2.0.0/16"), 25,
+                        "both-ops=1k"),
                file_peer(B, None, ("vpn.example.org", 1), (), 0)),
         queues=4, pin=True, busy_poll_us=50, offloads=(("tso4", False), ("gro", True)),
-        resolve_every_s=30)
+        resolve_every_s=30, rate_limits=ratelimit.parse("tx=1gbit,burst=10mb"))
     assert config.warnings == ()
     assert SECRET not in repr(config)
     assert repr(PRIVATE) not in repr(config)
@@ -112,6 +132,7 @@ Pin = true
 BusyPoll = 50
 Offload = tso4=off, gro=on
 ResolveEvery = 30
+RateLimit = tx=1gbit,burst=10mb
 SaveConfig = true
 PreUp = true
 PostUp = iptables -A FORWARD -i %i -j ACCEPT; echo a=b
@@ -127,6 +148,7 @@ PresharedKey = {keys.encode(PSK)}
 AllowedIPs = 10.1.0.0/16, fd01::/48, 192.0.2.1/32, 10.2.0.0/16
 Endpoint = [2001:DB8::1]:51820
 PersistentKeepalive = 25
+RateLimit = both-ops=1k
 
 [Peer]
 PublicKey = {keys.encode(B)}
@@ -144,7 +166,7 @@ INTERFACE = [
     ("FwMark = off", {"fwmark": 0}), ("FwMark = 51820", {"fwmark": 51820}),
     ("FwMark = 0xffffffff", {"fwmark": 2 ** 32 - 1}), ("FwMark = 0", {"fwmark": 0}),
     ("ListenPort = 0", {"listen_port": 0}), ("ListenPort = 65535", {"listen_port": 65535}),
-    ("MTU = 576", {"mtu": 576}), ("MTU = 65000", {"mtu": 65000}),
+    ("MTU = 576", {"mtu": 576}), ("MTU = 65521", {"mtu": 65521}),
     ("MTU = 1400\nMTU =", {}), ("MTU = 1400\nMTU = 1300", {"mtu": 1300}),
     ("Table =", {}), ("Table = auto", {}), ("Table = off", {"table": "off"}),
     ("Table = main", {"table": "main"}), ("Table = 1", {"table": "1"}),
@@ -164,6 +186,21 @@ INTERFACE = [
     ("PreUp = a\n[Interface]\nPreUp = b", {"pre_up": ("a", "b")}),
     ("PostDown = # nothing is left", {}),
     ("  ListenPort=1#", {"listen_port": 1}),
+    ("RateLimit =", {}), ("RateLimit = off", {}),
+    ("RateLimit = rx=1gbit\nRateLimit = tx-ops=9", {"rate_limits": ratelimit.parse("tx-ops=9")}),
+    ('RateLimit = {"rx_rate_limiter": {"ops": {"size": 9, "refill_time": 7}}}',
+     {"rate_limits": ratelimit.parse("rx.ops.size=9,rx.ops.refill-time=7")}),
+    ("Mode = tun", {}), ("Mode = tap", {"mode": "tap"}),
+    ("Bridge = br0\nBridge =", {}), ("Bridge = a.b-c", {"bridge": "a.b-c"}),
+    ("Attach =", {}), ("Attach = b a\nAttach = c,a", {"attach": ("b", "a", "c")}),
+    ("AttachMode = bridge", {}), ("AttachMode = tc", {"attach_mode": "tc"}),
+    ("MACAddress =", {}), ("MACAddress = FE-00-00-00-00-0A", {"mac": b"\xfe\0\0\0\0\x0a"}),
+    ("Relay = false", {}), ("Relay = TRUE", {"relay": True}),
+    ("MacAgeing = 300", {}), ("MacAgeing = 86400", {"mac_ageing_s": 86400}),
+    ("MacLimit = 4096", {}), ("MacLimit = 1", {"mac_limit": 1}),
+    ("MacTable = 32768", {}), ("MacTable = 1048576", {"mac_table": 1 << 20}),
+    ("StormLimit = 10000", {}), ("StormLimit = off", {"storm_limit": 0}),
+    ("StormLimit = 10000000", {"storm_limit": 10_000_000}),
 ]
 
 
@@ -185,6 +222,8 @@ PEER = [
     ("Endpoint = [192.0.2.1]:5", {"endpoint": ("192.0.2.1", 5)}),
     ("Endpoint = a:1\nEndpoint = b-c.d_e:65535", {"endpoint": ("b-c.d_e", 65535)}),
     (f"PresharedKey = {KEY}\nPresharedKey = {ZEROS}", {}),
+    ("RateLimit = both=1gbit,burst=1mb", {"rate_limits": "both=1gbit,burst=1mb"}),
+    ("RateLimit = tx=1gbit\nRateLimit =", {}),
 ]
 
 
@@ -214,7 +253,7 @@ BAD = [
     ("[Interface]\nDNS = 1.1.1", 2, "IP address of a server, or a search domain"),
     ("[Interface]\nDNS = a;b", 2, "search domain is expected"),
     ("[Interface]\nDNS = ::g", 2, "search domain is expected"),
-    ("[Interface]\nMTU = 575", 2, "from 576 to 65000"),
+    ("[Interface]\nMTU = 575", 2, "from 576 to 65521"),
     ("[Interface]\nTable = 0", 2, "from 1 to 4294967295 is expected, or auto, off"),
     ("[Interface]\nTable = 0x1ffffffff", 2, "from 1 to 4294967295"),
     ("[Interface]\nTable = Main", 2, "auto, off, a number from 1 to 4294967295, or a name"),
@@ -230,6 +269,21 @@ BAD = [
     ("[Interface]\nOffload = tso4", 2, "NAME=on or NAME=off is expected"),
     ("[Interface]\nResolveEvery = 4", 2, "from 5 to 86400 is expected, or off"),
     ("[Interface]\nResolveEvery = 86401", 2, "from 5 to 86400"),
+    ("[Interface]\nRateLimit = fast", 2, "no rate limit: off, or items like .* is expected"),
+    ("[Interface]\nRateLimit = @/etc/passwd", 2, "write what is in it, in one line"),
+    ("[Interface]\nRateLimit = {", 2, "not JSON"),
+    ("[Peer]\nRateLimit = tx=0bit", 2, "no rate: a number from 8bit"),
+    ("[Interface]\nMode = TAP", 2, "tun or tap is expected"),
+    ("[Interface]\nBridge = a b", 2, "no interface name"),
+    ("[Interface]\nAttach = eth1, a/b", 2, "no interface name"),
+    ("[Interface]\nAttachMode =", 2, "bridge or tc is expected"),
+    ("[Interface]\nMACAddress = 01:00:00:00:00:00", 2, "six bytes like .* are expected"),
+    ("[Interface]\nRelay = yes", 2, "true or false is expected"),
+    ("[Interface]\nMacAgeing = 9", 2, "from 10 to 86400"),
+    ("[Interface]\nMacLimit = 0", 2, "from 1 to 1048576"),
+    ("[Interface]\nMacTable = off", 2, "from 1 to 1048576"),
+    ("[Interface]\nStormLimit = 10000001", 2, "from 0 to 10000000 is expected, or off"),
+    ("[Peer]\nMode = tap", 2, r"Mode does not belong here.*in \[Peer\]"),
     ("[Interface]\n\n[Peer]\nAllowedIPs = ::/0\n", 3, "PublicKey = KEY is expected"),
     (f"[Peer]\n[Peer]\n{public(A)}", 1, "PublicKey = KEY is expected"),
     ("[Peer]\nPublicKey =", 2, "public key is not a key"),
@@ -269,22 +323,47 @@ def test_every_key_that_is_listed_is_known():
                     "Offload", "Transport", "Cipher")
 
 
+def test_all_of_a_tap():
+    config = parse(TAP, "vms.conf")
+    assert config == FileConfig(
+        mode="tap", bridge="br0", attach=("eth1", "tap0"), attach_mode="tc",
+        mac=b"\2\0\0\0\0\x0a", relay=True, mac_ageing_s=60, mac_limit=16, mac_table=1024,
+        storm_limit=0)
+    assert emit(config) == TAP
+
+
+def test_allowed_ips_of_a_tap_are_dropped_with_a_warning():
+    """Wherever Mode stands; and nobody loses one to anybody."""
+    peers = (f"[Peer]\n{public(A)}AllowedIPs =\nAllowedIPs = 10.0.0.0/8\nRateLimit = tx=1gbit\n"
+             f"[Peer]\n{public(B)}AllowedIPs = 10.0.0.0/8, ::/0\n")
+    config = parse(peers + "[Interface]\nMode = tap\n", "vms.conf")
+    assert config.peers == (file_peer(A, rate_limits="tx=1gbit"), file_peer(B))
+    assert config.warnings == ("vms.conf:4: AllowedIPs mean nothing with Mode = tap: frames go "
+                               "where their MAC address was learnt",)
+    assert parse(emit(config), "again.conf").warnings == ()
+    assert parse(peers.replace("10.0.0.0/8", "").replace(", ::/0", "")
+                 + "[Interface]\nMode = tap\n", "vms.conf").warnings == ()
+    with pytest.raises(ConfigError, match="allowed IP"):
+        parse(peers.replace("::/0", "x") + "[Interface]\nMode = tap\n", "vms.conf")
+
+
 def test_a_peer_in_two_sections_is_one():
     first = (f"[Peer]\n{public(A)}PresharedKey = {keys.encode(PSK)}\nEndpoint = a:1\n"
-             "PersistentKeepalive = 9\nAllowedIPs = 10.0.0.0/8, fd00::/8\n")
+             "PersistentKeepalive = 9\nAllowedIPs = 10.0.0.0/8, fd00::/8\nRateLimit = tx=1gbit\n")
     between = f"[Peer]\n{public(B)}"
     cases = [
         ("AllowedIPs = 10.1.0.0/16\n",
-         file_peer(A, PSK, ("a", 1), networks("10.1.0.0/16"), 9)),
-        ("", file_peer(A, PSK, ("a", 1), (), 9)),        # wg always replaces the allowed IPs
-        (f"PresharedKey = {ZEROS}\nEndpoint = b:2\nPersistentKeepalive = off\n"
+         file_peer(A, PSK, ("a", 1), networks("10.1.0.0/16"), 9, "tx=1gbit")),
+        # wg always replaces the allowed IPs
+        ("", file_peer(A, PSK, ("a", 1), (), 9, "tx=1gbit")),
+        (f"PresharedKey = {ZEROS}\nEndpoint = b:2\nPersistentKeepalive = off\nRateLimit = off\n"
          "AllowedIPs = 10.0.0.0/8\n", file_peer(A, None, ("b", 2), networks("10.0.0.0/8"), 0)),
     ]
     for lines, merged in cases:
         config = parse(f"{first}{between}[Peer]\n{public(A)}{lines}", "wg0.conf")
         assert config.peers == (merged, file_peer(B))
         (warning,) = config.warnings
-        assert re.match(r"wg0\.conf:9: the peer \S+ has a \[Peer\] on line 1 ", warning)
+        assert re.match(r"wg0\.conf:10: the peer \S+ has a \[Peer\] on line 1 ", warning)
 
 
 def test_an_allowed_ip_goes_to_the_peer_that_named_it_last():

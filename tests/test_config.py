@@ -2,12 +2,13 @@
 
 import ipaddress
 import os
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastpump import config, keys
+from fastpump import config, keys, ratelimit
 from fastpump.endpoint import Endpoint, split_host_port
 from fastpump.errors import ConfigError
 
@@ -63,13 +64,32 @@ def test_combinations_that_cannot_be():
         ({"name": "../evil"}, "no interface name"),
         ({"addresses": (address("10.0.0.1/8"), address("10.0.0.1/8"))}, "twice"),
         ({"addresses": (address("fd00::1/64"),), "mtu": 1279}, "1280"),
+        ({"mtu": 65001}, "over 65000 is for Ethernet only"),
+        ({"bridge": "br0"}, r"--bridge \(Bridge\) is about Ethernet, .* add --tap"),
+        ({"attach": ("eth1",)}, r"--attach \(Attach\) is about"),
+        ({"attach_mode": "tc"}, "--attach-mode"), ({"mac": bytes(6)}, "--mac "),
+        ({"relay": True}, "--relay"), ({"mac_ageing_s": 10}, "--mac-ageing"),
+        ({"mac_limit": 1}, "--mac-limit"), ({"mac_table": 1}, "--mac-table"),
+        ({"storm_limit": 0}, "--storm-limit"),
+        ({"mode": "tap", "transport": "wireguard"}, "on lanes only"),
+        ({"mode": "tap", "bridge": "a b"}, "no interface name"),
+        ({"mode": "tap", "attach": ("eth1", "")}, "no interface name"),
+        ({"mode": "tap", "addresses": (address("fd00::1/64"),), "mtu": 1279}, "1280"),
+        ({"mode": "tap", "peers": (config.PeerConfig(bytes(32), allowed_ips=same),)},
+         "allowed IPs mean nothing with --tap"),
         ({"peers": (config.PeerConfig(bytes(32), allowed_ips=same),
                     config.PeerConfig(bytes(range(32)), allowed_ips=same))}, "two peers"),
     ]
     for fields, complaint in cases:
         with pytest.raises(ConfigError, match=complaint):
             config.check(config.TunnelConfig(**fields))
-    config.check(config.TunnelConfig(addresses=(address("fd00::1/64"),), mtu=1280))
+    for good in ({"addresses": (address("fd00::1/64"),), "mtu": 1280},
+                 {"addresses": (address("fd00::1/64"),)}, {"mtu": 65000},
+                 {"mode": "tap"}, {"mode": "tap", "mtu": 65521, "transport": "lanes"},
+                 {"mode": "tap", "bridge": "br0", "attach": ("eth1",), "attach_mode": "tc",
+                  "mac": bytes(6), "relay": True, "mac_ageing_s": 10, "mac_limit": 1,
+                  "mac_table": 1, "storm_limit": 0}):
+        config.check(config.TunnelConfig(**good))
     with pytest.raises(ConfigError, match="no allowed IPs"):
         config.with_default_allowed_ips(config.TunnelConfig(
             peers=(config.PeerConfig(bytes(32)),), addresses=(address("10.0.0.1/32"),)))
@@ -106,11 +126,70 @@ def test_bad_peers(spec, complaint):
 @given(st.text(max_size=80))
 def test_no_text_breaks_the_parsers(text):
     for parse in (config.parse_peer, config.parse_address, config.parse_network,
-                  config.parse_mtu, config.parse_offload, split_host_port):
+                  config.parse_mtu, config.parse_offload, split_host_port, config.parse_mac,
+                  config.parse_mode, config.parse_attach_mode, config.parse_storm_limit,
+                  config.parse_rate_limit, lambda text: config.parse_limit([text])):
         try:
             parse(text)
         except ConfigError as error:
             assert str(error)
+
+
+@pytest.mark.parametrize(("text", "mac"), [
+    ("02:00:00:00:00:01", "020000000001"), ("FE-ff-00-0a-0B-ff", "feff000a0bff")])
+def test_mac_addresses(text, mac):
+    assert config.parse_mac(text) == bytes.fromhex(mac)
+
+
+@pytest.mark.parametrize("text", [
+    "", "02:00:00:00:00", "02:00:00:00:00:01:02", "02:00:00-00:00:01", "0200.0000.0001",
+    "2:0:0:0:0:1", "00:00:00:00:00:00", "01:00:5e:00:00:01", "ff:ff:ff:ff:ff:ff",
+    "02:00:00:00:00:0g", "02:00:00:00:00:01\n", "02:00:00:00:00:0\u0661"])
+def test_what_is_no_mac_address_of_an_interface(text):
+    with pytest.raises(ConfigError, match="six bytes like"):
+        config.parse_mac(text)
+
+
+LIMITS = ratelimit.parse("tx=1gbit")
+JSON = '{"tx_rate_limiter": {"ops": {"size": 5, "refill_time": 9}}}'
+
+
+def test_whose_rate_limits():
+    assert config.parse_rate_limit("tx=1gbit") == (None, LIMITS)
+    assert config.parse_rate_limit(f"{KEY}:tx=1gbit") == (bytes(range(32)), LIMITS)
+    assert config.parse_rate_limit(JSON) == (None, ratelimit.parse(JSON))
+    assert config.parse_rate_limit(f"{KEY}:{JSON}") == (bytes(range(32)), ratelimit.parse(JSON))
+    for bad, complaint in (("x", "items like"), (f"{KEY}:x", "items like"), (f"{KEY}:", "items"),
+                           ("x:tx=1gbit", "before the colon"), (":off", "before the colon"),
+                           (KEY, "items like"), ("@a:b", "cannot be read")):
+        with pytest.raises(ConfigError, match=complaint):
+            config.parse_rate_limit(bad)
+
+
+def test_the_words_of_the_limit_command():
+    key = bytes(range(32))
+    for words, meaning in (([], (None, None)), (["tx=1gbit"], (None, LIMITS)),
+                           (["off"], (None, ratelimit.NO_LIMITS)), ([KEY], (key, None)),
+                           ([KEY, "tx=1gbit"], (key, LIMITS))):
+        assert config.parse_limit(words) == meaning
+    for bad, complaint in ((["x"], "items like"), (["x", "off"], "public key"),
+                           ([KEY, KEY], "items like"), ([KEY, "off", "off"], "too many words")):
+        with pytest.raises(ConfigError, match=complaint):
+            config.parse_limit(bad)
+
+
+def test_rate_limits_go_to_the_interface_and_to_peers():
+    one, two = config.PeerConfig(bytes(32)), config.PeerConfig(bytes(range(32)))
+    plain = config.TunnelConfig(peers=(one, two))
+    assert config.with_rate_limits(plain, []) == plain
+    limited = config.with_rate_limits(plain, [(bytes(range(32)), LIMITS), (None, LIMITS)])
+    assert limited == replace(plain, rate_limits=LIMITS,
+                              peers=(one, replace(two, rate_limits=LIMITS)))
+    for said, complaint in (([(None, LIMITS)] * 2, "twice for the interface"),
+                            ([(bytes(32), LIMITS)] * 2, "twice for the peer AAAA"),
+                            ([(b"\1" * 32, LIMITS)], "the peer AQEB.*, which no --peer is")):
+        with pytest.raises(ConfigError, match=complaint):
+            config.with_rate_limits(plain, said)
 
 
 def test_default_allowed_ips():
@@ -124,6 +203,8 @@ def test_default_allowed_ips():
     (filled,) = fill(peer)
     assert filled.allowed_ips == (network("10.9.0.0/24"), network("fd00::/64"))
     assert fill() == ()
+    frames = config.TunnelConfig(mode="tap", peers=(peer, other), addresses=addresses)
+    assert config.with_default_allowed_ips(frames) == frames
     with pytest.raises(ConfigError, match="several peers"):
         fill(peer, other)
     with pytest.raises(ConfigError, match="no allowed IPs"):

@@ -9,6 +9,7 @@ from fastpump import conffile, keys
 from fastpump.config import PeerConfig
 from fastpump.errors import ConfigError
 from fuzz.common import mutated, telling
+from fuzz.ratelimit import random_limits
 from fuzz.uapi import random_prefix
 
 FILE_KEY = keys.encode(bytes(range(32)))
@@ -23,6 +24,18 @@ FILE_VALUES = {
     "Offload": ["tso4=off, gro=off", "gro=on", "gro", "x=on", ""],
     "Transport": ["auto", "wireguard", "lanes", "", "wg"],
     "Cipher": ["auto", "aes-256-gcm", "chacha20-poly1305", "aes", ""],
+    "RateLimit": ["tx=1gbit,burst=10mb", "rx.ops.size=5,rx.ops.refill-time=7", "", "off", "@/x",
+                  '{"rx_rate_limiter": {"ops": {"size": 9, "refill_time": 8}}}', "[]", "tx=1"],
+    "Mode": ["tap", "tun", "TAP", ""],
+    "Bridge": ["br0", "", "a b", "..", "sixteen-letters-"],
+    "Attach": ["eth1, tap0", "", "tap0", "a/b"],
+    "AttachMode": ["bridge", "tc", ""],
+    "MACAddress": ["02:00:00:00:00:01", "02-00-00-00-00-0A", "", "01:00:00:00:00:00", "02:00"],
+    "Relay": ["true", "FALSE", "1"],
+    "MacAgeing": ["60", "300", "9", "86401"],
+    "MacLimit": ["16", "4096", "0"],
+    "MacTable": ["1048576", "32768", "1048577"],
+    "StormLimit": ["100", "off", "0", "10000", "-1"],
     "ResolveEvery": ["30", "off", "4", "86400"],
     "SaveConfig": ["TRUE", "false"],
     "PreUp": ["true", "", "iptables -A FORWARD -i %i -j ACCEPT; echo a=b", "[x]", "\v", "="],
@@ -69,6 +82,7 @@ def check_conffile_text(text):
         place = re.match(r"wg0\.conf:([1-9][0-9]*): .", str(error), re.DOTALL)
         assert place is not None and int(place[1]) <= text.count("\n") + 1, str(error)
         return
+    assert config.mode == "tun" or not any(peer.allowed_ips for peer in config.peers)
     for warning in config.warnings:
         assert re.match(r"wg0\.conf:[1-9][0-9]*: ", warning)
     networks = [network for peer in config.peers for network in peer.allowed_ips]
@@ -90,10 +104,13 @@ def random_config(rng):
     hooks = ["true", "echo a=b", "echo '[x]'", "iptables -A x; y && z"]
     publics = rng.sample(range(1, 256), rng.randrange(4))
     prefixes = list(dict.fromkeys(random_prefix(rng)[1] for _ in range(8)))
+    mode = rng.choice(("tun", "tun", "tap"))
+    if mode == "tap":
+        prefixes = []
     peers = tuple(PeerConfig(
         bytes([number]) * 32, perhaps(("192.0.2.1", 1), ("2001:db8::1", 65535), ("a.b", 9)),
         tuple(prefixes[place::4]), perhaps(bytes([number ^ 1 or 2]) * 32),
-        rng.choice((0, 25, 65535))) for place, number in enumerate(publics))
+        rng.choice((0, 25, 65535)), random_limits(rng)) for place, number in enumerate(publics))
     return conffile.FileConfig(
         private_key=perhaps(rng.randbytes(31) + b"\x01"), listen_port=perhaps(0, 51820, 65535),
         fwmark=perhaps(0, 1, 2 ** 32 - 1),
@@ -105,7 +122,12 @@ def random_config(rng):
         pin=rng.random() < 0.5, busy_poll_us=rng.choice((0, 1, 1_000_000)),
         offloads=tuple(dict(rng.choices((("gro", True), ("gro", False), ("tso4", False)),
                                         k=rng.randrange(3))).items()),
-        resolve_every_s=rng.choice((0, 5, 86400)))
+        resolve_every_s=rng.choice((0, 5, 86400)), rate_limits=random_limits(rng), mode=mode,
+        bridge=perhaps("br0"), attach=some(["eth1", "tap0"]),
+        attach_mode=rng.choice(("bridge", "tc")), mac=perhaps(b"\x02" + rng.randbytes(5)),
+        relay=rng.random() < 0.5, mac_ageing_s=rng.choice((10, 300, 86400)),
+        mac_limit=rng.choice((1, 4096)), mac_table=rng.choice((1, 32768, 1 << 20)),
+        storm_limit=rng.choice((0, 10_000, 10_000_000)))
 
 
 def check_conffile(rng):
