@@ -27,11 +27,14 @@ from fastpump.hot.aead cimport (
     aead_open, aead_seal,
 )
 from fastpump.hot.atomics cimport (
-    ACQUIRE, RELAXED, RELEASE, SEQ_CST, add32, add64, and32, fence, load32, load64, or32,
+    ACQUIRE, RELAXED, RELEASE, SEQ_CST, add32, add64, and32, cas64, fence, load32, load64, or32,
     store32, store64,
 )
 from fastpump.hot.batch cimport send_init
-from fastpump.hot.egress cimport tun_to_udp
+from fastpump.hot.fdb cimport (
+    MAC_LOCAL, MAC_NOBODY, MAC_STATIC, MAC_VALID, mac_bucket, mac_busy, mac_claim, mac_fill,
+    mac_find, mac_forget, mac_is_aged, mac_key, mac_lookup, mac_owner, mac_value, mac_victim,
+)
 from fastpump.hot.gro cimport (
     Candidate, Gro, gro_is_full, gro_receive, gro_reset, item_finish,
 )
@@ -43,11 +46,14 @@ from fastpump.hot.intake cimport (
     cookie_reply_write, intake_judge, known_add, mac_free, mac_init, replies_send,
     reply_add, xchacha_free, xchacha_init, xchacha_run,
 )
-from fastpump.hot.ip cimport IpPacket, ip_can_be_partial, ip_parse
+from fastpump.hot.interface cimport tun_to_udp
+from fastpump.hot.ip cimport ip_can_be_partial
+from fastpump.hot.limit cimport limiter_of_peer
 from fastpump.hot.limits cimport (
-    BATCH_BUCKETS, BUFFER_STRIDE, CONTROL_LEN, EVENT_RING_LEN, GRO_MAX_TCP_SEGMENTS, HELD_BYTES,
-    MAX_QUEUES, MESSAGE_LEN, READ_HEADROOM, RECV_MESSAGES, SEND_MESSAGES,
-    STAGED_SLOTS, TAG_LEN, VNET_HEADER_LEN,
+    BATCH_BUCKETS, BUFFER_STRIDE, CONTROL_LEN, EVENT_RING_LEN, FDB_WAYS, GRO_MAX_TCP_SEGMENTS,
+    HELD_BYTES, LANE_FLAGS, LANE_FRAME_FLAGS, MAX_QUEUES, MESSAGE_LEN, READ_HEADROOM, RECV_MESSAGES,
+    SEEN_BUCKETS, SEEN_WAYS, SEND_MESSAGES, SHAPE_BIG, SHAPE_SMALL, SHAPE_SMALL_LEN, STAGED_SLOTS,
+    TAG_LEN, VNET_HEADER_LEN,
 )
 from fastpump.hot.limits cimport FEATURE_BUNDLE as _FEATURE_BUNDLE
 from fastpump.hot.limits cimport FEATURE_PARTIAL as _FEATURE_PARTIAL
@@ -62,15 +68,19 @@ from fastpump.hot.linux cimport (
 )
 from fastpump.hot.local cimport RECV_CONTROL_LEN, control_read
 
-from fastpump.hot.loop cimport loop_doorbell, loop_init, loop_receive, loop_run
+from fastpump.hot.loop cimport (
+    loop_doorbell, loop_init, loop_receive, loop_release, loop_run, loop_turn,
+)
 from fastpump.hot.lookup cimport lookup_peer, prefix_load
 from fastpump.hot.messages cimport (
     control_first, control_pop, message_first, message_pop, message_push,
 )
+from fastpump.hot.packet cimport Packet, packet_parse
 from fastpump.hot.replay cimport replay_is_fresh, replay_mark
 from fastpump.hot.sandbox cimport (
     sandbox_drop_capabilities, sandbox_filter_syscalls, sandbox_tie_to_parent,
 )
+from fastpump.hot.shape cimport shape_init
 from fastpump.hot.shm cimport (
     ADDRESS_LEN, ARMED_LOCAL_GONE, ARMED_ROAM, ARMED_UNANSWERED_RX, ARMED_UNANSWERED_TX,
     ARMED_WANT_SESSION, EVENT_CONFIRMED, EVENT_LANE_ASKED, EVENT_LANE_ROAM, EVENT_LANE_UNANSWERED,
@@ -78,11 +88,11 @@ from fastpump.hot.shm cimport (
     EVENT_SEND_ERROR, EVENT_UNANSWERED_RX, EVENT_UNANSWERED_TX, EVENT_WANT_SESSION,
     KEYPAIR_CONFIRM_TOLD, KEYPAIR_INITIATOR, KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, LANE_ASKED,
     LANE_DEAD, LANE_FREE, LANE_LIVE, LANE_REKEY_TOLD, LANE_RESERVED, LANE_ROAM_TOLD,
-    LANE_UNANSWERED_TOLD, LANE_USABLE, LANE_USABLE_TOLD, LOCAL_LEN, NONE, OFFLOAD_TUN_TCP4,
-    OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6, OFFLOAD_UDP_GSO, POLICY_ANY,
-    POLICY_LANES, POLICY_NOTHING, Control, ControlRing, Endpoint, Event, Header, Keypair, Lane,
-    Message, MessageRing, PeerSlot, Replay, Tables, TrieNode, WorkerShared, endpoint_read,
-    endpoint_write, tables_resolve,
+    LANE_UNANSWERED_TOLD, LANE_USABLE, LANE_USABLE_TOLD, LIMIT_RX, LIMIT_TX, LOCAL_LEN, NONE,
+    OFFLOAD_TUN_TCP4, OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6, OFFLOAD_UDP_GSO,
+    POLICY_ANY, POLICY_LANES, POLICY_NOTHING, BUCKET_EPOCH_NS, Bucket, Control, ControlRing,
+    Endpoint, Event, Header, Keypair, Lane, Limiter, MacEntry, Message, MessageRing, PeerSlot,
+    Replay, Tables, TrieNode, WorkerShared, endpoint_read, endpoint_write, tables_resolve,
 )
 from fastpump.hot.split cimport Splitter, splitter_init, splitter_next
 from fastpump.hot.staged cimport staged_init
@@ -100,6 +110,9 @@ VERDICT_NAMES = {
     v.DROP_COUNTER_LIMIT: "DROP_COUNTER_LIMIT",
     v.DROP_NO_LANES: "DROP_NO_LANES",
     v.DROP_TOO_BIG: "DROP_TOO_BIG",
+    v.DROP_LOCAL_FRAME: "DROP_LOCAL_FRAME",
+    v.DROP_STORM: "DROP_STORM",
+    v.DROP_RATE_LIMIT: "DROP_RATE_LIMIT",
     v.DROP_SEND_BUFFER_FULL: "DROP_SEND_BUFFER_FULL",
     v.DROP_SEND_ERROR: "DROP_SEND_ERROR",
     v.DROP_MALFORMED_MESSAGE: "DROP_MALFORMED_MESSAGE",
@@ -115,12 +128,16 @@ VERDICT_NAMES = {
     v.DROP_NOT_IN_LANES: "DROP_NOT_IN_LANES",
     v.DROP_HOLD_FULL: "DROP_HOLD_FULL",
     v.DROP_SOURCE_NOT_ALLOWED: "DROP_SOURCE_NOT_ALLOWED",
+    v.DROP_MAC_LOCKED: "DROP_MAC_LOCKED",
+    v.DROP_DUPLICATE_FRAME: "DROP_DUPLICATE_FRAME",
+    v.DROP_HOP_LIMIT: "DROP_HOP_LIMIT",
     v.DROP_INTERFACE_DOWN: "DROP_INTERFACE_DOWN",
     v.DROP_INTERFACE_FULL: "DROP_INTERFACE_FULL",
     v.DROP_INTERFACE_ERROR: "DROP_INTERFACE_ERROR",
     v.FAILED_UDP_GSO: "FAILED_UDP_GSO",
     v.FAILED_TUN_GSO: "FAILED_TUN_GSO",
     v.FAILED_INTERFACE_READ: "FAILED_INTERFACE_READ",
+    v.FAILED_MAC_LIMIT: "FAILED_MAC_LIMIT",
     v.FAILED_EVENT_RING_FULL: "FAILED_EVENT_RING_FULL",
 }
 COUNTER_NAMES = {
@@ -141,6 +158,11 @@ COUNTER_NAMES = {
     v.TUN_TX_WRITES: "tun_tx_writes",
     v.TUN_TX_SUPERPACKETS: "tun_tx_superpackets",
     v.KEEPALIVES_RECEIVED: "keepalives_received",
+    v.FRAMES_FLOODED: "frames_flooded",
+    v.FRAMES_RELAYED: "frames_relayed",
+    v.MACS_LEARNED: "macs_learned",
+    v.MACS_MOVED: "macs_moved",
+    v.SHAPED_PACKETS: "shaped_packets",
     v.WAKEUPS: "wakeups",
 }
 assert len(VERDICT_NAMES) == v.VERDICT_COUNT - 1
@@ -175,6 +197,7 @@ ARMED_BITS = {
     "roam": ARMED_ROAM,
     "local_gone": ARMED_LOCAL_GONE,
 }
+LIMIT_WAYS = {"tx": LIMIT_TX, "rx": LIMIT_RX}
 LANE_BITS = {
     "asked": LANE_ASKED,
     "usable_told": LANE_USABLE_TOLD,
@@ -191,10 +214,12 @@ REPLAY_WINDOW = _REPLAY_WINDOW
 REJECT_AFTER_MESSAGES = _REJECT_AFTER_MESSAGES
 MAX_TUN_QUEUES = MAX_QUEUES
 NO_SLOT = NONE
+LOCAL_SIDE = MAC_LOCAL
 BACKENDS = ("openssl", "ipsec-mb") if aead_has_ipsec_mb() else ("openssl",)
 
 cdef enum:
     PAGE = 4096
+    MOVES_PER_S = 100               # hosts that come over, and are told of
 
 
 cdef uint64_t round_up(uint64_t value, uint64_t multiple):
@@ -264,8 +289,10 @@ cdef class SharedTables:
 
     @classmethod
     def create(cls, uint32_t queue_count, uint32_t peer_capacity=16384,
-               uint32_t node_capacity=1 << 20, *, str backend=None):
-        """New, empty tables for `queue_count` workers (1 to 256), whose AEAD backend it is."""
+               uint32_t node_capacity=1 << 20, *, str backend=None, bint is_tap=False,
+               uint32_t mac_limit=32768):
+        """New, empty tables for `queue_count` workers (1 to 256), whose AEAD backend it is. A
+        TAP's have room for so many MAC addresses."""
         cdef SharedTables self = cls.__new__(cls)
         cdef Header header
         cdef uint64_t at
@@ -287,7 +314,19 @@ cdef class SharedTables:
         header.keypairs_at = at = round_up(at + peer_capacity * sizeof(PeerSlot), PAGE)
         header.lanes_at = at = round_up(at + header.keypair_capacity * sizeof(Keypair), PAGE)
         header.nodes_at = at = round_up(at + header.lane_capacity * sizeof(Lane), PAGE)
-        header.size = round_up(at + node_capacity * sizeof(TrieNode), PAGE)
+        header.limits_at = at = round_up(at + node_capacity * sizeof(TrieNode), PAGE)
+        header.macs_at = at = round_up(at + 2 * (1 + peer_capacity) * sizeof(Limiter), PAGE)
+        if is_tap:
+            header.is_tap = True
+            header.mac_limit = header.mac_limit_per_peer = mac_limit
+            # A quarter full, so that hardly a bucket overflows.
+            header.mac_buckets = 1 << max(4 * mac_limit // FDB_WAYS - 1, 1).bit_length()
+            header.mac_seed = int.from_bytes(os.urandom(8), "little")
+            header.mac_ageing_s = 300
+            at = round_up(at + header.mac_buckets * FDB_WAYS * sizeof(MacEntry), PAGE)
+            header.seen_at = at
+            at += SEEN_BUCKETS * SEEN_WAYS * 8
+        header.size = round_up(at, PAGE)
         fd = os.memfd_create("fastpump", os.MFD_CLOEXEC)
         try:
             os.ftruncate(fd, header.size)
@@ -370,11 +409,15 @@ cdef class SharedTables:
         elif self.next_peer < self.tables.header.peer_capacity:
             slot = self.next_peer
             self.next_peer += 1
+            store32(&self.tables.header.peers_end, self.next_peer, RELEASE)
         else:
             raise MemoryError(f"the peer table is full ({self.tables.header.peer_capacity})")
         peer = &self.tables.peers[slot]
         purge_count = peer.purge_count
         memset(peer, 0, sizeof(PeerSlot))
+        memset(limiter_of_peer(&self.tables, slot, 0), 0, 2 * sizeof(Limiter))
+        peer.storm.size = self.tables.header.storm.size
+        peer.storm.refill_ns = self.tables.header.storm.refill_ns
         peer.purge_count = purge_count + 1      # what a worker still staged is not its
         peer.send_keypair = peer.lanes[0] = peer.lanes[1] = NONE
         store32(&peer.live, 1, RELEASE)
@@ -383,6 +426,7 @@ cdef class SharedTables:
     def peer_remove(self, uint32_t slot):
         """Give the slot back. The caller has taken its prefixes and keypairs away."""
         cdef PeerSlot *peer = self.peer(slot)
+        self.macs_flush(slot)
         store32(&peer.lanes[0], NONE, RELEASE)
         store32(&peer.send_keypair, NONE, RELEASE)
         add32(&peer.purge_count, 1, RELEASE)
@@ -421,6 +465,14 @@ cdef class SharedTables:
     def peer_endpoint(self, uint32_t slot):
         """(sockaddr, own address) as the workers have them; (b"", zeros) for unknown."""
         return self.endpoint_get(&self.peer(slot).endpoint)
+
+    def set_own_id(self, uint64_t id):
+        """What relay headers say of frames that come in here (docs/PROTOCOL.md)."""
+        store64(&self.tables.header.own_id, id, SEQ_CST)
+
+    def peer_set_id(self, uint32_t slot, uint64_t id):
+        """What they say of frames that came in at the peer."""
+        store64(&self.peer(slot).id, id, SEQ_CST)
 
     def peer_set_policy(self, uint32_t slot, str policy):
         """What the peer's data may travel by: "any" way, "lanes" only, or "nothing"."""
@@ -725,6 +777,171 @@ cdef class SharedTables:
         self.next_node += 1
         return index
 
+    # -- MAC addresses (TAP only)
+
+    @property
+    def is_tap(self):
+        return bool(self.tables.header.is_tap)
+
+    def switch_configure(self, *, bint is_relay, uint32_t ageing_s, uint32_t limit_per_peer,
+                         uint64_t storm_limit):
+        """`storm_limit`: flooded frames per second, from the interface and from each peer that
+        is added later; 0 for none."""
+        cdef Header *header = self.tables.header
+        cdef uint64_t moves = MOVES_PER_S
+        header.is_relay = is_relay
+        header.mac_ageing_s = ageing_s
+        header.mac_limit_per_peer = limit_per_peer
+        self.bucket_set(&header.storm, (storm_limit, 1000000000, 0) if storm_limit else None, 0)
+        if storm_limit and storm_limit // 10 < moves:
+            moves = storm_limit // 10 + 1
+        self.bucket_set(&header.moves, (moves, 1000000000, 0), 0)
+
+    @property
+    def switch_configuration(self):
+        """What is configured, by the names of fastpump/config.py."""
+        cdef Header *header = self.tables.header
+        return {"relay": bool(header.is_relay), "mac_ageing_s": header.mac_ageing_s,
+                "mac_limit": header.mac_limit_per_peer, "mac_table": header.mac_limit,
+                "storm_limit": header.storm.size}
+
+    cdef uint64_t key_of(self, bytes mac, uint32_t vlan) except 0:
+        if len(mac) != 6 or mac[0] & 1 or vlan > 4095:
+            raise ValueError(f"no address of a host: {mac.hex(':')} in VLAN {vlan}")
+        if not self.tables.header.is_tap:
+            raise ValueError("a TUN has no MAC addresses")
+        return mac_key(int.from_bytes(mac, "big"), vlan)
+
+    def mac_add(self, bytes mac, uint32_t vlan, uint32_t owner, uint64_t now):
+        """A static entry: the address is on that side (a peer's slot, or LOCAL_SIDE), and
+        locked to it. MemoryError when there is no room for it."""
+        cdef uint64_t key = self.key_of(mac, vlan)
+        cdef uint32_t now_s = <uint32_t>(now // 1000000000)
+        cdef MacEntry *entry
+        cdef bint is_busy = False
+        if owner != MAC_LOCAL:
+            self.peer(owner)
+        for _ in range(1000):
+            entry = mac_find(&self.tables, key)
+            if entry != NULL:
+                mac_forget(&self.tables, entry, key)
+                continue
+            entry = mac_victim(&self.tables, mac_bucket(&self.tables, key), now_s, &is_busy)
+            if entry == NULL and not is_busy:
+                break
+            if entry != NULL and mac_claim(&self.tables, entry, now_s, MAX_QUEUES):
+                mac_fill(&self.tables, entry, key, MAC_STATIC | mac_value(owner, 0, 0),
+                         MAX_QUEUES)
+                return
+        raise MemoryError("there is no room for that MAC address")
+
+    def mac_remove(self, bytes mac, uint32_t vlan):
+        """Forget an address; False if it was not known."""
+        cdef uint64_t key = self.key_of(mac, vlan)
+        cdef MacEntry *entry = mac_find(&self.tables, key)
+        return entry != NULL and bool(mac_forget(&self.tables, entry, key))
+
+    def mac_owner(self, bytes mac, uint32_t vlan, uint64_t now):
+        """On whose side an address is: a peer's slot or LOCAL_SIDE; None when unknown."""
+        cdef uint32_t owner = mac_lookup(&self.tables, self.key_of(mac, vlan),
+                                         <uint32_t>(now // 1000000000))
+        return None if owner == MAC_NOBODY else owner
+
+    def macs(self, uint64_t now):
+        """All that is known: [(address, VLAN, owner, is_static, age in seconds)]."""
+        cdef uint32_t now_s = <uint32_t>(now // 1000000000)
+        cdef MacEntry *entry
+        cdef uint64_t key, value, i
+        found = []
+        for i in range(<uint64_t>self.tables.header.mac_buckets * FDB_WAYS):
+            entry = &self.tables.macs[i]
+            key, value = load64(&entry.key, ACQUIRE), load64(&entry.value, ACQUIRE)
+            if key & MAC_VALID and not mac_is_aged(&self.tables, value, now_s):
+                found.append((((key & ~MAC_VALID) >> 12).to_bytes(6, "big"), key & 0xfff,
+                              mac_owner(value), bool(value & MAC_STATIC),
+                              0 if value & MAC_STATIC else max(0, now_s - (value & 0xffffffff))))
+        return found
+
+    def macs_flush(self, owner=None, *, bint with_static=True):
+        """Forget the addresses of one side, or all; how many."""
+        cdef MacEntry *entry
+        cdef uint64_t i, key, value
+        count = 0
+        for i in range(<uint64_t>self.tables.header.mac_buckets * FDB_WAYS):
+            entry = &self.tables.macs[i]
+            key, value = load64(&entry.key, ACQUIRE), load64(&entry.value, ACQUIRE)
+            if key & MAC_VALID and (owner is None or mac_owner(value) == owner) and (
+                    with_static or not value & MAC_STATIC):
+                count += bool(mac_forget(&self.tables, entry, key))
+        return count
+
+    def macs_sweep(self, uint64_t now):
+        """Take aged entries out, and count the others anew."""
+        cdef uint32_t now_s = <uint32_t>(now // 1000000000)
+        cdef Header *header = self.tables.header
+        cdef MacEntry *entry
+        cdef uint64_t key, value, i
+        cdef uint32_t owner, slot, total = 0, local = 0
+        counts = {}
+        for i in range(<uint64_t>header.mac_buckets * FDB_WAYS):
+            entry = &self.tables.macs[i]
+            key, value = load64(&entry.key, ACQUIRE), load64(&entry.value, ACQUIRE)
+            if not key & MAC_VALID:
+                continue
+            if mac_is_aged(&self.tables, value, now_s):
+                cas64(&entry.key, key, 0)
+                continue
+            owner = mac_owner(value)
+            total += 1
+            if owner == MAC_LOCAL:
+                local += 1
+            else:
+                counts[owner] = counts.get(owner, 0) + 1
+        store32(&header.mac_count, total, RELAXED)
+        store32(&header.mac_count_local, local, RELAXED)
+        for slot in range(self.next_peer):
+            store32(&self.tables.peers[slot].mac_count, counts.get(slot, 0), RELAXED)
+
+    def mac_counts(self):
+        """(all, of our own side, {peer's slot: of that peer})."""
+        cdef Header *header = self.tables.header
+        return (header.mac_count, header.mac_count_local, {
+            slot: self.tables.peers[<uint32_t>slot].mac_count for slot in range(self.next_peer)
+            if self.tables.peers[<uint32_t>slot].live})
+
+    # -- rate limits
+
+    cdef int bucket_set(self, Bucket *bucket, parts, uint64_t now) except -1:
+        """`parts`: (tokens, refill time in ns, burst), or None for no limit."""
+        cdef uint64_t size = 0, refill_ns = 0, burst = 0
+        if parts is not None:
+            size, refill_ns, burst = parts
+            if size == 0 or refill_ns == 0:
+                raise ValueError("a token bucket holds something, and fills in some time")
+        store64(&bucket.size, 0, SEQ_CST)
+        store64(&bucket.refill_ns, refill_ns, SEQ_CST)
+        store64(&bucket.burst, burst, SEQ_CST)
+        store64(&bucket.empty_ns, now + BUCKET_EPOCH_NS - refill_ns, SEQ_CST)
+        store64(&bucket.size, size, SEQ_CST)
+        return 0
+
+    def set_limits(self, peer, str way, bytes_bucket, ops_bucket, uint64_t now):
+        """The token buckets of a peer, or of the interface (None), one `way` (LIMIT_WAYS): each
+        (tokens, refill time in ns, one-time burst), or None for no limit. They begin full."""
+        cdef int which = LIMIT_WAYS[way]
+        cdef Limiter *limiter = &self.tables.limits[which]
+        cdef uint32_t slot
+        cdef bint has_limits = False
+        if peer is not None:
+            self.peer(peer)
+            limiter = limiter_of_peer(&self.tables, peer, which)
+        self.bucket_set(&limiter.bytes, bytes_bucket, now)
+        self.bucket_set(&limiter.ops, ops_bucket, now)
+        for slot in range(2 + 2 * self.next_peer):
+            limiter = &self.tables.limits[slot]
+            has_limits |= limiter.bytes.size != 0 or limiter.ops.size != 0
+        store32(&self.tables.header.has_limits, has_limits, SEQ_CST)
+
     # -- grace periods
 
     @property
@@ -756,6 +973,7 @@ cdef class SharedTables:
             elif kind == "node":
                 self.free_nodes.append(slot)
             else:
+                self.macs_flush(slot)       # what a worker learned while it was removed
                 self.free_peers.append(slot)
         self.waiting = []
         return len(self.retired)
@@ -790,6 +1008,7 @@ cdef class SharedTables:
         cdef uint32_t lane_told = (LANE_ASKED | LANE_USABLE_TOLD | LANE_REKEY_TOLD
                                    | LANE_UNANSWERED_TOLD | LANE_ROAM_TOLD)
         cdef uint32_t slot
+        cdef uint64_t entry
         store64(&worker.epoch, (worker.epoch | 1) + 1, SEQ_CST)
         torn = []
         for slot in range(self.next_peer):
@@ -813,6 +1032,8 @@ cdef class SharedTables:
                 # The peer's next message says where it is.
                 lane.endpoint.length = 0
                 store32(&lane.endpoint.sequence, lane.endpoint.sequence + 1, RELEASE)
+        for entry in range(<uint64_t>self.tables.header.mac_buckets * FDB_WAYS):
+            cas64(&self.tables.macs[entry].key, mac_busy(number), 0)    # it was just learning
         return torn
 
     cdef bint endpoint_is_torn(self, Endpoint *endpoint):
@@ -916,8 +1137,11 @@ cdef class Pump:
         if len(lane_fds) > _MAX_LANE_SOCKETS or len(lane_fds) % tables.queue_count:
             raise IndexError(f"{len(lane_fds)} lane sockets for {tables.queue_count} queues")
         self.memory_len = (round_up(sizeof(Worker), PAGE)
-                           + (SEND_MESSAGES + RECV_MESSAGES + STAGED_SLOTS + 2) * BUFFER_STRIDE
-                           + HELD_BYTES
+                           + (SEND_MESSAGES + RECV_MESSAGES + STAGED_SLOTS + SHAPE_BIG + 3)
+                           * BUFFER_STRIDE
+                           + HELD_BYTES + SHAPE_SMALL * SHAPE_SMALL_LEN
+                           + round_up(16 * tables.tables.header.peer_capacity, PAGE)
+                           + round_up(8 * tables.tables.header.peer_capacity, PAGE)
                            + round_up(8 * tables.tables.header.peer_capacity, PAGE)
                            + round_up(2 * tables.tables.header.peer_capacity, PAGE))
         self.memory = map_memory(self.memory_len, -1)
@@ -934,8 +1158,18 @@ cdef class Pump:
         at += STAGED_SLOTS * BUFFER_STRIDE
         worker.bundle.buffer = at
         at += BUFFER_STRIDE
+        worker.frame_buffer = at
+        at += BUFFER_STRIDE
+        worker.shape.big = at
+        at += SHAPE_BIG * BUFFER_STRIDE
+        worker.shape.small = at
+        at += SHAPE_SMALL * SHAPE_SMALL_LEN
         worker.hold.buffer = at
         at += HELD_BYTES
+        worker.shape.due_ns = <uint64_t *>at
+        at += round_up(16 * tables.tables.header.peer_capacity, PAGE)
+        worker.shape.held = <uint32_t *>at
+        at += round_up(8 * tables.tables.header.peer_capacity, PAGE)
         worker.session_sent_ns = <uint64_t *>at
         at += round_up(8 * tables.tables.header.peer_capacity, PAGE)
         worker.staged.per_peer = <uint16_t *>at
@@ -946,6 +1180,8 @@ cdef class Pump:
         for i, fd in enumerate(tun_fds):
             worker.tun_fds[<int>i] = fd
         worker.queue_count = tables.tables.header.queue_count
+        worker.is_tap = tables.tables.header.is_tap != 0
+        worker.lane_flags = LANE_FRAME_FLAGS if worker.is_tap else LANE_FLAGS
         worker.tun_fd = worker.tun_fds[number]
         worker.udp_fd = udp_fd
         worker.doorbell_fd = doorbell_fd
@@ -960,6 +1196,7 @@ cdef class Pump:
         send_init(&worker.send)
         recv_init(&worker.recv)
         staged_init(&worker.staged)
+        shape_init(&worker.shape)
         if aead_init(&worker.aead, backend_number(backend or default_backend())) != 0:
             raise OSError("the AEAD library does not start")
         error = loop_init(worker)
@@ -983,9 +1220,8 @@ cdef class Pump:
         cdef Worker *worker = self.worker
         worker.now_ns = now_ns() if now is None else now
         with nogil:
-            worker.send.now_ns = worker.now_ns
-            worker.mtu = load32(&worker.tables.header.mtu, RELAXED)
-            worker.spread_queues = load32(&worker.tables.header.spread_queues, RELAXED)
+            loop_turn(worker)
+            loop_release(worker)
             loop_doorbell(worker)
             tun_to_udp(worker)
             take_held(worker)
@@ -1232,12 +1468,12 @@ cdef class ReplayWindow:
         return bool(replay_mark(&self.replay, counter))
 
 
-def split(bytes vnet_and_packet, *, bint may_leave_partial=False):
-    """What leaves for a packet read from the interface: [packet, ...], with complete
+def split(bytes vnet_and_packet, *, bint may_leave_partial=False, bint is_frame=False):
+    """What leaves for a packet (or frame) read from the interface: [packet, ...], with complete
     checksums unless they may stay partial; None if the vnet header lies. Input: vnet header
     (10 bytes), packet."""
     cdef VnetHeader vnet
-    cdef IpPacket ip
+    cdef Packet packet
     cdef Splitter splitter
     cdef uint8_t *segment
     cdef uint32_t length
@@ -1246,13 +1482,14 @@ def split(bytes vnet_and_packet, *, bint may_leave_partial=False):
     work = bytearray(vnet_and_packet)
     cdef uint8_t *start = <uint8_t *>work
     vnet_load(&vnet, start)
-    if not ip_parse(&ip, start + VNET_HEADER_LEN, <uint32_t>len(work) - VNET_HEADER_LEN):
+    if not packet_parse(&packet, is_frame, start + VNET_HEADER_LEN,
+                        <uint32_t>len(work) - VNET_HEADER_LEN):
         return None
     if vnet.gso_type == 0:
-        if not vnet_checksum_complete(&vnet, ip.start, ip.total_len):
+        if not vnet_checksum_complete(&vnet, &packet):
             return None
-        return [PyBytes_FromStringAndSize(<char *>ip.start, ip.total_len)]
-    if not splitter_init(&splitter, &vnet, &ip, may_leave_partial):
+        return [PyBytes_FromStringAndSize(<char *>packet.start, packet.length)]
+    if not splitter_init(&splitter, &vnet, &packet, may_leave_partial):
         return None
     segments = []
     length = splitter_next(&splitter, &segment)
@@ -1263,9 +1500,9 @@ def split(bytes vnet_and_packet, *, bint may_leave_partial=False):
 
 
 def coalesce(list packets, offloads=("tun-tcp4", "tun-tcp6", "tun-udp4", "tun-udp6"), *,
-             bint is_partial=False):
-    """What is written to the interface for packets received in one batch:
-    [vnet header (10 bytes) + packet or superpacket, ...]. ValueError for no IP packet."""
+             bint is_partial=False, bint is_frame=False):
+    """What is written to the interface for packets (or frames) received in one batch: [vnet
+    header (10 bytes) + packet or superpacket, ...]. ValueError for none."""
     cdef Gro *gro = <Gro *>calloc(1, sizeof(Gro))
     cdef uint8_t *buffers = <uint8_t *>calloc(len(packets) + 1, BUFFER_STRIDE)
     cdef iovec iov[GRO_MAX_TCP_SEGMENTS + 1]
@@ -1285,9 +1522,10 @@ def coalesce(list packets, offloads=("tun-tcp4", "tun-tcp6", "tun-udp4", "tun-ud
         for i, data in enumerate(packets):
             at = buffers + <size_t>i * BUFFER_STRIDE + READ_HEADROOM
             memcpy(at, PyBytes_AS_STRING(data), min(len(data), 65535))
-            if not ip_parse(&candidate.ip, at, min(len(data), 65535)):
-                raise ValueError("not an IP packet")
-            candidate.is_partial = is_partial and ip_can_be_partial(&candidate.ip)
+            if not packet_parse(&candidate.packet, is_frame, at, min(len(data), 65535)):
+                raise ValueError("neither an IP packet nor a frame")
+            candidate.is_partial = is_partial and ip_can_be_partial(&candidate.packet.ip)
+            candidate.peer = 0
             if gro_is_full(gro):
                 raise ValueError("too many packets for one batch")
             gro_receive(gro, &candidate)

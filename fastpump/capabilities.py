@@ -52,7 +52,7 @@ class Capabilities:
     """_core.FEATURE_* that peers may use."""
 
 
-def _superpacket(kind: str) -> bytes:
+def _superpacket(kind: str, is_frame: bool) -> bytes:
     """A vnet header and a superpacket of two segments between documentation addresses."""
     is_tcp = kind.startswith("tun-tcp")
     l4_len, offset = (20, 16) if is_tcp else (8, 6)
@@ -69,13 +69,16 @@ def _superpacket(kind: str) -> bytes:
         ip = struct.pack("!IHBB16s16s", 6 << 28, l4_len + len(payload), 6 if is_tcp else 17, 64,
                          address, address)
     gso = _GSO_UDP_L4 if not is_tcp else _GSO_TCPV4 if kind.endswith("4") else _GSO_TCPV6
-    vnet = _VNET.pack(_NEEDS_CSUM, gso, len(ip) + l4_len, 100, len(ip), offset)
-    return vnet + ip + l4 + payload
+    link = b""
+    if is_frame:        # between two addresses that nobody has
+        link = bytes(range(2, 14)) + (b"\x08\0" if kind.endswith("4") else b"\x86\xdd")
+    vnet = _VNET.pack(_NEEDS_CSUM, gso, len(link + ip) + l4_len, 100, len(link + ip), offset)
+    return vnet + link + ip + l4 + payload
 
 
-def _takes_superpacket(fd: int, kind: str) -> bool:
+def _takes_superpacket(tun: TunQueues, kind: str) -> bool:
     try:
-        os.write(fd, _superpacket(kind))
+        os.write(tun.fds[0], _superpacket(kind, tun.is_tap))
     except OSError as error:
         return error.errno == errno.EIO
     return True
@@ -116,7 +119,7 @@ def probe(tun: TunQueues, wanted: Mapping[str, bool]) -> Capabilities:
     hot: list[str] = []
     if "csum" in names and allowed("gro"):
         hot += [kind for kind in ("tun-tcp4", "tun-tcp6", "tun-udp4", "tun-udp6")
-                if _takes_superpacket(tun.fds[0], kind)]
+                if _takes_superpacket(tun, kind)]
         if hot:
             names.append("gro")
     if allowed("udp-gso") and _has_socket_option(UDP_SEGMENT, 1200):

@@ -11,6 +11,7 @@ configured, the timestamp is new, not a flood; only then does anything change.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import itertools
 import logging
@@ -123,6 +124,7 @@ class Device:
         self._private_key = private_key
         self._static = noise.DhKeyPair.from_private(private_key) if any(private_key) else None
         self.lanes.public_key = self.public_key or b""
+        self._tables.set_own_id(_origin(self.public_key or b""))
         own = self.peers.get(self.public_key or b"")
         if own is not None:
             self.remove_peer(own)
@@ -139,6 +141,7 @@ class Device:
         self._peers_of_worker[worker] += 1
         self.peers[public_key] = peer
         self._by_slot[peer.slot] = peer
+        self._tables.peer_set_id(peer.slot, _origin(public_key))
         self.lanes.add_peer(peer)
         self._spread()
         return peer
@@ -599,6 +602,12 @@ class Device:
         if peer.endpoint is not None:
             self._tables.peer_note_sent(peer.slot, now, len(message))
             self._world.transmit(message, peer.endpoint, peer.local)
+
+
+def _origin(public_key: bytes) -> int:
+    """What relay headers call the side with that key (docs/PROTOCOL.md)."""
+    digest = hashlib.sha256(b"fastpump origin" + public_key).digest()
+    return int.from_bytes(digest[:8], "little")
 
 
 def _offload_name(bit: int) -> str:

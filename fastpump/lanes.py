@@ -56,6 +56,7 @@ log = logging.getLogger("fastpump.lanes")
 MAX_SETS = 3
 # Unanswered HELLOs in a row after which a peer is asked once in a session.
 SILENT_SESSIONS = 3
+SILENT = "it does not say that it does lanes"
 _NEVER = (1 << 64) - 1
 
 
@@ -354,7 +355,9 @@ class Lanes:
         if state.proof_at is not None and now >= state.proof_at:
             state.proof_at = None
             if not self._heard_since(state, state.proof_since):
-                self._lost(peer, state)
+                current = peer.keypairs.current
+                was_asked = current is not None and state.attempt_of(current) is not None
+                self._lost(peer, state, (was_asked and state.refusal) or SILENT)
         for lane_set in [each for each in state.sets if now >= each.reject_at]:
             self._drop_set(peer, state, lane_set)
         for lane_set in state.sets:
@@ -562,7 +565,7 @@ class Lanes:
             log.warning("no lanes with %s: %s%s", peer, why, self._consequence())
         state.refusal = why
         attempt.retry_at, attempt.is_done = None, True
-        self._lost(peer, state)
+        self._lost(peer, state, why)
 
     def _consequence(self) -> str:
         return "; nothing is sent to it (--transport lanes)" \
@@ -580,17 +583,17 @@ class Lanes:
             state.silent_sessions += 1
             state.does_lanes = state.does_lanes and state.silent_sessions < SILENT_SESSIONS
         if not self._heard_since(state, attempt.keypair.created_ns):
-            self._lost(peer, state)
+            self._lost(peer, state, SILENT)
 
-    def _lost(self, peer: Peer, state: PeerLanes) -> None:
+    def _lost(self, peer: Peer, state: PeerLanes, why: str) -> None:
         """The peer has no lanes (any more)."""
         self._drop_sets(peer, state)
         if self._options.transport != "lanes" or state.is_upgrading:
             return
         self._set_policy(peer, "nothing")
-        if not state.refusal:
-            state.refusal = "it does not say that it does lanes"
-            log.warning("no lanes with %s: %s%s", peer, state.refusal, self._consequence())
+        if state.refusal != why:
+            state.refusal = why
+            log.warning("no lanes with %s: %s%s", peer, why, self._consequence())
 
     def _begin_attempt(self, peer: Peer, state: PeerLanes, keypair: Keypair) -> Attempt:
         """A new one; those of sessions that are gone end."""
@@ -631,6 +634,9 @@ class Lanes:
 
     def _drop_set(self, peer: Peer, state: PeerLanes, lane_set: LaneSet) -> None:
         state.sets.remove(lane_set)
+        if not state.sets and self._options.mode is Mode.TAP:
+            # Its hosts may be reached another way, or will be heard again.
+            self._tables.macs_flush(peer.slot, with_static=False)
         self._publish(peer, state)
         self._tables.lanes_retire(lane_set.first)
 

@@ -1,4 +1,4 @@
-"""TUN interfaces: open the queues, switch offloads on (Documentation/networking/tuntap).
+"""TUN and TAP interfaces: open the queues, switch offloads on (Documentation/networking/tuntap).
 
 The interface exists while a queue's fd is open; the supervisor keeps them all.
 """
@@ -17,6 +17,7 @@ from fastpump.errors import ConfigError, SystemSetupError
 TUNSETIFF = 0x400454CA
 TUNSETOFFLOAD = 0x400454D0
 IFF_TUN = 0x0001
+IFF_TAP = 0x0002
 IFF_MULTI_QUEUE = 0x0100
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
@@ -44,13 +45,14 @@ def check_name(name: str) -> str:
 
 
 class TunQueues:
-    """The fds of a new multi-queue TUN interface, non-blocking, vnet headers on."""
+    """The fds of a new multi-queue TUN or TAP interface, non-blocking, vnet headers on."""
 
-    def __init__(self, name: str, queue_count: int) -> None:
+    def __init__(self, name: str, queue_count: int, *, is_tap: bool = False) -> None:
         """Create the interface; SystemSetupError says what stands in the way."""
         self.name = check_name(name)
+        self.is_tap = is_tap
         self.fds: list[int] = []
-        flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE
+        flags = (IFF_TAP if is_tap else IFF_TUN) | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE
         try:
             for queue in range(queue_count):
                 self._open_queue(flags | (0 if queue else IFF_TUN_EXCL))
@@ -81,8 +83,8 @@ class TunQueues:
             return (f"the interface {self.name} cannot be created: {error.strerror}; run as "
                     "root, or with CAP_NET_ADMIN")
         if error.errno == errno.E2BIG:
-            return (f"the kernel gives a TUN no more than {len(self.fds) - 1} queues; ask for "
-                    "fewer with --queues")
+            return (f"the kernel gives an interface no more than {len(self.fds) - 1} queues; ask "
+                    "for fewer with --queues")
         return f"the interface {self.name} cannot be created: {error.strerror}"
 
     def current_name(self) -> str | None:

@@ -8,6 +8,7 @@ from fastpump import keys, noise
 from fastpump.constants import COOKIE_MAX_AGE, KEY_LEN, SECOND, TIMESTAMP_LEN
 from fastpump.endpoint import NO_LOCAL, Endpoint
 from fastpump.keypairs import Keypairs
+from fastpump.ratelimit import NO_LIMITS, RateLimits
 from fastpump.timers import Timers
 
 Prefix = tuple[bytes, int]
@@ -29,6 +30,7 @@ class Peer:
     local: bytes = NO_LOCAL
     """The own address that it speaks to, and that our datagrams to it leave from."""
     allowed_ips: set[Prefix] = field(default_factory=set)
+    rate_limits: RateLimits = NO_LIMITS
     timers: Timers = field(default_factory=Timers)
     keypairs: Keypairs = field(default_factory=Keypairs)
     static_static: bytes | None = None

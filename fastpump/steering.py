@@ -7,7 +7,9 @@ directions, on both sides of a tunnel with equal queues; and the kernel does not
 keep flows in a table.
 
 The hash is a sum, so that it does not matter which end comes first, of the addresses, and of
-the ports of TCP and UDP where they stand right behind the IP header of a whole packet.
+the ports of TCP and UDP where they stand right behind the IP header of a whole packet. On a TAP
+that is behind the Ethernet header and up to two VLAN tags (a tag that the kernel keeps beside
+the frame is not seen); frames with other contents go by both MAC addresses.
 
 Loading a program takes CAP_BPF or CAP_SYS_ADMIN in the first user namespace. Where that is
 missing the kernel goes on as it did.
@@ -44,14 +46,14 @@ _Instruction = tuple[int, int, int, int | _Label, int]
 _Line = _Instruction | _Label
 
 
-def _program(queue_count: int) -> list[_Line]:
+def _program(queue_count: int, is_tap: bool) -> list[_Line]:
     """(code, destination, source, offset or label, constant), and labels. r7: the sum;
-    r8: where the ports are."""
+    r8: where the ports are; r9: where the IP header is."""
     def load(size: int, at: int) -> _Line:
         return (_LD_ABS | size, 0, 0, 0, at)
 
-    def load_at_r8(size: int, at: int) -> _Line:
-        return (_LD_IND | size, 0, 8, 0, at)
+    def load_behind(register: int, size: int, at: int) -> _Line:
+        return (_LD_IND | size, 0, register, 0, at)
 
     def add() -> _Line:
         return (_ADD | _REGISTER, 7, 0, 0, 0)
@@ -59,34 +61,57 @@ def _program(queue_count: int) -> list[_Line]:
     lines: list[_Line] = [
         (_MOV | _REGISTER, 6, 1, 0, 0),
         (_MOV, 7, 0, 0, 0),
-        load(_BYTE, 0),
+        (_MOV, 9, 0, 0, 0),
+    ]
+    if is_tap:
+        lines += [(_MOV, 9, 0, 0, 14), load(_HALF, 12)]
+        for tag in range(2):
+            lines += [
+                (_JEQ, 0, 0, f"tag {tag}", 0x8100),
+                (_JNE, 0, 0, "ethertype", 0x88A8),
+                f"tag {tag}",
+                load_behind(9, _HALF, 2),
+                (_ADD, 9, 0, 0, 4),
+            ]
+        lines += [
+            "ethertype",
+            (_JEQ, 0, 0, "ip", 0x0800),
+            (_JEQ, 0, 0, "ip", 0x86DD),
+        ]
+        for at in range(0, 12, 2):
+            lines += [load(_HALF, at), add()]
+        lines += [(_JA, 0, 0, "mix", 0), "ip"]
+    lines += [
+        load_behind(9, _BYTE, 0),
         (_RSH, 0, 0, 0, 4),
         (_JEQ, 0, 0, "v6", 6),
         (_JNE, 0, 0, "mix", 4),
-        load(_WORD, 12), add(),
-        load(_WORD, 16), add(),
-        load(_HALF, 6),
+        load_behind(9, _WORD, 12), add(),
+        load_behind(9, _WORD, 16), add(),
+        load_behind(9, _HALF, 6),
         (_JSET, 0, 0, "mix", 0x3FFF),           # a fragment has no ports to see
-        load(_BYTE, 0),
+        load_behind(9, _BYTE, 0),
         (_AND, 0, 0, 0, 15),
         (_LSH, 0, 0, 0, 2),
         (_MOV | _REGISTER, 8, 0, 0, 0),
-        load(_BYTE, 9),
+        (_ADD | _REGISTER, 8, 9, 0, 0),
+        load_behind(9, _BYTE, 9),
         (_JA, 0, 0, "protocol", 0),
         "v6",
     ]
     for at in range(8, 40, 4):
-        lines += [load(_WORD, at), add()]
+        lines += [load_behind(9, _WORD, at), add()]
     return [
         *lines,
-        (_MOV, 8, 0, 0, 40),
-        load(_BYTE, 6),
+        (_MOV | _REGISTER, 8, 9, 0, 0),
+        (_ADD, 8, 0, 0, 40),
+        load_behind(9, _BYTE, 6),
         "protocol",
         (_JEQ, 0, 0, "ports", 6),
         (_JNE, 0, 0, "mix", 17),
         "ports",
-        load_at_r8(_HALF, 0), add(),
-        load_at_r8(_HALF, 2), add(),
+        load_behind(8, _HALF, 0), add(),
+        load_behind(8, _HALF, 2), add(),
         "mix",
         (_MUL, 7, 0, 0, _MIX),
         (_MOV | _REGISTER, 0, 7, 0, 0),
@@ -97,11 +122,11 @@ def _program(queue_count: int) -> list[_Line]:
     ]
 
 
-def assemble(queue_count: int) -> bytes:
+def assemble(queue_count: int, *, is_tap: bool = False) -> bytes:
     """The program for so many queues, as the kernel takes it."""
     instructions: list[_Instruction] = []
     labels: dict[_Label, int] = {}
-    for line in _program(queue_count):
+    for line in _program(queue_count, is_tap):
         if isinstance(line, str):
             labels[line] = len(instructions)
         else:
@@ -132,7 +157,7 @@ def _load(code: bytes) -> int:
 def attach(tun: TunQueues) -> bool:
     """Have the kernel steer by flow; False where it does not let us."""
     try:
-        program = _load(assemble(len(tun.fds)))
+        program = _load(assemble(len(tun.fds), is_tap=tun.is_tap))
         try:
             fcntl.ioctl(tun.fds[0], TUNSETSTEERINGEBPF, struct.pack("=i", program))
         finally:

@@ -138,3 +138,27 @@ def checksums_are_right(packet: bytes) -> bool:
     if protocol == UDP and struct.unpack("!H", l4[4:6])[0] != len(l4):
         return False
     return checksum(pseudo(src, dst, protocol, len(l4)) + l4) == 0
+
+
+# -- frames
+
+def frame(destination: str, source: str, payload: bytes, *, vlans: tuple[int, ...] = (),
+          ethertype: int | None = None, outer: int = 0x88A8) -> bytes:
+    """An Ethernet frame: IP by its first nibble, unless told otherwise. Of several VLAN tags
+    the outer ones are service tags."""
+    if ethertype is None:
+        ethertype = 0x86DD if payload[0] >> 4 == 6 else 0x0800
+    tags = b"".join(struct.pack("!HH", 0x8100 if number == len(vlans) - 1 else outer, vlan)
+                    for number, vlan in enumerate(vlans))
+    return bytes.fromhex(destination.replace(":", "")) + bytes.fromhex(
+        source.replace(":", "")) + tags + struct.pack("!H", ethertype) + payload
+
+
+def framed(vnet_and_packet: bytes, link: bytes) -> bytes:
+    """A superpacket, or packet with a vnet header, behind an Ethernet header (14 bytes or
+    more, ending in the ethertype)."""
+    vnet, packet = parse_vnet(vnet_and_packet)
+    if vnet.flags & NEEDS_CSUM:
+        vnet = Vnet(vnet.flags, vnet.gso_type, vnet.hdr_len and vnet.hdr_len + len(link) & 0xFFFF,
+                    vnet.gso_size, vnet.csum_start + len(link) & 0xFFFF, vnet.csum_offset)
+    return vnet.emit() + link + packet

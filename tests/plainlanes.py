@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 AEAD = {1: AESGCM, 2: ChaCha20Poly1305}
 CIPHER_NAMES = {1: "aes-256-gcm", 2: "chacha20-poly1305"}
 HELLO, OFFER, ACCEPT, END, REFUSE = range(1, 6)
-PARTIAL, BUNDLE, FENCE, ASK = 1, 2, 4, 8
+PARTIAL, BUNDLE, FENCE, ASK, FRAME, RELAY = 1, 2, 4, 8, 16, 32
 
 
 # -- control packets
@@ -123,6 +123,21 @@ def unbundle(payload: bytes) -> list[tuple[bytes, bool]]:
         packets.append((payload[2:2 + length], bool(head >> 15)))
         payload = payload[2 + length:]
     return packets
+
+
+def origin(public_key: bytes) -> bytes:
+    """Who brought a frame in."""
+    return hashlib.sha256(b"fastpump origin" + public_key).digest()[:8]
+
+
+def relay_header(name: int, hops: int = 0, origin: bytes = bytes(8)) -> bytes:
+    """What stands before a flooded or relayed frame."""
+    return name.to_bytes(7, "little") + bytes([hops]) + origin
+
+
+def parse_relay(payload: bytes) -> tuple[int, int, bytes, bytes]:
+    """(name, hops, origin, frame)."""
+    return int.from_bytes(payload[:7], "little"), payload[7], payload[8:16], payload[16:]
 
 
 def packets_of(flags: int, payload: bytes) -> list[tuple[bytes, bool]]:

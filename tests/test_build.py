@@ -63,8 +63,10 @@ def test_hot_code_under_sanitizers(tmp_path):
     result = run_suite(tmp_path, "test_pump.py", "test_lane_pump.py", "test_lanes.py",
                        "test_upgrade.py", "test_split.py", "test_coalesce.py",
                        "test_tables.py", "test_replay.py", "test_aead.py", "test_intake.py",
-                       "test_cookie.py", "test_fuzz.py::test_random_input[lanes]",
-                       "test_fuzz.py::test_random_input[egress]", LD_PRELOAD=" ".join(libraries),
+                       "test_cookie.py", "test_switch.py", "test_limits.py",
+                       "test_fuzz.py::test_random_input[lanes]",
+                       "test_fuzz.py::test_random_input[egress]",
+                       "test_fuzz.py::test_random_input[frames]", LD_PRELOAD=" ".join(libraries),
                        ASAN_OPTIONS="detect_leaks=0",
                        UBSAN_OPTIONS="print_stacktrace=1")
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]

@@ -25,7 +25,7 @@ from packets import (
     udp,
 )
 from plainlanes import ASK, BUNDLE, FENCE, PARTIAL
-from pumps import ALL_FEATURES, START, lane_pair, message, pair
+from pumps import ALL_FEATURES, START, datagrams, lane_pair, message, pair
 
 from fastpump import _core
 from fastpump.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME, SECOND
@@ -73,15 +73,7 @@ def needs_csum(packet, l4_at=20):
 
 def on_the_wire(two):
     """Lane messages that have come to the non-opener's socket, not taken by its worker."""
-    found = []
-    while True:
-        try:
-            data, control, _, _ = two.udp.recvmsg(1 << 17, 100)
-        except BlockingIOError:
-            return found
-        size = next((int.from_bytes(value, "little") for _, kind, value in control
-                     if kind == 104), len(data))
-        found += [data[at:at + size] for at in range(0, len(data), size)]
+    return datagrams(two.udp)
 
 
 # -- packets

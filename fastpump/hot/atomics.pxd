@@ -11,6 +11,11 @@ cdef extern from * nogil:
         return __atomic_compare_exchange_n(p, &expected, value, 0, __ATOMIC_SEQ_CST,
                                            __ATOMIC_RELAXED);
     }
+    static inline int fastpump_cas64(uint64_t *p, uint64_t expected, uint64_t value)
+    {
+        return __atomic_compare_exchange_n(p, &expected, value, 0, __ATOMIC_SEQ_CST,
+                                           __ATOMIC_RELAXED);
+    }
     """
     enum:
         RELAXED "__ATOMIC_RELAXED"
@@ -25,5 +30,6 @@ cdef extern from * nogil:
     uint64_t add64 "__atomic_fetch_add"(uint64_t *p, uint64_t value, int order)
     uint32_t or32 "__atomic_fetch_or"(uint32_t *p, uint32_t value, int order)
     bint cas32 "fastpump_cas32"(uint32_t *p, uint32_t expected, uint32_t value)
+    bint cas64 "fastpump_cas64"(uint64_t *p, uint64_t expected, uint64_t value)
     uint32_t and32 "__atomic_fetch_and"(uint32_t *p, uint32_t value, int order)
     void fence "__atomic_thread_fence"(int order)

@@ -18,7 +18,9 @@
 #                             chooses, and told to the supervisor
 #   EIO, EMSGSIZE, EINVAL     of a GSO message: sent again one by one. EIO means that
 #                             the way out has no checksum offload (udp_send_skb());
-#                             GSO is switched off for good.
+#                             GSO is switched off for good. The others mean that such
+#                             segments do not fit the way: for a while, datagrams of that size
+#                             go singly from the beginning, and the kernel makes fragments
 #   others                    dropped, counted, told to the supervisor once a second
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
@@ -49,6 +51,7 @@ cdef enum:
     SEGMENT_CONTROL_LEN = 24        # CMSG_SPACE(sizeof(uint16_t))
     CONTROL_LEN = 64                # and LOCAL_CONTROL_LEN
     ERROR_EVENT_INTERVAL_NS = 1000000000
+    GSO_RETRY_NS = 1000000000       # ways have other MTUs, now and later
 
 cdef struct Path:
     # Where a datagram goes: by a peer's session, or on a lane.
@@ -74,6 +77,8 @@ cdef struct SendBatch:
     uint64_t now_ns
     uint64_t last_error_event_ns
     bint has_events                 # something went into the event ring
+    uint32_t gso_limit              # larger segments did not fit, lately; 0: none
+    uint64_t gso_retry_ns
     uint32_t count
     uint32_t bytes
     uint8_t *buffers                # SEND_MESSAGES of BUFFER_STRIDE
@@ -168,6 +173,9 @@ cdef inline bint send_failed(SendBatch *self, uint32_t which, int error) noexcep
                                   RELAXED) & OFFLOAD_UDP_GSO:
             self.has_events |= event_push(self.shared, EVENT_OFFLOAD_OFF, NONE,
                                           OFFLOAD_UDP_GSO, error, self.now_ns)
+        elif error != EIO:
+            self.gso_limit = info.segment_len - 1
+            self.gso_retry_ns = self.now_ns + GSO_RETRY_NS
         send_one_by_one(self, which)
     else:
         self.shared.verdicts[DROP_SEND_ERROR] += info.segment_count
@@ -261,7 +269,8 @@ cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
     info.length = length
     info.segment_len = length
     info.segment_count = 1
-    info.is_open = (self.tables.header.offloads & OFFLOAD_UDP_GSO) != 0
+    info.is_open = (self.tables.header.offloads & OFFLOAD_UDP_GSO) != 0 and (
+        self.gso_limit == 0 or length <= self.gso_limit or self.now_ns >= self.gso_retry_ns)
     self.messages[i].msg_hdr.msg_namelen = name_len
     info.local_len = local_control_write(self.control[i], local, self.names[i].sin6_family)
     control = <cmsghdr *>(self.control[i] + LOCAL_CONTROL_LEN)

@@ -16,7 +16,7 @@ from fastpump.hot.bytes cimport load_le16, store_le16
 from fastpump.hot.lane cimport lane_path
 from fastpump.hot.limits cimport (
     BUNDLE_ENTRY_HEADER, BUNDLE_ENTRY_PARTIAL, BUNDLE_MAX_PACKET, BUNDLE_PACKETS, FEATURE_BUNDLE,
-    LANE_FLAG_BUNDLE, LANE_FLAG_PARTIAL,
+    LANE_FLAG_BUNDLE, LANE_FLAG_FRAME, LANE_FLAG_PARTIAL,
 )
 from fastpump.hot.seal cimport lane_seal
 from fastpump.hot.shm cimport Lane
@@ -51,8 +51,9 @@ cdef inline void bundle_flush(Worker *worker) noexcept nogil:
                                self.buffer + BUNDLE_ENTRY_HEADER,
                                self.length - BUNDLE_ENTRY_HEADER)
     else:
-        sealed_len = lane_seal(worker, lane, &path, counter, LANE_FLAG_BUNDLE, self.buffer,
-                               self.length)
+        sealed_len = lane_seal(worker, lane, &path, counter,
+                               LANE_FLAG_BUNDLE | (self.first_flags & LANE_FLAG_FRAME),
+                               self.buffer, self.length)
         worker.shared.counters[UDP_TX_BUNDLES] += 1
     if sealed_len == 0:
         worker.shared.verdicts[DROP_NO_ENDPOINT] += count
@@ -62,8 +63,8 @@ cdef inline void bundle_flush(Worker *worker) noexcept nogil:
 
 
 cdef inline void bundle_add(Worker *worker, Lane *lane, const uint8_t *packet,
-                            uint32_t packet_len, bint is_partial) noexcept nogil:
-    """Put a packet (of `bundle_takes`) behind those of its lane."""
+                            uint32_t packet_len, uint32_t flags) noexcept nogil:
+    """Put a packet (of `bundle_takes`) behind those of its lane. `flags`: as if it went alone."""
     cdef Bundle *self = &worker.bundle
     cdef uint32_t needed = packet_len + BUNDLE_ENTRY_HEADER
     if self.count and (self.lane != lane or self.count == BUNDLE_PACKETS
@@ -72,9 +73,9 @@ cdef inline void bundle_add(Worker *worker, Lane *lane, const uint8_t *packet,
     if self.count == 0:
         self.lane = lane
         self.length = 0
-        self.first_flags = LANE_FLAG_PARTIAL if is_partial else 0
+        self.first_flags = flags
     store_le16(self.buffer + self.length,
-               packet_len | (BUNDLE_ENTRY_PARTIAL if is_partial else 0))
+               packet_len | (BUNDLE_ENTRY_PARTIAL if flags & LANE_FLAG_PARTIAL else 0))
     memcpy(self.buffer + self.length + BUNDLE_ENTRY_HEADER, packet, packet_len)
     self.length += needed
     self.count += 1

@@ -19,6 +19,8 @@
 # join its flow's open item closes it. So a flow is never reordered. What has no ports
 # to tell its flow by (fragments, packets with IPv4 options) may be overtaken by packets
 # of the same two hosts that merge into an earlier item, as in the kernel's GRO.
+# Frames (TAP): their Ethernet headers must be equal to the last bit, and nothing may follow the
+# IP packet; the offsets of an item count from its IP header, before which the other stands.
 # Accepted limit: the flow table has one entry per bucket. A collision ends a merge
 # early and costs no correctness.
 
@@ -31,8 +33,7 @@ from fastpump.hot.checksum cimport (
 )
 from fastpump.hot.flow cimport flow_hash
 from fastpump.hot.ip cimport (
-    PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_ECE, TCP_FIN, TCP_PSH, IpPacket,
-    ip_total_len_set,
+    PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_ECE, TCP_FIN, TCP_PSH, IpPacket, ip_total_len_set,
 )
 from fastpump.hot.limits cimport (
     GRO_FLOW_BUCKETS, GRO_MAX_PIECES, GRO_MAX_TCP_SEGMENTS, GRO_MAX_UDP_SEGMENTS,
@@ -41,6 +42,7 @@ from fastpump.hot.limits cimport (
 from fastpump.hot.linux cimport (
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, iovec,
 )
+from fastpump.hot.packet cimport Packet, packet_has_trailer
 from fastpump.hot.shm cimport (
     OFFLOAD_TUN_TCP4, OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6,
 )
@@ -60,9 +62,11 @@ cdef struct Piece:
     uint32_t next                   # index + 1 in the pieces, 0 at the end
 
 cdef struct Item:
-    uint8_t *packet
+    uint8_t *packet                 # the IP header; of a frame that holds none, its contents
+    uint32_t link_len               # of the Ethernet header before it
     uint32_t packet_len             # of the first packet
     uint32_t total_len              # with all merged payloads
+    uint32_t peer                   # whose packet it is
     uint32_t l4_at
     uint32_t header_len
     uint32_t segment_size           # payload of the first packet
@@ -91,7 +95,8 @@ cdef struct Gro:
 
 cdef struct Candidate:
     # A packet that is being looked at.
-    IpPacket ip
+    Packet packet
+    uint32_t peer                   # set by the caller: whose it is
     int flow_class
     uint32_t flow_hash
     uint32_t header_len
@@ -114,7 +119,7 @@ cdef inline bint gro_is_full(const Gro *self) noexcept nogil:
 
 cdef inline void candidate_classify(Candidate *self) noexcept nogil:
     """Set the flow class, and for those with ports the hash and lengths."""
-    cdef IpPacket *ip = &self.ip
+    cdef IpPacket *ip = &self.packet.ip
     cdef uint8_t *l4 = ip.start + ip.header_len
     cdef uint32_t l4_len = ip.total_len - ip.header_len
     cdef uint32_t tcp_header_len
@@ -129,7 +134,7 @@ cdef inline void candidate_classify(Candidate *self) noexcept nogil:
         self.flow_class = FLOW_ENDS
         self.flow_hash = flow_hash(ip)
         tcp_header_len = <uint32_t>(l4[12] >> 4) * 4
-        if tcp_header_len < 20 or tcp_header_len >= l4_len:
+        if tcp_header_len < 20 or tcp_header_len >= l4_len or packet_has_trailer(&self.packet):
             return                  # malformed, or a pure ACK
         if l4[13] & ~(TCP_PSH | TCP_FIN | TCP_ECE) != TCP_ACK:
             return                  # SYN, RST, URG, CWR, or no ACK
@@ -141,7 +146,7 @@ cdef inline void candidate_classify(Candidate *self) noexcept nogil:
         self.is_tcp = False
         self.flow_class = FLOW_ENDS
         self.flow_hash = flow_hash(ip)
-        if load_be16(l4 + 4) != l4_len or l4_len == 8 \
+        if load_be16(l4 + 4) != l4_len or l4_len == 8 or packet_has_trailer(&self.packet) \
                 or (load_be16(l4 + 6) == 0 and not self.is_partial):
             return
         self.header_len = ip.header_len + 8
@@ -152,23 +157,26 @@ cdef inline void candidate_classify(Candidate *self) noexcept nogil:
     self.flow_class = FLOW_MERGES
 
 
-cdef inline bint item_is_same_flow(const Item *self, const Candidate *packet) noexcept nogil:
+cdef inline bint item_is_same_flow(const Item *self, const Candidate *candidate) noexcept nogil:
     cdef const uint8_t *a = self.packet
-    cdef const uint8_t *b = packet.ip.start
-    if self.is_v6 != packet.ip.is_v6 or self.is_tcp != packet.is_tcp:
+    cdef const uint8_t *b = candidate.packet.ip.start
+    if self.is_v6 != candidate.packet.ip.is_v6 or self.is_tcp != candidate.is_tcp \
+            or self.link_len != candidate.packet.link_len or self.peer != candidate.peer:
         return False
     if self.is_v6:
         return memcmp(a + 8, b + 8, 32) == 0 and memcmp(a + 40, b + 40, 4) == 0
     return memcmp(a + 12, b + 12, 12) == 0     # addresses and, right behind, ports
 
 
-cdef inline bint item_headers_match(const Item *self, const Candidate *packet) noexcept nogil:
+cdef inline bint item_headers_match(const Item *self, const Candidate *candidate) noexcept nogil:
     """Whether everything that the kernel's GRO wants equal is equal."""
     cdef const uint8_t *a = self.packet
-    cdef const uint8_t *b = packet.ip.start
-    cdef uint32_t at = packet.ip.header_len
+    cdef const uint8_t *b = candidate.packet.ip.start
+    cdef uint32_t at = candidate.packet.ip.header_len
     cdef uint16_t step
-    if self.header_len != packet.header_len or self.is_partial != packet.is_partial:
+    if self.header_len != candidate.header_len or self.is_partial != candidate.is_partial:
+        return False
+    if self.link_len and memcmp(a - self.link_len, b - self.link_len, self.link_len) != 0:
         return False
     if self.is_v6:
         # version, traffic class, flow label; next header, hop limit
@@ -207,23 +215,23 @@ cdef inline bint packet_checksums_are_valid(const uint8_t *packet, bint is_v6, b
                                 packet + l4_at, total_len - l4_at)
 
 
-cdef inline bint item_merge(Gro *gro, Item *self, const Candidate *packet) noexcept nogil:
+cdef inline bint item_merge(Gro *gro, Item *self, const Candidate *candidate) noexcept nogil:
     """Append the packet's payload to the item if that is allowed. Cheap checks first."""
     cdef uint32_t limit = GRO_MAX_TCP_SEGMENTS if self.is_tcp else GRO_MAX_UDP_SEGMENTS
-    cdef uint8_t *start = packet.ip.start
+    cdef uint8_t *start = candidate.packet.ip.start
     cdef Piece *piece
-    if packet.payload_len > self.segment_size or self.segment_count >= limit:
+    if candidate.payload_len > self.segment_size or self.segment_count >= limit:
         return False
-    if self.total_len + packet.payload_len > MAX_PACKET_LEN:
+    if self.total_len + candidate.payload_len > MAX_PACKET_LEN:
         return False
-    if not item_headers_match(self, packet):
+    if not item_headers_match(self, candidate):
         return False
     if not self.is_partial:
         if self.segment_count == 1 and not packet_checksums_are_valid(
                 self.packet, self.is_v6, self.is_tcp, self.l4_at, self.packet_len):
             return False
         if not packet_checksums_are_valid(start, self.is_v6, self.is_tcp, self.l4_at,
-                                          packet.ip.total_len):
+                                          candidate.packet.ip.total_len):
             return False
     if self.segment_count == 1:
         memcpy(self.saved_header, self.packet, self.header_len)
@@ -231,8 +239,8 @@ cdef inline bint item_merge(Gro *gro, Item *self, const Candidate *packet) noexc
             self.id_step = <uint16_t>(load_be16(start + 4) - self.last_id)
     piece = &gro.pieces[gro.piece_count]
     gro.piece_count += 1
-    piece.start = start + packet.header_len
-    piece.length = packet.payload_len
+    piece.start = start + candidate.header_len
+    piece.length = candidate.payload_len
     piece.next = 0
     if self.last_piece:
         gro.pieces[self.last_piece - 1].next = gro.piece_count
@@ -240,70 +248,72 @@ cdef inline bint item_merge(Gro *gro, Item *self, const Candidate *packet) noexc
         self.first_piece = gro.piece_count
     self.last_piece = gro.piece_count
     self.segment_count += 1
-    self.total_len += packet.payload_len
-    self.next_sequence += packet.payload_len
+    self.total_len += candidate.payload_len
+    self.next_sequence += candidate.payload_len
     if not self.is_v6:
         self.last_id = load_be16(start + 4)
     if self.is_tcp:
         self.added_flags |= start[self.l4_at + 13] & (TCP_PSH | TCP_FIN)
-    if packet.payload_len < self.segment_size or self.added_flags:
+    if candidate.payload_len < self.segment_size or self.added_flags:
         self.is_open = False
     return True
 
 
-cdef inline Item *gro_append(Gro *self, const Candidate *packet) noexcept nogil:
+cdef inline Item *gro_append(Gro *self, const Candidate *candidate) noexcept nogil:
     """A new item that holds the packet alone."""
     cdef Item *item = &self.items[self.item_count]
     self.item_count += 1
-    item.packet = packet.ip.start
-    item.packet_len = packet.ip.total_len
-    item.total_len = packet.ip.total_len
-    item.flow_hash = packet.flow_hash
+    item.packet = candidate.packet.ip.start
+    item.link_len = candidate.packet.link_len
+    item.packet_len = candidate.packet.length - candidate.packet.link_len
+    item.total_len = item.packet_len
+    item.peer = candidate.peer
+    item.flow_hash = candidate.flow_hash
     item.segment_count = 1
     item.first_piece = 0
     item.last_piece = 0
-    item.is_v6 = packet.ip.is_v6
-    item.is_partial = packet.is_partial
+    item.is_v6 = candidate.packet.ip.is_v6
+    item.is_partial = candidate.is_partial
     item.is_open = False
     memset(&item.vnet, 0, sizeof(VnetHeader))
-    if packet.is_partial:
-        vnet_set_partial(&item.vnet, &packet.ip)
+    if candidate.is_partial:
+        vnet_set_partial(&item.vnet, &candidate.packet)
     return item
 
 
-cdef inline void gro_receive(Gro *self, Candidate *packet) noexcept nogil:
+cdef inline void gro_receive(Gro *self, Candidate *candidate) noexcept nogil:
     """Take one packet: merge it, or append it. The caller sees to it that there is
     room (`gro_is_full`)."""
     cdef Item *item
     cdef uint8_t *l4
     cdef uint32_t bucket
-    candidate_classify(packet)
-    if packet.flow_class == FLOW_NONE:
-        gro_append(self, packet)
+    candidate_classify(candidate)
+    if candidate.flow_class == FLOW_NONE:
+        gro_append(self, candidate)
         return
-    bucket = packet.flow_hash % GRO_FLOW_BUCKETS
+    bucket = candidate.flow_hash % GRO_FLOW_BUCKETS
     if self.buckets[bucket]:
         item = &self.items[self.buckets[bucket] - 1]
-        if item_is_same_flow(item, packet):
-            if packet.flow_class == FLOW_MERGES and item.is_open and item_merge(
-                    self, item, packet):
+        if item_is_same_flow(item, candidate):
+            if candidate.flow_class == FLOW_MERGES and item.is_open and item_merge(
+                    self, item, candidate):
                 return
             item.is_open = False
-    if packet.flow_class == FLOW_ENDS:
-        gro_append(self, packet)
+    if candidate.flow_class == FLOW_ENDS:
+        gro_append(self, candidate)
         return
-    item = gro_append(self, packet)
+    item = gro_append(self, candidate)
     self.buckets[bucket] = self.item_count
-    l4 = item.packet + packet.ip.header_len
-    item.l4_at = packet.ip.header_len
-    item.header_len = packet.header_len
-    item.segment_size = packet.payload_len
-    item.is_tcp = packet.is_tcp
+    item.l4_at = candidate.packet.ip.header_len
+    l4 = item.packet + item.l4_at
+    item.header_len = candidate.header_len
+    item.segment_size = candidate.payload_len
+    item.is_tcp = candidate.is_tcp
     item.added_flags = 0
-    item.offload = packet.offload
+    item.offload = candidate.offload
     item.last_id = 0 if item.is_v6 else load_be16(item.packet + 4)
-    item.next_sequence = load_be32(l4 + 4) + packet.payload_len if item.is_tcp else 0
-    item.is_open = (self.offloads & packet.offload) != 0
+    item.next_sequence = load_be32(l4 + 4) + candidate.payload_len if item.is_tcp else 0
+    item.is_open = (self.offloads & candidate.offload) != 0
     if item.is_tcp and l4[13] & (TCP_PSH | TCP_FIN):
         item.is_open = False
 
@@ -322,9 +332,9 @@ cdef inline void item_finish_superpacket(Item *self) noexcept nogil:
         store_be16(l4 + 4, <uint16_t>(self.total_len - self.l4_at))
         self.vnet.gso_type = GSO_UDP_L4
     self.vnet.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
-    self.vnet.hdr_len = <uint16_t>self.header_len
+    self.vnet.hdr_len = <uint16_t>(self.link_len + self.header_len)
     self.vnet.gso_size = <uint16_t>self.segment_size
-    self.vnet.csum_start = <uint16_t>self.l4_at
+    self.vnet.csum_start = <uint16_t>(self.link_len + self.l4_at)
     self.vnet.csum_offset = 16 if self.is_tcp else 6
     l4_checksum_set_partial(
         self.packet, self.is_v6, PROTOCOL_TCP if self.is_tcp else PROTOCOL_UDP, l4,
@@ -340,8 +350,8 @@ cdef inline int item_finish(Gro *gro, Item *self, iovec *iov) noexcept nogil:
         item_finish_superpacket(self)
     iov[0].iov_base = &self.vnet
     iov[0].iov_len = VNET_HEADER_LEN
-    iov[1].iov_base = self.packet
-    iov[1].iov_len = self.packet_len
+    iov[1].iov_base = self.packet - self.link_len
+    iov[1].iov_len = self.link_len + self.packet_len
     while next_piece:
         iov[count].iov_base = gro.pieces[next_piece - 1].start
         iov[count].iov_len = gro.pieces[next_piece - 1].length

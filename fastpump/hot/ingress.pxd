@@ -3,6 +3,7 @@
 #   receive     recvmmsg; a message is a GRO train of equal-sized datagrams
 #   open        each datagram in place, after the checks below
 #   unbundle    a lane message may hold several small packets (hot/bundle.pxd)
+#   switch      frames only: learn, relay (hot/switch.pxd)
 #   coalesce    hot/gro.pxd
 #   write       one writev for each packet or superpacket (hot/deliver.pxd)
 #
@@ -10,7 +11,7 @@
 # the tag has proved it (each failure is a verdict):
 #   1 length, type, flags      5 mark the counter; timers, confirmation
 #   2 receiver index, lane     6 inner version and length
-#   3 the keys' age            7 inner source in the peer's allowed IPs
+#   3 the keys' age            7 inner source in the peer's allowed IPs; a frame's not another's
 #   4 replay (quick), AEAD     8 only then: endpoint (roaming), deliver
 # A keepalive (empty inside) ends behind 5, and moves the endpoint as well. A handshake
 # message that came with a train goes to the supervisor (hot/messages.pxd), and so does a
@@ -29,7 +30,7 @@
 # and lane_find check it), whatever the steering did.
 
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memset
 
 from fastpump.hot.aead cimport AEAD_CHACHA20_POLY1305, aead_open, nonce_set
 from fastpump.hot.atomics cimport (
@@ -39,16 +40,18 @@ from fastpump.hot.batch cimport batch_bucket
 from fastpump.hot.bundle cimport BundleEntry, bundle_next
 from fastpump.hot.bytes cimport load_le16, load_le32, load_le64
 from fastpump.hot.deliver cimport ingress_write
+from fastpump.hot.egress cimport egress_flush
 from fastpump.hot.events cimport event_push_once, events_have_room
 from fastpump.hot.gro cimport Candidate, gro_is_full, gro_receive, gro_reset
 from fastpump.hot.hold cimport hold_add, hold_compact, hold_is_over, hold_wants
-from fastpump.hot.ip cimport ip_can_be_partial, ip_parse, ip_source
+from fastpump.hot.ip cimport ip_can_be_partial, ip_source
 from fastpump.hot.lane cimport lane_find, lane_slot
 from fastpump.hot.limits cimport (
     BUFFER_STRIDE, CONTROL_END, CONTROL_END_LEN, CONTROL_HELLO, CONTROL_IN_USE_AT,
     CONTROL_IN_USE_FIELD, CONTROL_MARK, CONTROL_OFFER, LANE_FLAG_ASK, LANE_FLAG_BUNDLE,
-    LANE_FLAG_PARTIAL, LANE_FLAGS, LANE_TYPE, MESSAGE_LEN, RECV_MESSAGES, REJECT_AFTER_TIME_NS,
-    TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN, TRANSPORT_TYPE,
+    LANE_FLAG_FRAME, LANE_FLAG_PARTIAL, LANE_FLAG_RELAY, LANE_TYPE, MESSAGE_LEN, RECV_MESSAGES,
+    REJECT_AFTER_TIME_NS, RELAY_HEADER_LEN, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN,
+    TRANSPORT_TYPE,
 )
 from fastpump.hot.linux cimport (
     EAGAIN, EINTR, MSG_DONTWAIT, MSG_TRUNC, errno, msghdr, recvmmsg, sockaddr_in6,
@@ -56,6 +59,7 @@ from fastpump.hot.linux cimport (
 from fastpump.hot.local cimport control_read
 from fastpump.hot.lookup cimport lookup_peer
 from fastpump.hot.messages cimport control_push, message_first, message_pop, message_push
+from fastpump.hot.packet cimport packet_parse_frame, packet_parse_ip
 from fastpump.hot.replay cimport replay_is_fresh, replay_mark
 from fastpump.hot.shm cimport (
     ARMED_ROAM, ARMED_UNANSWERED_RX, EVENT_CONFIRMED, EVENT_LANE_ASKED, EVENT_LANE_ROAM,
@@ -65,6 +69,7 @@ from fastpump.hot.shm cimport (
     LOCAL_LEN, NONE, POLICY_ANY, Endpoint, Keypair, Lane, Message, PeerSlot, Tables,
     endpoint_write, keypair_find,
 )
+from fastpump.hot.switch cimport switch_receive
 from fastpump.hot.verdict cimport (
     DROP_CONTROL_FULL, DROP_EXPIRED_KEYPAIR, DROP_HOLD_FULL, DROP_MALFORMED_BUNDLE,
     DROP_MALFORMED_INNER, DROP_MALFORMED_MESSAGE, DROP_MALFORMED_PARTIAL, DROP_NOT_IN_LANES,
@@ -72,7 +77,8 @@ from fastpump.hot.verdict cimport (
     FAILED_EVENT_RING_FULL, KEEPALIVES_RECEIVED, PASS, UDP_RX_BYTES, UDP_RX_CALLS,
     UDP_RX_DATAGRAMS, UDP_RX_MESSAGES, Verdict,
 )
-from fastpump.hot.worker cimport HeldMessage, RecvBatch, Worker
+from fastpump.hot.vnet cimport VnetHeader, vnet_set_partial
+from fastpump.hot.worker cimport HeldMessage, RecvBatch, Relay, Worker
 
 cdef struct Origin:
     # Where a datagram came from, and to which of our addresses.
@@ -219,21 +225,59 @@ cdef inline void run_count(Worker *self, uint32_t peer, uint32_t length) noexcep
     self.run.bytes += length
 
 
+cdef inline void ingress_take(Worker *self, Candidate *candidate, uint32_t peer,
+                              bint is_partial) noexcept nogil:
+    """On to the interface."""
+    candidate.peer = peer
+    candidate.is_partial = is_partial
+    if gro_is_full(&self.gro):
+        ingress_write(self)
+    gro_receive(&self.gro, candidate)
+
+
 cdef inline Verdict ingress_packet(Worker *self, uint32_t peer, uint8_t *start, uint32_t available,
                                    bint is_partial) noexcept nogil:
     """Take an inner packet of a peer's, if it is one and may be the peer's."""
-    cdef Candidate packet
-    if not ip_parse(&packet.ip, start, available):
+    cdef Candidate candidate
+    if not packet_parse_ip(&candidate.packet, start, available):
         return DROP_MALFORMED_INNER
-    if is_partial and not ip_can_be_partial(&packet.ip):
+    if is_partial and not ip_can_be_partial(&candidate.packet.ip):
         return DROP_MALFORMED_PARTIAL
-    if lookup_peer(&self.tables, ip_source(&packet.ip), packet.ip.is_v6) != peer:
+    if lookup_peer(&self.tables, ip_source(&candidate.packet.ip),
+                   candidate.packet.ip.is_v6) != peer:
         return DROP_SOURCE_NOT_ALLOWED
-    packet.is_partial = is_partial
-    if gro_is_full(&self.gro):
-        ingress_write(self)
-    gro_receive(&self.gro, &packet)
+    ingress_take(self, &candidate, peer, is_partial)
     return PASS
+
+
+cdef inline Verdict ingress_frame(Worker *self, uint32_t peer, uint8_t *start, uint32_t length,
+                                  bint is_partial, const Relay *relay) noexcept nogil:
+    """Take a frame of a peer's, if it is one."""
+    cdef Candidate candidate
+    cdef VnetHeader vnet
+    cdef Verdict verdict
+    cdef bint is_for_us
+    if not packet_parse_frame(&candidate.packet, start, length):
+        return DROP_MALFORMED_INNER
+    memset(&vnet, 0, sizeof(VnetHeader))
+    if is_partial:
+        if not ip_can_be_partial(&candidate.packet.ip):
+            return DROP_MALFORMED_PARTIAL
+        vnet_set_partial(&vnet, &candidate.packet)
+    verdict = switch_receive(self, peer, &vnet, &candidate.packet, relay, &is_for_us)
+    if is_for_us:
+        ingress_take(self, &candidate, peer, is_partial)
+    return verdict
+
+
+cdef inline Verdict ingress_inner(Worker *self, uint32_t peer, uint8_t *start, uint32_t length,
+                                  bint is_partial) noexcept nogil:
+    """What a lane message, or an entry of a bundle, holds."""
+    cdef Relay relay
+    if self.is_tap:
+        relay.word = 0
+        return ingress_frame(self, peer, start, length, is_partial, &relay)
+    return ingress_packet(self, peer, start, length, is_partial)
 
 
 cdef inline bint control_is_end(const uint8_t *inner, uint32_t inner_len) noexcept nogil:
@@ -344,7 +388,7 @@ cdef inline Verdict ingress_bundle(Worker *self, uint32_t peer, uint8_t *at,
     while bundle_next(&at, &left, &entry):
         if verdict != PASS:
             self.shared.verdicts[verdict] += 1
-        verdict = ingress_packet(self, peer, entry.packet, entry.length, entry.is_partial)
+        verdict = ingress_inner(self, peer, entry.packet, entry.length, entry.is_partial)
     if left:
         if verdict != PASS:
             self.shared.verdicts[verdict] += 1
@@ -359,15 +403,27 @@ cdef inline Verdict lane_deliver(Worker *self, Lane *lane, uint8_t *datagram, ui
     cdef uint32_t inner_len = length - TRANSPORT_HEADER_LEN - TAG_LEN
     cdef uint32_t flags = datagram[1]
     cdef Verdict verdict = PASS
+    cdef Relay relay
     if inner_len == 0:
         self.shared.counters[KEEPALIVES_RECEIVED] += 1
+    elif flags & LANE_FLAG_RELAY:
+        verdict = DROP_MALFORMED_INNER
+        if inner_len > RELAY_HEADER_LEN and flags & (
+                LANE_FLAG_FRAME | LANE_FLAG_BUNDLE) == LANE_FLAG_FRAME:
+            relay.word = load_le64(inner)
+            relay.origin = load_le64(inner + 8)
+            verdict = ingress_frame(self, lane.peer, inner + RELAY_HEADER_LEN,
+                                    inner_len - RELAY_HEADER_LEN, flags & LANE_FLAG_PARTIAL != 0,
+                                    &relay)
+    elif not flags & (LANE_FLAG_BUNDLE | LANE_FLAG_FRAME) and control_is_end(inner, inner_len):
+        verdict = ingress_end(self, lane.peer, inner)
+    elif (flags & LANE_FLAG_FRAME != 0) != self.is_tap:
+        verdict = DROP_MALFORMED_INNER
     elif flags & LANE_FLAG_BUNDLE:
         verdict = ingress_bundle(self, lane.peer, inner, inner_len)
-    elif control_is_end(inner, inner_len):
-        verdict = ingress_end(self, lane.peer, inner)
     else:
-        verdict = ingress_packet(self, lane.peer, inner, inner_len,
-                                 flags & LANE_FLAG_PARTIAL != 0)
+        verdict = ingress_inner(self, lane.peer, inner, inner_len,
+                                flags & LANE_FLAG_PARTIAL != 0)
     if verdict == PASS:
         lane_note_origin(self, lane, origin)
     return verdict
@@ -402,7 +458,7 @@ cdef inline Verdict ingress_lane(Worker *self, uint8_t *datagram, uint32_t lengt
                                  const Origin *origin) noexcept nogil:
     """A lane message: checks 1 and 2."""
     cdef Lane *lane
-    if datagram[1] & ~<uint32_t>LANE_FLAGS or datagram[3] != 0:
+    if datagram[1] & ~self.lane_flags or datagram[3] != 0:
         return DROP_MALFORMED_MESSAGE
     lane = lane_find(&self.tables, load_le32(datagram + 4), datagram[2], self.number)
     if lane == NULL:
@@ -446,9 +502,16 @@ cdef inline void take_strays(Worker *self) noexcept nogil:
             self.shared.verdicts[verdict] += 1
         # Written before the slot is handed back: what was opened lies in it.
         ingress_write(self)
+        relay_flush(self)
         message_pop(&self.shared.down)
         message = message_first(&self.shared.down)
     run_finish(self)
+
+
+cdef inline void relay_flush(Worker *self) noexcept nogil:
+    """Send what was relayed."""
+    if self.bundle.count or self.send.count:
+        egress_flush(self)
 
 
 cdef inline Lane *held_lane(Worker *self, const HeldMessage *held) noexcept nogil:
@@ -496,6 +559,7 @@ cdef inline void take_held(Worker *self) noexcept nogil:
             self.shared.verdicts[verdict] += 1
     run_finish(self)
     ingress_write(self)             # before the buffer is used again
+    relay_flush(self)
     hold_compact(&self.hold, kept)
 
 
@@ -541,6 +605,7 @@ cdef inline bint udp_to_tun(Worker *self, int fd) noexcept nogil:
     self.shared.recv_batches[batch_bucket(datagrams)] += 1
     run_finish(self)
     ingress_write(self)
+    relay_flush(self)
     for i in range(<uint32_t>received):
         recv_prepare(recv, i)
     return <uint32_t>received == RECV_MESSAGES

@@ -16,7 +16,10 @@ cdef enum:
     LANE_FLAG_BUNDLE = 0x02
     LANE_FLAG_FENCE = 0x04
     LANE_FLAG_ASK = 0x08
-    LANE_FLAGS = 0x0f
+    LANE_FLAG_FRAME = 0x10          # TAP: the payload is a frame, or a bundle of them
+    LANE_FLAG_RELAY = 0x20          # with a relay header before it
+    LANE_FLAGS = 0x0f               # of packets
+    LANE_FRAME_FLAGS = 0x3f
     FEATURE_PARTIAL = 1
     FEATURE_BUNDLE = 2
     CONTROL_MARK = 0xf0             # the first byte of a control packet
@@ -36,6 +39,19 @@ cdef enum:
     BUNDLE_ENTRY_HEADER = 2
     BUNDLE_ENTRY_PARTIAL = 0x8000   # in the header; the rest is the length
     BUNDLE_PACKETS = 64
+
+    # Relay header: 7 bytes that name a flooded frame (0: not flooded), 1 byte of hops, 8 of
+    # who brought it in.
+    RELAY_HEADER_LEN = 16
+    RELAY_NAME_BITS = 56            # of the first word; the hops are above
+    RELAY_MAX_HOPS = 8
+    RELAY_MAX_FRAMES = 0xfff        # that share a name, but for the low bits
+
+    # The switch's tables (hot/fdb.pxd, hot/seen.pxd).
+    FDB_WAYS = 8
+    SEEN_WAYS = 8
+    SEEN_BUCKETS = 8192
+    RANDOM_WORDS = 64               # taken from the kernel at once
 
     # Kernel (include/linux/udp.h, net/ipv4/udp.c, drivers/net/tun.c).
     VNET_HEADER_LEN = 10
@@ -65,6 +81,7 @@ cdef enum:
     # Packets that wait for a session (the kernel's MAX_STAGED_PACKETS).
     STAGED_PER_PEER = 128
     STAGED_SLOTS = 512
+    STAGED_FLOODED_PER_PEER = 8     # of that, frames that are flooded
 
     # Lane messages that wait for their keys, or for what was sent before them.
     HELD_MESSAGES = 1024
@@ -72,6 +89,14 @@ cdef enum:
     HOLD_NS = 20000000
     # A session this long without data has nothing under way that a lane could overtake.
     FENCE_AFTER_NS = 1000000000
+
+    # Packets that wait for their rate limit; see hot/shape.pxd.
+    SHAPE_SMALL = 4096
+    SHAPE_SMALL_LEN = 2048
+    SHAPE_BIG = 128
+    SHAPE_BIG_WEIGHT = 32           # a big slot counts for so many small ones
+    SHAPE_SHARE = 2048              # of small ones, of one peer and way
+    SHAPE_HORIZON_NS = 250000000
 
     EVENT_RING_LEN = 4096
     CONTROL_RING_LEN = 32
@@ -89,7 +114,9 @@ cdef extern from *:
     #define FASTPUMP_REJECT_AFTER_MESSAGES (UINT64_MAX - (1ULL << 13))
     #define FASTPUMP_REKEY_AFTER_MESSAGES (1ULL << 60)
     #define FASTPUMP_REJECT_AFTER_TIME_NS 180000000000ULL
+    #define FASTPUMP_RELAY_NAME_MASK ((1ULL << 56) - 1)
     """
     unsigned long long REJECT_AFTER_MESSAGES "FASTPUMP_REJECT_AFTER_MESSAGES"
     unsigned long long REKEY_AFTER_MESSAGES "FASTPUMP_REKEY_AFTER_MESSAGES"
     unsigned long long REJECT_AFTER_TIME_NS "FASTPUMP_REJECT_AFTER_TIME_NS"
+    unsigned long long RELAY_NAME_MASK "FASTPUMP_RELAY_NAME_MASK"

@@ -119,6 +119,10 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_wait(int epfd, epoll_event *events, int count, int timeout)  # epoll_wait
 
 
+cdef extern from "<sys/random.h>" nogil:
+    long getrandom(void *buf, size_t length, unsigned int flags)   # getrandom
+
+
 cdef extern from "<sys/mman.h>" nogil:
     enum:
         PROT_READ

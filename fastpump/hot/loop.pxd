@@ -7,16 +7,19 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastpump.hot.atomics cimport RELAXED, SEQ_CST, load32, store64
-from fastpump.hot.egress cimport egress_flush, staged_send, tun_to_udp
+from fastpump.hot.deliver cimport write_release
+from fastpump.hot.egress cimport egress_flush, egress_release, staged_send
 from fastpump.hot.ingress cimport take_held, take_strays, udp_to_tun
+from fastpump.hot.interface cimport tun_to_udp
 from fastpump.hot.linux cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, epoll_create1, epoll_ctl, epoll_event,
     epoll_wait, errno, now_ns, read, write,
 )
-from fastpump.hot.shm cimport NONE
+from fastpump.hot.shape cimport shape_pop, shape_slot_free, shape_timeout_ms
+from fastpump.hot.shm cimport LIMIT_RX, NONE
 from fastpump.hot.staged cimport staged_purge
-from fastpump.hot.verdict cimport WAKEUPS
-from fastpump.hot.worker cimport Worker
+from fastpump.hot.verdict cimport PASS, WAKEUPS, Verdict
+from fastpump.hot.worker cimport ShapedPacket, Worker
 
 cdef enum:
     READY_TUN = 1
@@ -80,6 +83,42 @@ cdef inline void loop_doorbell(Worker *self) noexcept nogil:
     egress_flush(self)
 
 
+cdef inline void loop_release(Worker *self) noexcept nogil:
+    """Let go what has waited for its rate limit."""
+    cdef ShapedPacket shaped
+    cdef Verdict verdict
+    while shape_pop(&self.shape, self.now_ns, &shaped):
+        verdict = PASS
+        if shaped.way == LIMIT_RX:
+            write_release(self, &shaped)
+        else:
+            verdict = egress_release(self, &shaped)
+        shape_slot_free(&self.shape, &shaped)
+        if verdict != PASS:
+            self.shared.verdicts[verdict] += 1
+    egress_flush(self)
+
+
+cdef inline void loop_turn(Worker *self) noexcept nogil:
+    """What may change between two turns, and is the same during one."""
+    self.send.now_ns = self.now_ns
+    self.now_s = <uint32_t>(self.now_ns / 1000000000)
+    self.mtu = load32(&self.tables.header.mtu, RELAXED)
+    self.spread_queues = load32(&self.tables.header.spread_queues, RELAXED)
+    self.has_limits = load32(&self.tables.header.has_limits, RELAXED) != 0
+
+
+cdef inline int loop_timeout(const Worker *self) noexcept nogil:
+    """How long to wait, ms, if nothing is ready."""
+    cdef int timeout = HOLD_POLL_MS if self.hold.count else -1
+    cdef int release
+    if self.shape.count:
+        release = shape_timeout_ms(self)
+        if timeout < 0 or release < timeout:
+            timeout = release
+    return timeout
+
+
 cdef inline bint loop_receive(Worker *self, uint64_t ready) noexcept nogil:
     """A turn of each socket that is ready; True if one may hold more."""
     cdef uint32_t i
@@ -104,10 +143,10 @@ cdef inline void loop_run(Worker *self) noexcept nogil:
     self.send.has_events = True     # tells the supervisor that this worker runs
     while not self.interface_gone:
         self.now_ns = now_ns()
-        self.send.now_ns = self.now_ns
-        self.mtu = load32(&self.tables.header.mtu, RELAXED)
-        self.spread_queues = load32(&self.tables.header.spread_queues, RELAXED)
+        loop_turn(self)
         has_more = False
+        if self.shape.count:
+            loop_release(self)
         if ready & READY_DOORBELL:
             loop_doorbell(self)
         if ready & READY_TUN:
@@ -118,7 +157,7 @@ cdef inline void loop_run(Worker *self) noexcept nogil:
         if self.send.has_events:
             self.send.has_events = False
             write(self.event_fd, &one, sizeof(one))
-        timeout = 0 if has_more else HOLD_POLL_MS if self.hold.count else -1
+        timeout = 0 if has_more else loop_timeout(self)
         if self.busy_poll_ns and not has_more:
             if ready:
                 idle_since_ns = self.now_ns

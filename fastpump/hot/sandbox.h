@@ -2,7 +2,8 @@
  * pump. Everything else answers EPERM.
  *
  * The list follows the comments in linux.pxd: the reads, writes, sends, receives and
- * waits of the loop; clock_gettime for clock sources that the vDSO cannot read; exit.
+ * waits of the loop; getrandom for the names of flooded frames; clock_gettime for clock sources
+ * that the vDSO cannot read; exit.
  */
 #ifndef FASTPUMP_SANDBOX_H
 #define FASTPUMP_SANDBOX_H
@@ -59,6 +60,7 @@ static int sandbox_filter_syscalls(void)
 #endif
         SANDBOX_ALLOW(epoll_pwait),
         SANDBOX_ALLOW(clock_gettime),
+        SANDBOX_ALLOW(getrandom),
         SANDBOX_ALLOW(restart_syscall),
         SANDBOX_ALLOW(rt_sigreturn),
         SANDBOX_ALLOW(exit_group),

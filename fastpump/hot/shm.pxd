@@ -1,7 +1,8 @@
 # The memory that the supervisor and its workers share: one mapping, no locks.
 #
 # Layout: Header | WorkerShared[queues] | PeerSlot[peers] | Keypair[keypairs] |
-# Lane[lanes] | TrieNode[nodes]. It is sparse: a page costs memory once it is written.
+# Lane[lanes] | TrieNode[nodes] | Limiter[1 + peers][2] | MacEntry[] | uint64_t seen[]. The last
+# two are a TAP's. It is sparse: a page costs memory once it is written.
 #
 # Who writes what (everybody reads everything):
 #   supervisor  Header, the trie, a peer's send_keypair and lanes, a keypair or a lane
@@ -19,6 +20,8 @@
 #               and Lane.send_counter, both atomic (the supervisor sends probes, and other
 #               workers send while their own lanes are dead), and notes for timers, where
 #               a lost race moves a timer.
+#
+#   any worker  MacEntry (hot/fdb.pxd), seen[] (hot/seen.pxd), Bucket (hot/limit.pxd): atomic.
 #
 # Who owns a (key, counter) pair: whoever takes the counter from `send_counter` by
 # an atomic addition. The counter lives here, not in the worker, so that a worker's
@@ -139,6 +142,30 @@ cdef struct Event:
     uint32_t error
     uint64_t at_ns
 
+cdef struct Bucket:
+    # A token bucket (hot/limit.pxd). What is configured, and its state.
+    uint64_t size                   # tokens that it holds; 0: no limit
+    uint64_t refill_ns              # until an empty one is full
+    uint64_t burst                  # tokens that come only once, what is left of them
+    uint64_t empty_ns               # when it was, or will be, empty, plus BUCKET_EPOCH_NS
+
+cdef struct Limiter:
+    # Of one direction. One line.
+    Bucket bytes
+    Bucket ops
+
+cdef extern from *:
+    """
+    #define FASTPUMP_BUCKET_EPOCH_NS (1ULL << 61)
+    """
+    # Added to the clock, which may be younger than a full bucket.
+    unsigned long long BUCKET_EPOCH_NS "FASTPUMP_BUCKET_EPOCH_NS"
+
+# Which Limiter of two.
+cdef enum:
+    LIMIT_TX                        # from the interface into the tunnel
+    LIMIT_RX
+
 cdef struct Header:
     uint64_t size
     uint32_t queue_count
@@ -149,11 +176,28 @@ cdef struct Header:
     uint32_t worker_bits            # low bits of a receiver index: the worker
     uint32_t slot_bits              # the next: the keypair's slot; the rest is random
     uint32_t lane_bits              # low bits of a set's index: the slot of its lane 0
-    uint64_t workers_at, peers_at, keypairs_at, lanes_at, nodes_at
+    uint64_t workers_at, peers_at, keypairs_at, lanes_at, nodes_at, limits_at, macs_at, seen_at
     uint32_t root[2]                # trie roots, IPv4 and IPv6
     uint32_t offloads
     uint32_t mtu
     uint32_t spread_queues          # how many queues a peer's flows are written to
+    uint32_t peers_end              # no peer has this slot, or one behind it
+    uint32_t has_limits             # somebody has a rate limit
+    # TAP only.
+    uint32_t is_tap
+    uint32_t is_relay
+    uint32_t mac_buckets            # a power of two
+    uint32_t mac_limit              # of all MACs that are learned
+    uint32_t mac_limit_per_peer
+    uint32_t mac_ageing_s
+    uint64_t mac_seed
+    uint64_t own_id                 # of a TAP, in relay headers: who brought a frame in
+    uint64_t padding[7]
+    # Written by all workers.
+    uint32_t mac_count              # learned, of all; counted anew when the table is swept
+    uint32_t mac_count_local        # of those, on our side
+    Bucket storm                    # flooded frames from the interface
+    Bucket moves                    # of them, those that only tell where a host is now
 
 cdef struct WorkerShared:
     uint64_t epoch                  # odd: inside a turn of the loop; even: waiting
@@ -185,11 +229,12 @@ cdef struct PeerSlot:
     uint32_t purge_count            # moves when staged packets must be dropped
     uint32_t policy                 # POLICY_*
     uint32_t lanes[2]               # lane 0's slot of the newest set, the one before; or NONE
-    uint8_t padding0[40]
+    uint64_t id                     # as own_id has it, of the peer
+    uint8_t padding0[32]
     Endpoint endpoint               # of the session
     # Line 2: written by all workers.
     uint32_t armed
-    uint32_t padding1
+    uint32_t mac_count              # learned
     uint64_t first_unanswered_tx_ns  # 0: every data message was answered
     uint64_t last_tx_ns
     uint64_t tx_bytes
@@ -198,7 +243,8 @@ cdef struct PeerSlot:
     uint64_t first_unanswered_rx_ns
     uint64_t last_rx_ns
     uint64_t rx_bytes
-    uint64_t padding3[5]
+    Bucket storm                    # flooded frames from the peer
+    uint64_t padding3[1]
 
 cdef struct Replay:
     uint64_t newest                 # highest counter seen, plus one
@@ -264,6 +310,10 @@ cdef struct TrieNode:
     uint32_t peer                   # NONE: only a fork
     uint32_t prefix_len
 
+cdef struct MacEntry:
+    uint64_t key                    # MAC_*: address and VLAN; 0: free
+    uint64_t value                  # whose it is, when it was heard
+
 cdef struct Tables:
     # A process's view: pointers into its own mapping.
     Header *header
@@ -272,6 +322,9 @@ cdef struct Tables:
     Keypair *keypairs
     Lane *lanes
     TrieNode *nodes
+    Limiter *limits                 # [0], [1]: the interface's LIMIT_TX, LIMIT_RX; then by peer
+    MacEntry *macs
+    uint64_t *seen
 
 
 cdef inline void tables_resolve(Tables *self, void *base) noexcept nogil:
@@ -282,6 +335,9 @@ cdef inline void tables_resolve(Tables *self, void *base) noexcept nogil:
     self.keypairs = <Keypair *>(start + self.header.keypairs_at)
     self.lanes = <Lane *>(start + self.header.lanes_at)
     self.nodes = <TrieNode *>(start + self.header.nodes_at)
+    self.limits = <Limiter *>(start + self.header.limits_at)
+    self.macs = <MacEntry *>(start + self.header.macs_at)
+    self.seen = <uint64_t *>(start + self.header.seen_at)
 
 
 cdef inline Keypair *keypair_find(Tables *self, uint32_t index, uint32_t worker) noexcept nogil:

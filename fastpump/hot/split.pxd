@@ -10,6 +10,8 @@
 #   segment 0:    [header][payload 0]
 #   segment 1:                [header][payload 1]      (over the end of payload 0)
 #
+# The header of a frame begins with its Ethernet header, the same in all segments.
+#
 # As the kernel's tcp_gso_segment() and __udp_gso_segment() do it: IPv4 ids count up,
 # sequence numbers advance, CWR stays on the first segment only, PSH and FIN go to
 # the last only. Checksums are written complete; or partial (CHECKSUM_PARTIAL: the
@@ -29,10 +31,11 @@ from fastpump.hot.linux cimport (
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4,
     VIRTIO_NET_HDR_GSO_TCPV6,
 )
+from fastpump.hot.packet cimport Packet
 from fastpump.hot.vnet cimport GSO_UDP_L4, VnetHeader
 
 cdef enum:
-    SPLIT_MAX_HEADER = 256          # IP (with extension headers) and TCP
+    SPLIT_MAX_HEADER = 256          # Ethernet, IP (with extension headers) and TCP
 
 cdef struct Splitter:
     uint8_t *packet
@@ -41,6 +44,7 @@ cdef struct Splitter:
     uint32_t segment_size           # payload bytes of each segment but the last
     uint32_t count
     uint32_t index
+    uint32_t ip_at
     uint32_t ip_header_len
     uint32_t l4_at
     uint32_t header_len             # everything before the payload
@@ -55,23 +59,26 @@ cdef struct Splitter:
 
 
 cdef inline bint splitter_init(Splitter *self, const VnetHeader *vnet,
-                               const IpPacket *ip, bint may_leave_partial) noexcept nogil:
-    """Prepare for the superpacket `ip`; False if vnet header and packet do not agree.
+                               const Packet *packet, bint may_leave_partial) noexcept nogil:
+    """Prepare for a superpacket; False if vnet header and packet do not agree.
 
     The L4 header's place is csum_start: behind options and extension headers. Partial
     checksums are left only where the receiver can find the place without csum_start.
     """
     cdef uint8_t gso_type = vnet.gso_type & ~VIRTIO_NET_HDR_GSO_ECN
-    cdef uint32_t l4_header_len = 8
+    cdef const IpPacket *ip = &packet.ip
+    cdef uint32_t l4_header_len = 8, end = packet.link_len + ip.total_len
     cdef uint8_t *l4
-    if not vnet.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM or vnet.gso_size == 0:
+    cdef uint8_t *header
+    if not vnet.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM or vnet.gso_size == 0 or not packet.is_ip:
         return False
-    self.packet = ip.start
+    self.packet = packet.start
     self.is_v6 = ip.is_v6
+    self.ip_at = packet.link_len
     self.ip_header_len = ip.header_len
     self.l4_at = vnet.csum_start
     self.is_tcp = gso_type != GSO_UDP_L4
-    self.leaves_partial = may_leave_partial and self.l4_at == ip.header_len \
+    self.leaves_partial = may_leave_partial and self.l4_at == self.ip_at + ip.header_len \
         and not ip.is_fragment and ip.protocol == (PROTOCOL_TCP if self.is_tcp else PROTOCOL_UDP)
     if gso_type == VIRTIO_NET_HDR_GSO_TCPV4 and ip.is_v6:
         return False
@@ -81,17 +88,17 @@ cdef inline bint splitter_init(Splitter *self, const VnetHeader *vnet,
         return False
     if vnet.csum_offset != (16 if self.is_tcp else 6):
         return False
-    if self.l4_at < ip.header_len or self.l4_at + (20 if self.is_tcp else 8) > ip.total_len:
+    if self.l4_at < self.ip_at + ip.header_len or self.l4_at + (20 if self.is_tcp else 8) > end:
         return False
-    l4 = ip.start + self.l4_at
+    l4 = packet.start + self.l4_at
     if self.is_tcp:
         l4_header_len = <uint32_t>(l4[12] >> 4) * 4
         if l4_header_len < 20:
             return False
     self.header_len = self.l4_at + l4_header_len
-    if self.header_len > SPLIT_MAX_HEADER or self.header_len > ip.total_len:
+    if self.header_len > SPLIT_MAX_HEADER or self.header_len > end:
         return False
-    self.payload_len = ip.total_len - self.header_len
+    self.payload_len = end - self.header_len
     self.segment_size = vnet.gso_size
     self.count = 1
     if self.payload_len > self.segment_size:
@@ -100,13 +107,14 @@ cdef inline bint splitter_init(Splitter *self, const VnetHeader *vnet,
     self.index = 0
     self.first_id = 0 if self.is_v6 else load_be16(ip.start + 4)
     self.first_sequence = load_be32(l4 + 4) if self.is_tcp else 0
-    memcpy(self.header, ip.start, self.header_len)
+    memcpy(self.header, packet.start, self.header_len)
+    header = self.header + self.ip_at
     if not self.is_v6:
-        store_be16(self.header + 2, 0)
-        store_be16(self.header + 4, 0)
-        store_be16(self.header + 10, 0)
-        self.ip_sum = checksum_sum(self.header, self.ip_header_len)
-    self.pseudo_sum = pseudo_sum(self.header, self.is_v6,
+        store_be16(header + 2, 0)
+        store_be16(header + 4, 0)
+        store_be16(header + 10, 0)
+        self.ip_sum = checksum_sum(header, self.ip_header_len)
+    self.pseudo_sum = pseudo_sum(header, self.is_v6,
                                  PROTOCOL_TCP if self.is_tcp else PROTOCOL_UDP, 0)
     return True
 
@@ -117,7 +125,7 @@ cdef inline void splitter_checksum(const Splitter *self, uint8_t *packet, uint8_
     if self.leaves_partial:
         checksum_store(l4 + check_offset, checksum_fold(self.pseudo_sum + checksum_word(l4_len)))
     else:
-        l4_checksum_set(packet, self.is_v6, protocol, l4, l4_len, check_offset)
+        l4_checksum_set(packet + self.ip_at, self.is_v6, protocol, l4, l4_len, check_offset)
 
 
 cdef inline uint32_t splitter_next(Splitter *self, uint8_t **segment) noexcept nogil:
@@ -129,6 +137,7 @@ cdef inline uint32_t splitter_next(Splitter *self, uint8_t **segment) noexcept n
     cdef uint32_t total_len
     cdef bint is_last
     cdef uint8_t *start = self.packet + self.done
+    cdef uint8_t *ip = start + self.ip_at
     cdef uint8_t *l4 = start + self.l4_at
     if self.index == self.count:
         return 0
@@ -137,11 +146,11 @@ cdef inline uint32_t splitter_next(Splitter *self, uint8_t **segment) noexcept n
     is_last = self.index + 1 == self.count
     total_len = self.header_len + payload
     memcpy(start, self.header, self.header_len)
-    ip_total_len_set(start, self.is_v6, total_len)
+    ip_total_len_set(ip, self.is_v6, total_len - self.ip_at)
     if not self.is_v6:
-        store_be16(start + 4, <uint16_t>(self.first_id + self.index))
-        checksum_store(start + 10, <uint16_t>~checksum_fold(
-            self.ip_sum + checksum_word(total_len)
+        store_be16(ip + 4, <uint16_t>(self.first_id + self.index))
+        checksum_store(ip + 10, <uint16_t>~checksum_fold(
+            self.ip_sum + checksum_word(<uint16_t>(total_len - self.ip_at))
             + checksum_word(<uint16_t>(self.first_id + self.index))))
     if self.is_tcp:
         store_be32(l4 + 4, self.first_sequence + self.done)

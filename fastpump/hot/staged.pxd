@@ -10,10 +10,11 @@ from libc.stdint cimport uint32_t, uint8_t
 from libc.string cimport memcpy, memmove
 
 from fastpump.hot.limits cimport (
-    BUFFER_STRIDE, READ_HEADROOM, STAGED_PER_PEER, STAGED_SLOTS, VNET_HEADER_LEN,
+    BUFFER_STRIDE, READ_HEADROOM, STAGED_FLOODED_PER_PEER, STAGED_PER_PEER, STAGED_SLOTS,
+    VNET_HEADER_LEN,
 )
 from fastpump.hot.verdict cimport DROP_STAGED_FULL, DROP_STAGED_TIMEOUT
-from fastpump.hot.worker cimport Staged, StagedPacket, Worker
+from fastpump.hot.worker cimport Relay, Staged, StagedPacket, Worker
 
 
 cdef inline void staged_init(Staged *self) noexcept nogil:
@@ -39,11 +40,15 @@ cdef inline void staged_remove(Staged *self, uint32_t position) noexcept nogil:
 
 
 cdef inline void staged_add(Worker *worker, uint32_t peer, const uint8_t *packet,
-                            uint32_t packet_len) noexcept nogil:
-    """Keep a copy of the packet and of the vnet header before it."""
+                            uint32_t packet_len, const Relay *relay) noexcept nogil:
+    """Keep a copy of the packet and of the vnet header before it. Of frames that go to all
+    peers only few: most of them may never come back."""
     cdef Staged *self = &worker.staged
     cdef StagedPacket *entry
     cdef uint32_t position
+    if relay.word and self.per_peer[peer] >= STAGED_FLOODED_PER_PEER:
+        worker.shared.verdicts[DROP_STAGED_FULL] += 1
+        return
     if self.per_peer[peer] >= STAGED_PER_PEER:
         for position in range(self.count):
             if self.packets[position].peer == peer:
@@ -59,6 +64,7 @@ cdef inline void staged_add(Worker *worker, uint32_t peer, const uint8_t *packet
     entry.peer = peer
     entry.purge_count = worker.tables.peers[peer].purge_count
     entry.packet_len = packet_len
+    entry.relay = relay[0]
     entry.slot = self.free_slots[self.free_count]
     self.per_peer[peer] += 1
     memcpy(staged_packet(self, entry.slot) - VNET_HEADER_LEN, packet - VNET_HEADER_LEN,

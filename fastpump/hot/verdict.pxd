@@ -17,6 +17,9 @@ cdef enum:
     DROP_COUNTER_LIMIT              # REJECT_AFTER_MESSAGES
     DROP_NO_LANES                   # lanes are demanded, and the peer does not do them
     DROP_TOO_BIG                    # larger than any UDP datagram can carry
+    DROP_LOCAL_FRAME                # TAP: the destination is on the side that it came from
+    DROP_STORM                      # more flooded frames than the storm limit, either way
+    DROP_RATE_LIMIT                 # too much waits for its rate limit already, either way
     DROP_SEND_BUFFER_FULL           # EAGAIN, ENOBUFS, ENOMEM of sendmmsg
     DROP_SEND_ERROR                 # any other error of sendmmsg (unreachable, filtered, ...)
     # udp_to_tun
@@ -33,6 +36,9 @@ cdef enum:
     DROP_NOT_IN_LANES               # lanes are demanded, and this came by the session
     DROP_HOLD_FULL                  # came before its lane's keys, and there was no room
     DROP_SOURCE_NOT_ALLOWED         # inner source address not in the peer's allowed IPs
+    DROP_MAC_LOCKED                 # a frame whose source is locked to another side, either way
+    DROP_DUPLICATE_FRAME            # a flooded frame that came another way before
+    DROP_HOP_LIMIT                  # relayed too often
     DROP_INTERFACE_DOWN             # EIO of write: the interface is down
     DROP_INTERFACE_FULL             # EAGAIN, ENOBUFS, ENOMEM of write
     DROP_INTERFACE_ERROR            # any other error of write
@@ -40,6 +46,7 @@ cdef enum:
     FAILED_UDP_GSO                  # a GSO send failed; sent again segment by segment
     FAILED_TUN_GSO                  # a GSO write failed; written again segment by segment
     FAILED_INTERFACE_READ           # a read failed, but the interface lives
+    FAILED_MAC_LIMIT                # a source was not learned: its side, or the table, is full
     FAILED_EVENT_RING_FULL          # the supervisor is behind; told again later
     VERDICT_COUNT
 
@@ -61,5 +68,10 @@ cdef enum:
     TUN_TX_WRITES
     TUN_TX_SUPERPACKETS
     KEEPALIVES_RECEIVED
+    FRAMES_FLOODED                  # from the interface, to all peers
+    FRAMES_RELAYED                  # from a peer, to others
+    MACS_LEARNED
+    MACS_MOVED
+    SHAPED_PACKETS                  # waited for a rate limit
     WAKEUPS                         # returns of the wait
     COUNTER_COUNT

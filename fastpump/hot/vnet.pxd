@@ -8,8 +8,9 @@ from libc.stdint cimport uint16_t, uint32_t, uint8_t
 from libc.string cimport memcpy
 
 from fastpump.hot.checksum cimport checksum_fold, checksum_store, checksum_sum
-from fastpump.hot.ip cimport IpPacket, ip_can_be_partial, ip_check_offset
-from fastpump.hot.linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM
+from fastpump.hot.ip cimport ip_can_be_partial, ip_check_offset
+from fastpump.hot.linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN
+from fastpump.hot.packet cimport Packet
 
 cdef struct VnetHeader:
     uint8_t flags
@@ -27,8 +28,7 @@ cdef inline void vnet_load(VnetHeader *self, const uint8_t *bytes) noexcept nogi
     memcpy(self, bytes, sizeof(VnetHeader))
 
 
-cdef inline bint vnet_checksum_complete(const VnetHeader *self, uint8_t *packet,
-                                        uint32_t packet_len) noexcept nogil:
+cdef inline bint vnet_checksum_complete(const VnetHeader *self, Packet *packet) noexcept nogil:
     """Finish a partial checksum (CHECKSUM_PARTIAL), which peers other than the local
     kernel cannot be handed. False if the header points into the IP header or outside.
 
@@ -39,23 +39,47 @@ cdef inline bint vnet_checksum_complete(const VnetHeader *self, uint8_t *packet,
     cdef uint16_t check
     if not self.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
         return True
-    if start < 20 or start >= packet_len or field + 2 > packet_len:
+    if start < packet.link_len + 20 or start >= packet.length or field + 2 > packet.length:
         return False                # in the IP header, or outside
-    # The field holds the pseudo-header's sum, so it takes part in the sum.
-    check = <uint16_t>~checksum_fold(checksum_sum(packet + start, packet_len - start))
-    checksum_store(packet + field, check if check else 0xffff)
+    # The field holds the pseudo-header's sum, so it takes part in the sum. What follows the
+    # IP packet in a frame does not.
+    check = <uint16_t>~checksum_fold(checksum_sum(packet.start + start, (
+        packet.link_len + packet.ip.total_len if packet.link_len + packet.ip.total_len > start
+        else packet.length) - start))
+    checksum_store(packet.start + field, check if check else 0xffff)
     return True
 
 
-cdef inline bint vnet_is_plain_partial(const VnetHeader *self, const IpPacket *ip) noexcept nogil:
+cdef inline bint vnet_is_plain_partial(const VnetHeader *self,
+                                       const Packet *packet) noexcept nogil:
     """Whether the checksum that the header leaves to us is that of a TCP or UDP header right
     behind the IP header: its place needs not be told."""
-    return self.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 and self.csum_start == ip.header_len \
-        and self.csum_offset == ip_check_offset(ip) and ip_can_be_partial(ip)
+    return self.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 \
+        and self.csum_start == packet.link_len + packet.ip.header_len \
+        and self.csum_offset == ip_check_offset(&packet.ip) and ip_can_be_partial(&packet.ip)
 
 
-cdef inline void vnet_set_partial(VnetHeader *self, const IpPacket *ip) noexcept nogil:
+cdef inline void vnet_set_partial(VnetHeader *self, const Packet *packet) noexcept nogil:
     """Leave the checksum of a packet (of `ip_can_be_partial`) to the kernel."""
     self.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
-    self.csum_start = <uint16_t>ip.header_len
-    self.csum_offset = <uint16_t>ip_check_offset(ip)
+    self.csum_start = <uint16_t>(packet.link_len + packet.ip.header_len)
+    self.csum_offset = <uint16_t>ip_check_offset(&packet.ip)
+
+
+cdef inline uint32_t vnet_segment_count(const VnetHeader *self, const Packet *packet,
+                                        uint32_t *bytes) noexcept nogil:
+    """How many packets a superpacket stands for, and how long they are together; one for a
+    packet. As the splitter has it, but what it would refuse counts as one."""
+    cdef uint32_t header_len = self.csum_start, count
+    bytes[0] = packet.length
+    if self.gso_type == 0 or self.gso_size == 0 or header_len + 20 > packet.length:
+        return 1
+    if self.gso_type & ~VIRTIO_NET_HDR_GSO_ECN == GSO_UDP_L4:
+        header_len += 8
+    else:
+        header_len += <uint32_t>(packet.start[header_len + 12] >> 4) * 4
+    if header_len >= packet.length:
+        return 1
+    count = (packet.length - header_len + self.gso_size - 1) / self.gso_size
+    bytes[0] = packet.length + (count - 1) * header_len
+    return count

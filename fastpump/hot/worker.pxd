@@ -6,8 +6,8 @@ from fastpump.hot.aead cimport Aead
 from fastpump.hot.batch cimport SendBatch
 from fastpump.hot.gro cimport Gro
 from fastpump.hot.limits cimport (
-    GRO_MAX_TCP_SEGMENTS, HELD_MESSAGES, MAX_LANE_SOCKETS, MAX_QUEUES, RECV_MESSAGES,
-    STAGED_SLOTS,
+    GRO_MAX_TCP_SEGMENTS, HELD_MESSAGES, MAX_LANE_SOCKETS, MAX_QUEUES, RANDOM_WORDS, RECV_MESSAGES,
+    SHAPE_BIG, SHAPE_SMALL, STAGED_SLOTS,
 )
 from fastpump.hot.local cimport RECV_CONTROL_LEN
 from fastpump.hot.linux cimport iovec, mmsghdr, sockaddr_in6
@@ -20,11 +20,17 @@ cdef struct RecvBatch:
     sockaddr_in6 names[RECV_MESSAGES]
     uint8_t control[RECV_MESSAGES][RECV_CONTROL_LEN]
 
+cdef struct Relay:
+    # A relay header (docs/PROTOCOL.md); a word of 0: none.
+    uint64_t word                   # name and hops
+    uint64_t origin
+
 cdef struct StagedPacket:
     uint32_t peer
     uint32_t purge_count            # of the peer, when the packet was staged
     uint32_t packet_len
     uint32_t slot
+    Relay relay
 
 cdef struct Staged:
     # Packets that wait for a session, oldest first; see hot/staged.pxd.
@@ -65,6 +71,32 @@ cdef struct Bundle:
     uint32_t first_flags            # of the first packet, should it stay alone
     uint8_t *buffer                 # BUFFER_STRIDE
 
+cdef struct ShapedPacket:
+    uint64_t due_ns
+    uint64_t sequence               # of arrival
+    Relay relay
+    uint32_t peer
+    uint32_t purge_count            # of the peer, when it came
+    uint32_t slot
+    uint32_t length
+    uint32_t packet_count           # of a superpacket
+    int way                         # LIMIT_*
+    int fd                          # LIMIT_RX: the queue that it goes to
+    uint32_t offload                # LIMIT_RX: what a superpacket needs
+
+cdef struct Shape:
+    # Packets that wait for a rate limit, the next one first; see hot/shape.pxd.
+    uint32_t count
+    uint64_t sequence
+    ShapedPacket heap[SHAPE_SMALL + SHAPE_BIG]
+    uint32_t small_free_count, big_free_count
+    uint32_t small_free[SHAPE_SMALL]
+    uint32_t big_free[SHAPE_BIG]
+    uint8_t *small                  # SHAPE_SMALL of SHAPE_SMALL_LEN
+    uint8_t *big                    # SHAPE_BIG of BUFFER_STRIDE
+    uint64_t *due_ns                # by peer and way: of the last that was put in
+    uint32_t *held                  # by peer and way: small slots' worth
+
 cdef struct Worker:
     Tables tables
     WorkerShared *shared
@@ -81,7 +113,11 @@ cdef struct Worker:
     int epoll_fd
     uint64_t busy_poll_ns
     uint64_t now_ns                 # of this turn of the loop
+    uint32_t now_s
     uint32_t mtu                    # of this turn
+    bint has_limits                 # likewise
+    bint is_tap
+    uint32_t lane_flags             # that lane messages may have
     bint interface_gone
     uint8_t *read_buffer
     Aead aead
@@ -91,6 +127,11 @@ cdef struct Worker:
     Staged staged
     Hold hold
     Bundle bundle
+    Shape shape
+    uint8_t *frame_buffer           # BUFFER_STRIDE, for a copy of a flooded or relayed frame
+    uint64_t flooded_bytes          # of this turn
+    uint64_t random[RANDOM_WORDS]
+    uint32_t random_left
     uint64_t *session_sent_ns       # by peer: when data left by its session
     Gro gro
     iovec write_iov[GRO_MAX_TCP_SEGMENTS + 1]

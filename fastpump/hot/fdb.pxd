@@ -1,0 +1,220 @@
+# The forwarding database of a TAP: on whose side a MAC address is, per VLAN.
+#
+# A hash table of buckets with FDB_WAYS entries of two words. Workers learn and look up without
+# locks. An entry's key changes only from free (or aged) to BUSY by compare and swap, and from
+# there to the new key after the value is written; an entry that is in use changes its value
+# alone, in one word: so a reader finds the right owner, or none. BUSY tells who claims an entry;
+# who finds one in its bucket looks again before it claims another, so an address is there once.
+#
+# Ageing is exact: who reads compares times. The supervisor sweeps aged entries out, and counts
+# anew (what two workers counted wrongly in a race does not last). A static entry does not age,
+# and locks its address: frames from it are taken from its owner only.
+#
+# Bounds: the table is as large as it is. Past a limit (of one side, of all) an address is not
+# learned, and one that came from elsewhere is forgotten: frames to it are flooded, and it costs
+# nobody else his entry.
+#
+# An address belongs to the side where it was heard last. A flooded frame may come by several
+# ways; the one with fewer hops counts (hot/switch.pxd).
+
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+
+from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, add32, cas64, load32, load64, store64
+from fastpump.hot.limits cimport FDB_WAYS
+from fastpump.hot.shm cimport MacEntry, Tables
+
+cdef enum:
+    MAC_LOCAL = 0x00ffffff          # an owner: our own side of the tunnel
+    MAC_NOBODY = 0x01ffffff         # no owner: not known
+    MAC_HOPS_SHIFT = 56
+    MAC_OWNER_SHIFT = 32
+
+cdef extern from *:
+    """
+    #define FASTPUMP_MAC_VALID (1ULL << 63)
+    #define FASTPUMP_MAC_STATIC (1ULL << 60)
+    """
+    unsigned long long MAC_VALID "FASTPUMP_MAC_VALID"       # of a key: address << 12 | VLAN
+    unsigned long long MAC_STATIC "FASTPUMP_MAC_STATIC"     # of a value
+
+cdef enum:
+    MAC_BUSY = 1                    # of a key that is being claimed: twice who does it, plus this
+
+cdef enum Learned:
+    LEARN_KNOWN
+    LEARN_NEW
+    LEARN_MOVED
+    LEARN_LOCKED                    # it is another's
+    LEARN_FULL                      # and so it is not learned
+
+
+cdef inline uint64_t mac_key(uint64_t address, uint32_t vlan) noexcept nogil:
+    return MAC_VALID | address << 12 | vlan
+
+
+cdef inline uint64_t mac_busy(uint32_t who) noexcept nogil:
+    return <uint64_t>who << 1 | MAC_BUSY
+
+
+cdef inline bint mac_key_is_busy(uint64_t key) noexcept nogil:
+    return key != 0 and not key & MAC_VALID
+
+
+cdef inline uint64_t mac_value(uint32_t owner, uint32_t hops, uint32_t now_s) noexcept nogil:
+    return <uint64_t>hops << MAC_HOPS_SHIFT | <uint64_t>owner << MAC_OWNER_SHIFT | now_s
+
+
+cdef inline uint32_t mac_owner(uint64_t value) noexcept nogil:
+    return <uint32_t>(value >> MAC_OWNER_SHIFT) & MAC_LOCAL
+
+
+cdef inline uint32_t mac_hops(uint64_t value) noexcept nogil:
+    return <uint32_t>(value >> MAC_HOPS_SHIFT) & 15
+
+
+cdef inline bint mac_is_aged(const Tables *self, uint64_t value, uint32_t now_s) noexcept nogil:
+    return not value & MAC_STATIC and now_s - <uint32_t>value > self.header.mac_ageing_s \
+        and <int>(now_s - <uint32_t>value) > 0      # another worker may be a second ahead
+
+
+cdef inline MacEntry *mac_bucket(const Tables *self, uint64_t key) noexcept nogil:
+    """Spread by a secret seed: who chooses addresses cannot choose a bucket."""
+    cdef uint64_t mix = (key ^ self.header.mac_seed) * <uint64_t>0x9e3779b97f4a7c15u
+    mix = (mix ^ mix >> 32 ^ self.header.mac_seed >> 17) * <uint64_t>0xd6e8feb86659fd93u
+    return &self.macs[(<uint32_t>(mix >> 32) & (self.header.mac_buckets - 1)) * FDB_WAYS]
+
+
+cdef inline MacEntry *mac_find(const Tables *self, uint64_t key) noexcept nogil:
+    """The entry of an address, aged or not; NULL if there is none."""
+    cdef MacEntry *bucket = mac_bucket(self, key)
+    cdef int i
+    for i in range(FDB_WAYS):
+        if load64(&bucket[i].key, ACQUIRE) == key:
+            return &bucket[i]
+    return NULL
+
+
+cdef inline uint32_t mac_lookup(const Tables *self, uint64_t key, uint32_t now_s) noexcept nogil:
+    """On whose side an address is: a peer's slot, MAC_LOCAL or MAC_NOBODY."""
+    cdef MacEntry *entry = mac_find(self, key)
+    cdef uint64_t value
+    if entry == NULL:
+        return MAC_NOBODY
+    value = load64(&entry.value, ACQUIRE)
+    if load64(&entry.key, ACQUIRE) != key or mac_is_aged(self, value, now_s):
+        return MAC_NOBODY
+    return mac_owner(value)
+
+
+cdef inline uint32_t *mac_counter(const Tables *self, uint32_t owner) noexcept nogil:
+    if owner == MAC_LOCAL:
+        return &self.header.mac_count_local
+    return &self.peers[owner].mac_count
+
+
+cdef inline bint mac_has_room(const Tables *self, uint32_t owner) noexcept nogil:
+    # Signed: races may have counted below zero, until the next sweep.
+    return <int32_t>load32(mac_counter(self, owner), RELAXED) \
+        < <int32_t>self.header.mac_limit_per_peer \
+        and <int32_t>load32(&self.header.mac_count, RELAXED) < <int32_t>self.header.mac_limit
+
+
+cdef inline void mac_count_add(const Tables *self, uint32_t owner, int change) noexcept nogil:
+    add32(mac_counter(self, owner), <uint32_t>change, RELAXED)
+    add32(&self.header.mac_count, <uint32_t>change, RELAXED)
+
+
+cdef inline MacEntry *mac_victim(const Tables *self, MacEntry *bucket, uint32_t now_s,
+                                 bint *is_busy) noexcept nogil:
+    """A free or aged entry; NULL if the bucket is full, or (then `is_busy`) somebody else claims
+    an entry of it just now, maybe for the same address."""
+    cdef MacEntry *victim = NULL
+    cdef uint64_t key
+    cdef int i
+    is_busy[0] = False
+    for i in range(FDB_WAYS):
+        key = load64(&bucket[i].key, ACQUIRE)
+        if mac_key_is_busy(key):
+            is_busy[0] = True
+            return NULL
+        if victim == NULL and (key == 0 or mac_is_aged(
+                self, load64(&bucket[i].value, ACQUIRE), now_s)):
+            victim = &bucket[i]
+    return victim
+
+
+cdef inline bint mac_claim(const Tables *self, MacEntry *entry, uint32_t now_s,
+                           uint32_t who) noexcept nogil:
+    """Claim a free or aged entry for `who`; False if somebody else was first."""
+    cdef uint64_t key = load64(&entry.key, ACQUIRE)
+    cdef uint64_t value = load64(&entry.value, ACQUIRE)
+    if mac_key_is_busy(key) or (key != 0 and not mac_is_aged(self, value, now_s)) \
+            or not cas64(&entry.key, key, mac_busy(who)):
+        return False
+    if key != 0:
+        mac_count_add(self, mac_owner(value), -1)
+    return True
+
+
+cdef inline void mac_fill(const Tables *self, MacEntry *entry, uint64_t key, uint64_t value,
+                          uint32_t who) noexcept nogil:
+    """Complete a claimed entry; unless the claim was taken away, as we were taken for dead."""
+    store64(&entry.value, value, RELEASE)
+    if cas64(&entry.key, mac_busy(who), key):
+        mac_count_add(self, mac_owner(value), 1)
+
+
+cdef inline bint mac_forget(const Tables *self, MacEntry *entry, uint64_t key) noexcept nogil:
+    """Free an entry, if it still is that address's."""
+    cdef uint64_t value = load64(&entry.value, ACQUIRE)
+    if not cas64(&entry.key, key, 0):
+        return False
+    mac_count_add(self, mac_owner(value), -1)
+    return True
+
+
+cdef inline Learned mac_refresh(const Tables *self, MacEntry *entry, uint64_t key, uint32_t owner,
+                                uint32_t hops, uint32_t now_s) noexcept nogil:
+    """An address that is in the table was heard from `owner`."""
+    cdef uint64_t value = load64(&entry.value, ACQUIRE)
+    cdef uint64_t fresh = mac_value(owner, hops, now_s)
+    cdef uint32_t before = mac_owner(value)
+    if value == fresh:
+        return LEARN_KNOWN
+    if load64(&entry.key, ACQUIRE) != key:
+        return LEARN_KNOWN          # it was another's entry by then: with the next frame
+    if value & MAC_STATIC:
+        return LEARN_KNOWN if before == owner else LEARN_LOCKED
+    if before == owner:
+        cas64(&entry.value, value, fresh)
+        return LEARN_KNOWN
+    if <int32_t>load32(mac_counter(self, owner), RELAXED) \
+            >= <int32_t>self.header.mac_limit_per_peer:
+        mac_forget(self, entry, key)
+        return LEARN_FULL
+    if not cas64(&entry.value, value, fresh):
+        return LEARN_KNOWN          # another worker was first
+    mac_count_add(self, before, -1)
+    mac_count_add(self, owner, 1)
+    return LEARN_MOVED
+
+
+cdef inline Learned mac_learn(const Tables *self, uint64_t key, uint32_t owner, uint32_t hops,
+                              uint32_t now_s, uint32_t who) noexcept nogil:
+    """An address was heard from `owner`, so many relays away. `who`: the worker."""
+    cdef MacEntry *entry
+    cdef bint is_busy
+    cdef int _
+    for _ in range(8):
+        entry = mac_find(self, key)
+        if entry != NULL:
+            return mac_refresh(self, entry, key, owner, hops, now_s)
+        entry = mac_victim(self, mac_bucket(self, key), now_s, &is_busy)
+        if is_busy:
+            continue
+        if entry == NULL or not mac_has_room(self, owner):
+            return LEARN_FULL
+        if mac_claim(self, entry, now_s, who):
+            mac_fill(self, entry, key, mac_value(owner, hops, now_s), who)
+            return LEARN_NEW
+    return LEARN_KNOWN              # others are at it: with the next frame
