@@ -11,18 +11,15 @@ holds a lock on that file while it lives, and undoes them however it ends; if it
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
 
-from fastpump import firewall, netlink, paths
+from fastpump import attachstate, firewall, netlink, paths
 from fastpump.config import Interface, Network
 from fastpump.errors import SystemSetupError
+from fastpump.record import Record
 
 log = logging.getLogger("fastpump")
 
@@ -144,75 +141,46 @@ class HostState:
         said = {"table": wanted.default_table or self.done.default_table,
                 "versions": sorted({*self._ruled, *wanted.versions}),
                 "has_dns": self.done.has_dns or wanted.has_dns}
-        self._record.seek(0)
-        self._record.truncate()
-        json.dump(said, self._record)
-        self._record.flush()
+        self._record.write(said)
 
     def undo(self) -> None:
         """Undo what does not go away with the interface, and give up the record."""
         _undo(self._name, self._record)
 
 
+def _open_record(name: str) -> Record:
+    record = Record.take(_record_file(name))
+    if record is None:
+        raise SystemSetupError(f"the tunnel that was brought up as {name} still runs, under "
+                               "another name or in another network namespace: fastpump status")
+    return record
+
+
 def _record_file(name: str) -> Path:
     return paths.runtime_dir() / f"{name}.json"
-
-
-def _open_record(name: str) -> TextIO:
-    path = _record_file(name)
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        record = path.open("a+", encoding="ascii")
-    except OSError as error:
-        raise SystemSetupError(f"{path} cannot be written: {error.strerror}; name a writable "
-                               "directory in FASTPUMP_RUN") from None
-    if _lock(record):
-        return record
-    record.close()
-    raise SystemSetupError(f"the tunnel that was brought up as {name} still runs, under another "
-                           "name or in another network namespace: fastpump status")
-
-
-def _lock(record: TextIO) -> bool:
-    """Take the record, if its process is gone. The lock ends with whoever holds it."""
-    try:
-        fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def recover(name: str) -> bool:
     """Undo what a killed process left behind; whether there was anything. SystemSetupError if
     the process still lives."""
+    was_attached = attachstate.recover(name)
     if not _record_file(name).exists():
-        return False
+        return was_attached
     _undo(name, _open_record(name))
     return True
 
 
-def _undo(name: str, record: TextIO) -> None:
+def _undo(name: str, record: Record) -> None:
     """Undo what the record says, as far as it is there; complaints go to the log."""
-    record.seek(0)
-    try:
-        said = json.loads(record.read() or "{}")
-        table, versions = said.get("table", 0), said.get("versions", [])
-        has_dns = said.get("has_dns", False)
-    except (ValueError, AttributeError) as error:
-        log.warning("%s cannot be read (%s); what it says is not undone", record.name, error)
-        table, versions, has_dns = 0, [], False
+    said = record.read()
+    versions = said.get("versions", [])
     for version in versions:
-        _tolerate(netlink.remove_default_rules, version, table)
+        _tolerate(netlink.remove_default_rules, version, said.get("table", 0))
     if versions:
         _tolerate(firewall.unprotect, name)
-    if has_dns:
+    if said.get("has_dns", False):
         _tolerate(firewall.unset_dns, name)
-    path = Path(record.name)
-    path.unlink(missing_ok=True)
-    record.close()
-    for directory in (path.parent, path.parent.parent):
-        with contextlib.suppress(OSError):      # others live there
-            directory.rmdir()
+    record.remove()
 
 
 def _tolerate(step: Callable[..., None], *args: object) -> None:

@@ -1,4 +1,5 @@
-"""Addresses, links and routes. The only user of pyroute2."""
+"""Addresses, links and routes. With netlinkports.py and netlinklinks.py the only user of
+pyroute2."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import contextlib
 import errno
 import ipaddress
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,13 @@ def _message_mtu(route: IPRoute, message: Any) -> int | None:
     return mtu if mtu is None else int(mtu)
 
 
+def set_mac(name: str, index: int, mac: bytes) -> None:
+    """Set the MAC address of an interface."""
+    with IPRoute() as route:
+        _do(f"the MAC address {mac.hex(':')} of {name} cannot be set", route.link, "set",
+            index=index, address=mac.hex(":"))
+
+
 def set_mtu(index: int, mtu: int) -> None:
     """Set the MTU of an interface."""
     with IPRoute() as route:
@@ -234,15 +242,16 @@ def _do(complaint: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> 
         raise SystemSetupError(f"{complaint}: {error}") from None
 
 
-def likely_address(but_not_of: int) -> str | None:
+def likely_address(but_not_of: int, but_not: Collection[Address] = ()) -> str | None:
     """An address at which other hosts probably reach this one: the first global one of
-    the interface with the default route, else any global one but those of the interface
-    with the index `but_not_of`."""
+    the interface with the default route, else any global one; but none of the interface
+    with the index `but_not_of`, and none of `but_not`."""
     with IPRoute() as route:
         default = {message.get_attr("RTA_OIF")
                    for family in (2, 10)
                    for message in route.get_default_routes(family=family)}
         found = [(message["index"] not in default, message["family"] != 2,
                   message.get_attr("IFA_ADDRESS"))
-                 for message in route.get_addr(scope=0) if message["index"] != but_not_of]
+                 for message in route.get_addr(scope=0) if message["index"] != but_not_of
+                 and ipaddress.ip_address(message.get_attr("IFA_ADDRESS")) not in but_not]
     return min(found)[2] if found else None

@@ -1,0 +1,78 @@
+"""Records in /run/fastpump/<network namespace>: what must be undone, written down before it is
+done.
+
+A process holds a lock on its records while it lives. So whoever gets the lock of a record
+that says something knows that its process was killed, and undoes what it says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+from fastpump.errors import SystemSetupError
+
+log = logging.getLogger("fastpump")
+
+
+class Record:
+    """One record, locked."""
+
+    def __init__(self, path: Path, file: TextIO) -> None:
+        """`take` makes them."""
+        self.path = path
+        self._file = file
+
+    @classmethod
+    def take(cls, path: Path) -> Record | None:
+        """Open a record, or make it, and lock it; None if a living process has it."""
+        while True:
+            try:
+                path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except FileNotFoundError:
+                continue        # its owner removed the directory just now
+            except OSError as error:
+                raise SystemSetupError(f"{path} cannot be written: {error.strerror}; name a "
+                                       "writable directory in FASTPUMP_RUN") from None
+            file = os.fdopen(fd, "r+", encoding="utf-8")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.close()
+                return None
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                    return cls(path, file)
+            file.close()        # its owner removed it just now
+
+    def read(self) -> dict[str, Any]:
+        """What it says; nothing, and a line in the log, if that cannot be read."""
+        self._file.seek(0)
+        try:
+            said = json.loads(self._file.readline() or "{}")
+            if not isinstance(said, dict):
+                raise ValueError("no object")
+        except ValueError as error:
+            log.warning("%s cannot be read (%s); what it says is not undone", self.path, error)
+            return {}
+        return said
+
+    def write(self, said: dict[str, Any]) -> None:
+        """Have it say this. Whenever we are killed, its first line is the old or the new one."""
+        line = json.dumps(said).encode() + b"\n"
+        os.pwrite(self._file.fileno(), line, 0)
+        os.ftruncate(self._file.fileno(), len(line))
+
+    def remove(self) -> None:
+        """All is undone."""
+        self.path.unlink(missing_ok=True)
+        self._file.close()
+        for directory in (self.path.parent, self.path.parent.parent):
+            with contextlib.suppress(OSError):      # others live there
+                directory.rmdir()
