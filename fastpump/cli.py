@@ -6,11 +6,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastpump import __version__, logs
+from fastpump import __version__, hostcli, livecli, logs
+from fastpump.arguments import lazily as _lazily
+from fastpump.arguments import number as _number
 from fastpump.errors import ConfigError, FastpumpError
 from fastpump.streams import open_standard_streams
 
@@ -37,6 +39,15 @@ Two hosts:
 Link two networks: add the far network to the peer's allowed-ips
   fastpump tunnel --address 10.9.0.1/24 --peer B_KEY@b.example.net:51820,\\
 allowed-ips=10.9.0.0/24+192.168.7.0/24
+
+Join VMs: --tap makes one Ethernet of all hosts, for whatever is in its bridge
+  host A   fastpump tunnel vms --tap --bridge br0
+  host B   fastpump tunnel vms --tap --bridge br0 --peer A_KEY@a.example.net:51820
+  host A   fastpump tunnel vms --tap --bridge br0 --peer B_KEY
+  Frames go where their MAC address was learnt; there are no allowed-ips.
+
+Limit what passes, in all or of one peer (the manual has more forms):
+  --rate-limit tx=1gbit,rx=1gbit --rate-limit B_KEY:both=200mbit,burst=1mb,both-ops=50k
 """
 
 _OFFLOAD_HELP = """\
@@ -49,36 +60,43 @@ what data travels by: auto (lanes with other fastpumps, plain WireGuard with all
 wireguard (only that), lanes (only that: nothing is sent to peers that do not do lanes)"""
 
 
-def _configured(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A parser of ours as an argparse type: its complaint is shown as it is."""
-    def convert(text: str) -> Any:
-        try:
-            return parse(text)
-        except ConfigError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return convert
+def _add_ethernet(tunnel: Any) -> None:
+    add = tunnel.add_argument_group("Ethernet", "What else there is with --tap.").add_argument
+    add("--tap", action="store_true", help="join by Ethernet frames, not by IP packets; the peers "
+        "are fastpumps with --tap, too")
+    add("--bridge", type=_lazily("check_name"), metavar="NAME",
+        help="put the interface into this bridge")
+    add("--attach", type=_lazily("check_name"), action="append", default=[], metavar="IFACE",
+        help="join this interface (of a VM) to the tunnel; may be repeated")
+    add("--attach-mode", type=_lazily("parse_attach_mode"), default="bridge",
+        metavar="bridge|tc", help="how: by a bridge, or directly by tc (bridge)")
+    add("--mac", type=_lazily("parse_mac"), metavar="MAC",
+        help="MAC address of the interface (default: any)")
+    add("--relay", action="store_true", help="pass frames from peer to peer")
+    add("--mac-ageing", type=_lazily("parse_mac_ageing"), default=300, metavar="SECONDS",
+        help="forget a MAC address that was not heard for so long (300)")
+    add("--mac-limit", type=_lazily("parse_mac_limit"), default=4096, metavar="N",
+        help="learn no more MAC addresses behind one peer (4096)")
+    add("--mac-table", type=_lazily("parse_mac_limit"), default=32768, metavar="N",
+        help="learn no more MAC addresses in all (32768)")
+    add("--storm-limit", type=_lazily("parse_storm_limit"), default=10_000, metavar="N",
+        help="flood no more frames per second (10000; 0: any number)")
 
 
-def _number(what: str, low: int, high: int) -> Callable[[str], Any]:
-    def parse(text: str) -> int:
-        from fastpump.config import parse_number
-        return parse_number(text, what, low, high)
-    return _configured(parse)
-
-
-def _lazily(name: str) -> Callable[[str], Any]:
-    """A parser of fastpump.config, imported when it is used (genkey starts quickly)."""
-    def parse(text: str) -> Any:
-        from fastpump import config
-        return getattr(config, name)(text)
-    return _configured(parse)
+def _add_rate_limits(tunnel: Any) -> None:
+    add = tunnel.add_argument_group("Rate limits").add_argument
+    add("--rate-limit", type=_lazily("parse_rate_limit"), action="append", default=[],
+        metavar="[PUBKEY:]SPEC", help="limit the interface, or a peer; may be repeated. SPEC is "
+        "tx=RATE[,burst=SIZE], tx-ops=N[,burst=N], the same of rx or both, separated by commas; "
+        "or the JSON of a Firecracker network interface, or @FILE with that. RATE in kbit, mbit, "
+        "gbit, kb/s, mb/s, gb/s")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(
-        prog="fastpump", description="A packet pump for Linux: multi-queue TUN interfaces joined "
-        "over encrypted UDP, WireGuard on the wire.",
+        prog="fastpump", description="A packet pump for Linux: multi-queue TUN and TAP "
+        "interfaces joined over encrypted UDP, WireGuard on the wire.",
         epilog="`fastpump COMMAND --help` explains a command. Start with: fastpump demo")
     parser.add_argument("--version", action="version", version=f"fastpump {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -91,6 +109,8 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="print JSON (keys: see the manual)")
     status.set_defaults(run=_status)
     _add_quick(commands)
+    livecli.add_commands(commands)
+    hostcli.add_commands(commands)
     _add_demo(commands)
     for name, help_text, action in (
             ("genkey", "make a private key and print it", _genkey),
@@ -119,8 +139,8 @@ def _add_tunnel(commands: Any) -> None:
         help="file with the private key (default: made once and kept in /var/lib/fastpump)")
     add("--peer", type=_lazily("parse_peer"), action="append", default=[], metavar="SPEC",
         help="a peer, see above; may be repeated")
-    add("--mtu", type=_lazily("parse_mtu"), default=1420, metavar="N",
-        help="MTU of the interface (1420)")
+    add("--mtu", type=_lazily("parse_mtu"), metavar="N",
+        help="MTU of the interface (1420; with --tap what fits)")
     add("--fwmark", type=_number("firewall mark", 0, 0xFFFFFFFF), default=0, metavar="N",
         help="firewall mark of the tunnel's own packets, for policy routing")
     add("--transport", type=_lazily("parse_transport"), default="auto",
@@ -138,6 +158,8 @@ def _add_tunnel(commands: Any) -> None:
     add("--log-level", choices=logs.LEVELS, default="info",
         help="what to log to stderr (info)")
     add("--log-json", action="store_true", help="log, and say ready, as JSON lines")
+    _add_ethernet(tunnel)
+    _add_rate_limits(tunnel)
     tunnel.set_defaults(run=_tunnel)
 
 
@@ -154,6 +176,8 @@ wg-quick(8), with all of its keys, and these of fastpump's own in [Interface]:
   Offload = NAME=off    switch an offload off
   Transport = auto      or wireguard, or lanes: what data travels by
   Cipher = auto         or aes-256-gcm, or chacha20-poly1305: of lanes
+  RateLimit = SPEC      limit the interface; in [Peer] that peer: tx=1gbit,burst=10mb
+  Mode = tap            Ethernet frames, not IP packets; fastpump.conf(5) has the keys of it
   ResolveEvery = N      ask for the endpoints' names again, at most every N seconds,
                         when a handshake fails (default: off)
 
@@ -178,8 +202,8 @@ def _add_quick(commands: Any) -> None:
              "End a tunnel that `fastpump up` started, and undo all that it did.", _down),
             ("reload", "apply a changed file to a running tunnel",
              "Apply a changed file to a running tunnel. Peers that are still in it keep their "
-             "sessions. Table, Queues, Pin, BusyPoll, Offload, Transport and "
-             "Cipher need `down` and `up`.", _reload),
+             "sessions. Table, Queues, Pin, BusyPoll, Offload, Transport, Cipher, Mode and what "
+             "is about Ethernet need `down` and `up`.", _reload),
             ("check", "check a file", "Check a configuration file, and change nothing.", _check)):
         command = commands.add_parser(
             name, help=help_text, description=f"{description}\n{_FILE_HELP}",
@@ -203,17 +227,21 @@ def _add_demo(commands: Any) -> None:
 
 
 def _tunnel(args: argparse.Namespace) -> int:
-    from fastpump.config import TunnelConfig
-    from fastpump.tunnel import run_in_foreground
+    from fastpump.config import TunnelConfig, with_rate_limits
+    from fastpump.foreground import run_in_foreground
 
     logs.set_up(args.log_level, as_json=args.log_json)
-    run_in_foreground(TunnelConfig(
+    config = TunnelConfig(
         name=args.name, queue_count=args.queues or len(os.sched_getaffinity(0)),
         addresses=tuple(args.address), listen_port=args.listen_port,
         private_key_file=args.private_key, peers=tuple(args.peer), mtu=args.mtu,
         fwmark=args.fwmark, routes=not args.no_routes, pin=args.pin,
         busy_poll_us=args.busy_poll, transport=args.transport, cipher=args.cipher,
-        offloads=dict(args.offload)), as_json=args.log_json)
+        offloads=dict(args.offload), mode="tap" if args.tap else "tun", bridge=args.bridge,
+        attach=tuple(args.attach), attach_mode=args.attach_mode, mac=args.mac, relay=args.relay,
+        mac_ageing_s=args.mac_ageing, mac_limit=args.mac_limit, mac_table=args.mac_table,
+        storm_limit=args.storm_limit)
+    run_in_foreground(with_rate_limits(config, args.rate_limit), as_json=args.log_json)
     return 0
 
 

@@ -4,6 +4,8 @@
     {"command": "reload"}  ->  {"reload": {...}}      (of `fastpump up` only)
     {"command": "configuration"}  ->  {"configuration": {"text": ...}}    (likewise)
     {"command": "stop"}    ->  {"stop": {"pid": N}}   the tunnel ends, and its process
+    {"command": "fdb", "action": ...}  ->  {"fdb": {...}}       (of a TAP; macs.py)
+    {"command": "limit", ...}  ->  {"limit": {...}}             (Tunnel.limit)
     anything else          ->  {"error": "..."}
 
 The socket is /run/fastpump/<network namespace>/<interface>.sock, mode 0600.
@@ -27,7 +29,8 @@ MAX_REQUEST = 65536
 REQUEST_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
 
-Command = Callable[[], Awaitable[dict[str, Any]]]
+Command = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+"""Takes the request: {"command": ..., and what else it has}."""
 
 
 class ControlServer:
@@ -79,7 +82,7 @@ class ControlServer:
         if command is None:
             return {"error": "unknown command; there is: " + ", ".join(sorted(self._commands))}
         try:
-            return {str(name): await command()}
+            return {str(name): await command(request)}
         except FastpumpError as error:
             return {"error": str(error)}
 
@@ -110,7 +113,7 @@ def forget(name: str) -> None:
         _remove_empty(path.parent)
 
 
-def ask(name: str, command: str) -> Any:
+def ask(name: str, command: str, **arguments: object) -> Any:
     """Send a command to a running tunnel; None if nobody listens there."""
     path = _path(name)
     with socket.socket(socket.AF_UNIX) as client:
@@ -122,7 +125,7 @@ def ask(name: str, command: str) -> Any:
         except OSError as error:
             raise SystemSetupError(f"the tunnel {name} cannot be asked: {error.strerror}; run as "
                                    "the user who runs it") from None
-        client.sendall(json.dumps({"command": command}).encode() + b"\n")
+        client.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
         with client.makefile("rb") as answer:
             try:
                 reply = json.loads(answer.readline())

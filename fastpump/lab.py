@@ -38,7 +38,8 @@ IPERF_PORT = "5201"
 def need(*tools: str) -> None:
     """SystemSetupError naming the Debian package of a tool that is missing."""
     packages = {"ip": "iproute2", "ping": "iputils-ping", "iperf3": "iperf3", "wg":
-                "wireguard-tools", "tcpdump": "tcpdump", "strace": "strace"}
+                "wireguard-tools", "tcpdump": "tcpdump", "strace": "strace",
+                "qemu-system-x86_64": "qemu-system-x86"}
     for tool in tools:
         if shutil.which(tool) is None:
             raise SystemSetupError(f"{tool} is missing; install it (Debian: apt install "

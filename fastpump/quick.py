@@ -16,26 +16,28 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastpump import conffile, control, endpoint, keys, netlink, tunnel
+from fastpump import attach, conffile, control, endpoint, ethernet, keys, netlink, tunnel
 from fastpump.conffile import FileConfig
-from fastpump.config import Network, PeerConfig, TunnelConfig, check
-from fastpump.constants import DEFAULT_MTU, DEFAULT_PORT
+from fastpump.config import TAP_FIELDS, Network, PeerConfig, TunnelConfig, check
+from fastpump.constants import DEFAULT_PORT
 from fastpump.daemon import detach
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.hostnet import HostNet, HostState, recover
+from fastpump.ratelimit import NO_LIMITS
 from fastpump.resolver import look_up
 
 log = logging.getLogger("fastpump")
 
 END_TIMEOUT_MS = 10_000
 # What `reload` cannot change: the interface must be made anew.
-FIXED = ("table", "queues", "pin", "busy_poll_us", "offloads", "transport", "cipher")
+FIXED = ("table", "queues", "pin", "busy_poll_us", "offloads", "transport", "cipher", "mode",
+         *TAP_FIELDS)
 
 
 # -- the tunnel that a file describes
@@ -51,9 +53,11 @@ def tunnel_config(name: str, file: FileConfig) -> TunnelConfig:
         name=name, queue_count=file.queues or len(os.sched_getaffinity(0)),
         addresses=file.addresses, listen_port=file.listen_port or 0,
         private_key=file.private_key, keeps_key=False, peers=peers,
-        mtu=file.mtu or DEFAULT_MTU, fwmark=file.fwmark or 0,
+        mtu=file.mtu, fwmark=file.fwmark or 0,
         pin=file.pin, busy_poll_us=file.busy_poll_us, resolve_every_s=file.resolve_every_s,
-        transport=file.transport, cipher=file.cipher, offloads=dict(file.offloads))
+        transport=file.transport, cipher=file.cipher, offloads=dict(file.offloads),
+        rate_limits=file.rate_limits, mode=file.mode,
+        **{name: getattr(file, name) for name in TAP_FIELDS})
     check(config)
     return config
 
@@ -81,21 +85,29 @@ class Quick:
             "reload": self._reload, "configuration": self._configuration},
             configuration_file=self.path)
 
-    def _configure(self, name: str, index: int, made: ExitStack) -> None:
+    def _configure(self, name: str, index: int, made: ExitStack,
+                   endpoints: Collection[netlink.Address]) -> None:
         self.host = HostState(name)
         made.callback(self.host.undo)
-        netlink.bring_up(name, index)
-        self.host.change(index, self._host_net(self.applied, [
-            endpoint.resolve(*peer.endpoint).address for peer in self.config.peers
-            if self.applied.mtu is None and peer.endpoint is not None]))
+        if self.config.mode == "tap":
+            ethernet.configure(self.config, name, index, made, endpoints)
+            self.host.change(index, self._host_net(self.applied, None))
+        else:
+            netlink.bring_up(name, index)
+            self.host.change(index, self._host_net(self.applied, endpoints))
 
     def _host_net(self, file: FileConfig,
                   endpoints: Iterable[netlink.Address] | None) -> HostNet:
         """`endpoints`: the addresses that the MTU shall fit the ways to, if the file says
         none; None: it stays."""
         mtu = file.mtu or (0 if endpoints is None else netlink.fitting_mtu(endpoints))
-        return HostNet(file.addresses, mtu, tuple(self._routes(file)), self.default_table,
+        addresses = () if self._is_attached else file.addresses
+        return HostNet(addresses, mtu, tuple(self._routes(file)), self.default_table,
                        file.dns, file.dns_search)
+
+    @property
+    def _is_attached(self) -> bool:
+        return bool(ethernet.attachment_of(self.config))
 
     def _routes(self, file: FileConfig) -> Iterator[tuple[Network, int]]:
         """(destination, routing table) of all routes, the longest prefixes first."""
@@ -118,18 +130,20 @@ class Quick:
     async def _configuration(self, running: tunnel.Tunnel) -> dict[str, Any]:
         """The file as it would be written now (SaveConfig)."""
         device, supervisor = running.supervisor.device, running.supervisor
+        said = {peer.public_key: peer.rate_limits for peer in self.applied.peers}
         peers = []
         for peer in device.peers.values():
             where = peer.endpoint_name
             if where is None and peer.endpoint is not None:
                 where = peer.endpoint.host, peer.endpoint.port
+            allowed_ips = sorted(peer.allowed_ips) if self.file.mode == "tun" else ()
             peers.append(PeerConfig(
                 peer.public_key, where, tuple(netlink.network_of(*prefix)
-                                              for prefix in sorted(peer.allowed_ips)),
+                                              for prefix in allowed_ips),
                 peer.preshared_key if any(peer.preshared_key) else None,
-                peer.persistent_keepalive_s))
+                peer.persistent_keepalive_s, said.get(peer.public_key, NO_LIMITS)))
         addresses = self.file.addresses
-        if running.is_at_home:
+        if running.is_at_home and not self._is_attached:     # those are the bridge's
             addresses = tuple(await asyncio.to_thread(netlink.addresses_of, running.link.index))
         return {"text": conffile.emit(replace(
             self.file, private_key=device.private_key if any(device.private_key) else None,
@@ -145,8 +159,12 @@ class Quick:
         file = await asyncio.to_thread(conffile.load, self.path)
         config = tunnel_config(self.name, file)
         fixed = [field for field in FIXED if getattr(file, field) != getattr(self.applied, field)]
+        if "mode" in fixed:     # packets and frames: next to nothing means the same in both
+            return {"changed": [], "needs_restart": ["mode"], "warnings": list(file.warnings)}
         if self.default_table and file.fwmark != self.applied.fwmark:
             fixed.append("fwmark")
+        if self._is_attached and file.addresses != self.applied.addresses:
+            fixed.append("addresses")
         new = replace(file, peers=config.peers,
                       **{field: getattr(self.applied, field) for field in fixed})
         if _has_default_route(new) and not self.default_table:
@@ -164,7 +182,7 @@ class Quick:
         old, self.file, self.applied = self.applied, file, new
         assert self.host is not None
         # An MTU that was found stays: the ways to the peers may differ by now.
-        endpoints = None if old.mtu is None else [
+        endpoints = None if old.mtu is None or self.config.mode == "tap" else [
             peer.endpoint.address for peer in device.peers.values() if peer.endpoint is not None]
         host_net = await asyncio.to_thread(self._host_net, new, endpoints)
         changed += await asyncio.to_thread(self.host.change, running.link.index, host_net)
@@ -181,6 +199,9 @@ class Quick:
         if new.fwmark != self.applied.fwmark:
             supervisor.set_fwmark(new.fwmark or 0)
             changed.append("the firewall mark")
+        if new.rate_limits != self.applied.rate_limits:
+            running.set_rate_limits(None, new.rate_limits)
+            changed.append("the rate limits")
         running.resolver.interval_s = new.resolve_every_s
         return changed
 
@@ -196,12 +217,16 @@ class Quick:
                 changed.append(f"{peer} removed")
                 device.remove_peer(peer)
         for said in new.peers:
+            before = known.get(said.public_key)
             if said.public_key not in device.peers:
                 running.add_peer(said, where.get(said.public_key))
                 changed.append(f"{device.peers[said.public_key]} added")
-            elif said != known.get(said.public_key):
+                before = None
+            elif said != before:
                 running.change_peer(said, where.get(said.public_key))
                 changed.append(f"{device.peers[said.public_key]} changed")
+            if said.rate_limits != (NO_LIMITS if before is None else before.rate_limits):
+                running.set_rate_limits(said.public_key, said.rate_limits)
         running.supervisor.settle()
         return changed
 
@@ -236,7 +261,7 @@ def _run_hooks(hooks: Iterable[str], name: str) -> None:
 def check_file(word: str) -> str:
     """Read a file and complain; one line about it if all is well."""
     path, name, file = _load(word)
-    tunnel_config(name, file)
+    attach.check(ethernet.attachment_of(tunnel_config(name, file)))
     if file.table not in ("auto", "off"):
         netlink.table_number(file.table)
     return (f"{path} is good: interface {name}, {len(file.addresses)} addresses, "
@@ -257,6 +282,7 @@ def up(word: str) -> None:
         raise ConfigError(f"the interface {name} exists already; name the file otherwise, or "
                           f"delete it: ip link delete {name}")
     config = tunnel_config(name, file)
+    attach.check(ethernet.attachment_of(config))
     quick = Quick(path, name, file, file, config)
     if _has_default_route(file):
         # The mark keeps our own datagrams out of the tunnel; the table has the same number.

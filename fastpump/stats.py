@@ -10,13 +10,14 @@ import time
 from collections import Counter
 from typing import Any
 
-from fastpump import keys
+from fastpump import keys, ratelimit
 from fastpump._core import SharedTables, default_backend
 from fastpump.constants import SECOND
 from fastpump.endpoint import Endpoint
 from fastpump.lanes import PeerLanes
 from fastpump.linkwatch import LinkState
 from fastpump.peer import Peer, Prefix
+from fastpump.ratelimit import RateLimits
 from fastpump.supervisor import Supervisor
 
 
@@ -51,7 +52,7 @@ def _transport(tables: SharedTables, state: PeerLanes) -> dict[str, Any]:
             "lanes": [], "no_lanes_because": state.refusal or None}
 
 
-def _peer(tables: SharedTables, peer: Peer, state: PeerLanes) -> dict[str, Any]:
+def _peer(tables: SharedTables, peer: Peer, state: PeerLanes, macs: int) -> dict[str, Any]:
     rx_bytes, tx_bytes = tables.peer_bytes(peer.slot)
     ordered = sorted(peer.allowed_ips, key=lambda prefix: (len(prefix[0]), prefix))
     return {
@@ -62,10 +63,20 @@ def _peer(tables: SharedTables, peer: Peer, state: PeerLanes) -> dict[str, Any]:
         "rx_bytes": rx_bytes,
         "tx_bytes": tx_bytes,
         **_transport(tables, state),
+        "macs": macs,
+        "rate_limits": peer.rate_limits.to_json(),
         "persistent_keepalive": peer.persistent_keepalive_s,
         "preshared_key": any(peer.preshared_key),
         "worker": peer.worker,
     }
+
+
+def _switch(tables: SharedTables) -> dict[str, Any] | None:
+    """Of a TAP."""
+    if not tables.is_tap:
+        return None
+    count, local, _ = tables.mac_counts()
+    return {"macs": count, "macs_on_this_side": local, **tables.switch_configuration}
 
 
 def gather(link: LinkState, offloads: list[str], tables: SharedTables,
@@ -73,6 +84,7 @@ def gather(link: LinkState, offloads: list[str], tables: SharedTables,
     """One entry of `interfaces`."""
     device = supervisor.device
     verdicts: Counter[str] = supervisor.verdicts
+    macs = tables.mac_counts()[2] if tables.is_tap else {}
     queues = []
     for worker in supervisor.workers:
         shared = tables.worker_counters(worker.number)
@@ -90,7 +102,8 @@ def gather(link: LinkState, offloads: list[str], tables: SharedTables,
     return {
         "name": link.name,
         "ifindex": link.index,
-        "mode": "tun",
+        "mode": "tap" if tables.is_tap else "tun",
+        "switch": _switch(tables),
         "is_up": link.is_up,
         "public_key": None if device.public_key is None else keys.encode(device.public_key),
         "listen_port": supervisor.listen_port,
@@ -100,7 +113,7 @@ def gather(link: LinkState, offloads: list[str], tables: SharedTables,
         "aead": default_backend(),
         "worker_restarts": sum(worker.restarts for worker in supervisor.workers),
         "queues": queues,
-        "peers": [_peer(tables, peer, device.lanes.of(peer))
+        "peers": [_peer(tables, peer, device.lanes.of(peer), macs.get(peer.slot, 0))
                   for peer in device.peers.values()],
         "verdicts": dict(sorted((verdict, n) for verdict, n in verdicts.items() if n)),
     }
@@ -128,6 +141,21 @@ def ago(unix_s: int, now_s: float) -> str:
     return ", ".join(parts) + " ago" if parts else "now"
 
 
+def _limit_lines(limits: dict[str, Any]) -> list[str]:
+    found = RateLimits.from_json(limits)
+    return [] if found.is_empty else [f"  rate limits: {ratelimit.show(found)}"]
+
+
+def _switch_lines(switch: dict[str, Any] | None) -> list[str]:
+    if switch is None:
+        return []
+    storm = f"{switch['storm_limit']} flooded frames a second" if switch["storm_limit"] else "none"
+    return [f"  MAC addresses: {switch['macs']} of at most {switch['mac_table']}, "
+            f"{switch['macs_on_this_side']} on this side; forgotten after "
+            f"{switch['mac_ageing_s']} s",
+            f"  relay: {'on' if switch['relay'] else 'off'}; storm limit: {storm}"]
+
+
 def show(status: dict[str, Any]) -> str:
     """The status of one interface for a terminal."""
     lines = [
@@ -137,6 +165,8 @@ def show(status: dict[str, Any]) -> str:
         f"  listening port: {status['listen_port']}",
         f"  offloads: {', '.join(status['offloads']) or 'none'}",
         f"  ciphers by: {status['aead']}",
+        *_switch_lines(status["switch"]),
+        *_limit_lines(status["rate_limits"]),
         "",
         f"  {'queue':>5} {'worker':>8} {'restarts':>8} {'from interface':>16} {'sent':>12} "
         f"{'received':>12} {'to interface':>16}",
@@ -151,6 +181,7 @@ def show(status: dict[str, Any]) -> str:
             "",
             f"peer: {peer['public_key']}",
             f"  endpoint: {peer['endpoint'] or 'not known yet'}",
+            f"  MAC addresses: {peer['macs']}" if status["mode"] == "tap" else
             f"  allowed ips: {', '.join(peer['allowed_ips']) or '(none)'}",
             f"  latest handshake: {ago(peer['latest_handshake'], time.time())}",
             f"  transfer: {amount(peer['rx_bytes'])} received, {amount(peer['tx_bytes'])} sent",
@@ -160,6 +191,7 @@ def show(status: dict[str, Any]) -> str:
         lines += [f"    lane {lane['lane']}: {lane['state']}, worker {lane['worker']}, "
                   f"{lane['endpoint'] or 'not heard yet'}, {amount(lane['rx_bytes'])} received, "
                   f"{amount(lane['tx_bytes'])} sent" for lane in peer["lanes"]]
+        lines += _limit_lines(peer["rate_limits"])
         if peer["no_lanes_because"]:
             lines.append(f"  no lanes: {peer['no_lanes_because']}")
         if peer["preshared_key"]:

@@ -8,13 +8,10 @@ interface last (it goes with its fds, and its addresses and routes with it).
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import resource
-import shlex
-import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -22,21 +19,35 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fastpump import capabilities, endpoint, keys, netlink, paths, stats, steering, upgrade
+from fastpump import (
+    attach,
+    capabilities,
+    endpoint,
+    ethernet,
+    keys,
+    paths,
+    signals,
+    stats,
+    steering,
+    taps,
+    upgrade,
+)
 from fastpump._core import HAS_NULL_CIPHER, SharedTables, default_backend
 from fastpump.config import (
-    Interface,
     PeerConfig,
     TunnelConfig,
     check,
-    with_default_allowed_ips,
 )
-from fastpump.constants import KEY_LEN
+from fastpump.constants import KEY_LEN, MILLISECOND
 from fastpump.control import Command, ControlServer
-from fastpump.errors import ConfigError, SystemSetupError
+from fastpump.errors import ConfigError, FastpumpError, SystemSetupError
 from fastpump.lanes import Options
 from fastpump.linkwatch import LinkState, LinkWatcher
+from fastpump.macs import Macs
 from fastpump.netdev import TunQueues
+from fastpump.netlink import Address
+from fastpump.peer import Peer
+from fastpump.ratelimit import NO_LIMITS, RateLimits, TokenBucket
 from fastpump.resolver import Resolver
 from fastpump.sockets import check_route, lane_socket_count, preferred_family
 from fastpump.supervisor import Supervisor, now_ns
@@ -44,10 +55,13 @@ from fastpump.uapiserver import UapiServer
 
 log = logging.getLogger("fastpump")
 
+SWEEP_INTERVAL_S = 5.0
+"""Of a TAP: aged MAC addresses count for the limits until then, and MTUs are looked at."""
 NULL_CIPHER_CONSENT = "I-want-no-encryption"
 
-Configure = Callable[[str, int, ExitStack], None]
-"""Give the new interface (name, index) what it needs; what must be undone goes on the stack."""
+Configure = Callable[[str, int, ExitStack, Collection[Address]], None]
+"""Give the new interface (name, index) what it needs; what must be undone goes on the stack. The
+addresses are those of the peers' endpoints."""
 TunnelCommand = Callable[["Tunnel"], Awaitable[dict[str, Any]]]
 
 
@@ -62,6 +76,8 @@ class Tunnel:
     offloads: capabilities.Capabilities
     link: LinkState
     configuration_file: Path | None = None
+    rate_limits: RateLimits = NO_LIMITS
+    """Of the interface; a peer's are its own."""
 
     @property
     def is_at_home(self) -> bool:
@@ -74,7 +90,8 @@ class Tunnel:
         in_use = [name for name in self.offloads.names if name not in failed]
         file = None if self.configuration_file is None else str(self.configuration_file)
         return {**stats.gather(self.link, in_use, self.tables, self.supervisor),
-                "configuration_file": file}
+                "attachment": ethernet.attachment_of(self.config).to_json(),
+                "rate_limits": self.rate_limits.to_json(), "configuration_file": file}
 
     def add_peer(self, peer: PeerConfig, where: endpoint.Endpoint | None) -> None:
         """Configure a new peer; its endpoint's name was resolved to `where`."""
@@ -83,6 +100,8 @@ class Tunnel:
         except MemoryError as error:
             raise SystemSetupError(str(error)) from None
         self.change_peer(peer, where)
+        if not peer.rate_limits.is_empty:
+            self.set_rate_limits(peer.public_key, peer.rate_limits)
 
     def change_peer(self, peer: PeerConfig, where: endpoint.Endpoint | None) -> None:
         """Configure a peer that is there; its endpoint stays if `where` is None, and its
@@ -107,6 +126,43 @@ class Tunnel:
         if peer.keepalive_s != changed.persistent_keepalive_s:
             device.set_persistent_keepalive(changed, peer.keepalive_s, now_ns())
 
+    def set_rate_limits(self, public_key: bytes | None, limits: RateLimits) -> None:
+        """Limit a peer, or the interface (None), from now on; buckets begin full. ConfigError
+        if there is no such peer."""
+        slot = None
+        if public_key is None:
+            self.rate_limits = limits
+        else:
+            peer = self._peer(public_key)
+            peer.rate_limits, slot = limits, peer.slot
+        for way, limiter in (("tx", limits.tx), ("rx", limits.rx)):
+            self.tables.set_limits(slot, way, _bucket(limiter.bandwidth), _bucket(limiter.ops),
+                                   now_ns())
+
+    async def limit(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer {"peer": KEY or null, "limits": as RateLimits.to_json(), or null to ask}."""
+        key = request.get("peer")
+        public_key = None if key is None else keys.decode(str(key), "peer's public key")
+        if request.get("limits") is not None:
+            self.set_rate_limits(public_key, RateLimits.from_json(request["limits"]))
+        if public_key is None:
+            return {"limits": self.rate_limits.to_json()}
+        return {"limits": self._peer(public_key).rate_limits.to_json()}
+
+    def _peer(self, public_key: bytes) -> Peer:
+        peer = self.supervisor.device.peers.get(public_key)
+        if peer is None:
+            raise ConfigError(f"there is no peer {keys.encode(public_key)}; `fastpump status` "
+                              "lists the peers")
+        return peer
+
+
+def _bucket(bucket: TokenBucket | None) -> tuple[int, int, int] | None:
+    """(tokens, refill time in ns, one-time burst)."""
+    if bucket is None:
+        return None
+    return bucket.size, bucket.refill_ms * MILLISECOND, bucket.one_time_burst
+
 
 def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel], None], *,
         commands: Mapping[str, TunnelCommand] = MappingProxyType({}),
@@ -129,11 +185,22 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
             "this build encrypts nothing: it is for measuring only (setup.py: "
             "FASTPUMP_BUILD_NULL_CIPHER); build again without that")
     check(config)
+    attach.check(ethernet.attachment_of(config))
     endpoints = {peer.public_key: endpoint.resolve(*peer.endpoint)
                  for peer in config.peers if peer.endpoint is not None}
     _set_limits()
     with ExitStack() as made:
-        tun = TunQueues(config.name, config.queue_count)
+        is_tap = config.mode == "tap"
+        made.enter_context(signals.unwinding())
+        try:
+            tun = TunQueues(config.name, config.queue_count, is_tap=is_tap)
+        except SystemSetupError as error:
+            holder = taps.explain_busy(config.name)
+            if holder is None:
+                raise
+            raise SystemSetupError(
+                f"the interface {config.name} is held by {holder}: end that, or choose another "
+                f"name; a guest's TAP is joined by --attach {config.name}") from error
         made.callback(tun.close)
         private_key = _private_key(config)
         offloads = capabilities.probe(tun, config.offloads)
@@ -144,15 +211,21 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
                 if must_reach_endpoints:
                     raise
                 log.warning("%s", error)
-        tables = SharedTables.create(config.queue_count)
+        tables = SharedTables.create(config.queue_count, is_tap=is_tap,
+                                     mac_limit=config.mac_table)
         made.callback(tables.close)
+        if is_tap:
+            tables.switch_configure(is_relay=config.relay, ageing_s=config.mac_ageing_s,
+                                    limit_per_peer=config.mac_limit,
+                                    storm_limit=config.storm_limit)
         tables.offloads = offloads.hot
         is_steered = config.queue_count == 1 or steering.attach(tun)
         watcher = LinkWatcher(tun)
         made.callback(watcher.close)
         link = watcher.read()
         if link is not None:
-            configure(config.name, link.index, made)
+            configure(config.name, link.index, made,
+                      [where.address for where in endpoints.values()])
             link = watcher.read()
         if link is None:
             raise SystemSetupError(f"the interface {config.name} was deleted as it was made")
@@ -168,11 +241,13 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
             resolver.device = supervisor.device
             tunnel = Tunnel(config, tables, supervisor, resolver, offloads, link,
                             configuration_file)
+            tunnel.set_rate_limits(None, config.rate_limits)
             supervisor.set_private_key(private_key)
             for peer in config.peers:
                 tunnel.add_peer(peer, endpoints.get(peer.public_key))
             await _serve(tunnel, watcher, lambda: on_ready(tunnel), commands, must_serve_wg)
 
+        made.callback(signals.ignore)
         asyncio.run(start())
 
 
@@ -180,14 +255,16 @@ def _lanes(config: TunnelConfig, offloads: capabilities.Capabilities) -> Options
     """What peers are told of lanes; None for WireGuard only."""
     if config.transport == "wireguard":
         return None
+    is_tap = config.mode == "tap"       # frames travel on lanes only
+    transport = "lanes" if is_tap else config.transport
     if not upgrade.kem_is_supported():
         what = "no lanes: the cryptography library has no ML-KEM here; update it"
-        if config.transport == "lanes":
+        if transport == "lanes":
             raise SystemSetupError(what)
         log.warning("%s", what)
         return None
-    return Options(config.transport, capabilities.lane_ciphers(config.cipher),
-                   offloads.lane_features, upgrade.Mode.TUN,
+    return Options(transport, capabilities.lane_ciphers(config.cipher),
+                   offloads.lane_features, upgrade.Mode.TAP if is_tap else upgrade.Mode.TUN,
                    lane_socket_count(config.queue_count))
 
 
@@ -208,25 +285,51 @@ def _set_limits() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+async def _take_care(tunnel: Tunnel, links_changed: asyncio.Event) -> None:
+    """What a TAP needs from time to time; what it is joined to is looked at when links changed."""
+    join = ethernet.JoinWatch(tunnel.config)
+    while True:
+        tunnel.tables.macs_sweep(now_ns())
+        if links_changed.is_set() and tunnel.is_at_home:
+            links_changed.clear()
+            try:
+                await asyncio.to_thread(join.look, tunnel.link.index, tunnel.link.mtu)
+            except (FastpumpError, OSError) as error:
+                log.debug("what the tunnel is joined to cannot be looked at: %s", error)
+        await asyncio.sleep(SWEEP_INTERVAL_S)
+
+
 async def _serve(tunnel: Tunnel, watcher: LinkWatcher, on_ready: Callable[[], None],
                  more: Mapping[str, TunnelCommand], must_serve_wg: bool) -> None:
     """Run the supervisor, the sockets for control and wg, and the watch over the interface."""
     supervisor, name = tunnel.supervisor, tunnel.link.name
     loop = asyncio.get_running_loop()
 
-    async def status() -> dict[str, Any]:
+    macs = Macs(tunnel.tables, supervisor.device, now_ns)
+
+    async def status(_request: dict[str, Any]) -> dict[str, Any]:
         return tunnel.status()
 
-    async def stop() -> dict[str, Any]:
+    async def stop(_request: dict[str, Any]) -> dict[str, Any]:
         supervisor.stop("because it was asked to")
         return {"pid": os.getpid()}
 
-    commands: dict[str, Command] = {"status": status, "stop": stop, **{
-        name: partial(command, tunnel) for name, command in more.items()}}
+    async def fdb(request: dict[str, Any]) -> dict[str, Any]:
+        return macs.serve(request)
+
+    async def command_of(command: TunnelCommand, _request: dict[str, Any]) -> dict[str, Any]:
+        return await command(tunnel)
+
+    commands: dict[str, Command] = {
+        "status": status, "stop": stop, "fdb": fdb, "limit": tunnel.limit,
+        **{name: partial(command_of, command) for name, command in more.items()}}
     control = ControlServer(name, commands)
     wg = UapiServer(name, supervisor)
 
+    links_changed = asyncio.Event()
+
     def on_link() -> None:
+        links_changed.set()
         before, fd = tunnel.link, watcher.fileno()
         link = watcher.read()
         if watcher.fileno() != fd:
@@ -245,6 +348,9 @@ async def _serve(tunnel: Tunnel, watcher: LinkWatcher, on_ready: Callable[[], No
         supervisor.interface_changed(is_up=link.is_up)
 
     hidden = ""
+    links_changed.set()
+    caretaker = (loop.create_task(_take_care(tunnel, links_changed))
+                 if tunnel.tables.is_tap else None)
     loop.add_reader(watcher, on_link)
     try:
         await control.start()
@@ -264,74 +370,9 @@ async def _serve(tunnel: Tunnel, watcher: LinkWatcher, on_ready: Callable[[], No
 
         await supervisor.run(ready, is_up=tunnel.link.is_up)
     finally:
+        if caretaker is not None:
+            caretaker.cancel()
         loop.remove_reader(watcher)
         await wg.stop()
         await control.stop()
     log.info("stopped %s", supervisor.stop_reason)
-
-
-def run_in_foreground(config: TunnelConfig, *, as_json: bool = False) -> None:
-    """`fastpump tunnel`: prints one line to stdout when it is ready."""
-    config = with_default_allowed_ips(config)
-    host: str | None = None
-
-    def configure(name: str, index: int, _made: ExitStack) -> None:
-        nonlocal host
-        routes = [network for peer in config.peers for network in peer.allowed_ips or ()]
-        netlink.configure(name, index, config.addresses, config.mtu,
-                          routes if config.routes else ())
-        if not config.peers:
-            host = netlink.likely_address(index) or "THIS_HOST"
-
-    def on_ready(tunnel: Tunnel) -> None:
-        hint = None if host is None else other_side_command(config, tunnel.status(), host)
-        _say_ready(tunnel.status(), hint, as_json=as_json)
-
-    run(config, configure, on_ready, must_reach_endpoints=True)
-
-
-def _say_ready(status: dict[str, Any], hint: str | None, *, as_json: bool) -> None:
-    """The one line that says that packets flow, and without a peer what to do next."""
-    if as_json:
-        ready = {key: status[key] for key in
-                 ("name", "public_key", "listen_port", "offloads", "mtu", "aead")}
-        print(json.dumps({"event": "ready", **ready, "queues": len(status["queues"]),
-                          "other_side": hint}), flush=True)
-        return
-    print(f"{status['name']} is ready: {len(status['queues'])} queues, UDP port "
-        f"{status['listen_port']}, public key {status['public_key']}, offloads "
-        f"{','.join(status['offloads']) or 'none'}", flush=True)
-    if hint is not None:
-        print(f"There is no peer yet. On the other host, type:\n\n    {hint}\n\n"
-            "It prints its public key. Then start this side again with\n\n"
-            f"    {_this_side_command()} --peer ITS_PUBLIC_KEY", flush=True)
-
-
-def other_side_command(config: TunnelConfig, status: dict[str, Any], host: str) -> str:
-    """The command that makes another host the peer of this one, which it finds at `host`."""
-    words = ["fastpump", "tunnel", "--queues", str(config.queue_count)]
-    for address in config.addresses:
-        words += ["--address", f"{_neighbour(address)}/{address.network.prefixlen}"]
-    if not config.addresses:
-        words += ["--address", "10.9.0.2/24"]
-    host = f"[{host}]" if ":" in host else host
-    peer = f"{status['public_key']}@{host}:{status['listen_port']}"
-    if all(address.network.num_addresses == 1 for address in config.addresses):
-        peer += "".join(f"{'+' if number else ',allowed-ips='}{address.network}"
-                        for number, address in enumerate(config.addresses))
-    return shlex.join([*words, "--peer", peer])
-
-
-def _neighbour(address: Interface) -> str:
-    """Another host's address in the same network; a word to replace if there is none."""
-    network = address.network
-    for number in (int(address.ip) + 1, int(address.ip) - 1):
-        if int(network.network_address) < number < int(network.broadcast_address) or (
-                network.prefixlen == network.max_prefixlen - 1
-                and int(network.network_address) <= number <= int(network.broadcast_address)):
-            return str(type(address.ip)(number))
-    return "ITS_ADDRESS"
-
-
-def _this_side_command() -> str:
-    return shlex.join(["fastpump", *sys.argv[1:]])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 
 from fastpump import __version__, logs
@@ -24,6 +24,7 @@ from fastpump.config import (
 from fastpump.constants import DEFAULT_MTU
 from fastpump.daemon import detach
 from fastpump.errors import ConfigError, FastpumpError
+from fastpump.netlink import Address
 from fastpump.streams import open_standard_streams
 
 _EPILOG = """\
@@ -85,7 +86,8 @@ def serve(config: TunnelConfig, on_ready: Callable[[], None]) -> None:
     """Run the interface until it is deleted."""
     from fastpump import netlink, tunnel
 
-    def configure(_name: str, index: int, _made: ExitStack) -> None:
+    def configure(_name: str, index: int, _made: ExitStack,
+                  _endpoints: Collection[Address]) -> None:
         netlink.set_mtu(index, DEFAULT_MTU)
 
     tunnel.run(config, configure, lambda _: on_ready(), must_serve_wg=True)

@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from fastpump import cli, ratelimit
+from fastpump.config import PeerConfig, TunnelConfig
+
 FASTPUMP = [sys.executable, "-m", "fastpump"]
 
 
@@ -39,7 +42,7 @@ USAGE_ERRORS = [
     (("dance",), "invalid choice"),
     (("tunnel", "--queues", "0"), "1 to 256"),
     (("tunnel", "--queues", "257"), "1 to 256"),
-    (("tunnel", "--mtu", "70000"), "576 to 65000"),
+    (("tunnel", "--mtu", "70000"), "576 to 65521"),
     (("tunnel", "--address", "10.0.0.1/40"), "like 10.9.0.1/24"),
     (("tunnel", "--listen-port", "65536"), "0 to 65535"),
     (("tunnel", "--peer", "x"), "44 characters"),
@@ -47,6 +50,16 @@ USAGE_ERRORS = [
     (("tunnel", "--offload", "tso4"), "NAME=on or NAME=off"),
     (("tunnel", "--fwmark", "-1"), "0 to"),
     (("tunnel", "--busy-poll", "x"), "0 to"),
+    (("tunnel", "--tap", "--bridge", "a/b"), "no interface name"),
+    (("tunnel", "--tap", "--attach", ""), "no interface name"),
+    (("tunnel", "--tap", "--attach-mode", "ovs"), "bridge or tc"),
+    (("tunnel", "--tap", "--mac", "01:00:00:00:00:00"), "six bytes like 02:00:00:00:00:01"),
+    (("tunnel", "--tap", "--mac-ageing", "9"), "10 to 86400"),
+    (("tunnel", "--tap", "--mac-limit", "0"), "1 to 1048576"),
+    (("tunnel", "--tap", "--mac-table", "1048577"), "1 to 1048576"),
+    (("tunnel", "--tap", "--storm-limit", "-1"), "0 to 10000000 is expected, or off"),
+    (("tunnel", "--rate-limit", "fast"), "items like tx=1gbit"),
+    (("tunnel", "--rate-limit", "KEY:tx=1gbit"), "public key before the colon is not a key"),
     (("demo", "--seconds", "0"), "1 to 3600"),
 ]
 
@@ -59,10 +72,53 @@ def test_usage_errors_say_what_is_expected(words, complaint):
     assert "Traceback" not in result.stderr
 
 
+A_KEY = "oaGhoaGhoaGhoaGhoaGhoaGhoaGhoaGhoaGhoaGhoaE="
+
+
+@pytest.mark.parametrize(("words", "complaint"), [
+    (("--bridge", "br0"), "--bridge (Bridge) is about Ethernet, and this tunnel has IP packets"),
+    (("--mtu", "65001"), "over 65000 is for Ethernet only"),
+    (("--tap", "--transport", "wireguard"), "frames travel on lanes only"),
+    (("--tap", "--peer", f"{A_KEY},allowed-ips=10.0.0.0/8"), "allowed IPs mean nothing with --tap"),
+    (("--rate-limit", "tx=1gbit", "--rate-limit", "off"), "given twice for the interface"),
+    (("--rate-limit", f"{A_KEY}:off"), "which no --peer is"),
+    (("--rate-limit", "@/nonexistent"), "cannot be read"),
+])
+def test_combinations_that_cannot_be(words, complaint):
+    result = fastpump("tunnel", *words)
+    assert result.returncode in (1, 2) and complaint in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_all_of_a_tap_is_understood(monkeypatch):
+    ran = []
+
+    def run(config, *, as_json):
+        assert not as_json
+        ran.append(config)
+
+    monkeypatch.setattr("fastpump.foreground.run_in_foreground", run)
+    monkeypatch.setattr("fastpump.logs.set_up", lambda *_, **__: None)
+    assert cli.main(["tunnel", "vms", "--queues", "2", "--tap", "--bridge", "br0",
+                     "--attach", "eth1", "--attach", "tap3", "--attach-mode", "tc",
+                     "--mac", "02-00-00-00-00-0A", "--relay", "--mac-ageing", "60",
+                     "--mac-limit", "16", "--mac-table", "1024", "--storm-limit", "off",
+                     "--peer", A_KEY, "--rate-limit", "tx=1gbit",
+                     "--rate-limit", f"{A_KEY}:rx-ops=100"]) == 0
+    assert ran == [TunnelConfig(
+        name="vms", queue_count=2, mode="tap", bridge="br0", attach=("eth1", "tap3"),
+        attach_mode="tc", mac=bytes.fromhex("02000000000a"), relay=True, mac_ageing_s=60,
+        mac_limit=16, mac_table=1024, storm_limit=0, rate_limits=ratelimit.parse("tx=1gbit"),
+        peers=(PeerConfig(b"\xa1" * 32, rate_limits=ratelimit.parse("rx-ops=100")),))]
+    assert cli.main(["tunnel", "--queues", "1"]) == 0
+    assert ran[1] == TunnelConfig()
+
+
 def test_help_teaches():
     assert "fastpump demo" in fastpump("--help").stdout
     text = fastpump("tunnel", "--help").stdout
-    for word in ("--peer", "allowed-ips", "host A", "51820", "keepalive", "--busy-poll"):
+    for word in ("--peer", "allowed-ips", "host A", "51820", "keepalive", "--busy-poll", "Join VMs",
+                 "Ethernet:", "--storm-limit", "Rate limits:", "tx=1gbit"):
         assert word in text
     for command in ("status", "demo", "genkey", "pubkey", "genpsk"):
         assert fastpump(command, "--help").returncode == 0

@@ -36,16 +36,18 @@ def test_imports_go_down_only():
     """docs/ARCHITECTURE.md's layers."""
     layers = [
         {"constants", "errors", "wire"},
-        {"tai64n", "noise", "upgrade", "endpoint", "streams", "logs"},
-        {"cookie", "keys", "keypairs", "timers", "_core", "daemon", "unixserver"},
-        {"peer", "sessions", "lanes", "device", "worker", "netdev", "steering", "paths"},
-        {"handshakes", "sockets", "capabilities", "netlink", "linkwatch", "config", "control",
-         "firewall", "hostnet",
+        {"tai64n", "noise", "upgrade", "endpoint", "streams", "logs", "record", "signals"},
+        {"cookie", "keys", "keypairs", "timers", "ratelimit", "_core", "daemon", "unixserver"},
+        {"peer", "sessions", "lanes", "device", "worker", "netdev", "steering", "paths",
+         "holders"},
+        {"handshakes", "sockets", "capabilities", "netlink", "netlinkports", "netlinklinks",
+         "linkwatch", "config", "control", "firewall", "attach", "attachstate", "ethernet",
+         "hostnet", "macs", "arguments",
          "conffile", "resolver", "uapi", "workers"},
-        {"supervisor"},
+        {"supervisor", "interfaces", "taps", "monitors"},
         {"stats", "uapiserver"},
         {"tunnel", "lab"},
-        {"demo", "quick", "wg"},
+        {"demo", "quick", "wg", "foreground", "hostcli", "livecli"},
         {"cli"},
     ]
     level = {name: number for number, names in enumerate(layers) for name in names}
@@ -62,3 +64,9 @@ def test_imports_go_down_only():
             for target in targets:
                 assert level[target] < level[name] or level[target] == level[name] != 0, (
                     f"{name} imports {target}")
+
+
+def test_only_netlink_modules_use_pyroute2():
+    users = {path.name for path in (ROOT / "fastpump").glob("*.py")
+             if "from pyroute2" in path.read_text() or "import pyroute2" in path.read_text()}
+    assert users == {"netlink.py", "netlinkports.py", "netlinklinks.py"}

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hosts import (
@@ -24,7 +25,11 @@ from hosts import (
 )
 
 from fastpump import keys
+from fastpump import quick as quick_up
+from fastpump.conffile import parse
+from fastpump.errors import ConfigError
 from fastpump.lab import INSIDE4, INSIDE6, OUTSIDE4, key_files, need, tunnel_words
+from fastpump.ratelimit import emit
 
 FAR = ("203.0.113.7", "2001:db8:77::7")     # behind b
 ADDRESSES = f"Address = {INSIDE4['a']}/24, {INSIDE6['a']}/64"
@@ -275,7 +280,8 @@ def test_its_output_through_a_pipe_ends(quick, lab):
 
 
 def test_save_config_writes_what_runs(quick, lab):
-    quick.write(ADDRESSES, "SaveConfig = true", "MTU = 1400", "PostUp = true", "Table = off")
+    quick.write(ADDRESSES, "SaveConfig = true", "MTU = 1400", "PostUp = true", "Table = off",
+                "RateLimit = tx=100gbit", peer=(NEAR, "RateLimit = rx=100gbit"))
     quick("up")
     lab.run("a", "wg", "set", quick.name, "listen-port", "4242", "peer", a_public_key(1),
             "allowed-ips", "10.7.0.0/16,fd07::/16", "endpoint", "[2001:db8::2]:7",
@@ -290,13 +296,35 @@ def test_save_config_writes_what_runs(quick, lab):
     for line in ("SaveConfig = true", "MTU = 1300", "PostUp = true", "Table = off", "Queues = 2",
                  "ListenPort = 4242", "Address = 10.8.0.1/24", "Address = 10.9.0.1/24",
                  "Address = fd00:9::1/64", f"PrivateKey = {quick.private}",
-                 "Endpoint = [2001:db8::2]:7", "PersistentKeepalive = 9"):
+                 "Endpoint = [2001:db8::2]:7", "PersistentKeepalive = 9",
+                 "RateLimit = tx=100gbit", "RateLimit = rx=100gbit"):
         assert line in text.splitlines(), line
     quick("up")
     peers = quick.peers()
     assert set(peers) == {quick.public_b, a_public_key(1)}
     assert set(peers[a_public_key(1)][2].split(",")) == {"10.7.0.0/16", "fd07::/16"}
     assert is_reachable(lab, INSIDE4["b"]) and lab.status("a")["listen_port"] == 4242
+
+
+def test_the_tunnel_of_a_tap_is_what_the_file_says():
+    lines = {"Mode = tap": ("mode", "tap"), "Bridge = br0": ("bridge", "br0"),
+             "Attach = eth1": ("attach", ("eth1",)), "AttachMode = tc": ("attach_mode", "tc"),
+             "MACAddress = 02:00:00:00:00:01": ("mac", b"\2\0\0\0\0\1"),
+             "Relay = true": ("relay", True), "MacAgeing = 60": ("mac_ageing_s", 60),
+             "MacLimit = 16": ("mac_limit", 16), "MacTable = 99": ("mac_table", 99),
+             "StormLimit = off": ("storm_limit", 0), "MTU = 65521": ("mtu", 65521)}
+    config = quick_up.tunnel_config("vms", parse("\n".join(("[Interface]", *lines)), "vms.conf"))
+    for name, value in lines.values():
+        assert getattr(config, name) == value, name
+    limited = parse(f"[Interface]\nRateLimit = tx=1gbit\n[Peer]\nPublicKey = {a_public_key(1)}\n"
+                    "RateLimit = rx=1gbit\n", "wg0.conf")
+    config = quick_up.tunnel_config("wg0", limited)
+    assert (emit(config.rate_limits), emit(config.peers[0].rate_limits)) == ("tx=1gbit", "rx=1gbit")
+    assert config.mtu is None
+    for line, complaint in (("Relay = true", "about Ethernet"), ("MTU = 65521", "over 65000"),
+                            ("Mode = tap\nTransport = wireguard", "lanes only")):
+        with pytest.raises(ConfigError, match=complaint):
+            quick_up.tunnel_config("wg0", parse(f"[Interface]\n{line}", "wg0.conf"))
 
 
 # -- reload
@@ -376,7 +404,7 @@ def test_reload_of_port_and_key(quick, lab):
 
 @pytest.mark.parametrize("line, word", [
     ("Queues = 3", "queues"), ("Table = off", "table"), ("BusyPoll = 5", "busy_poll_us"),
-    ("Offload = gro=off", "offloads")])
+    ("Offload = gro=off", "offloads"), ("Mode = tap", "mode")])
 def test_reload_says_what_needs_a_restart(quick, lab, line, word):
     quick("up")
     before = quick.state()
@@ -385,6 +413,63 @@ def test_reload_says_what_needs_a_restart(quick, lab, line, word):
     assert said[0] == "changed: nothing"
     assert said[1].startswith("not applied before") and word in said[1].lower()
     assert quick.state() == before and is_reachable(lab, INSIDE4["b"])
+
+
+def test_reload_to_another_mode_applies_nothing_else(quick, lab):
+    """What else the file says is about frames then."""
+    quick("up")
+    before = quick.state(), quick.peers()
+    quick.write("Address = 10.8.0.1/24", "Mode = tap", "Bridge = br0", peer=(NEAR,))
+    said = quick("reload")
+    assert said.stdout.splitlines() == [
+        "changed: nothing", "not applied before `fastpump down` and `fastpump up`: mode"]
+    assert "AllowedIPs mean nothing with Mode = tap" in said.stderr
+    assert (quick.state(), quick.peers()) == before and is_reachable(lab, INSIDE4["b"])
+
+
+class Running:
+    """A stand-in for a tunnel whose rate limits are set."""
+
+    def __init__(self, *public_keys):
+        self.limits, self.supervisor, self.resolver = [], self, SimpleNamespace()
+        self.device = SimpleNamespace(peers={})
+        for public_key in public_keys:
+            self.add_peer(SimpleNamespace(public_key=public_key), None)
+
+    def add_peer(self, peer, _where):
+        self.device.peers[peer.public_key] = peer
+
+    def change_peer(self, _peer, _where):
+        pass
+
+    def settle(self):
+        pass
+
+    def set_rate_limits(self, public_key, limits):
+        self.limits.append((public_key, emit(limits)))
+
+
+def test_reload_sets_the_rate_limits_that_changed():
+    a, b, c = (bytes([number]) * 32 for number in (1, 2, 3))
+
+    def file(interface, **limits):
+        return parse("".join((f"[Interface]\nRateLimit = {interface}\n", *(
+            f"[Peer]\nPublicKey = {keys.encode(key)}\nRateLimit = {said}\n"
+            for key, said in zip((a, b, c), limits.values(), strict=False)))), "wg0.conf")
+
+    old = file("tx=1gbit", a="tx=1mbit", b="rx=1mbit", c="off")
+    loaded = quick_up.Quick(Path(), "wg0", old, old, quick_up.tunnel_config("wg0", old))
+    known = {peer.public_key: peer for peer in old.peers}
+    for new, present, expected in (
+            (old, (a, b, c), []),
+            (file("rx=1gbit", a="tx=1mbit", b="off", c="both=1mbit"), (a, b, c),
+             [(None, "rx=1gbit"), (b, "off"), (c, "both=1mbit")]),
+            # wg(8) removed these; they come back with their limits.
+            (old, (), [(a, "tx=1mbit"), (b, "rx=1mbit")])):
+        running = Running(*present)
+        loaded._reload_interface(running, new)
+        loaded._reload_peers(running, known, new, {})
+        assert running.limits == expected
 
 
 def test_reload_of_a_broken_file_changes_nothing(quick, lab):
