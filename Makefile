@@ -11,7 +11,8 @@ BUILD_PACKAGES := build-essential pkg-config python3-dev python3-venv libssl-dev
 ifeq ($(shell uname -m),x86_64)
 BUILD_PACKAGES += libipsec-mb-dev
 endif
-TEST_PACKAGES := wireguard-go wireguard-tools nftables strace procps ethtool
+TEST_PACKAGES := wireguard-go wireguard-tools nftables strace procps ethtool dnsmasq-base busybox \
+	qemu-system-x86
 
 # Installs those of its packages that are missing, if any are.
 define apt_install
@@ -25,7 +26,7 @@ define apt_install
 	    apt-get -qq -y --no-install-recommends install $$missing >/dev/null; fi
 endef
 
-.PHONY: demo test lint bench bench-gateway bench-lanes packages test-packages install clean
+.PHONY: demo test lint bench bench-gateway bench-lanes bench-limits packages test-packages install clean
 
 demo: install
 	$(SUDO) $(VENV)/bin/fastpump demo $(DEMO_OPTIONS)
@@ -55,6 +56,10 @@ bench-gateway: install
 # What each technique of lanes gains.
 bench-lanes: install
 	$(SUDO) $(VENV)/bin/python bench/lanes.py $(BENCH_OPTIONS)
+
+# How exact rate limits are.
+bench-limits: install
+	$(SUDO) $(VENV)/bin/python bench/limits.py $(BENCH_OPTIONS)
 
 packages:
 	$(call apt_install,$(BUILD_PACKAGES))

@@ -7,9 +7,25 @@ from hypothesis import settings
 
 from fastpump.lab import Lab, fastpump_pair
 
+# Of these, all tests run in one process: they share what takes long to make.
+UNDIVIDED = ("tests/test_guests.py", "tests/test_sites.py")
+
 # No files left in the tree, no deadline on a machine that others share.
 settings.register_profile("fastpump", database=None, deadline=None)
 settings.load_profile("fastpump")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Hand out tests one by one (`-n 2`), but undivided modules whole."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            module = nodeid.partition("::")[0]
+            return module if module in UNDIVIDED else nodeid
+
+    return Scheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
 @pytest.fixture
