@@ -2,9 +2,9 @@
 
     python bench/compare.py --rounds 5 --wireguard-go /path/to/wireguard-go
 
-Contenders: the bare cable, fastpump (for each number of queues), and whatever of
-wireguard-go, openvpn, fastd and tinc is installed, or named. They take turns within each
-round (A B C, A B C, ...), so that a machine whose speed drifts is fair to all. Medians and
+Contenders: the bare cable, fastpump (for each number of queues, as TUN and as TAP), and whatever
+of wireguard-go, openvpn, fastd and tinc is installed, or named. They take turns, each round beginning
+with another one (A B C, B C A, ...), so that a machine whose speed drifts is fair to all. Medians and
 spreads over the rounds are printed, and ratios to wireguard-go. Both ends of a tunnel and
 the load share the machine, so CPU seconds of the tunnel processes per GB (10^9 bytes)
 carried is the steadiest figure.
@@ -238,6 +238,9 @@ def contenders(args: argparse.Namespace) -> dict[str, tuple[Setup, str]]:
         "bare": bare,
         **{f"fastpump, {queues} queue{'s' * (queues != '1')}": fastpump(
             "--queues", queues, *args.options.split()) for queues in args.queues.split(",")},
+        **{f"fastpump tap, {queues} queue{'s' * (queues != '1')}": fastpump(
+            "--tap", "--queues", queues, *args.options.split())
+           for queues in args.queues.split(",")},
         BASELINE: wireguard_go(wireguard) if wireguard else None,
         "openvpn": openvpn if shutil.which("openvpn") else None,
         "fastd": fastd if shutil.which("fastd") else None,
@@ -249,7 +252,7 @@ def contenders(args: argparse.Namespace) -> dict[str, tuple[Setup, str]]:
     return found
 
 
-def report(figures: dict[str, list[dict[str, float]]]) -> Iterator[str]:
+def report(figures: dict[str, list[dict[str, float]]], baseline: str) -> Iterator[str]:
     """The table, line by line."""
     for name, rounds in figures.items():
         yield f"\n{name}"
@@ -257,8 +260,8 @@ def report(figures: dict[str, list[dict[str, float]]]) -> Iterator[str]:
             values = [turn[figure] for turn in rounds]
             median = statistics.median(values)
             line = f"  {figure:28} {median:12.3f}   {min(values):.3f} to {max(values):.3f}"
-            if figures.get(BASELINE) and name != BASELINE:
-                rival = statistics.median(turn[figure] for turn in figures[BASELINE])
+            if figures.get(baseline) and name != baseline:
+                rival = statistics.median(turn[figure] for turn in figures[baseline])
                 line += f"   x {median / rival:.2f}" if rival else ""
             yield line
 
@@ -272,6 +275,8 @@ def main() -> None:
     parser.add_argument("--queues", default="1,4", help="fastpump with these (1,4)")
     parser.add_argument("--wireguard-go", metavar="PROGRAM", help="the one to compare with")
     parser.add_argument("--only", default="", help="of bare,fastpump,wireguard-go,openvpn,...")
+    parser.add_argument("--baseline", default=BASELINE, metavar="NAME",
+                        help="whom ratios are to, as the table calls it (%(default)s)")
     parser.add_argument("--options", default="", help="more options for fastpump tunnel")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep all figures there")
     args = parser.parse_args()
@@ -280,14 +285,15 @@ def main() -> None:
     turns = contenders(args)
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in turns}
     for number in range(args.rounds):
-        for name, (setup, host) in turns.items():
+        first = number % len(turns)
+        for name, (setup, host) in [*turns.items()][first:] + [*turns.items()][:first]:
             print(f"round {number + 1}: {name}", file=sys.stderr, flush=True)
             figures[name].append(one_turn(setup, host, args.seconds))
             if args.json:
                 args.json.write_text(json.dumps(figures, indent=1))
     print(f"Linux {os.uname().release}, {os.cpu_count()} CPUs: median of {args.rounds} rounds of "
-          f"{args.seconds:g} s, least to most, ratio to {BASELINE}")
-    for line in report(figures):
+          f"{args.seconds:g} s, least to most, ratio to {args.baseline}")
+    for line in report(figures, args.baseline):
         print(line)
 
 

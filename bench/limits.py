@@ -1,0 +1,86 @@
+"""How exact rate limits are on real traffic.
+
+    python bench/limits.py --seconds 10
+
+A tunnel between two network namespaces, a limit set while it runs (`fastpump limit`), and what
+arrives meanwhile: TCP by iperf3 in bytes of packets (its payload, and 52 bytes of headers for each
+full segment), UDP of 64 bytes in packets. Needs root and iperf3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from fastpump.lab import INSIDE4, Lab, exit_on_signals, fastpump_pair, need, stop
+
+FASTPUMP = [sys.executable, "-m", "fastpump"]
+HEADERS4 = 52       # IPv4, TCP with timestamps
+ETHERNET = 14
+
+
+def limit(lab: Lab, side: str, spec: str) -> None:
+    """Set the interface's limits."""
+    lab.run(side, *FASTPUMP, "limit", "fp0", spec)
+
+
+def carried(lab: Lab, is_tap: bool, seconds: float) -> float:
+    """Mbit/s of packets that a TCP stream filled."""
+    end = lab.iperf("a", INSIDE4["b"], seconds, "--omit", "1")["end"]["sum_received"]
+    mss = lab.status("a")["mtu"] - HEADERS4
+    overhead = 1 + (HEADERS4 + (ETHERNET if is_tap else 0)) / mss
+    return float(end["bits_per_second"]) * overhead / 1e6
+
+
+def packets(lab: Lab, seconds: float) -> float:
+    """Packets per second that arrived of a flood of small ones, by the tunnel's own counters."""
+    def arrived() -> tuple[float, int]:
+        return time.monotonic(), sum(queue["tun_tx_packets"] for queue in lab.status("b")["queues"])
+
+    load = lab.spawn("a", "iperf3", "--client", INSIDE4["b"], "--udp", "--length", "64",
+                     "--bitrate", "10M", "--time", str(seconds + 30))
+    time.sleep(1)
+    begin, before = arrived()
+    time.sleep(seconds)
+    end, after = arrived()
+    stop(load)
+    lab.processes.remove(load)
+    time.sleep(0.5)
+    return (after - before) / (end - begin)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10, help="of each measurement (10)")
+    parser.add_argument("--rounds", type=int, default=1, help="medians of so many (1)")
+    parser.add_argument("--mbit", default="10,100,1000", help="these rates (%(default)s)")
+    args = parser.parse_args()
+    need("ip", "iperf3")
+    exit_on_signals()
+    for mode in ("tun", "tap"):
+        with tempfile.TemporaryDirectory() as directory, Lab() as lab, fastpump_pair(
+                lab, Path(directory), "--queues", "2", *["--tap"] * (mode == "tap")):
+            server = lab.serve_iperf("b")
+            for way, side in (("tx", "a"), ("rx", "b")):
+                for mbit in map(int, args.mbit.split(",") if args.mbit else ()):
+                    limit(lab, side, f"{way}={mbit}mbit")
+                    got = statistics.median(carried(lab, mode == "tap", args.seconds)
+                                            for _ in range(args.rounds))
+                    print(f"{mode} {way} {mbit:5} Mbit/s: {got:9.2f}  ({got / mbit:.3f})",
+                          flush=True)
+                limit(lab, side, f"{way}-ops=1000")
+                got = statistics.median(packets(lab, args.seconds) for _ in range(args.rounds))
+                print(f"{mode} {way}  1000 packets/s: {got:7.1f}  ({got / 1000:.3f})", flush=True)
+                limit(lab, side, "off")
+            stop(server)
+            lab.processes.remove(server)
+
+
+if __name__ == "__main__":
+    main()
