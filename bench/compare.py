@@ -3,10 +3,10 @@
     python bench/compare.py --rounds 5 --wireguard-go /path/to/wireguard-go
 
 Contenders: the bare cable, fastpump (for each number of queues, as TUN and as TAP), and whatever
-of wireguard-go, openvpn, fastd and tinc is installed, or named. They take turns, each round beginning
-with another one (A B C, B C A, ...), so that a machine whose speed drifts is fair to all. Medians and
-spreads over the rounds are printed, and ratios to wireguard-go. Both ends of a tunnel and
-the load share the machine, so CPU seconds of the tunnel processes per GB (10^9 bytes)
+of wireguard-go, openvpn, fastd and tinc is installed, or named. They take turns, each round
+beginning with another one (A B C, B C A, ...), so that a machine whose speed drifts is fair to
+all. Medians and spreads over the rounds are printed, and ratios to wireguard-go. Both ends of a
+tunnel and the load share the machine, so CPU seconds of the tunnel processes per GB (10^9 bytes)
 carried is the steadiest figure.
 
 Needs root, iperf3 and ping; wireguard-tools for wireguard-go.
