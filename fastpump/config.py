@@ -224,6 +224,9 @@ def parse_limit(words: Sequence[str]) -> tuple[bytes | None, RateLimits | None]:
             except ConfigError:
                 return None, ratelimit.parse(word)
         case [key, spec]:
+            if "=" in key.rstrip("="):      # a key ends in one
+                raise ConfigError(f"{key!r} is no peer's public key; items of one limit are "
+                                  f"joined by a comma: {key},{spec}")
             return keys.decode(key, "peer's public key"), ratelimit.parse(spec)
     raise ConfigError("too many words: fastpump limit NAME [PUBKEY] [SPEC|off] is expected")
 

@@ -134,6 +134,7 @@ def test_limits_come_by_options_and_change_while_it_runs(lab, tmp_path, mode):
     assert answer["rx"]["bandwidth"]["size"] == 100_000 and answer["tx"]["bandwidth"] is None
     for words, complaint in (
             (("tx=fast",), "is expected"), ((key["b"][1], "off"), "there is no peer"),
+            (("tx=1gbit", "rx=1gbit"), "joined by a comma: tx=1gbit,rx=1gbit"),
             (("x", "y", "z"), "too many words")):
         result = limit(lab, "b", *words, check=False)
         assert result.returncode == 1 and complaint in result.stderr, result
