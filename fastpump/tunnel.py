@@ -195,7 +195,7 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
         try:
             tun = TunQueues(config.name, config.queue_count, is_tap=is_tap)
         except SystemSetupError as error:
-            holder = taps.explain_busy(config.name)
+            holder = taps.explain_busy(config.name) if is_tap else None
             if holder is None:
                 raise
             raise SystemSetupError(
@@ -224,8 +224,9 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
         made.callback(watcher.close)
         link = watcher.read()
         if link is not None:
-            configure(config.name, link.index, made,
-                      [where.address for where in endpoints.values()])
+            with signals.deferred():
+                configure(config.name, link.index, made,
+                          [where.address for where in endpoints.values()])
             link = watcher.read()
         if link is None:
             raise SystemSetupError(f"the interface {config.name} was deleted as it was made")
