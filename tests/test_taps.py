@@ -133,7 +133,7 @@ def test_none_is_left_when_one_fails(lab):
 @pytest.mark.netns
 def test_none_is_left_when_it_is_interrupted(lab):
     process = lab.spawn("a", *FASTPUMP, "tap", "create", "--count", "10000", "--prefix", "vm")
-    until(lambda: "vm50" in lab.ip("a", "-brief", "link"), timeout_s=60)
+    until(lambda: lab.ip("a", "link", "show", "vm50", check=False), timeout_s=60)
     stop(process, timeout_s=60)
     assert process.returncode == 143
     assert list(seen(lab)) == ["lo", "wire"]
