@@ -6,6 +6,7 @@ import hashlib
 import os
 import socket
 import struct
+from collections.abc import Sequence
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from packets import PLAIN
@@ -38,7 +39,47 @@ def lane_keys(generation, lane):
     return tuple(hashlib.sha256(f"{generation} {lane} {way}".encode()).digest() for way in "to")
 
 
-class End:
+class Pumped:
+    """What a test has of one pump: `tables`, `pump`, the `interface` that is the kernel's side of
+    its queue, and sockets."""
+
+    lane_sockets: Sequence[socket.socket] = ()
+
+    @property
+    def endpoint(self):
+        return Endpoint.from_python(self.udp.getsockname())
+
+    def close(self):
+        for sock in (self.interface, self.queue, self.udp, *self.lane_sockets):
+            sock.close()
+        for fd in (self.doorbell, self.event):
+            os.close(fd)
+        self.tables.close()
+
+    def give(self, packet, vnet=PLAIN):
+        """A packet from the host into the interface."""
+        self.interface.send(vnet + packet)
+
+    def take(self):
+        """All that was written to the interface: vnet headers and packets."""
+        return list(drain(self.interface))
+
+    def turn(self, now=START):
+        self.pump.turn(now)
+
+    def counters(self):
+        return self.tables.worker_counters(0)["counters"]
+
+    def verdicts(self):
+        """Those that are not zero."""
+        found = self.tables.worker_counters(0)["verdicts"]
+        return {name: count for name, count in found.items() if count}
+
+    def events(self):
+        return [event[0] for event in self.tables.worker_events(0)]
+
+
+class End(Pumped):
     """One pump, one worker, one peer. `interface` is the kernel's side of its queue."""
 
     def __init__(self, number: int, *, offloads=EVERYTHING, backend=None, session=True, mtu=1420):
@@ -111,39 +152,6 @@ class End:
         if self.number == 1:
             where = self.other.lane_sockets[message[2] % LANE_SOCKETS]
         sock.sendto(message, where.getsockname())
-
-    @property
-    def endpoint(self):
-        return Endpoint.from_python(self.udp.getsockname())
-
-    def close(self):
-        for sock in (self.interface, self.queue, self.udp, *self.lane_sockets):
-            sock.close()
-        for fd in (self.doorbell, self.event):
-            os.close(fd)
-        self.tables.close()
-
-    def give(self, packet, vnet=PLAIN):
-        """A packet from the host into the interface."""
-        self.interface.send(vnet + packet)
-
-    def take(self):
-        """All that was written to the interface: vnet headers and packets."""
-        return list(drain(self.interface))
-
-    def turn(self, now=START):
-        self.pump.turn(now)
-
-    def counters(self):
-        return self.tables.worker_counters(0)["counters"]
-
-    def verdicts(self):
-        """Those that are not zero."""
-        found = self.tables.worker_counters(0)["verdicts"]
-        return {name: count for name, count in found.items() if count}
-
-    def events(self):
-        return [event[0] for event in self.tables.worker_events(0)]
 
 
 def drain(sock):

@@ -7,16 +7,15 @@ import hashlib
 import os
 import socket
 
-from packets import PLAIN
 from plainlanes import FRAME, PlainLane, origin
-from pumps import ALL_FEATURES, EVERYTHING, START, datagrams, drain, udp_socket
+from pumps import ALL_FEATURES, EVERYTHING, START, Pumped, datagrams, udp_socket
 
 from fastpump._core import Pump, SharedTables
 from fastpump.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME
 from fastpump.endpoint import Endpoint
 
 
-class Site:
+class Site(Pumped):
     """One side of a switch: `interface` is the kernel's end of its only queue."""
 
     def __init__(self, name: str, *, mac_limit=1000, per_peer=500, ageing_s=300, storm_limit=0,
@@ -40,32 +39,6 @@ class Site:
         self.others: dict[str, Site] = {}
         self.pump = Pump(self.tables, 0, [self.queue.fileno()], self.udp.fileno(), self.doorbell,
                          self.event)
-
-    def close(self):
-        for sock in (self.interface, self.queue, self.udp):
-            sock.close()
-        for fd in (self.doorbell, self.event):
-            os.close(fd)
-        self.tables.close()
-
-    def give(self, frame, vnet=PLAIN):
-        """A frame from the host into the interface."""
-        self.interface.send(vnet + frame)
-
-    def take(self):
-        """All that was written to the interface: vnet headers and frames."""
-        return list(drain(self.interface))
-
-    def turn(self, now=START):
-        self.pump.turn(now)
-
-    def counters(self):
-        return self.tables.worker_counters(0)["counters"]
-
-    def verdicts(self):
-        """Those that are not zero."""
-        found = self.tables.worker_counters(0)["verdicts"]
-        return {name: count for name, count in found.items() if count}
 
     def owner(self, mac, vlan=0, now=START):
         """On whose side an address is: a name, "" for this site, None."""
