@@ -309,7 +309,9 @@ def test_rekeys_lose_and_reorder_nothing(lab, tmp_path):
         flowed(lab, flow(lab, 130, 50), 130)
         after = peer_of(lab, "a")
         assert after["latest_handshake"] > before["latest_handshake"] + 100
-        assert [lane["tx_messages"] < 3000 for lane in after["lanes"]] == [True] * 3  # new ones
+        # New ones: they were used for some ten seconds of the 130, in which the old ones would
+        # have sent 16 * 50 * 130 packets, by up to 35,000 messages each.
+        assert [lane["tx_messages"] < 10_000 for lane in after["lanes"]] == [True] * 3
         assert has_lanes(lab)
 
 
