@@ -131,8 +131,7 @@ cdef inline Verdict switch_send(Worker *self, const VnetHeader *vnet, uint8_t *s
     if learned == LEARN_LOCKED:
         return DROP_MAC_LOCKED
     owner = switch_owner(self, &frame)
-    frame_count = vnet_segment_count(vnet, &frame, &bytes)
-    if owner != MAC_NOBODY and (learned != LEARN_MOVED or frame_count > 1 or not (
+    if owner != MAC_NOBODY and (learned != LEARN_MOVED or vnet.gso_type != 0 or not (
             bucket_try(&tables.header.moves, 1, self.now_ns)
             and bucket_try(&tables.header.storm, 1, self.now_ns))):
         if owner == MAC_LOCAL:
@@ -141,6 +140,7 @@ cdef inline Verdict switch_send(Worker *self, const VnetHeader *vnet, uint8_t *s
         return egress_send(self, owner, vnet, &frame, &relay)
     if tables.header.peers_end == 0:
         return DROP_NO_PEER
+    frame_count = vnet_segment_count(vnet, &frame, &bytes)
     if frame_count > RELAY_MAX_FRAMES:
         return DROP_MALFORMED_PACKET        # smaller segments than TCP or UDP may have
     if owner == MAC_NOBODY and not bucket_try(&tables.header.storm, frame_count, self.now_ns):
