@@ -44,6 +44,7 @@ def unwinding() -> Iterator[None]:
 def deferred() -> Iterator[None]:
     """Within `unwinding`: let no signal come between a thing that is made and the note that it
     must be unmade; it does at the end."""
+    _Waiting.came.clear()
     _Waiting.is_on = True
     try:
         yield
