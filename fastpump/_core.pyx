@@ -415,7 +415,6 @@ cdef class SharedTables:
         peer = &self.tables.peers[slot]
         purge_count = peer.purge_count
         memset(peer, 0, sizeof(PeerSlot))
-        memset(limiter_of_peer(&self.tables, slot, 0), 0, 2 * sizeof(Limiter))
         peer.storm.size = self.tables.header.storm.size
         peer.storm.refill_ns = self.tables.header.storm.refill_ns
         peer.purge_count = purge_count + 1      # what a worker still staged is not its
@@ -427,6 +426,9 @@ cdef class SharedTables:
         """Give the slot back. The caller has taken its prefixes and keypairs away."""
         cdef PeerSlot *peer = self.peer(slot)
         self.macs_flush(slot)
+        memset(limiter_of_peer(&self.tables, slot, 0), 0, 2 * sizeof(Limiter))
+        if self.tables.header.has_limits:
+            self.limits_note()
         store32(&peer.lanes[0], NONE, RELEASE)
         store32(&peer.send_keypair, NONE, RELEASE)
         add32(&peer.purge_count, 1, RELEASE)
@@ -930,17 +932,23 @@ cdef class SharedTables:
         (tokens, refill time in ns, one-time burst), or None for no limit. They begin full."""
         cdef int which = LIMIT_WAYS[way]
         cdef Limiter *limiter = &self.tables.limits[which]
-        cdef uint32_t slot
-        cdef bint has_limits = False
         if peer is not None:
             self.peer(peer)
             limiter = limiter_of_peer(&self.tables, peer, which)
         self.bucket_set(&limiter.bytes, bytes_bucket, now)
         self.bucket_set(&limiter.ops, ops_bucket, now)
-        for slot in range(2 + 2 * self.next_peer):
-            limiter = &self.tables.limits[slot]
+        self.limits_note()
+
+    cdef int limits_note(self) except -1:
+        """Tell the workers whether there are limits at all."""
+        cdef Limiter *limiter
+        cdef uint32_t i
+        cdef bint has_limits = False
+        for i in range(2 + 2 * self.next_peer):
+            limiter = &self.tables.limits[i]
             has_limits |= limiter.bytes.size != 0 or limiter.ops.size != 0
         store32(&self.tables.header.has_limits, has_limits, SEQ_CST)
+        return 0
 
     # -- grace periods
 
