@@ -31,7 +31,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fastpump import cookie, keys, noise, tai64n, wire
+from fastpump.protocol import cookie, keys, noise, tai64n, wire
 
 KINDS = {
     "none": "no flood: the baseline",

@@ -27,13 +27,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fastpump.lab import (
+from fastpump.lab.networks import (
     INSIDE4,
     OUTSIDE4,
     Lab,
     Process,
     cpu_seconds,
-    exit_on_signals,
     fastpump_pair,
     key_files,
     need,
@@ -41,6 +40,7 @@ from fastpump.lab import (
     resident_bytes,
     stop,
 )
+from fastpump.process.signals import exit_on_signals
 
 Processes = dict[str, Process]
 Setup = Callable[[Lab, Path], contextlib.AbstractContextManager[Processes]]

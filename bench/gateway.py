@@ -5,7 +5,7 @@
 
 The gateway runs on one side of a lab (two network namespaces), the load on the other.
 Contenders are programs with wireguard-go's command line, PROGRAM -f NAME, configured by
-wg: fastpump (`python -m fastpump.wg`) and wireguard-go. They take turns within each round
+wg: fastpump (`python -m fastpump.cli.wg`) and wireguard-go. They take turns within each round
 (A B, A B), so that a machine whose speed drifts is fair to all. The tunnel's other end, the
 client, is the same program in all turns. Medians and spreads over the rounds are printed,
 ratios to wireguard-go, and ratios to the first row (one peer; no flood).
@@ -56,19 +56,19 @@ from pathlib import Path
 
 from attack import KINDS, Driver, Flood, Honest, orders_file
 
-from fastpump import keys
 from fastpump.errors import SystemSetupError
-from fastpump.lab import (
+from fastpump.lab.networks import (
     INSIDE4,
     OUTSIDE4,
     Lab,
     Process,
     cpu_seconds,
-    exit_on_signals,
     need,
     resident_bytes,
     stop,
 )
+from fastpump.process.signals import exit_on_signals
+from fastpump.protocol import keys
 
 Figures = dict[str, float]
 Turn = Callable[[list[str]], Figures]
@@ -418,10 +418,10 @@ def contenders(args: argparse.Namespace) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     if args.gateway:
         found["gateway"] = shlex.split(args.gateway)
-    elif importlib.util.find_spec("fastpump.wg"):
-        found["fastpump"] = [sys.executable, "-m", "fastpump.wg"]
+    elif importlib.util.find_spec("fastpump.cli.wg"):
+        found["fastpump"] = [sys.executable, "-m", "fastpump.cli.wg"]
     else:
-        print("fastpump.wg is not there: it is left out", file=sys.stderr)
+        print("fastpump.cli.wg is not there: it is left out", file=sys.stderr)
     rival = args.wireguard_go or shutil.which("wireguard-go")
     if rival:
         found[BASELINE] = [rival]

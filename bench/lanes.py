@@ -24,18 +24,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastpump.lab import (
+from fastpump.lab.networks import (
     INSIDE4,
     Lab,
     cpu_seconds,
-    exit_on_signals,
     fastpump_pair,
     need,
     percentile,
     stop,
     wait_for_line,
 )
-from fastpump.tunnel import NULL_CIPHER_CONSENT
+from fastpump.process.signals import exit_on_signals
+from fastpump.tunnel.run import NULL_CIPHER_CONSENT
 
 ROOT = Path(__file__).parent.parent
 CONTENDERS = {

@@ -16,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from fastpump.lab import INSIDE4, Lab, exit_on_signals, fastpump_pair, need, stop
+from fastpump.lab.networks import INSIDE4, Lab, fastpump_pair, need, stop
+from fastpump.process.signals import exit_on_signals
 
 FASTPUMP = [sys.executable, "-m", "fastpump"]
 HEADERS4 = 52       # IPv4, TCP with timestamps

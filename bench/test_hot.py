@@ -6,17 +6,11 @@ from a tunnel's; compare builds and ciphers with these, not products.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from packets import A4, B4, superpacket, tcp, udp
-from pumps import drain, lane_pair, pair
-
 from fastpump import _core
+from support.packets import A4, B4, superpacket, tcp, udp
+from support.pumps import drain, lane_pair, pair
 
 SEGMENT = 1348
 

@@ -2,7 +2,8 @@
 
 The command line is `fastpump` (see `fastpump --help`). For embedding:
 
-    from fastpump.tunnel import TunnelConfig, run
+    from fastpump.config.model import TunnelConfig
+    from fastpump.tunnel.run import run
 
 Importing this package alone loads nothing else.
 """

@@ -2,6 +2,6 @@
 
 import sys
 
-from fastpump.cli import main
+from fastpump.cli.main import main
 
 sys.exit(main())

@@ -39,40 +39,40 @@ from fastpump.hot.gro cimport (
     Candidate, Gro, gro_is_full, gro_receive, gro_reset, item_finish,
 )
 from fastpump.hot.ingress cimport recv_init, take_held
-from fastpump.hot.intake cimport (
+from fastpump.hot.admission cimport (
     COOKIE_REPLY_LEN, INTAKE_ACCEPT, INTAKE_COOKIE, INTAKE_DROP_INVALID_MAC1, INTAKE_DROP_MALFORMED,
     INTAKE_DROP_OVERLOAD, INTAKE_DROP_REPLAYED, INTAKE_DROP_SOURCE_RATE, INTAKE_MESSAGES,
     INTAKE_STRIDE, INTAKE_TRANSPORT, INTAKE_VERDICTS, XChaCha, Intake as IntakeState,
     cookie_reply_write, intake_judge, known_add, mac_free, mac_init, replies_send,
     reply_add, xchacha_free, xchacha_init, xchacha_run,
 )
-from fastpump.hot.interface cimport tun_to_udp
+from fastpump.hot.tun_read cimport tun_to_udp
 from fastpump.hot.ip cimport ip_can_be_partial
-from fastpump.hot.limit cimport limiter_of_peer
-from fastpump.hot.limits cimport (
+from fastpump.hot.token_bucket cimport limiter_of_peer
+from fastpump.hot.constants cimport (
     BATCH_BUCKETS, BUFFER_STRIDE, CONTROL_LEN, EVENT_RING_LEN, FDB_WAYS, GRO_MAX_TCP_SEGMENTS,
     HELD_BYTES, LANE_FLAGS, LANE_FRAME_FLAGS, MAX_QUEUES, MESSAGE_LEN, READ_HEADROOM, RECV_MESSAGES,
     SEEN_BUCKETS, SEEN_WAYS, SEND_MESSAGES, SHAPE_BIG, SHAPE_SMALL, SHAPE_SMALL_LEN, STAGED_SLOTS,
     TAG_LEN, VNET_HEADER_LEN,
 )
-from fastpump.hot.limits cimport FEATURE_BUNDLE as _FEATURE_BUNDLE
-from fastpump.hot.limits cimport FEATURE_PARTIAL as _FEATURE_PARTIAL
-from fastpump.hot.limits cimport MAX_LANES as _MAX_LANES
-from fastpump.hot.limits cimport MAX_LANE_SOCKETS as _MAX_LANE_SOCKETS
-from fastpump.hot.limits cimport REPLAY_WINDOW as _REPLAY_WINDOW
-from fastpump.hot.limits cimport REJECT_AFTER_MESSAGES as _REJECT_AFTER_MESSAGES
+from fastpump.hot.constants cimport FEATURE_BUNDLE as _FEATURE_BUNDLE
+from fastpump.hot.constants cimport FEATURE_PARTIAL as _FEATURE_PARTIAL
+from fastpump.hot.constants cimport MAX_LANES as _MAX_LANES
+from fastpump.hot.constants cimport MAX_LANE_SOCKETS as _MAX_LANE_SOCKETS
+from fastpump.hot.constants cimport REPLAY_WINDOW as _REPLAY_WINDOW
+from fastpump.hot.constants cimport REJECT_AFTER_MESSAGES as _REJECT_AFTER_MESSAGES
 from fastpump.hot.linux cimport (
     EAGAIN, EINTR, MADV_DONTDUMP, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE,
     MAP_SHARED, MSG_DONTWAIT, MSG_TRUNC, PROT_READ, PROT_WRITE, errno, iovec, madvise, mmap,
     msghdr, munmap, now_ns, recvmmsg, sockaddr_in6,
 )
-from fastpump.hot.local cimport RECV_CONTROL_LEN, control_read
+from fastpump.hot.pktinfo cimport RECV_CONTROL_LEN, control_read
 
 from fastpump.hot.loop cimport (
     loop_doorbell, loop_init, loop_receive, loop_release, loop_run, loop_turn,
 )
 from fastpump.hot.lookup cimport lookup_peer, prefix_load
-from fastpump.hot.messages cimport (
+from fastpump.hot.rings cimport (
     control_first, control_pop, message_first, message_pop, message_push,
 )
 from fastpump.hot.packet cimport Packet, packet_parse
@@ -80,7 +80,7 @@ from fastpump.hot.replay cimport replay_is_fresh, replay_mark
 from fastpump.hot.sandbox cimport (
     sandbox_drop_capabilities, sandbox_filter_syscalls, sandbox_tie_to_parent,
 )
-from fastpump.hot.shape cimport shape_init
+from fastpump.hot.shaper cimport shape_init
 from fastpump.hot.shm cimport (
     ADDRESS_LEN, ARMED_LOCAL_GONE, ARMED_ROAM, ARMED_UNANSWERED_RX, ARMED_UNANSWERED_TX,
     ARMED_WANT_SESSION, EVENT_CONFIRMED, EVENT_LANE_ASKED, EVENT_LANE_ROAM, EVENT_LANE_UNANSWERED,
@@ -1250,7 +1250,7 @@ INTAKE_BATCH = INTAKE_MESSAGES
 
 
 cdef class Intake:
-    """What is let in of the datagrams at the handshake socket (hot/intake.pxd).
+    """What is let in of the datagrams at the handshake socket (hot/admission.pxd).
 
     Times are CLOCK_BOOTTIME, ns. `verdicts` counts what was dropped, by name.
     """

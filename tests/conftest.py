@@ -5,10 +5,10 @@ import os
 import pytest
 from hypothesis import settings
 
-from fastpump.lab import Lab, fastpump_pair
+from fastpump.lab.networks import Lab, fastpump_pair
 
 # Of these, all tests run in one process: they share what takes long to make.
-UNDIVIDED = ("tests/test_guests.py", "tests/test_sites.py")
+UNDIVIDED = ("tests/guests/test_guests.py", "tests/netns/test_sites.py")
 
 # No files left in the tree, no deadline on a machine that others share.
 settings.register_profile("fastpump", database=None, deadline=None)

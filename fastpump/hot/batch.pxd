@@ -13,7 +13,7 @@
 # Errors of sendmmsg concern its first message:
 #   EAGAIN, ENOBUFS, ENOMEM   no room: dropped and counted, never spun on
 #   EINVAL, EADDRNOTAVAIL, ENETUNREACH
-#                             of a message with an own address (hot/local.pxd), which the
+#                             of a message with an own address (hot/pktinfo.pxd), which the
 #                             host may have lost: sent again from one that the kernel
 #                             chooses, and told to the supervisor
 #   EIO, EMSGSIZE, EINVAL     of a GSO message: sent again one by one. EIO means that
@@ -28,7 +28,7 @@ from libc.string cimport memcpy
 
 from fastpump.hot.atomics cimport RELAXED, and32
 from fastpump.hot.events cimport event_push, event_push_once
-from fastpump.hot.limits cimport (
+from fastpump.hot.constants cimport (
     BATCH_BUCKETS, BUFFER_STRIDE, MAX_GSO_SEGMENTS, MAX_UDP_PAYLOAD, SEND_FLUSH_BYTES,
     SEND_MESSAGES,
 )
@@ -37,7 +37,7 @@ from fastpump.hot.linux cimport (
     ENOMEM, MSG_DONTWAIT, SOL_UDP, UDP_SEGMENT, cmsghdr, errno, iovec, mmsghdr,
     sendmmsg, sockaddr_in6,
 )
-from fastpump.hot.local cimport LOCAL_CONTROL_LEN, local_control_write
+from fastpump.hot.pktinfo cimport LOCAL_CONTROL_LEN, local_control_write
 from fastpump.hot.shm cimport (
     ARMED_LOCAL_GONE, EVENT_LOCAL_GONE, EVENT_OFFLOAD_OFF, EVENT_SEND_ERROR, LOCAL_LEN, NONE,
     OFFLOAD_UDP_GSO, Endpoint, Tables, WorkerShared, endpoint_forget_local, endpoint_read,

@@ -14,7 +14,7 @@ from fastpump.hot.atomics cimport RELAXED, add64
 from fastpump.hot.batch cimport Path
 from fastpump.hot.bytes cimport load_le16, store_le16
 from fastpump.hot.lane cimport lane_path
-from fastpump.hot.limits cimport (
+from fastpump.hot.constants cimport (
     BUNDLE_ENTRY_HEADER, BUNDLE_ENTRY_PARTIAL, BUNDLE_MAX_PACKET, BUNDLE_PACKETS, FEATURE_BUNDLE,
     LANE_FLAG_BUNDLE, LANE_FLAG_FRAME, LANE_FLAG_PARTIAL,
 )

@@ -2,7 +2,7 @@
 #
 #   read        one packet, frame or superpacket, vnet header first
 #   route       inner destination -> peer, by longest prefix; frames: hot/switch.pxd
-#   limit       what exceeds a rate waits, or is dropped (hot/shape.pxd)
+#   limit       what exceeds a rate waits, or is dropped (hot/shaper.pxd)
 #   way         a lane of the peer's (hot/lane.pxd), else its session's keypair; without
 #               either the packet is staged and the supervisor asked for a handshake
 #   split       a superpacket into segments, in place (hot/split.pxd)
@@ -16,7 +16,7 @@
 # Changing the way: data that this worker sent by the session may arrive after what it sends
 # on a lane. So the first use of a lane sends an END by the session, and lane messages then
 # carry the FENCE flag: the receiver holds them until it has delivered what came before the
-# END (hot/hold.pxd). Lane n of the next set takes the same sockets, and needs none; unless
+# END (hot/reorder.pxd). Lane n of the next set takes the same sockets, and needs none; unless
 # both sides started a session at once, and each opened a set: then the END goes by the lane.
 
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
@@ -29,7 +29,7 @@ from fastpump.hot.bytes cimport store_le16, store_le32, store_le64
 from fastpump.hot.events cimport event_push_once
 from fastpump.hot.ip cimport ip_destination
 from fastpump.hot.lane cimport lane_before, lane_choose, lane_path, lane_slot
-from fastpump.hot.limits cimport (
+from fastpump.hot.constants cimport (
     CONTROL_END, CONTROL_END_LEN, CONTROL_MARK, FEATURE_PARTIAL, FENCE_AFTER_NS, LANE_FLAG_FRAME,
     LANE_FLAG_PARTIAL, LANE_FLAG_RELAY, LANE_REKEY_AFTER_MESSAGES, MAX_UDP_PAYLOAD,
     PADDING_MULTIPLE, READ_HEADROOM, REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES, RELAY_HEADER_LEN,
@@ -45,7 +45,7 @@ from fastpump.hot.shm cimport (
     LANE_REKEY_TOLD, LANE_UNANSWERED_TOLD, LIMIT_TX, NONE, POLICY_ANY, POLICY_NOTHING, Keypair,
     Lane, PeerSlot,
 )
-from fastpump.hot.shape cimport shape_admit, shape_buffer, shape_is_used, shape_push
+from fastpump.hot.shaper cimport shape_admit, shape_buffer, shape_is_used, shape_push
 from fastpump.hot.split cimport Splitter, splitter_init, splitter_next
 from fastpump.hot.staged cimport staged_add, staged_packet, staged_purge, staged_remove
 from fastpump.hot.verdict cimport (

@@ -11,7 +11,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastpump.hot.atomics cimport (
     ACQUIRE, RELAXED, RELEASE, SEQ_CST, and32, load32, load64, or32, store64,
 )
-from fastpump.hot.limits cimport EVENT_RING_LEN
+from fastpump.hot.constants cimport EVENT_RING_LEN
 from fastpump.hot.shm cimport Event, WorkerShared
 from fastpump.hot.verdict cimport FAILED_EVENT_RING_FULL
 

@@ -20,7 +20,7 @@
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, add32, cas64, load32, load64, store64
-from fastpump.hot.limits cimport FDB_WAYS
+from fastpump.hot.constants cimport FDB_WAYS
 from fastpump.hot.shm cimport MacEntry, Tables
 
 cdef enum:

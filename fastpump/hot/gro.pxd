@@ -35,7 +35,7 @@ from fastpump.hot.flow cimport flow_hash
 from fastpump.hot.ip cimport (
     PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_ECE, TCP_FIN, TCP_PSH, IpPacket, ip_total_len_set,
 )
-from fastpump.hot.limits cimport (
+from fastpump.hot.constants cimport (
     GRO_FLOW_BUCKETS, GRO_MAX_PIECES, GRO_MAX_TCP_SEGMENTS, GRO_MAX_UDP_SEGMENTS,
     MAX_PACKET_LEN, VNET_HEADER_LEN,
 )

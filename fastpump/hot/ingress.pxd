@@ -5,7 +5,7 @@
 #   unbundle    a lane message may hold several small packets (hot/bundle.pxd)
 #   switch      frames only: learn, relay (hot/switch.pxd)
 #   coalesce    hot/gro.pxd
-#   write       one writev for each packet or superpacket (hot/deliver.pxd)
+#   write       one writev for each packet or superpacket (hot/tun_write.pxd)
 #
 # The order of the checks on a datagram, cheapest first and nothing believed before
 # the tag has proved it (each failure is a verdict):
@@ -14,12 +14,12 @@
 #   3 the keys' age            7 inner source in the peer's allowed IPs; a frame's not another's
 #   4 replay (quick), AEAD     8 only then: endpoint (roaming), deliver
 # A keepalive (empty inside) ends behind 5, and moves the endpoint as well. A handshake
-# message that came with a train goes to the supervisor (hot/messages.pxd), and so does a
+# message that came with a train goes to the supervisor (hot/rings.pxd), and so does a
 # control packet of a session. A lane message that comes too early waits, before 3 if its keys
-# are not known yet, behind 5 if it is fenced (hot/hold.pxd).
+# are not known yet, behind 5 if it is fenced (hot/reorder.pxd).
 #
 # Queues: a worker writes to its own. Which queue a flow's other direction is read from is the
-# steering program's decision (steering.py). Where there is none, the kernel takes the
+# steering program's decision (tun/steering.py). Where there is none, the kernel takes the
 # queue on which the flow was last written (tun_flow_update()): one WireGuard session is
 # received by one worker, which would then also have to send for all flows of the peer. With
 # many peers that is best (a peer's state stays on one core), and the peers spread over the
@@ -39,14 +39,14 @@ from fastpump.hot.atomics cimport (
 from fastpump.hot.batch cimport batch_bucket
 from fastpump.hot.bundle cimport BundleEntry, bundle_next
 from fastpump.hot.bytes cimport load_le16, load_le32, load_le64
-from fastpump.hot.deliver cimport ingress_write
+from fastpump.hot.tun_write cimport ingress_write
 from fastpump.hot.egress cimport egress_flush
 from fastpump.hot.events cimport event_push_once, events_have_room
 from fastpump.hot.gro cimport Candidate, gro_is_full, gro_receive, gro_reset
-from fastpump.hot.hold cimport hold_add, hold_compact, hold_is_over, hold_wants
+from fastpump.hot.reorder cimport hold_add, hold_compact, hold_is_over, hold_wants
 from fastpump.hot.ip cimport ip_can_be_partial, ip_source
 from fastpump.hot.lane cimport lane_find, lane_slot
-from fastpump.hot.limits cimport (
+from fastpump.hot.constants cimport (
     BUFFER_STRIDE, CONTROL_END, CONTROL_END_LEN, CONTROL_HELLO, CONTROL_IN_USE_AT,
     CONTROL_IN_USE_FIELD, CONTROL_MARK, CONTROL_OFFER, LANE_FLAG_ASK, LANE_FLAG_BUNDLE,
     LANE_FLAG_FRAME, LANE_FLAG_PARTIAL, LANE_FLAG_RELAY, LANE_TYPE, MESSAGE_LEN, RECV_MESSAGES,
@@ -56,9 +56,9 @@ from fastpump.hot.limits cimport (
 from fastpump.hot.linux cimport (
     EAGAIN, EINTR, MSG_DONTWAIT, MSG_TRUNC, errno, msghdr, recvmmsg, sockaddr_in6,
 )
-from fastpump.hot.local cimport control_read
+from fastpump.hot.pktinfo cimport control_read
 from fastpump.hot.lookup cimport lookup_peer
-from fastpump.hot.messages cimport control_push, message_first, message_pop, message_push
+from fastpump.hot.rings cimport control_push, message_first, message_pop, message_push
 from fastpump.hot.packet cimport packet_parse_frame, packet_parse_ip
 from fastpump.hot.replay cimport replay_is_fresh, replay_mark
 from fastpump.hot.shm cimport (
@@ -489,7 +489,7 @@ cdef inline Verdict ingress_datagram(Worker *self, uint8_t *datagram, uint32_t l
 
 
 cdef inline void take_strays(Worker *self) noexcept nogil:
-    """Transport messages that the supervisor's socket received (hot/messages.pxd)."""
+    """Transport messages that the supervisor's socket received (hot/rings.pxd)."""
     cdef Message *message = message_first(&self.shared.down)
     cdef Origin origin
     cdef Verdict verdict
@@ -521,7 +521,7 @@ cdef inline Lane *held_lane(Worker *self, const HeldMessage *held) noexcept nogi
 
 
 cdef inline void take_held(Worker *self) noexcept nogil:
-    """Lane messages that have waited long enough (hot/hold.pxd). What may pass is decided from
+    """Lane messages that have waited long enough (hot/reorder.pxd). What may pass is decided from
     the newest to the oldest: others drain lanes meanwhile, and none may pass one before it."""
     cdef HeldMessage *held
     cdef Lane *lane

@@ -21,7 +21,7 @@ from fastpump.hot.atomics cimport ACQUIRE, RELAXED, load32, load64
 from fastpump.hot.batch cimport Path
 from fastpump.hot.flow cimport flow_hash
 from fastpump.hot.ip cimport IpPacket
-from fastpump.hot.limits cimport LANE_REJECT_AFTER_MESSAGES
+from fastpump.hot.constants cimport LANE_REJECT_AFTER_MESSAGES
 from fastpump.hot.shm cimport (
     LANE_DEAD, LANE_FREE, LANE_LIVE, LANE_USABLE, NONE, Lane, PeerSlot, Tables,
 )

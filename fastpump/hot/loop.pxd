@@ -7,15 +7,15 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastpump.hot.atomics cimport RELAXED, SEQ_CST, load32, store64
-from fastpump.hot.deliver cimport write_release
+from fastpump.hot.tun_write cimport write_release
 from fastpump.hot.egress cimport egress_flush, egress_release, staged_send
 from fastpump.hot.ingress cimport take_held, take_strays, udp_to_tun
-from fastpump.hot.interface cimport tun_to_udp
+from fastpump.hot.tun_read cimport tun_to_udp
 from fastpump.hot.linux cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, epoll_create1, epoll_ctl, epoll_event,
     epoll_wait, errno, now_ns, read, write,
 )
-from fastpump.hot.shape cimport shape_pop, shape_slot_free, shape_timeout_ms
+from fastpump.hot.shaper cimport shape_pop, shape_slot_free, shape_timeout_ms
 from fastpump.hot.shm cimport LIMIT_RX, NONE
 from fastpump.hot.staged cimport staged_purge
 from fastpump.hot.verdict cimport PASS, WAKEUPS, Verdict

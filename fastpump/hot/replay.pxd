@@ -9,7 +9,7 @@
 
 from libc.stdint cimport uint64_t
 
-from fastpump.hot.limits cimport REJECT_AFTER_MESSAGES, REPLAY_WINDOW, REPLAY_WORDS
+from fastpump.hot.constants cimport REJECT_AFTER_MESSAGES, REPLAY_WINDOW, REPLAY_WORDS
 from fastpump.hot.shm cimport Replay
 
 

@@ -9,7 +9,7 @@ from libc.string cimport memcpy, memset
 from fastpump.hot.aead cimport AEAD_CHACHA20_POLY1305, aead_seal, nonce_set
 from fastpump.hot.batch cimport Path, send_reserve
 from fastpump.hot.bytes cimport store_le32, store_le64
-from fastpump.hot.limits cimport (
+from fastpump.hot.constants cimport (
     LANE_FLAG_FENCE, LANE_TYPE, PADDING_MULTIPLE, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD,
     TRANSPORT_TYPE,
 )

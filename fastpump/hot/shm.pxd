@@ -21,7 +21,8 @@
 #               workers send while their own lanes are dead), and notes for timers, where
 #               a lost race moves a timer.
 #
-#   any worker  MacEntry (hot/fdb.pxd), seen[] (hot/seen.pxd), Bucket (hot/limit.pxd): atomic.
+#   any worker  MacEntry (hot/fdb.pxd), seen[] (hot/duplicates.pxd),
+#               Bucket (hot/token_bucket.pxd): atomic.
 #
 # Who owns a (key, counter) pair: whoever takes the counter from `send_counter` by
 # an atomic addition. The counter lives here, not in the worker, so that a worker's
@@ -35,7 +36,7 @@ from libc.stdint cimport uint32_t, uint64_t, uint8_t
 
 from fastpump.hot.aead cimport AEAD_KEY_LEN
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, fence, load32, or32, store32
-from fastpump.hot.limits cimport (
+from fastpump.hot.constants cimport (
     BATCH_BUCKETS, CONTROL_LEN, CONTROL_RING_LEN, EVENT_RING_LEN, MESSAGE_LEN,
     MESSAGE_RING_LEN, REPLAY_WORDS,
 )
@@ -109,7 +110,7 @@ cdef enum:
     EVENT_LANE_ROAM                 # it was heard from elsewhere
 
 cdef struct Message:
-    # A handshake-sized datagram that reached the wrong socket; see hot/messages.pxd.
+    # A handshake-sized datagram that reached the wrong socket; see hot/rings.pxd.
     uint32_t length
     uint32_t address_len
     uint8_t address[ADDRESS_LEN]
@@ -143,7 +144,7 @@ cdef struct Event:
     uint64_t at_ns
 
 cdef struct Bucket:
-    # A token bucket (hot/limit.pxd). What is configured, and its state.
+    # A token bucket (hot/token_bucket.pxd). What is configured, and its state.
     uint64_t size                   # tokens that it holds; 0: no limit
     uint64_t refill_ns              # until an empty one is full
     uint64_t burst                  # tokens that come only once, what is left of them
@@ -215,7 +216,7 @@ cdef struct WorkerShared:
     ControlRing controls            # for the supervisor
 
 cdef struct Endpoint:
-    # Where somebody is, and what datagrams to him leave from (hot/local.pxd). One line.
+    # Where somebody is, and what datagrams to him leave from (hot/pktinfo.pxd). One line.
     uint32_t sequence               # odd while it is being written
     uint32_t length                 # 0: unknown
     uint8_t address[ADDRESS_LEN]
@@ -295,7 +296,7 @@ cdef struct Lane:
     uint64_t first_unanswered_tx_ns  # 0: was heard since
     uint64_t last_tx_ns, last_rx_ns
     uint64_t tx_bytes, rx_bytes
-    uint64_t held_count             # messages that wait (hot/hold.pxd)
+    uint64_t held_count             # messages that wait (hot/reorder.pxd)
     uint32_t is_started             # something was sent on it
     uint32_t is_fenced              # an END was sent for it
     uint64_t last_data_ns           # as last_tx_ns, of data

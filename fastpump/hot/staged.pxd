@@ -9,7 +9,7 @@
 from libc.stdint cimport uint32_t, uint8_t
 from libc.string cimport memcpy, memmove
 
-from fastpump.hot.limits cimport (
+from fastpump.hot.constants cimport (
     BUFFER_STRIDE, READ_HEADROOM, STAGED_FLOODED_PER_PEER, STAGED_PER_PEER, STAGED_SLOTS,
     VNET_HEADER_LEN,
 )

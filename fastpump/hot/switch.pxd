@@ -7,7 +7,7 @@
 #               first frame of a host that came over from a peer, so that all sides learn it;
 #               not many of those, for a peer can make a host seem to move to and fro
 # From a peer (switch_receive):
-#   storm, copies   of flooded frames (hot/limit.pxd, hot/seen.pxd)
+#   storm, copies   of flooded frames (hot/token_bucket.pxd, hot/duplicates.pxd)
 #   learn       the source is on that peer's side, unless it is locked to another
 #   relay       if this side is one: to the peer that has the destination, or flooded, to all
 #               but the one it came from. Else never: what came from a peer goes to no peer
@@ -31,8 +31,8 @@ from fastpump.hot.fdb cimport (
     LEARN_FULL, LEARN_LOCKED, LEARN_MOVED, LEARN_NEW, MAC_LOCAL, MAC_NOBODY, Learned, MacEntry,
     mac_find, mac_hops, mac_key, mac_learn, mac_lookup, mac_owner,
 )
-from fastpump.hot.limit cimport bucket_try
-from fastpump.hot.limits cimport (
+from fastpump.hot.token_bucket cimport bucket_try
+from fastpump.hot.constants cimport (
     RANDOM_WORDS, READ_HEADROOM, RELAY_MAX_FRAMES, RELAY_MAX_HOPS, RELAY_NAME_BITS,
     RELAY_NAME_MASK, VNET_HEADER_LEN,
 )
@@ -40,7 +40,7 @@ from fastpump.hot.linux cimport getrandom
 from fastpump.hot.packet cimport (
     Packet, frame_destination, frame_is_for_group, frame_source, packet_parse_frame,
 )
-from fastpump.hot.seen cimport seen_before
+from fastpump.hot.duplicates cimport seen_before
 from fastpump.hot.shm cimport NONE, PeerSlot, Tables
 from fastpump.hot.verdict cimport (
     DROP_DUPLICATE_FRAME, DROP_HOP_LIMIT, DROP_LOCAL_FRAME, DROP_MAC_LOCKED,

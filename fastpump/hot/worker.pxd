@@ -5,11 +5,11 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from fastpump.hot.aead cimport Aead
 from fastpump.hot.batch cimport SendBatch
 from fastpump.hot.gro cimport Gro
-from fastpump.hot.limits cimport (
+from fastpump.hot.constants cimport (
     GRO_MAX_TCP_SEGMENTS, HELD_MESSAGES, MAX_LANE_SOCKETS, MAX_QUEUES, RANDOM_WORDS, RECV_MESSAGES,
     SHAPE_BIG, SHAPE_SMALL, STAGED_SLOTS,
 )
-from fastpump.hot.local cimport RECV_CONTROL_LEN
+from fastpump.hot.pktinfo cimport RECV_CONTROL_LEN
 from fastpump.hot.linux cimport iovec, mmsghdr, sockaddr_in6
 from fastpump.hot.shm cimport LOCAL_LEN, Lane, Tables, WorkerShared
 
@@ -57,7 +57,7 @@ cdef struct HeldMessage:
     uint8_t local[LOCAL_LEN]
 
 cdef struct Hold:
-    # Lane messages that came too early, oldest first; see hot/hold.pxd.
+    # Lane messages that came too early, oldest first; see hot/reorder.pxd.
     uint32_t count
     uint32_t bytes
     HeldMessage messages[HELD_MESSAGES]
@@ -85,7 +85,7 @@ cdef struct ShapedPacket:
     uint32_t offload                # LIMIT_RX: what a superpacket needs
 
 cdef struct Shape:
-    # Packets that wait for a rate limit, the next one first; see hot/shape.pxd.
+    # Packets that wait for a rate limit, the next one first; see hot/shaper.pxd.
     uint32_t count
     uint64_t sequence
     ShapedPacket heap[SHAPE_SMALL + SHAPE_BIG]

@@ -1,7 +1,7 @@
 """Hostile and random input for whatever listens: checks that a case's seed repeats.
 
 Each check takes a random.Random, makes its own small world from it and asserts what must hold
-whatever comes; what it fed in is told with the failure. tests/test_fuzz.py runs a few seconds
+whatever comes; what it fed in is told with the failure. tests/fuzz/test_fuzz.py runs a few seconds
 of each with the suite; a soak runs them for as long as wanted:
 
     PYTHONPATH=.:tests python -m fuzz --cases 1000000 --jobs 2

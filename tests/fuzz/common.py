@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from hashlib import blake2s
 
-from fastpump import cookie, noise, wire
 from fastpump.constants import SECOND
+from fastpump.protocol import cookie, noise, wire
 
 START = 1000 * SECOND
 UNIX_START = 1_700_000_000 * SECOND

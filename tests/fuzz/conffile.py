@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from ipaddress import ip_interface
 
-from fastpump import conffile, keys
-from fastpump.config import PeerConfig
+from fastpump.config import file as config_file
+from fastpump.config.model import PeerConfig
 from fastpump.errors import ConfigError
+from fastpump.protocol import keys
 from fuzz.common import mutated, telling
 from fuzz.ratelimit import random_limits
 from fuzz.uapi import random_prefix
@@ -60,7 +61,7 @@ def random_file(rng):
         is_peer = bool(lines) and rng.random() < 0.9
         lines.append(rng.choice(("[Peer]", "[peer ] # x", " [ PEER]")) if is_peer
                      else rng.choice(("[Interface]", "[INTERFACE]\r")))
-        names = conffile.PEER_KEYS if is_peer else conffile.INTERFACE_KEYS
+        names = config_file.PEER_KEYS if is_peer else config_file.INTERFACE_KEYS
         if is_peer and rng.random() < 0.95:
             lines.append(f"PublicKey = {rng.choice(FILE_VALUES['PublicKey'])}")
         for name in rng.choices(names, k=rng.randrange(7)):
@@ -77,7 +78,7 @@ def random_file(rng):
 def check_conffile_text(text):
     """It is read, and then survives being written; or there is a complaint about a line."""
     try:
-        config = conffile.parse(text, "wg0.conf")
+        config = config_file.parse(text, "wg0.conf")
     except ConfigError as error:
         place = re.match(r"wg0\.conf:([1-9][0-9]*): .", str(error), re.DOTALL)
         assert place is not None and int(place[1]) <= text.count("\n") + 1, str(error)
@@ -89,7 +90,7 @@ def check_conffile_text(text):
     assert len(set(networks)) == len(networks)
     assert len({peer.public_key for peer in config.peers}) == len(config.peers)
     assert "private_key=" not in repr(config) and "preshared_key=" not in repr(config)
-    again = conffile.parse(conffile.emit(config), "again.conf")
+    again = config_file.parse(config_file.emit(config), "again.conf")
     assert again == config and again.warnings == ()
 
 
@@ -111,7 +112,7 @@ def random_config(rng):
         bytes([number]) * 32, perhaps(("192.0.2.1", 1), ("2001:db8::1", 65535), ("a.b", 9)),
         tuple(prefixes[place::4]), perhaps(bytes([number ^ 1 or 2]) * 32),
         rng.choice((0, 25, 65535)), random_limits(rng)) for place, number in enumerate(publics))
-    return conffile.FileConfig(
+    return config_file.FileConfig(
         private_key=perhaps(rng.randbytes(31) + b"\x01"), listen_port=perhaps(0, 51820, 65535),
         fwmark=perhaps(0, 1, 2 ** 32 - 1),
         addresses=some([ip_interface(text) for text in ("10.9.0.1/24", "fd00::1/64", "::/0")]),
@@ -135,8 +136,8 @@ def check_conffile(rng):
     if rng.random() < 0.15:
         config = random_config(rng)
         with telling([config]):
-            text = conffile.emit(config)
-            assert conffile.parse(text, "wg0.conf") == config
+            text = config_file.emit(config)
+            assert config_file.parse(text, "wg0.conf") == config
     else:
         text = random_file(rng)
     inputs = [text]

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import atexit
 
-import plainlanes
-from packets import TCP, UDP, frame, framed, parse_vnet
-from plainlanes import BUNDLE, FENCE, FRAME, PARTIAL, RELAY
-from pumps import START
-from sites import network
-
 from fastpump import _core
 from fuzz.common import mutated, telling
 from fuzz.lanes import random_packet, random_read
+from support import plainlanes
+from support.packets import TCP, UDP, frame, framed, parse_vnet
+from support.plainlanes import BUNDLE, FENCE, FRAME, PARTIAL, RELAY
+from support.pumps import START
+from support.sites import network
 
 _SITES: list[dict] = []
 LIMIT, PER_PEER = 200, 80

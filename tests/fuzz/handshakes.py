@@ -6,16 +6,16 @@ import socket
 from collections import deque
 from ipaddress import IPv4Address
 
-from fastpump import cookie, noise, tai64n
 from fastpump._core import Intake, SharedTables
+from fastpump.conn.endpoint import NO_LOCAL, Endpoint
 from fastpump.constants import (
     REKEY_TIMEOUT,
     REKEY_TIMEOUT_JITTER,
     SECOND,
 )
-from fastpump.device import Device, Surroundings
-from fastpump.endpoint import NO_LOCAL, Endpoint
-from fastpump.handshakes import Handshakes
+from fastpump.device.device import Device, Surroundings
+from fastpump.device.handshake_queue import Handshakes
+from fastpump.protocol import cookie, noise, tai64n
 from fuzz.common import PRIVATE_KEYS, START, STATICS, UNIX_START, cookie_for, telling
 
 # Of order 1, 2, 4 and 8, and the same not reduced (cr.yp.to/ecdh.html, "how do I validate").

@@ -7,11 +7,11 @@ import sys
 from collections import Counter
 from hashlib import blake2s
 
-from fastpump import cookie
 from fastpump._core import MUST_ACCEPT, MUST_PASS_ON, WAS_ANSWERED, Intake
 from fastpump.constants import (
     SECOND,
 )
+from fastpump.protocol import cookie
 from fuzz.common import START, cookie_for, mutated, telling
 from fuzz.handshakes import LENGTHS, PLACE
 
@@ -83,7 +83,7 @@ def random_datagram(rng, messages, key, value):
 
 
 def check_verdict(verdict, drops, message, key, seen, is_overloaded):
-    """By the rules of hot/intake.pxd, written down once more; rates are not followed. `seen`:
+    """By the rules of hot/admission.pxd, written down once more; rates are not followed. `seen`:
     the initiations that were let in, each in its place of 16384, until another comes there."""
     kind, length, mac1 = int.from_bytes(message[:4], "little"), len(message), message[-32:-16]
     place = int.from_bytes(mac1[8:12], "little") % 16384

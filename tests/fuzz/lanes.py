@@ -10,13 +10,13 @@ from __future__ import annotations
 import atexit
 import struct
 
-import plainlanes
-from packets import A4, A6, B4, B6, TCP, UDP, ip, parse_vnet, partial, superpacket, tcp, udp
-from plainlanes import ASK, BUNDLE, FENCE, PARTIAL
-from pumps import START, lane_pair, message
-
-from fastpump import _core, upgrade
+from fastpump import _core
+from fastpump.protocol import lane_messages
 from fuzz.common import mutated, telling
+from support import plainlanes
+from support.packets import A4, A6, B4, B6, TCP, UDP, ip, parse_vnet, partial, superpacket, tcp, udp
+from support.plainlanes import ASK, BUNDLE, FENCE, PARTIAL
+from support.pumps import START, lane_pair, message
 
 SOURCES = {bytes([10, 9, 0, 2]), bytes.fromhex("fd000009") + bytes(11) + b"\2"}
 _ENDS: dict[str, tuple] = {}
@@ -106,7 +106,7 @@ def check_lanes(rng):
     """Lane messages with the right keys and anything inside; sessions with control packets."""
     cipher = rng.choice(("aes-256-gcm", "chacha20-poly1305"))
     one, two = ends(cipher)
-    lanes = [two.plain(number, cipher=upgrade.CIPHER_NUMBERS[cipher]) for number in range(2)]
+    lanes = [two.plain(number, cipher=lane_messages.CIPHER_NUMBERS[cipher]) for number in range(2)]
     inputs = []
     before = one.tables.worker_counters(0)
     with telling(inputs):
@@ -131,7 +131,7 @@ def check_lanes(rng):
             check_written(data)
         one.events()
         for _, _, data in one.tables.worker_controls(0):
-            upgrade.parse(data)
+            lane_messages.parse(data)
         after = one.tables.worker_counters(0)
         assert not {name for name, n in after["verdicts"].items()
                     if n != before["verdicts"][name]} & {

@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-from fastpump import noise
 from fastpump._core import SharedTables
+from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import (
     KEEPALIVE_TIMEOUT,
     MAX_HANDSHAKE_ATTEMPTS,
@@ -16,9 +16,9 @@ from fastpump.constants import (
     REKEY_TIMEOUT_JITTER,
     SECOND,
 )
-from fastpump.device import Device, Surroundings
-from fastpump.endpoint import Endpoint
-from fastpump.timers import Action, Activity, Timers
+from fastpump.device.device import Device, Surroundings
+from fastpump.protocol import noise
+from fastpump.protocol.timers import Action, Activity, Timers
 from fuzz.common import PRIVATE_KEYS, START, STATICS, UNIX_START, telling
 
 

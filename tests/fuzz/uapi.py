@@ -8,10 +8,11 @@ import socket
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
-from fastpump import keys, uapi
 from fastpump._core import SharedTables
-from fastpump.device import Device, Surroundings
+from fastpump.device.device import Device, Surroundings
 from fastpump.errors import SystemSetupError
+from fastpump.ipc import uapi
+from fastpump.protocol import keys
 from fuzz.common import START, UNIX_START, mutated, telling
 
 

@@ -1,0 +1,127 @@
+"""The commands that look into a running tunnel and change it: `fdb` and `limit`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from fastpump.cli.arguments import number
+from fastpump.errors import ConfigError
+
+_FDB_HELP = """\
+Show and change where the MAC addresses are that a running `fastpump tunnel --tap` knows: on
+this side, or behind which peer.
+
+  fastpump fdb show fp0                       all of them
+  fastpump fdb add fp0 02:00:00:00:00:01 --peer KEY
+                                              it is behind that peer, and nobody else can claim it
+  fastpump fdb add fp0 02:00:00:00:00:02 --local --vlan 7
+  fastpump fdb del fp0 02:00:00:00:00:01
+  fastpump fdb flush fp0 [--peer KEY]         forget what was learned (--static: and the added)
+"""
+
+_LIMIT_HELP = """\
+Show or change the rate limits of a running tunnel. They are gone when it ends; --rate-limit and
+RateLimit make them last.
+
+  fastpump limit fp0                          show the interface's
+  fastpump limit fp0 tx=100mbit,burst=1mb     what leaves into the tunnel
+  fastpump limit fp0 PUBKEY rx=1gbit,rx-ops=50k
+                                              what comes from that peer
+  fastpump limit fp0 PUBKEY off               no limits any more
+
+The forms of limits are those of `fastpump tunnel --rate-limit`: see fastpump(1).
+"""
+
+
+def add_commands(commands: Any) -> None:
+    """Add them to the command line."""
+    parser = commands.add_parser(
+        "fdb", help="MAC addresses of a running TAP", description=_FDB_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("show", "add", "del", "flush"))
+    parser.add_argument("name", metavar="NAME", help="the interface")
+    parser.add_argument("mac", nargs="?", metavar="MAC", help="of add and del")
+    parser.add_argument("--vlan", type=number("VLAN", 0, 4095), metavar="N",
+                     help="VLAN of add and del (0: untagged frames)")
+    side = parser.add_mutually_exclusive_group()
+    side.add_argument("--peer", metavar="PUBKEY", help="behind that peer")
+    side.add_argument("--local", action="store_true", help="on this side")
+    parser.add_argument("--static", action="store_true", help="of flush: what was added, too")
+    parser.add_argument("--json", action="store_true", help="of show: print JSON")
+    parser.set_defaults(run=_fdb)
+    limit = commands.add_parser(
+        "limit", help="rate limits of a running tunnel", description=_LIMIT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    limit.add_argument("name", metavar="NAME", help="the interface")
+    limit.add_argument("words", nargs="*", metavar="[PUBKEY] [SPEC|off]",
+                       help="whose limits, and which")
+    limit.add_argument("--json", action="store_true", help="print JSON")
+    limit.set_defaults(run=_limit)
+
+
+def _ask(name: str, command: str, **arguments: object) -> dict[str, Any]:
+    from fastpump.ipc import control
+
+    answer = control.ask(name, command, **arguments)
+    if answer is None:
+        raise ConfigError(f"no tunnel runs on {name} in this network namespace; `fastpump "
+                          "status` lists those that do")
+    assert isinstance(answer, dict)
+    return answer
+
+
+def _refuse_what_is_not_used(args: argparse.Namespace) -> None:
+    """Options that the action has no use for: they would promise what is not done."""
+    side = "--peer" if args.peer is not None else "--local" if args.local else None
+    for option, is_given, actions in (
+            ("--vlan", args.vlan is not None, ("add", "del")), (side, side, ("add", "flush")),
+            ("--static", args.static, ("flush",)), ("--json", args.json, ("show",))):
+        if is_given and args.action not in actions:
+            raise ConfigError(f"fastpump fdb {args.action} has no {option}: leave it out "
+                              f"({' and '.join(actions)} have it)")
+
+
+def _fdb(args: argparse.Namespace) -> int:
+    from fastpump.ipc import fdb
+
+    _refuse_what_is_not_used(args)
+    is_one = args.action in ("add", "del")
+    if is_one and args.mac is None:
+        raise ConfigError(f"which address? fastpump fdb {args.action} {args.name} "
+                          "02:00:00:00:00:01 is expected")
+    if not is_one and args.mac is not None:
+        raise ConfigError(f"fastpump fdb {args.action} takes no MAC address: leave out {args.mac}")
+    if args.action == "add" and args.peer is None and not args.local:
+        raise ConfigError("on which side is it? --peer PUBKEY or --local is expected")
+    request: dict[str, object] = {"action": args.action}
+    if is_one:
+        request |= {"mac": args.mac, "vlan": args.vlan or 0}
+    if args.peer is not None or args.local:
+        request["peer"] = args.peer
+    if args.action == "flush":
+        request["static"] = args.static
+    answer = _ask(args.name, "fdb", **request)
+    if args.action == "show":
+        print(json.dumps(answer, indent=2) if args.json else fdb.show(answer))
+    elif args.action == "flush":
+        print(f"{answer['flushed']} forgotten")
+    return 0
+
+
+def _limit(args: argparse.Namespace) -> int:
+    from fastpump import ratelimit
+    from fastpump.config.model import parse_limit
+    from fastpump.protocol import keys
+
+    peer, limits = parse_limit(args.words)
+    answer = _ask(args.name, "limit", peer=None if peer is None else keys.encode(peer),
+                  limits=None if limits is None else limits.to_json())
+    if args.json:
+        print(json.dumps(answer["limits"], indent=2))
+    elif limits is None:
+        print(ratelimit.show(ratelimit.RateLimits.from_json(answer["limits"])))
+    sys.stdout.flush()
+    return 0

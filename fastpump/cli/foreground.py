@@ -1,0 +1,94 @@
+"""`fastpump tunnel`: a tunnel in the foreground, and what to type on the other host."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Collection
+from contextlib import ExitStack
+from typing import Any
+
+from fastpump.config.model import Interface, TunnelConfig, check, with_default_allowed_ips
+from fastpump.constants import DEFAULT_MTU, DEFAULT_NAME
+from fastpump.host import ethernet
+from fastpump.netlink import routes
+from fastpump.tunnel.run import Tunnel, run
+
+
+def run_in_foreground(config: TunnelConfig, *, as_json: bool = False) -> None:
+    """`fastpump tunnel`: prints one line to stdout when it is ready."""
+    check(config)
+    config = with_default_allowed_ips(config)
+    host: str | None = None
+
+    def configure(name: str, index: int, made: ExitStack,
+                  endpoints: Collection[routes.Address]) -> None:
+        nonlocal host
+        if config.mode == "tap":
+            ethernet.configure(config, name, index, made, endpoints)
+        else:
+            networks = [network for peer in config.peers for network in peer.allowed_ips or ()]
+            routes.configure(name, index, config.addresses,
+                             DEFAULT_MTU if config.mtu is None else config.mtu,
+                             networks if config.routes else ())
+        if not config.peers:
+            host = routes.likely_address(
+                index, [address.ip for address in config.addresses]) or "THIS_HOST"
+
+    def on_ready(tunnel: Tunnel) -> None:
+        hint = None if host is None else other_side_command(config, tunnel.status(), host)
+        _say_ready(tunnel.status(), hint, as_json=as_json)
+
+    run(config, configure, on_ready, must_reach_endpoints=True)
+
+
+def _say_ready(status: dict[str, Any], hint: str | None, *, as_json: bool) -> None:
+    """The one line that says that packets flow, and without a peer what to do next."""
+    if as_json:
+        ready = {key: status[key] for key in
+                 ("name", "public_key", "listen_port", "offloads", "mtu", "aead")}
+        print(json.dumps({"event": "ready", **ready, "queues": len(status["queues"]),
+                          "other_side": hint}), flush=True)
+        return
+    print(f"{status['name']} is ready: {len(status['queues'])} queues, UDP port "
+        f"{status['listen_port']}, public key {status['public_key']}, offloads "
+        f"{','.join(status['offloads']) or 'none'}", flush=True)
+    if hint is not None:
+        print(f"There is no peer yet. On the other host, type:\n\n    {hint}\n\n"
+            "It prints its public key. Then start this side again with\n\n"
+            f"    {_this_side_command()} --peer ITS_PUBLIC_KEY", flush=True)
+
+
+def other_side_command(config: TunnelConfig, status: dict[str, Any], host: str) -> str:
+    """The command that makes another host the peer of this one, which it finds at `host`."""
+    is_tap = config.mode == "tap"
+    words = ["fastpump", "tunnel", *[config.name] * (config.name != DEFAULT_NAME),
+             *["--tap"] * is_tap, "--queues", str(config.queue_count)]
+    if config.bridge is not None:
+        words += ["--bridge", config.bridge]
+    for address in config.addresses:
+        words += ["--address", f"{_neighbour(address)}/{address.network.prefixlen}"]
+    if not config.addresses and not is_tap:
+        words += ["--address", "10.9.0.2/24"]
+    host = f"[{host}]" if ":" in host else host
+    peer = f"{status['public_key']}@{host}:{status['listen_port']}"
+    if not is_tap and all(address.network.num_addresses == 1 for address in config.addresses):
+        peer += "".join(f"{'+' if number else ',allowed-ips='}{address.network}"
+                        for number, address in enumerate(config.addresses))
+    return shlex.join([*words, "--peer", peer])
+
+
+def _neighbour(address: Interface) -> str:
+    """Another host's address in the same network; a word to replace if there is none."""
+    network = address.network
+    for number in (int(address.ip) + 1, int(address.ip) - 1):
+        if int(network.network_address) < number < int(network.broadcast_address) or (
+                network.prefixlen == network.max_prefixlen - 1
+                and int(network.network_address) <= number <= int(network.broadcast_address)):
+            return str(type(address.ip)(number))
+    return "ITS_ADDRESS"
+
+
+def _this_side_command() -> str:
+    return shlex.join(["fastpump", *sys.argv[1:]])

@@ -1,0 +1,209 @@
+"""The commands that look at the host's interfaces and make TAPs: `interfaces`, `tap`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+from fastpump.cli.arguments import lazily, number
+from fastpump.errors import ConfigError
+
+_INTERFACES_HELP = """\
+Show every network interface of this network namespace as a tree: a bridge with its ports below
+it, a vlan below its parent; addresses, queues, the other end of each veth, the MACs that a bridge
+has learned, and which process has each TUN or TAP open. Changes nothing. Root sees everybody's
+processes, others see their own.
+
+Example: a bridge that joins a guest to a cable
+
+  br0  bridge, up, MTU 1500, MAC 02:93:0c:55:d1:07
+  |    10.0.0.1/24
+  |    knows 02:5e:1b:77:90:3a behind vm0, heard 2 s ago
+  |- vm0  tap, up, MTU 1500, MAC 36:0d:5b:aa:94:18
+  |       single queue, vnet header, persistent
+  |       held by firecracker (pid 4711)
+  `- eth1  physical, up, MTU 1500, MAC 52:54:00:12:34:56
+"""
+
+_TAP_HELP = """\
+Make and delete TAPs that stay (persistent ones), for virtual machines. A TAP is a network card
+whose cable is a program: Firecracker or QEMU opens it by name, and every Ethernet frame goes to
+the guest or comes from it.
+
+  fastpump tap create vm0 --bridge br0 --user alice     alice may start a guest on it
+  fastpump tap create --count 1000 --prefix vm          vm0 to vm999, within seconds
+  fastpump tap list                                     which there are, and who has them open
+  fastpump tap delete --prefix vm                       all of them
+"""
+
+_CREATE_HELP = """\
+Make persistent TAPs: all that are named, or none. They are up, with one queue, and stay until
+`fastpump tap delete` or a reboot.
+
+For Firecracker, which takes TAPs of one queue only; prints "network-interfaces" for its
+configuration file:
+  fastpump tap create vm0 --bridge br0 --firecracker
+
+For QEMU, with four queues; prints arguments for its command line:
+  fastpump tap create vm0 --bridge br0 --multi-queue --queues 4 --qemu
+
+A thousand, in a bridge, usable by the group kvm:
+  fastpump tap create --count 1000 --prefix vm --bridge br0 --group kvm
+"""
+
+_DELETE_HELP = """\
+Delete TAPs: all that are named, or none. What is no TAP is refused, and so is a TAP that a process
+has open: --force deletes that too, and the process is cut off.
+
+  fastpump tap delete vm0 vm1
+  fastpump tap delete --prefix vm       vm and a number: vm0, vm1, ... but not vmware0
+"""
+
+
+def add_commands(commands: Any) -> None:
+    """Add `interfaces` and `tap` to the command line."""
+    shown = _command(commands, "interfaces", "show all interfaces, and how they hang together",
+                     _INTERFACES_HELP, _interfaces)
+    shown.add_argument("--json", action="store_true", help="print JSON (keys: see the manual)")
+    tap = _command(commands, "tap", "make and delete TAPs for virtual machines", _TAP_HELP, None)
+    verbs = tap.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_create(verbs)
+    delete = _command(verbs, "delete", "delete TAPs", _DELETE_HELP, _delete)
+    delete.add_argument("names", nargs="*", metavar="NAME", help="a TAP")
+    delete.add_argument("--prefix", metavar="PREFIX", help="all that are named PREFIX and a number")
+    delete.add_argument("--force", action="store_true", help="also those that a process has open")
+    listed = _command(verbs, "list", "show the persistent TAPs",
+                      "Show the persistent TAPs of this network namespace, and which process has "
+                      "each open.", _list)
+    listed.add_argument("--json", action="store_true", help="print JSON (keys: see the manual)")
+
+
+def _command(commands: Any, name: str, help_text: str, description: str,
+             run: Any) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help_text, description=description,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    assert isinstance(parser, argparse.ArgumentParser)
+    if run is not None:
+        parser.set_defaults(run=run)
+    return parser
+
+
+def _add_create(verbs: Any) -> None:
+    add = _command(verbs, "create", "make persistent TAPs", _CREATE_HELP, _create).add_argument
+    add("names", nargs="*", metavar="NAME", help="a name for each TAP")
+    add("--count", type=number("number of TAPs", 1, 10_000), metavar="N",
+        help="instead of names: N TAPs, PREFIX0 to PREFIX(N-1)")
+    add("--prefix", metavar="PREFIX", help="with --count: what the names begin with")
+    add("--user", type=lazily("parse_user", "host.taps"), metavar="USER",
+        help="who may open it without CAP_NET_ADMIN, by name or number")
+    add("--group", type=lazily("parse_group", "host.taps"), metavar="GROUP",
+        help="which group may; with both, that user in that group only")
+    add("--bridge", metavar="BR", help="put it into this bridge, which must exist")
+    add("--mac", type=lazily("parse_mac", "host.taps"), metavar="MAC",
+        help="the TAP's own MAC (default: the kernel makes one); with several TAPs the first one, "
+        "which counts up")
+    add("--guest-mac", type=lazily("parse_mac", "host.taps"), metavar="MAC",
+        help="the guest's MAC, for --firecracker and --qemu (default: made of the TAP's name, "
+        "always the same); with several TAPs it counts up")
+    add("--mtu", type=number("MTU", 68, 65521), metavar="N", help="MTU (1500)")
+    add("--multi-queue", action="store_true",
+        help="let it be opened several times, a queue each: QEMU can, Firecracker refuses it")
+    add("--queues", type=number("number of queues", 2, 256), metavar="N",
+        help="with --multi-queue: the queues that --qemu writes (default: one per CPU, at least 2)")
+    add("--vnet-hdr", action=argparse.BooleanOptionalAction, default=True,
+        help="offloads between host and guest; Firecracker and QEMU open it with them (on)")
+    add("--down", action="store_true", help="do not set it up")
+    add("--firecracker", action="store_true",
+        help="print \"network-interfaces\" for Firecracker's configuration file")
+    add("--rate-limit", metavar="SPEC", help="with --firecracker: limits, written as rate limiters")
+    add("--qemu", action="store_true", help="print arguments for QEMU, a line for each TAP")
+
+
+def _print(text: str) -> None:
+    """Names need not be what the terminal can show."""
+    encoding = sys.stdout.encoding
+    print(text.encode(encoding, "replace").decode(encoding))
+
+
+def _interfaces(args: argparse.Namespace) -> int:
+    from fastpump.host import interfaces
+
+    found = interfaces.gather()
+    _print(json.dumps({"interfaces": found}, indent=2) if args.json else
+           interfaces.show(found, sys.stdout.encoding))
+    return 0
+
+
+def _create(args: argparse.Namespace) -> int:
+    from fastpump.host import monitors, taps
+    from fastpump.process.signals import exit_on_signals
+
+    _check_create(args)
+    limiters = monitors.rate_limiters(args.rate_limit)
+    exit_on_signals()       # what was made is removed then, too
+    made = taps.create(taps.TapConfig(
+        names=taps.numbered(args.prefix, args.count) if args.count else tuple(args.names),
+        owner=args.user, group=args.group, bridge=args.bridge, mac=args.mac,
+        guest_mac=args.guest_mac, mtu=args.mtu, is_multi_queue=args.multi_queue,
+        has_vnet_header=args.vnet_hdr, is_up=not args.down))
+    if args.firecracker:
+        print(monitors.firecracker_json(made, limiters))
+    elif args.qemu:
+        queue_count = 1
+        if args.multi_queue:
+            queue_count = args.queues or max(2, len(os.sched_getaffinity(0)))
+        for tap in made:
+            print(monitors.qemu_arguments(tap, queue_count))
+    else:
+        print(f"created {_names([tap.name for tap in made])}")
+    return 0
+
+
+def _check_create(args: argparse.Namespace) -> None:
+    if bool(args.names) == bool(args.count):
+        raise ConfigError("give either the TAPs' names, or --count N and --prefix PREFIX")
+    if (args.count is None) != (args.prefix is None):
+        raise ConfigError("--count and --prefix go together: --count 10 --prefix vm makes vm0 to "
+                          "vm9")
+    if args.firecracker and args.qemu:
+        raise ConfigError("--firecracker and --qemu exclude each other; give one of them")
+    if args.firecracker and args.multi_queue:
+        raise ConfigError("Firecracker cannot open a multi-queue TAP; leave out --multi-queue")
+    if args.queues and not (args.multi_queue and args.qemu):
+        raise ConfigError("--queues is what --qemu writes for a multi-queue TAP: give "
+                          "--multi-queue and --qemu too, or leave it out")
+    if args.rate_limit is not None and not args.firecracker:
+        raise ConfigError("--rate-limit writes Firecracker's rate limiters: give --firecracker "
+                          "too, or leave it out")
+    if args.guest_mac is not None and not (args.firecracker or args.qemu):
+        raise ConfigError("--guest-mac is what --firecracker or --qemu writes: give one of them "
+                          "too, or leave it out")
+
+
+def _delete(args: argparse.Namespace) -> int:
+    from fastpump.host import taps
+    from fastpump.process.signals import exit_on_signals
+
+    if bool(args.names) == bool(args.prefix):
+        raise ConfigError("give either the TAPs' names, or --prefix PREFIX")
+    exit_on_signals()
+    print(f"deleted {_names(taps.delete(args.names, args.prefix, args.force))}")
+    return 0
+
+
+def _names(names: list[str]) -> str:
+    """A few names as they are, many by the first and the last."""
+    if len(names) <= 8:
+        return ", ".join(names)
+    return f"{len(names)} TAPs: {names[0]} to {names[-1]}"
+
+
+def _list(args: argparse.Namespace) -> int:
+    from fastpump.host import taps
+
+    found = taps.gather()
+    _print(json.dumps({"taps": found}, indent=2) if args.json else taps.show(found))
+    return 0

@@ -1,0 +1,267 @@
+"""The UDP sockets: one per worker and one for handshakes, all on one port; and those of lanes.
+
+They form one SO_REUSEPORT group, in the order of their binding: worker 0, ..., worker
+n-1, handshakes. A classic BPF program on the group sees each datagram's payload from
+offset 0 and picks the socket by its number: transport messages go to the worker whose
+number stands in the low bits of the receiver index (which we chose), lane messages to
+worker lane number modulo queues, everything else to the handshake socket. So an
+unmodified peer reaches the right worker wherever it roams.
+
+Lane sockets are for the lanes that we open ourselves (device/lanes.py): each has a port of its
+own, and all peers share them.
+
+A GRO train is steered as a whole, by its first datagram, and whether datagrams are put
+into trains at all is decided on a socket that the kernel picks by hash alone. Hence all
+sockets of the group have UDP_GRO, the handshake socket too, and strays are passed on
+(hot/rings.pxd). Our own handshake messages carry another traffic class than our data
+(AF41, as the kernel's do), which keeps GRO from joining the two.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+import struct
+
+from fastpump.conn.endpoint import NO_LOCAL, Endpoint
+from fastpump.constants import DEFAULT_PORT
+from fastpump.errors import SystemSetupError
+from fastpump.protocol.wire import LANE_TYPE, TRANSPORT_TYPE
+
+# Not in Python's socket module (include/uapi/asm-generic/socket.h, linux/in.h, udp.h).
+SO_ATTACH_REUSEPORT_CBPF = 51
+SO_ATTACH_FILTER = 26
+SO_SNDBUFFORCE = 32
+SO_RCVBUFFORCE = 33
+IP_MTU_DISCOVER = 10
+IPV6_MTU_DISCOVER = 23
+PMTUDISC_DONT = 0
+UDP_GRO = 104
+UDP_SEGMENT = 103
+IP_PKTINFO = 8
+
+HANDSHAKE_TOS = 0x88        # AF41, as the kernel's WireGuard
+_PKTINFO4 = struct.Struct("=i4s4s")
+_PKTINFO6 = struct.Struct("=16si")
+_UINT = struct.Struct("=I")
+
+# A queue between two hosts that have no more CPU to give: what it holds is latency. 1 MiB
+# (the kernel doubles it for its bookkeeping) is about 1 ms at 10 Gbit/s; with 4 MiB, the
+# 99th percentile of a ping beside a TCP stream was half as long again, at equal throughput.
+BUFFER_BYTES = 1 << 20
+
+# Lane sockets at the least, if there are any.
+LANE_SOCKETS = 32
+
+# Classic BPF (include/uapi/linux/bpf_common.h).
+_LD_B_ABS, _JEQ, _JGE, _AND, _MOD, _RET_K, _RET_A = 0x30, 0x15, 0x35, 0x54, 0x94, 0x06, 0x16
+_Instruction = tuple[int, int, int, int]
+
+
+class _SockFprog(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+
+def steering_program(queue_count: int) -> list[_Instruction]:
+    """(code, jump if true, jump if false, k) of the group's program."""
+    mask = (1 << (queue_count - 1).bit_length()) - 1
+    return [
+        (_LD_B_ABS, 0, 0, 0),
+        (_JEQ, 4, 0, LANE_TYPE),
+        (_JEQ, 0, 6, TRANSPORT_TYPE),
+        (_LD_B_ABS, 0, 0, 4),           # receiver index, little-endian: its low byte
+        (_AND, 0, 0, mask),
+        (_JGE, 3, 2, queue_count),
+        (_LD_B_ABS, 0, 0, 2),           # the lane
+        (_MOD, 0, 0, queue_count),
+        (_RET_A, 0, 0, 0),
+        (_RET_K, 0, 0, queue_count),
+    ]
+
+
+def lane_socket_count(queue_count: int) -> int:
+    """How many lane sockets there are: as many for each worker, and some more than queues, for
+    peers with more queues than we have (hot/lane.pxd)."""
+    return queue_count * -(-LANE_SOCKETS // queue_count)
+
+
+def handshake_filter() -> list[_Instruction]:
+    """What the handshake socket lets in, by the first byte: types 1 to 3. Anything else is
+    dropped by the kernel, before it costs a wake-up. A train passes as a whole."""
+    return [
+        (_LD_B_ABS, 0, 0, 8),           # behind the UDP header
+        (_JGE, 0, 2, 1),
+        (_JGE, 1, 0, TRANSPORT_TYPE),
+        (_RET_K, 0, 0, 0xFFFF),
+        (_RET_K, 0, 0, 0),
+    ]
+
+
+def _attach(sock: socket.socket, option: int, program: list[_Instruction]) -> None:
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    header = _SockFprog(len(program), ctypes.addressof(buffer))
+    sock.setsockopt(socket.SOL_SOCKET, option, bytes(header))
+
+
+def preferred_family() -> int:
+    """AF_INET6 (dual-stack) where the host has IPv6, else AF_INET."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return socket.AF_INET
+    return socket.AF_INET6
+
+
+def _mark(sock: socket.socket, fwmark: int) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _UINT.pack(fwmark))
+    except OSError as error:
+        raise SystemSetupError(f"the firewall mark {fwmark:#x} cannot be set: "
+                               f"{error.strerror}") from None
+
+
+def _local_control(local: bytes, family: int) -> tuple[int, int, bytes]:
+    """The control message for sendmsg that says which own address to send from."""
+    if family == socket.AF_INET:
+        return socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(0, local[12:], bytes(4))
+    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(local, 0)
+
+
+def check_route(where: Endpoint, family: int, fwmark: int = 0) -> None:
+    """SystemSetupError if nothing can be sent to an endpoint from here."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        if fwmark:
+            _mark(probe, fwmark)
+        try:
+            probe.connect(where.to_python(family))
+        except OSError as error:
+            raise SystemSetupError(
+                f"the endpoint {where} cannot be reached from this host: {error.strerror}; "
+                "check the address, and the routes: ip route") from None
+
+
+class SocketGroup:
+    """The workers' sockets, the handshake socket, and their common port; the lane sockets."""
+
+    def __init__(self, queue_count: int, port: int | None, family: int, *, fwmark: int = 0,
+                 gro: bool = True, lane_sockets: int = 0) -> None:
+        """`port`: None for 51820, or any free one when that is taken; 0 for any. `family`:
+        see `preferred_family`. `lane_sockets`: how many of those."""
+        self.family = family
+        self._fwmark = fwmark
+        self.workers: list[socket.socket] = []
+        self.lanes: list[socket.socket] = []
+        self._open: list[socket.socket] = []
+        try:
+            self.workers.append(self._bind_first(port))
+            self.port = int(self.workers[0].getsockname()[1])
+            for _ in range(1, queue_count):
+                self.workers.append(self._bind(self.port))
+            self.handshake = self._bind(self.port)
+            self.handshake.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, HANDSHAKE_TOS)
+            if self.family == socket.AF_INET6:
+                self.handshake.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, HANDSHAKE_TOS)
+            for _ in range(lane_sockets):
+                sock = self._make()
+                sock.bind(("", 0))
+                self.lanes.append(sock)
+            if gro:
+                for sock in self._open:
+                    sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+            try:
+                _attach(self.handshake, SO_ATTACH_REUSEPORT_CBPF, steering_program(queue_count))
+                _attach(self.handshake, SO_ATTACH_FILTER, handshake_filter())
+            except OSError as error:
+                raise SystemSetupError(
+                    "the kernel refuses the program that steers datagrams to workers "
+                    f"(SO_ATTACH_REUSEPORT_CBPF: {error.strerror}); Linux 4.5 or newer is "
+                    "needed") from None
+        except OSError as error:
+            self.close()
+            raise SystemSetupError(f"the UDP sockets cannot be made: {error.strerror}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _bind_first(self, wanted: int | None) -> socket.socket:
+        """The first socket claims the port for itself, and only then lets others join:
+        joining the group of another process would steal its datagrams."""
+        sock = self._make()
+        try:
+            sock.bind(("", DEFAULT_PORT if wanted is None else wanted))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise SystemSetupError(
+                    f"the UDP port {wanted} cannot be bound: {error.strerror}") from None
+            if wanted is not None:
+                raise SystemSetupError(
+                    f"the UDP port {wanted} is in use; choose another with --listen-port, or "
+                    f"see who has it: ss -lunp 'sport = :{wanted}'") from None
+            sock.bind(("", 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        return sock
+
+    def _bind(self, port: int) -> socket.socket:
+        """Another socket of the group."""
+        sock = self._make()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(("", port))
+        return sock
+
+    def _make(self) -> socket.socket:
+        sock = socket.socket(self.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._open.append(sock)
+        if self.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_DONT)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        # As the kernel's WireGuard: outer packets may be fragmented on the way.
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DONT)
+        if self._fwmark:
+            _mark(sock, self._fwmark)
+        for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF),
+                              (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, forced, BUFFER_BYTES)
+            except OSError:
+                sock.setsockopt(socket.SOL_SOCKET, plain, BUFFER_BYTES)
+        return sock
+
+    def set_fwmark(self, fwmark: int) -> None:
+        """Mark what is sent from now on, by the workers too; 0 for no mark."""
+        self._fwmark = fwmark
+        for sock in self._open:
+            _mark(sock, fwmark)
+
+    def send_handshake(self, message: bytes, endpoint: Endpoint, local: bytes) -> None:
+        """Send from an own address, or from one that the kernel chooses (NO_LOCAL, or when
+        that address is gone). OSError when nothing can be sent."""
+        self._send(self.handshake, message, endpoint, local)
+
+    def send_lane(self, message: bytes, endpoint: Endpoint, local: bytes,
+                  number: int | None) -> None:
+        """That, by a lane socket, or from our port (None)."""
+        self._send(self.handshake if number is None else self.lanes[number], message, endpoint,
+                   local)
+
+    def _send(self, sock: socket.socket, message: bytes, endpoint: Endpoint,
+              local: bytes) -> None:
+        where = endpoint.to_python(self.family)
+        if local != NO_LOCAL:
+            try:
+                sock.sendmsg([message], [_local_control(local, self.family)], 0, where)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH):
+                    raise
+        sock.sendto(message, where)
+
+    def close(self) -> None:
+        """Close all sockets."""
+        for sock in self._open:
+            sock.close()

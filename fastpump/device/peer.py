@@ -1,0 +1,68 @@
+"""A peer of a WireGuard device: what is configured of it, and what is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fastpump.conn.endpoint import NO_LOCAL, Endpoint
+from fastpump.constants import COOKIE_MAX_AGE, KEY_LEN, SECOND, TIMESTAMP_LEN
+from fastpump.protocol import keys, noise
+from fastpump.protocol.keypairs import Keypairs
+from fastpump.protocol.timers import Timers
+from fastpump.ratelimit import NO_LIMITS, RateLimits
+
+Prefix = tuple[bytes, int]
+"""An allowed IP: 4 or 16 address bytes, and the prefix length."""
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Peer:
+    """One peer: configuration, handshake and sessions. Times are CLOCK_BOOTTIME ns."""
+
+    public_key: bytes
+    slot: int
+    worker: int
+    mac1_key: bytes
+    preshared_key: bytes = bytes(KEY_LEN)
+    endpoint: Endpoint | None = None
+    endpoint_name: tuple[str, int] | None = None
+    """Host name and port, if the endpoint was configured so."""
+    local: bytes = NO_LOCAL
+    """The own address that it speaks to, and that our datagrams to it leave from."""
+    allowed_ips: set[Prefix] = field(default_factory=set)
+    rate_limits: RateLimits = NO_LIMITS
+    timers: Timers = field(default_factory=Timers)
+    keypairs: Keypairs = field(default_factory=Keypairs)
+    static_static: bytes | None = None
+    """What both static keys make; worked out when it is first needed."""
+    handshake: noise.InitiatorState | None = None
+    handshake_slot: int | None = None
+    last_initiation_sent_at: int | None = None
+    last_initiation_seen_at: int | None = None
+    timestamp_sent: bytes = bytes(TIMESTAMP_LEN)
+    timestamp_seen: bytes = bytes(TIMESTAMP_LEN)
+    last_mac1_sent: bytes | None = None
+    """Of our last handshake message: a cookie reply is bound to it."""
+    cookie: bytes | None = None
+    cookie_at: int = 0
+    lost_session: bool = False
+    """It had one when the interface was set down."""
+    watched_at: int | None = None
+    """When the device looks at the timers next."""
+    latest_handshake_unix_ns: int = 0
+    """Wall clock of the last handshake that succeeded; 0 for never."""
+
+    def __str__(self) -> str:
+        """For the log: enough of the key to know it by, and where it is."""
+        name = keys.encode(self.public_key)
+        where = f" ({self.endpoint})" if self.endpoint else ""
+        return f"peer {name[:4]}…{name[-5:-1]}{where}"
+
+    @property
+    def persistent_keepalive_s(self) -> int:
+        """Say something at least so often; 0 for off."""
+        return self.timers.persistent_interval_ns // SECOND
+
+    def usable_cookie(self, now: int) -> bytes | None:
+        """The cookie that the peer gave us, while it is worth something."""
+        return self.cookie if now < self.cookie_at + COOKIE_MAX_AGE else None

@@ -1,0 +1,347 @@
+"""Join the tunnel's TAP interface to the host's Ethernet, and undo it.
+
+mode "bridge": the TAP becomes a port of a bridge, which is made if it is not there, and the
+attached interfaces become ports of it. mode "tc": what comes in at the one attached interface
+leaves into the TAP, and the reverse, by two redirects (netlink/ports.py).
+
+Nothing is changed before everything was looked at (`_inspect` refuses). Each step is written
+down before it is done (host/attach_undo.py), undone in the reverse order however the
+process ends, and only as far as it still is as we left it. If the process was killed, `recover`
+does it: the next `join` calls that for all dead processes of the network namespace. What no
+record tells of is known by its looks: bridges that we made have an alias, redirects have our
+handle and no target any more.
+
+The bridge that we make: no spanning tree, no multicast snooping (it forwards like a cable, at
+once, and to all). The TAP gets a hardware address beginning with fe, so that a bridge, which
+takes the lowest of its ports', keeps the address that it has without us. A bridge that is there
+stays as it is. Whoever leaves a bridge of ours last removes it.
+
+MTUs of others are not changed; a bridge has the smallest of its ports' unless somebody set it,
+which the kernel sees to when the TAP comes and goes. Promiscuous mode in mode "tc" is held by a
+socket, and goes with it.
+
+Accepted limit: killed between making a bridge and giving it its alias (two system calls), we leave
+it behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from fastpump.config.model import Interface
+from fastpump.constants import MAX_TAP_MTU
+from fastpump.errors import ConfigError, SystemSetupError
+from fastpump.host.attach_undo import AttachState, addresses_of, ports_of, record_file, recover
+from fastpump.host.undo_record import Record
+from fastpump.netlink import ports, routes
+from fastpump.netlink.ports import Link
+from fastpump.tun.queues import check_name
+
+log = logging.getLogger("fastpump")
+
+MODES = ("bridge", "tc")
+ALIAS = "fastpump: made for "
+
+# include/uapi/linux/if_packet.h
+SOL_PACKET = 263
+PACKET_ADD_MEMBERSHIP = 1
+PACKET_MR_PROMISC = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """What the TAP is joined to: a bridge and more ports of it, or (mode "tc") one interface."""
+
+    bridge: str | None = None
+    interfaces: tuple[str, ...] = ()
+    mode: str = "bridge"
+
+    def __bool__(self) -> bool:
+        return self.bridge is not None or bool(self.interfaces)
+
+    def to_json(self) -> dict[str, Any] | None:
+        """For `status`."""
+        return {"bridge": self.bridge, "interfaces": list(self.interfaces),
+                "mode": self.mode} if self else None
+
+
+# -- what is asked for
+
+def check(attachment: Attachment) -> None:
+    """What is wrong only in combination; ConfigError."""
+    if attachment.mode not in MODES:
+        raise ConfigError(f"{attachment.mode!r} is no way to attach: one of {', '.join(MODES)} is "
+                          "expected")
+    names = attachment.interfaces
+    for name in (*names, *filter(None, [attachment.bridge])):
+        check_name(name)
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"--attach {name} is given twice")
+        if name == attachment.bridge:
+            raise ConfigError(f"{name} is given as the bridge and as a port of it; leave out "
+                              f"--attach {name}")
+    if attachment.mode == "tc":
+        if attachment.bridge is not None:
+            raise ConfigError("--attach-mode tc works without a bridge; leave out --bridge, or the "
+                              "mode")
+        if len(names) != 1:
+            raise ConfigError("--attach-mode tc joins exactly one interface; give one --attach, "
+                              "or use a bridge for several")
+
+
+def _bridge_name(attachment: Attachment) -> str | None:
+    """The bridge that is asked for, or the one that the interfaces are in."""
+    if attachment.bridge is not None or not attachment.interfaces or attachment.mode == "tc":
+        return attachment.bridge
+    found = {name: _bridge_of(name) for name in attachment.interfaces}
+    for name, bridge in found.items():
+        if bridge is None:
+            raise ConfigError(f"{name} is in no bridge; name one that it shall be a port of "
+                              "(it is made if needed): --bridge br0")
+    if len(set(found.values())) > 1:
+        raise ConfigError(f"{' and '.join(found)} are in different bridges; the tunnel can be "
+                          "a port of one only")
+    return found[attachment.interfaces[0]]
+
+
+def _bridge_of(name: str) -> str | None:
+    link = _existing(name)
+    master = ports.find(link.master) if link.master else None
+    return master.name if master is not None and master.is_bridge else None
+
+
+def _existing(name: str) -> Link:
+    link = ports.find(name)
+    if link is None:
+        raise ConfigError(f"there is no interface {name} to attach; `ip link` lists those that "
+                          "there are")
+    return link
+
+
+def plan_mtu(attachment: Attachment) -> int | None:
+    """The MTU with which frames of what is there fit into the TAP; None when nothing says."""
+    mtus = [link.mtu for link in map(ports.find, attachment.interfaces) if link is not None]
+    name = _bridge_name(attachment)
+    bridge = None if name is None else ports.find(name)
+    # One that a killed process left behind has no MTU to keep.
+    if bridge is not None and (not _is_ours(bridge) or ports.ports(bridge.index)):
+        mtus.append(bridge.mtu)
+    return min(max(mtus), MAX_TAP_MTU) if mtus else None
+
+
+def complaints(attachment: Attachment, tap_index: int, mtu: int) -> list[str]:
+    """A sentence for what is not joined any more, and for each interface at the other end whose
+    frames may be too large for us."""
+    tap = ports.find(tap_index)
+    if tap is None:
+        return []
+    others: list[Link] = []
+    if attachment.mode == "tc":
+        link = ports.find(attachment.interfaces[0])
+        if link is None or not ports.redirects(link.index):
+            return [f"{attachment.interfaces[0]} is gone, or not joined to {tap.name} any more: "
+                    "its frames go nowhere; start the tunnel again when it is back"]
+        others = [link]
+    elif tap.master:
+        others = ports.ports(tap.master)
+    else:
+        return [f"{tap.name} is in no bridge any more: the tunnel joins nothing here; start it "
+                "again"]
+    there = [link.name for link in others]
+    gone = [f"{name} is gone, or not in the bridge any more: it has no part in the tunnel; start "
+            "the tunnel again when it is back"
+            for name in attachment.interfaces if name not in there]
+    return gone + [
+        f"{link.name} has an MTU of {link.mtu}, the tunnel's interface one of {mtu}: larger "
+        f"frames are lost; raise --mtu to {link.mtu}, or lower the other: ip link set "
+        f"{link.name} mtu {mtu} (and that of the hosts behind it)"
+        for link in others if link.mtu > mtu and link.index != tap_index]
+
+
+# -- doing it
+
+def join(attachment: Attachment, tap: str, tap_index: int, made: ExitStack, *,
+         addresses: tuple[Interface, ...] = (), mtu: int) -> None:
+    """Bring the TAP up with that MTU, joined; the way back goes on the stack.
+
+    `addresses` go to the bridge, or to the TAP if there is none. ConfigError says what cannot be
+    joined, SystemSetupError which step failed.
+    """
+    check(attachment)
+    recover()
+    if not attachment:
+        routes.configure(tap, tap_index, addresses, mtu, ())
+        return
+    bridge_name = _bridge_name(attachment)
+    links = _inspect(attachment, bridge_name, tap)
+    if attachment.mode == "tc" and addresses:
+        raise ConfigError("--attach-mode tc leaves the host out of the network that it joins, so "
+                          "--address would not work; leave it out, or use a bridge")
+    state = AttachState(record=_take_record(tap, tap_index))
+    made.callback(state.undo)
+    device = _found(tap_index, tap)
+    routes.set_mtu(tap_index, mtu)
+    with suppress(SystemSetupError):        # a host without IPv6 gives none anyway
+        ports.set_address_generation_off(device)
+    for link in links:
+        _sweep(link)
+    if bridge_name is None:
+        _redirect(state, links[0], device, made)
+    else:
+        _bridge(state, bridge_name, links, device, addresses)
+
+
+def _take_record(tap: str, tap_index: int) -> Record:
+    """The record is ours, as the index is; somebody who recovers may just look at it."""
+    for _ in range(100):
+        record = Record.take(record_file(tap, tap_index))
+        if record is not None:
+            return record
+        time.sleep(0.01)
+    raise SystemSetupError(f"{record_file(tap, tap_index)} is held by another process; remove it")
+
+
+def _inspect(attachment: Attachment, bridge_name: str | None, tap: str) -> list[Link]:
+    """The interfaces to attach; ConfigError if one cannot be."""
+    bridge = None if bridge_name is None else ports.find(bridge_name)
+    if bridge is not None and not bridge.is_bridge:
+        raise ConfigError(f"{bridge_name} is no bridge; name another one, or make {bridge_name} a "
+                          f"port: --attach {bridge_name}")
+    if tap in (bridge_name, *attachment.interfaces):
+        raise ConfigError(f"{tap} is the tunnel's own interface; name another one")
+    links = [_existing(name) for name in attachment.interfaces]
+    for link in links:
+        _refuse_what_cannot_be_joined(link)
+        if bridge is not None and link.master == bridge.index:
+            continue
+        _refuse_what_is_taken(link)
+        _refuse_what_has_addresses(link, bridge_name)
+    return links
+
+
+def _refuse_what_cannot_be_joined(link: Link) -> None:
+    if link.is_loopback:
+        raise ConfigError(f"{link.name} is the loopback interface, which cannot be attached; "
+                          "name another one")
+    if not link.is_ethernet:
+        raise ConfigError(f"{link.name} is no Ethernet interface, so its packets have no frames "
+                          "to join; attach one that has, or use a tunnel without --tap")
+    if link.is_bridge:
+        raise ConfigError(f"{link.name} is a bridge, which cannot be a port: --bridge "
+                          f"{link.name} makes the tunnel a port of it")
+
+
+def _refuse_what_is_taken(link: Link) -> None:
+    master = ports.find(link.master) if link.master else None
+    if master is not None and master.is_bridge:
+        raise ConfigError(f"{link.name} is a port of the bridge {master.name}: use that (--bridge "
+                          f"{master.name}), or take it out (ip link set {link.name} nomaster)")
+    if master is not None:
+        raise ConfigError(f"{link.name} is a part of {master.name}; attach {master.name} instead, "
+                          f"or take it out (ip link set {link.name} nomaster)")
+    for redirect in ports.redirects(link.index):
+        target = ports.find(redirect.target) if redirect.target else None
+        if target is not None:
+            raise ConfigError(f"{link.name} is joined to {target.name} already by --attach-mode "
+                              "tc; end that tunnel first")
+
+
+def _refuse_what_has_addresses(link: Link, bridge_name: str | None) -> None:
+    addresses = routes.addresses_of(link.index)
+    if not addresses:
+        return
+    away = " && ".join(f"ip addr del {address} dev {link.name}" for address in addresses)
+    moved = " ".join(f"--address {address}" for address in addresses)
+    if bridge_name is None:
+        raise ConfigError(f"{link.name} has addresses, which would stop working, as all its frames "
+                          f"go into the tunnel: remove them ({away}), or use a bridge and move "
+                          f"them to it: --bridge br0 {moved}")
+    raise ConfigError(f"{link.name} has addresses, which would stop working in a bridge: move them "
+                      f"to the bridge ({away}; {moved}), and routes through {link.name}, too")
+
+
+def _bridge(state: AttachState, name: str, links: Sequence[Link], tap: Link,
+            addresses: Sequence[Interface]) -> None:
+    bridge = ports.find(name)
+    if bridge is None:
+        index = ports.make_bridge(name)
+        state.note("bridge", index)
+        ports.set_alias(index, ALIAS + tap.name)
+        bridge = _found(index, name)
+    elif _is_ours(bridge):
+        state.note("bridge", bridge.index)
+    elif not ports.ports(bridge.index):
+        state.note("empty", bridge.index, bridge.mac, bridge.mtu)
+    _set_up(state, bridge)
+    ports.set_mac(tap, (b"\xfe" + secrets.token_bytes(5)).hex(":"))
+    ports.set_up(tap)
+    for link in (tap, *links):
+        if link is not tap:
+            _set_up(state, link)
+        if link.master != bridge.index:
+            state.note("port", link.index, bridge.index)
+            ports.enslave(link, bridge)
+    there = routes.addresses_of(bridge.index)
+    missing = [address for address in addresses if address not in there]
+    for address in missing:
+        state.note("address", bridge.index, str(address))
+    routes.change_addresses(bridge.index, (), missing)
+
+
+def _redirect(state: AttachState, link: Link, tap: Link, made: ExitStack) -> None:
+    _be_promiscuous((link, tap), made)
+    ports.set_up(tap)
+    _set_up(state, link)
+    for source, target in ((tap, link), (link, tap)):
+        if not ports.has_ingress(source.index):
+            state.note("ingress", source.index)
+            ports.add_ingress(source)
+        state.note("redirect", source.index, target.index)
+        ports.add_redirect(source, target)
+
+
+def _sweep(link: Link) -> None:
+    """Remove what `recover` knows nothing of, as the record is lost, or was of another tunnel."""
+    for redirect in ports.redirects(link.index):
+        if redirect.is_dangling:
+            log.info("%s has a redirect of a tunnel that was killed; it is removed", link.name)
+            ports.remove_redirect(link, redirect)
+
+
+def _set_up(state: AttachState, link: Link) -> None:
+    if not link.is_up:
+        state.note("up", link.index, link.master, addresses_of(link), ports_of(link))
+        ports.set_up(link)
+
+
+def _be_promiscuous(links: Sequence[Link], made: ExitStack) -> None:
+    """Have interfaces take frames to any address while a socket is open that receives none."""
+    try:
+        member = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        made.callback(member.close)
+        for link in links:
+            member.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP,
+                              struct.pack("iHH8x", link.index, PACKET_MR_PROMISC, 0))
+    except OSError as error:
+        raise SystemSetupError(f"{links[0].name} cannot be made promiscuous: {error.strerror}; run "
+                               "as root, or with CAP_NET_RAW") from None
+
+
+def _is_ours(bridge: Link) -> bool:
+    return bridge.alias.startswith(ALIAS)
+
+
+def _found(index: int, name: str) -> Link:
+    link = ports.find(index)
+    if link is None:
+        raise SystemSetupError(f"the interface {name} was deleted as it was made")
+    return link

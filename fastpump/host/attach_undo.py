@@ -1,0 +1,159 @@
+"""What joining a TAP to the host's Ethernet has changed (host/attach.py), and the way back.
+
+A list of steps: a verb, the index of the interface, and what else undoing it takes. Each is in
+the record before it is done, so undoing finds out what really is there, and leaves alone what
+somebody changed since.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastpump import paths
+from fastpump.host.undo_record import Record
+from fastpump.netlink import ports, routes
+from fastpump.netlink.ports import Link
+
+log = logging.getLogger("fastpump")
+
+SUFFIX = ".attach"
+NO_MAC = "00:00:00:00:00:00"
+DEFAULT_MTU = 1500
+"""Of a bridge without ports."""
+
+SO_NETNS_COOKIE = 71
+"""include/uapi/asm-generic/socket.h"""
+
+
+@dataclass(slots=True)
+class AttachState:
+    """What is done, step by step."""
+
+    steps: list[tuple[Any, ...]] = field(default_factory=list)
+    record: Record | None = None
+
+    def note(self, *step: Any) -> None:
+        """Write down a step that is about to be done (or, with an index of its own, was)."""
+        self.steps.append(step)
+        if self.record is not None:
+            self.record.write(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """For the record. Indices mean something in one network namespace only."""
+        return {"namespace": _namespace_cookie(), "steps": self.steps}
+
+    @classmethod
+    def from_json(cls, said: dict[str, Any], record: Record | None = None) -> AttachState:
+        """What `to_json` said; nothing if that was in another namespace that is gone."""
+        if said.get("namespace") != _namespace_cookie():
+            return cls(record=record)
+        return cls([tuple(step) for step in said["steps"]], record)
+
+    def undo(self) -> None:
+        """Undo all steps, the last one first, as far as they are as we left them; complaints
+        go to the log."""
+        while self.steps:
+            verb, index, *more = self.steps.pop()
+            try:
+                link = ports.find(index)
+                if link is not None:
+                    getattr(self, f"_undo_{verb}")(link, *more)
+            except Exception as error:      # whatever it is, the other steps are undone
+                log.warning("%s", error)
+        if self.record is not None:
+            self.record.remove()
+            self.record = None
+
+    def _undo_bridge(self, link: Link) -> None:
+        left = [port.name for port in ports.ports(link.index)]
+        if left:
+            log.info("the bridge %s stays, since %s is in it; `ip link delete %s` removes it",
+                     link.name, " and ".join(left), link.name)
+        elif link.is_bridge:
+            ports.delete(link)
+
+    def _undo_empty(self, link: Link, mac: str, mtu: int) -> None:
+        """With its last port a bridge loses address and MTU, unless somebody set them."""
+        if ports.ports(link.index):
+            return
+        if link.mac == NO_MAC:
+            ports.set_mac(link, mac)
+        if link.mtu == DEFAULT_MTU != mtu:
+            routes.set_mtu(link.index, mtu)
+
+    def _undo_port(self, link: Link, bridge: int) -> None:
+        if link.master == bridge:
+            ports.release(link)
+
+    def _undo_up(self, link: Link, master: int, addresses: list[str],
+                 bridged: list[int]) -> None:
+        """Unless somebody found another use for it meanwhile."""
+        if (link.master, addresses_of(link), ports_of(link)) == (master, addresses, bridged):
+            ports.set_down(link)
+
+    def _undo_address(self, link: Link, text: str) -> None:
+        ours = ipaddress.ip_interface(text)
+        others = [address for address in routes.addresses_of(link.index) if address != ours]
+        routes.change_addresses(link.index, [ours], others)
+
+    def _undo_ingress(self, link: Link) -> None:
+        if ports.has_ingress(link.index) and not ports.remove_ingress(link):
+            log.info("the clsact qdisc of %s stays, since there are filters in it", link.name)
+
+    def _undo_redirect(self, link: Link, target: int) -> None:
+        for redirect in ports.redirects(link.index):
+            if redirect.is_dangling or redirect.target == target:
+                ports.remove_redirect(link, redirect)
+
+
+def recover(tap: str | None = None) -> bool:
+    """Undo what killed processes left behind in this network namespace, or only the one whose
+    interface was called so; whether there was anything."""
+    was_any = False
+    for path in sorted(paths.runtime_dir().glob(f"*{SUFFIX}")):
+        if tap is not None and path.name.rpartition("@")[0] != tap:
+            continue
+        record = Record.take(path)
+        if record is None:
+            continue        # its process lives
+        try:
+            state = AttachState.from_json(record.read(), record)
+        except (KeyError, TypeError) as error:
+            log.warning("%s cannot be read (%s); what it says is not undone", path, error)
+            state = AttachState(record=record)
+        if state.steps:
+            log.warning("%s was killed when it last ran; what it left behind is undone now",
+                        path.name.rpartition("@")[0])
+            was_any = True
+        state.undo()
+    return was_any
+
+
+def record_file(tap: str, tap_index: int) -> Path:
+    """Where it is written down. Two living interfaces may have had one name, but no index."""
+    return paths.runtime_dir() / f"{tap}@{tap_index}{SUFFIX}"
+
+
+def addresses_of(link: Link) -> list[str]:
+    """Those that somebody gave it, in the order of their text."""
+    return sorted(map(str, routes.addresses_of(link.index)))
+
+
+def ports_of(link: Link) -> list[int]:
+    """Of a bridge: the indices of its ports."""
+    return sorted(port.index for port in ports.ports(link.index)) if link.is_bridge else []
+
+
+def _namespace_cookie() -> int:
+    """What tells this network namespace from all others since the boot; 0 before Linux 5.14."""
+    try:
+        with socket.socket(socket.AF_UNIX) as any_socket:
+            return int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8),
+                                  "little")
+    except OSError:
+        return 0

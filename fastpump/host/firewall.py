@@ -1,0 +1,94 @@
+"""nftables and resolvconf on behalf of `fastpump up`: both are other programs.
+
+With the default route in the tunnel, packets to the tunnel's addresses must not come in by
+another interface (CVE-2019-14899), and replies to our own datagrams must be marked as those
+are, so that the reverse path filter finds them (as wg-quick(8) does).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from fastpump.config.model import Interface
+from fastpump.errors import SystemSetupError
+
+RESOLVCONF_ORDER = Path("/etc/resolvconf/interface-order")
+
+
+def _run(command: Sequence[str], text: str, package: str, purpose: str) -> None:
+    """Run a program with `text` on its stdin; SystemSetupError."""
+    if shutil.which(command[0]) is None:
+        raise SystemSetupError(f"{command[0]} is missing, which {purpose} needs; install it "
+                               f"(Debian: apt install {package})")
+    result = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        complaint = (result.stderr or result.stdout).strip().partition("\n")[0]
+        raise SystemSetupError(f"{' '.join(command)} failed: {complaint or 'no reason given'}")
+
+
+# -- nftables
+
+def _table(name: str) -> str:
+    """The nftables table of an interface; names there have fewer characters."""
+    return "fastpump-" + re.sub(r"[^a-zA-Z0-9_.-]", lambda char: f"_{ord(char[0]):x}", name)
+
+
+def protect(name: str, addresses: Iterable[Interface], mark: int) -> None:
+    """Make the table for an interface that the default route leads into, in place of what
+    it was before."""
+    drops = "".join(
+        f'    iifname != "{name}" {"ip" if address.version == 4 else "ip6"} daddr {address.ip} '
+        "fib saddr type != local drop\n" for address in addresses)
+    # `add` first: deleting what is not there would be an error.
+    _run(["nft", "-f", "-"], f"""\
+add table inet {_table(name)}
+delete table inet {_table(name)}
+table inet {_table(name)} {{
+  chain raw {{
+    type filter hook prerouting priority raw
+{drops}  }}
+  chain arriving {{
+    type filter hook prerouting priority mangle
+    meta l4proto udp meta mark set ct mark
+  }}
+  chain leaving {{
+    type filter hook postrouting priority mangle
+    meta l4proto udp meta mark {mark} ct mark set meta mark
+  }}
+}}
+""", "nftables", "a default route through the tunnel")
+
+
+def unprotect(name: str) -> None:
+    """Remove that table."""
+    _run(["nft", "-f", "-"], f"add table inet {_table(name)}\ndelete table inet {_table(name)}\n",
+         "nftables", "a default route through the tunnel")
+
+
+# -- resolvconf
+
+def _record(name: str) -> str:
+    """The name of our record. Debian's resolvconf orders records by their prefix: that of
+    the first pattern like `tun*` in its list."""
+    try:
+        lines = RESOLVCONF_ORDER.read_text().splitlines()
+    except OSError:
+        return name
+    found = (re.fullmatch(r"([A-Za-z0-9-]+)\*", line.strip()) for line in lines)
+    return next((f"{match[1]}.{name}" for match in found if match), name)
+
+
+def set_dns(name: str, servers: Sequence[str], domains: Sequence[str]) -> None:
+    """Have these asked, before and instead of others."""
+    text = "".join(f"nameserver {server}\n" for server in servers)
+    text += f"search {' '.join(domains)}\n" if domains else ""
+    _run(["resolvconf", "-a", _record(name), "-m", "0", "-x"], text, "openresolv", "DNS")
+
+
+def unset_dns(name: str) -> None:
+    """Remove our record."""
+    _run(["resolvconf", "-d", _record(name), "-f"], "", "openresolv", "DNS")

@@ -1,0 +1,192 @@
+"""What a tunnel of a file changes on the host: addresses, MTU, routes, rules, firewall, DNS.
+
+It is described whole (HostNet) and changed step by step from what is done to what is wanted, so
+that coming up, a reload, and going on after a step that failed are one thing.
+
+Addresses and routes go away with the interface. Rules, firewall and DNS do not: they are written
+down in /run/fastpump/<network namespace>/<interface>.json before they are made. The process
+holds a lock on that file while it lives, and undoes them however it ends; if it is killed,
+`recover` does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fastpump import paths
+from fastpump.config.model import Interface, Network
+from fastpump.errors import SystemSetupError
+from fastpump.host import attach_undo, firewall
+from fastpump.host.undo_record import Record
+from fastpump.netlink import routes
+
+log = logging.getLogger("fastpump")
+
+SRC_VALID_MARK = Path("/proc/sys/net/ipv4/conf/all/src_valid_mark")
+
+
+@dataclass(frozen=True, slots=True)
+class HostNet:
+    """`mtu` 0: left alone. `routes`: (destination, routing table). `default_table`: where
+    default routes are that rules lead to; 0: nowhere."""
+
+    addresses: tuple[Interface, ...] = ()
+    mtu: int = 0
+    routes: tuple[tuple[Network, int], ...] = ()
+    default_table: int = 0
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """IP versions whose default route needs rules."""
+        return tuple(sorted({network.version for network, table in self.routes
+                             if self.default_table and table == self.default_table}))
+
+    @property
+    def has_dns(self) -> bool:
+        """Whether resolvconf has a record of ours."""
+        return bool(self.dns or self.dns_search)
+
+
+class HostState:
+    """What is done for one interface."""
+
+    def __init__(self, name: str) -> None:
+        """Takes the record; SystemSetupError if another process has it."""
+        self._name = name
+        self._record = _open_record(name)
+        self._ruled: tuple[int, ...] = ()
+        """IP versions that have rules."""
+        self._may_lack_routes = False
+        """They go with the last address of an IP version."""
+        self.done = HostNet()
+
+    def change(self, index: int, wanted: HostNet) -> list[str]:
+        """Do what is missing, undo what is too much: what was changed, in words.
+        SystemSetupError when a step fails; those before it are done, and noted."""
+        changed = []
+        self._write(wanted)
+        for what, step in (("the addresses", self._change_addresses), ("the MTU", self._change_mtu),
+                           ("DNS", self._change_dns), ("the routes", self._change_routes),
+                           ("the rules", self._change_rules)):
+            if step(index, wanted):
+                changed.append(what)
+        self._write(wanted)
+        return changed
+
+    def _change_addresses(self, index: int, wanted: HostNet) -> bool:
+        old, new = self.done.addresses, wanted.addresses
+        if old == new:
+            return False
+        routes.change_addresses(index, [each for each in old if each not in new], new)
+        self.done = replace(self.done, addresses=new)
+        self._may_lack_routes = True
+        if self._ruled:
+            firewall.protect(self._name, new, self.done.default_table)
+        return True
+
+    def _change_mtu(self, index: int, wanted: HostNet) -> bool:
+        if wanted.mtu in (0, self.done.mtu):
+            return False
+        routes.set_mtu(index, wanted.mtu)
+        self.done = replace(self.done, mtu=wanted.mtu)
+        return True
+
+    def _change_dns(self, _index: int, wanted: HostNet) -> bool:
+        if (self.done.dns, self.done.dns_search) == (wanted.dns, wanted.dns_search):
+            return False
+        if wanted.has_dns:
+            firewall.set_dns(self._name, wanted.dns, wanted.dns_search)
+        else:
+            firewall.unset_dns(self._name)
+        self.done = replace(self.done, dns=wanted.dns, dns_search=wanted.dns_search)
+        return True
+
+    def _change_routes(self, index: int, wanted: HostNet) -> bool:
+        old, new = self.done.routes, wanted.routes
+        if old == new and not self._may_lack_routes:
+            return False
+        kept = set(new)
+        routes.change_routes(index, [each for each in old if each not in kept], new)
+        self.done = replace(self.done, routes=new)
+        self._may_lack_routes = False
+        return set(old) != kept
+
+    def _change_rules(self, _index: int, wanted: HostNet) -> bool:
+        if self._ruled == wanted.versions:
+            return False
+        for version in self._ruled:
+            if version not in wanted.versions:
+                routes.remove_default_rules(version, self.done.default_table)
+                self._ruled = tuple(each for each in self._ruled if each != version)
+        self.done = replace(self.done, default_table=wanted.default_table)
+        if not wanted.versions:
+            firewall.unprotect(self._name)
+            return True
+        if 4 in wanted.versions:
+            SRC_VALID_MARK.write_text("1")
+        # Before the rules: no default route without it, also when a step fails.
+        firewall.protect(self._name, wanted.addresses, wanted.default_table)
+        for version in wanted.versions:
+            if version not in self._ruled:
+                routes.add_default_rules(version, wanted.default_table)
+                self._ruled = tuple(sorted((*self._ruled, version)))
+        return True
+
+    def _write(self, wanted: HostNet) -> None:
+        """Write down what must be undone if we are killed: what is done, and what is about
+        to be."""
+        said = {"table": wanted.default_table or self.done.default_table,
+                "versions": sorted({*self._ruled, *wanted.versions}),
+                "has_dns": self.done.has_dns or wanted.has_dns}
+        self._record.write(said)
+
+    def undo(self) -> None:
+        """Undo what does not go away with the interface, and give up the record."""
+        _undo(self._name, self._record)
+
+
+def _open_record(name: str) -> Record:
+    record = Record.take(_record_file(name))
+    if record is None:
+        raise SystemSetupError(f"the tunnel that was brought up as {name} still runs, under "
+                               "another name or in another network namespace: fastpump status")
+    return record
+
+
+def _record_file(name: str) -> Path:
+    return paths.runtime_dir() / f"{name}.json"
+
+
+def recover(name: str) -> bool:
+    """Undo what a killed process left behind; whether there was anything. SystemSetupError if
+    the process still lives."""
+    was_attached = attach_undo.recover(name)
+    if not _record_file(name).exists():
+        return was_attached
+    _undo(name, _open_record(name))
+    return True
+
+
+def _undo(name: str, record: Record) -> None:
+    """Undo what the record says, as far as it is there; complaints go to the log."""
+    said = record.read()
+    versions = said.get("versions", [])
+    for version in versions:
+        _tolerate(routes.remove_default_rules, version, said.get("table", 0))
+    if versions:
+        _tolerate(firewall.unprotect, name)
+    if said.get("has_dns", False):
+        _tolerate(firewall.unset_dns, name)
+    record.remove()
+
+
+def _tolerate(step: Callable[..., None], *args: object) -> None:
+    try:
+        step(*args)
+    except SystemSetupError as error:
+        log.warning("%s", error)

@@ -1,0 +1,350 @@
+# Intake: which handshake messages are worth a Diffie-Hellman, decided at line rate.
+#
+# It stands between the handshake socket and the device, in the supervisor. In order:
+#   1 length and type
+#   2 mac1: the sender knows our public key
+#   3 an initiation that came before, byte for byte: its timestamp cannot be new
+#   4 while there are more than can be served (`overload_until_ns`):
+#       a  with a valid mac2 (the sender really is at its address): accepted, SOURCE_RATE
+#          from one /32 or /64
+#       b  no more than SOURCE_RATE from one /32 or /64; beyond that, the sender may share
+#          its address with the attacker: SOURCE_RATE from one port of it
+#       c  from the address of a peer's endpoint: accepted, KNOWN_RATE in all
+#       d  any other: accepted, CHANCE_RATE in all (NEIGHBOUR_RATE of those beyond 4b), so
+#          that an honest stranger is served at once unless the flood comes from very many
+#          addresses
+#       e  answered with a cookie, COOKIE_RATE in all; the rest is dropped
+# Replies are sealed and sent here, a batch at a time: at the rate of a flood, too. A cookie
+# reply that comes in (type 3) has no mac1; SOURCE_RATE and REPLY_RATE hold for it at all times.
+#
+# Overload is declared by the device's queue, and here when more than LOAD_COUNT messages
+# are accepted within LOAD_WINDOW_NS. It lasts for LOAD_HOLD_NS.
+#
+# The tables cannot be filled up: they are arrays indexed by a hash with a secret key, and
+# sources that share a bucket share its rate. The key of the sources' table changes
+# every REHASH_NS, so nobody shares with the same neighbour for long.
+#
+# Accepted limits: a flood from many spoofed addresses leaves a stranger without a cookie
+# only the chance of (d) and (e), until it has one.
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
+from libc.string cimport memcmp, memcpy, memset
+
+from fastpump.hot.bytes cimport load_le32, load_le64, store_le32
+from fastpump.hot.linux cimport (
+    AF_INET, MSG_DONTWAIT, iovec, mmsghdr, sendmmsg, sockaddr_in6,
+)
+from fastpump.hot.pktinfo cimport LOCAL_CONTROL_LEN, RECV_CONTROL_LEN, local_control_write
+
+
+cdef extern from "mac.h" nogil:
+    ctypedef struct Mac:
+        pass
+    int mac_init(Mac *self)
+    void mac_free(Mac *self)
+    int mac_compute(Mac *self, const uint8_t *key, size_t key_len, const uint8_t *data,
+                    size_t length, uint8_t *out)
+    int mac_is_valid(Mac *self, const uint8_t *key, size_t key_len, const uint8_t *data,
+                     size_t length, const uint8_t *mac)
+
+cdef extern from "xchacha.h" nogil:
+    ctypedef struct XChaCha:
+        pass
+    int xchacha_init(XChaCha *self)
+    void xchacha_free(XChaCha *self)
+    int xchacha_run(XChaCha *self, int is_seal, const uint8_t *key, const uint8_t *nonce,
+                    const uint8_t *aad, size_t aad_len, const uint8_t *src, uint8_t *dst,
+                    size_t length)
+
+
+cdef extern from "<openssl/rand.h>" nogil:
+    int RAND_bytes(uint8_t *buf, int length)
+
+cdef enum:
+    INTAKE_MESSAGES = 32            # of one recvmmsg; each may be a GRO train
+    INTAKE_STRIDE = 65536
+    INITIATION_TYPE = 1
+    RESPONSE_TYPE = 2
+    COOKIE_REPLY_TYPE = 3
+    INITIATION_LEN = 148
+    RESPONSE_LEN = 92
+    COOKIE_REPLY_LEN = 64
+    MAC_LEN = 16
+
+    SOURCE_BUCKETS = 65536
+    KNOWN_BYTES = 131072            # a bit for each hash
+    SEEN_SLOTS = 16384
+
+    # Messages per second, and how many at once (GCRA, ITU-T I.371).
+    SOURCE_RATE = 20                # as the kernel's ratelimiter.c
+    SOURCE_BURST = 5
+    KNOWN_RATE = 1000
+    CHANCE_RATE = 500
+    NEIGHBOUR_RATE = 200
+    COOKIE_RATE = 25000
+    REPLY_RATE = 1000
+    SHARED_BURST = 50
+    COOKIE_BURST = 500
+
+    # What a bucket of `sources` is for; part of its hash.
+    FOR_ADDRESS = 1
+    FOR_PORT = 2
+    FOR_COOKIE = 3
+    FOR_REPLY = 4
+
+    LOAD_COUNT = 1000
+    LOAD_WINDOW_NS = 100000000
+    LOAD_HOLD_NS = 1000000000
+
+cdef extern from *:
+    """
+    #define FASTPUMP_REHASH_NS 8000000000ULL
+    #define FASTPUMP_SECOND_NS 1000000000ULL
+    """
+    unsigned long long REHASH_NS "FASTPUMP_REHASH_NS"
+    unsigned long long SECOND_NS "FASTPUMP_SECOND_NS"
+
+# What becomes of a message. The first two are handed on.
+cdef enum:
+    INTAKE_ACCEPT = 0
+    INTAKE_TRANSPORT                # a worker's (hot/rings.pxd)
+    INTAKE_COOKIE                   # answered with a cookie
+    INTAKE_DROP_MALFORMED
+    INTAKE_DROP_INVALID_MAC1
+    INTAKE_DROP_REPLAYED
+    INTAKE_DROP_SOURCE_RATE
+    INTAKE_DROP_OVERLOAD
+    INTAKE_VERDICTS
+
+cdef struct Intake:
+    Mac mac
+    bint has_identity
+    uint8_t mac1_key[32]
+    XChaCha xchacha
+    uint8_t cookie_key[32]          # seals our replies (WireGuard paper, 5.4.7)
+    uint8_t cookie_secret[32]
+    uint64_t overload_until_ns
+    uint64_t window_start_ns
+    uint32_t window_count
+    uint64_t rehashed_ns
+    uint64_t source_key[2]
+    uint64_t known_key[2]
+    uint64_t known_at_ns, chance_at_ns, neighbour_at_ns, cookie_at_ns, reply_at_ns
+    uint64_t verdicts[INTAKE_VERDICTS]
+    uint64_t sources[SOURCE_BUCKETS]
+    uint64_t seen[SEEN_SLOTS]
+    uint8_t known[KNOWN_BYTES]
+    mmsghdr messages[INTAKE_MESSAGES]
+    iovec iov[INTAKE_MESSAGES]
+    sockaddr_in6 names[INTAKE_MESSAGES]
+    uint8_t control[INTAKE_MESSAGES][RECV_CONTROL_LEN]
+    uint8_t *buffers                # INTAKE_MESSAGES of INTAKE_STRIDE
+    uint32_t reply_count
+    mmsghdr replies[INTAKE_MESSAGES]
+    iovec reply_iov[INTAKE_MESSAGES]
+    sockaddr_in6 reply_names[INTAKE_MESSAGES]
+    uint8_t reply_control[INTAKE_MESSAGES][LOCAL_CONTROL_LEN]
+    uint8_t reply_buffers[INTAKE_MESSAGES][COOKIE_REPLY_LEN]
+
+
+cdef inline bint rate_admits(uint64_t *at_ns, uint64_t now, uint64_t rate,
+                             uint64_t burst) noexcept nogil:
+    """One token of a bucket: `at_ns` is when the bucket will be full again."""
+    cdef uint64_t interval = SECOND_NS // rate
+    if at_ns[0] < now:
+        at_ns[0] = now
+    if at_ns[0] - now > (burst - 1) * interval:
+        return False
+    at_ns[0] += interval
+    return True
+
+
+cdef inline void address_words(uint64_t *words, const uint8_t *sockaddr,
+                               bint whole) noexcept nogil:
+    """A sockaddr's address as two words; of IPv6 only the /64, unless `whole`."""
+    cdef uint16_t family
+    memcpy(&family, sockaddr, 2)
+    words[0] = 0
+    words[1] = 0
+    if family == AF_INET:
+        words[1] = <uint64_t>load_le32(sockaddr + 4) << 32 | 0xffff0000u
+        return
+    words[0] = load_le64(sockaddr + 8)
+    words[1] = load_le64(sockaddr + 16)
+    if not whole and (words[0] != 0 or <uint32_t>words[1] != 0xffff0000u):
+        words[1] = 0
+
+
+cdef inline uint64_t hash_words(const uint64_t *words, const uint64_t *key) noexcept nogil:
+    """Multiply-xorshift with a secret odd key; the top bits are the hash."""
+    cdef uint64_t mixed = (words[0] ^ key[1]) * key[0]
+    mixed = (mixed ^ (mixed >> 29) ^ words[1]) * key[0]
+    return (mixed ^ (mixed >> 32)) * (key[1] | 1)
+
+
+cdef inline bint source_admits(Intake *self, const uint8_t *sockaddr, uint64_t purpose,
+                               uint64_t now) noexcept nogil:
+    """One token of a source's bucket for a purpose (FOR_*)."""
+    cdef uint64_t words[2]
+    if now - self.rehashed_ns > REHASH_NS:
+        self.rehashed_ns = now
+        self.source_key[1] = hash_words(self.source_key, self.known_key) ^ now
+        memset(self.sources, 0, sizeof(self.sources))
+    address_words(words, sockaddr, False)
+    if purpose == FOR_PORT:
+        purpose |= <uint64_t>(load_le32(sockaddr) >> 16) << 8
+    words[1] ^= purpose             # those bits are the same for all sources of a family
+    return rate_admits(&self.sources[hash_words(words, self.source_key) >> 48], now, SOURCE_RATE,
+                       SOURCE_BURST)
+
+
+cdef inline uint32_t known_bit(Intake *self, const uint8_t *sockaddr) noexcept nogil:
+    cdef uint64_t words[2]
+    address_words(words, sockaddr, True)
+    return <uint32_t>(hash_words(words, self.known_key) >> 44)
+
+
+cdef inline void known_add(Intake *self, const uint8_t *sockaddr) noexcept nogil:
+    """Note the address of a peer's endpoint."""
+    cdef uint32_t bit = known_bit(self, sockaddr)
+    self.known[bit >> 3] |= <uint8_t>(1 << (bit & 7))
+
+
+cdef inline int cookie_of(Intake *self, const uint8_t *sockaddr, uint8_t *out) noexcept nogil:
+    """The cookie of a source address and port (WireGuard paper, 5.4.7); 0 or -1."""
+    cdef uint64_t words[2]
+    cdef uint8_t data[18]
+    address_words(words, sockaddr, True)
+    memcpy(data, words, 16)
+    memcpy(data + 16, sockaddr + 2, 2)
+    return mac_compute(&self.mac, self.cookie_secret, 32, data, 18, out)
+
+
+cdef inline bint mac2_is_valid(Intake *self, const uint8_t *message, uint32_t length,
+                               const uint8_t *sockaddr) noexcept nogil:
+    cdef uint8_t cookie[MAC_LEN]
+    cdef uint8_t zeros[MAC_LEN]
+    memset(zeros, 0, MAC_LEN)
+    if memcmp(message + length - MAC_LEN, zeros, MAC_LEN) == 0 \
+            or cookie_of(self, sockaddr, cookie) != 0:
+        return False
+    return mac_is_valid(&self.mac, cookie, MAC_LEN, message, length - MAC_LEN,
+                        message + length - MAC_LEN) != 0
+
+
+cdef inline bint initiation_is_seen(Intake *self, const uint8_t *mac1) noexcept nogil:
+    return self.seen[load_le32(mac1 + 8) & (SEEN_SLOTS - 1)] == load_le64(mac1)
+
+
+cdef inline int intake_weigh(Intake *self, const uint8_t *message, uint32_t length,
+                             const uint8_t *sockaddr, uint64_t now) noexcept nogil:
+    """Step 4, under overload."""
+    cdef uint32_t bit
+    cdef bint is_beyond
+    if mac2_is_valid(self, message, length, sockaddr):
+        return INTAKE_ACCEPT if source_admits(self, sockaddr, FOR_COOKIE, now) \
+            else INTAKE_DROP_SOURCE_RATE
+    is_beyond = not source_admits(self, sockaddr, FOR_ADDRESS, now)
+    if is_beyond and not source_admits(self, sockaddr, FOR_PORT, now):
+        return INTAKE_DROP_SOURCE_RATE
+    bit = known_bit(self, sockaddr)
+    if not is_beyond and self.known[bit >> 3] >> (bit & 7) & 1 and rate_admits(
+            &self.known_at_ns, now, KNOWN_RATE, SHARED_BURST):
+        return INTAKE_ACCEPT
+    if is_beyond:
+        if rate_admits(&self.neighbour_at_ns, now, NEIGHBOUR_RATE, SHARED_BURST):
+            return INTAKE_ACCEPT
+    elif rate_admits(&self.chance_at_ns, now, CHANCE_RATE, SHARED_BURST):
+        return INTAKE_ACCEPT
+    if rate_admits(&self.cookie_at_ns, now, COOKIE_RATE, COOKIE_BURST):
+        return INTAKE_COOKIE
+    return INTAKE_DROP_OVERLOAD
+
+
+cdef inline int intake_judge(Intake *self, const uint8_t *message, uint32_t length,
+                             const uint8_t *sockaddr, uint64_t now) noexcept nogil:
+    """What becomes of one datagram: INTAKE_*."""
+    cdef uint32_t kind
+    cdef int verdict
+    cdef const uint8_t *mac1 = message + length - 2 * MAC_LEN
+    if length < COOKIE_REPLY_LEN:
+        return INTAKE_DROP_MALFORMED if length < 32 or message[0] != 4 else INTAKE_TRANSPORT
+    kind = load_le32(message)
+    if kind == 4:
+        return INTAKE_TRANSPORT
+    if kind == COOKIE_REPLY_TYPE and length == COOKIE_REPLY_LEN:
+        if not source_admits(self, sockaddr, FOR_REPLY, now):
+            return INTAKE_DROP_SOURCE_RATE
+        if not rate_admits(&self.reply_at_ns, now, REPLY_RATE, SHARED_BURST):
+            return INTAKE_DROP_OVERLOAD
+        return INTAKE_ACCEPT
+    if not (kind == INITIATION_TYPE and length == INITIATION_LEN
+            or kind == RESPONSE_TYPE and length == RESPONSE_LEN):
+        return INTAKE_DROP_MALFORMED
+    if not self.has_identity or not mac_is_valid(
+            &self.mac, self.mac1_key, 32, message, length - 2 * MAC_LEN, mac1):
+        return INTAKE_DROP_INVALID_MAC1
+    if kind == INITIATION_TYPE and initiation_is_seen(self, mac1):
+        return INTAKE_DROP_REPLAYED
+    verdict = INTAKE_ACCEPT
+    if now < self.overload_until_ns:
+        verdict = intake_weigh(self, message, length, sockaddr, now)
+    if verdict == INTAKE_ACCEPT:
+        if kind == INITIATION_TYPE:
+            self.seen[load_le32(mac1 + 8) & (SEEN_SLOTS - 1)] = load_le64(mac1)
+        if now - self.window_start_ns > LOAD_WINDOW_NS:
+            self.window_start_ns = now
+            self.window_count = 0
+        self.window_count += 1
+        if self.window_count > LOAD_COUNT:
+            self.overload_until_ns = now + LOAD_HOLD_NS
+    return verdict
+
+
+cdef inline bint cookie_reply_write(Intake *self, uint8_t *reply, const uint8_t *message,
+                                    uint32_t length, const uint8_t *sockaddr) noexcept nogil:
+    """Fill a reply (COOKIE_REPLY_LEN bytes) to a message; False if a library fails."""
+    cdef uint8_t cookie[MAC_LEN]
+    store_le32(reply, COOKIE_REPLY_TYPE)
+    memcpy(reply + 4, message + 4, 4)           # the sender's index
+    return (RAND_bytes(reply + 8, 24) == 1 and cookie_of(self, sockaddr, cookie) == 0
+            and xchacha_run(&self.xchacha, 1, self.cookie_key, reply + 8,
+                            message + length - 2 * MAC_LEN, MAC_LEN, cookie, reply + 32,
+                            MAC_LEN) == 0)
+
+
+cdef inline void replies_send(Intake *self, int fd) noexcept nogil:
+    """What cannot be sent at once is not sent."""
+    cdef uint32_t at = 0
+    cdef int sent
+    while at < self.reply_count:
+        sent = sendmmsg(fd, &self.replies[at], self.reply_count - at, MSG_DONTWAIT)
+        at += <uint32_t>sent if sent > 0 else 1
+    self.reply_count = 0
+
+
+cdef inline void reply_add(Intake *self, int fd, const uint8_t *message, uint32_t length,
+                           const sockaddr_in6 *name, uint32_t name_len,
+                           const uint8_t *local) noexcept nogil:
+    """Answer a message with a cookie; the replies leave when there are many, or by
+    `replies_send`."""
+    cdef uint32_t i = self.reply_count
+    cdef mmsghdr *reply = &self.replies[i]
+    cdef uint32_t control_len
+    if not cookie_reply_write(self, self.reply_buffers[i], message, length, <uint8_t *>name):
+        return
+    self.reply_names[i] = name[0]
+    control_len = local_control_write(self.reply_control[i], local, name.sin6_family)
+    self.reply_iov[i].iov_base = self.reply_buffers[i]
+    self.reply_iov[i].iov_len = COOKIE_REPLY_LEN
+    memset(reply, 0, sizeof(mmsghdr))
+    reply.msg_hdr.msg_name = &self.reply_names[i]
+    reply.msg_hdr.msg_namelen = name_len
+    reply.msg_hdr.msg_iov = &self.reply_iov[i]
+    reply.msg_hdr.msg_iovlen = 1
+    if control_len:
+        reply.msg_hdr.msg_control = self.reply_control[i] + LOCAL_CONTROL_LEN - control_len
+        reply.msg_hdr.msg_controllen = control_len
+    self.reply_count += 1
+    if self.reply_count == INTAKE_MESSAGES:
+        replies_send(self, fd)

@@ -1,0 +1,122 @@
+# Sizes and limits of the hot path. Python's copies, where it needs one, are
+# exported by _core.pyx from here, so that there is one definition of each.
+
+cdef enum:
+    # Wire (WireGuard paper, section 5.4; RFC 768).
+    TRANSPORT_TYPE = 4
+    TRANSPORT_HEADER_LEN = 16
+    TAG_LEN = 16
+    TRANSPORT_OVERHEAD = 32
+    TRANSPORT_MIN_LEN = 32
+    PADDING_MULTIPLE = 16
+
+    # Lanes (docs/PROTOCOL.md).
+    LANE_TYPE = 5
+    LANE_FLAG_PARTIAL = 0x01
+    LANE_FLAG_BUNDLE = 0x02
+    LANE_FLAG_FENCE = 0x04
+    LANE_FLAG_ASK = 0x08
+    LANE_FLAG_FRAME = 0x10          # TAP: the payload is a frame, or a bundle of them
+    LANE_FLAG_RELAY = 0x20          # with a relay header before it
+    LANE_FLAGS = 0x0f               # of packets
+    LANE_FRAME_FLAGS = 0x3f
+    FEATURE_PARTIAL = 1
+    FEATURE_BUNDLE = 2
+    CONTROL_MARK = 0xf0             # the first byte of a control packet
+    CONTROL_END = 4                 # its second: the kind
+    CONTROL_END_LEN = 10
+    CONTROL_HELLO = 1
+    CONTROL_OFFER = 2
+    CONTROL_IN_USE_AT = 7           # behind the header and a field's head
+    CONTROL_IN_USE_FIELD = 8
+    MAX_LANES = 256                 # of a peer
+    MAX_LANE_SOCKETS = 256          # of all workers
+    LANE_REKEY_AFTER_MESSAGES = 1 << 28
+    LANE_REJECT_AFTER_MESSAGES = 1 << 30
+
+    # Bundles: what is small enough to share a datagram, and an entry's header.
+    BUNDLE_MAX_PACKET = 512
+    BUNDLE_ENTRY_HEADER = 2
+    BUNDLE_ENTRY_PARTIAL = 0x8000   # in the header; the rest is the length
+    BUNDLE_PACKETS = 64
+
+    # Relay header: 7 bytes that name a flooded frame (0: not flooded), 1 byte of hops, 8 of
+    # who brought it in.
+    RELAY_HEADER_LEN = 16
+    RELAY_NAME_BITS = 56            # of the first word; the hops are above
+    RELAY_MAX_HOPS = 8
+    RELAY_MAX_FRAMES = 0xfff        # that share a name, but for the low bits
+
+    # The switch's tables (hot/fdb.pxd, hot/duplicates.pxd).
+    FDB_WAYS = 8
+    SEEN_WAYS = 8
+    SEEN_BUCKETS = 8192
+    RANDOM_WORDS = 64               # taken from the kernel at once
+
+    # Kernel (include/linux/udp.h, net/ipv4/udp.c, drivers/net/tun.c).
+    VNET_HEADER_LEN = 10
+    MAX_PACKET_LEN = 65535
+    MAX_UDP_PAYLOAD = 65467         # IPv4's 65507 less 40 bytes for options of the outer header
+    MAX_GSO_SEGMENTS = 64           # UDP_MAX_SEGMENTS before Linux 6.9
+    MAX_QUEUES = 256                # MAX_TAP_QUEUES
+
+    # Buffers. A stride holds the largest datagram and keeps messages page-aligned.
+    BUFFER_STRIDE = 69632
+    READ_HEADROOM = 64              # the vnet header lies right before the packet
+    READ_TAILROOM = 64              # padding is written behind it
+
+    # Batches: what one turn of the loop may do before it looks at the other side.
+    SEND_MESSAGES = 64
+    SEND_FLUSH_BYTES = 524288       # more than a turn's reads become: one sendmmsg a turn
+    TUN_READ_BUDGET = 64
+    TUN_READ_BYTES = 262144
+    RECV_MESSAGES = 8
+
+    # Coalescing: segments of one receive batch at most; see hot/gro.pxd.
+    GRO_MAX_PIECES = 2048
+    GRO_FLOW_BUCKETS = 64
+    GRO_MAX_TCP_SEGMENTS = 512
+    GRO_MAX_UDP_SEGMENTS = 64
+
+    # Packets that wait for a session (the kernel's MAX_STAGED_PACKETS).
+    STAGED_PER_PEER = 128
+    STAGED_SLOTS = 512
+    STAGED_FLOODED_PER_PEER = 8     # of that, frames that are flooded
+
+    # Lane messages that wait for their keys, or for what was sent before them.
+    HELD_MESSAGES = 1024
+    HELD_BYTES = 2097152
+    HOLD_NS = 20000000
+    # A session this long without data has nothing under way that a lane could overtake.
+    FENCE_AFTER_NS = 1000000000
+
+    # Packets that wait for their rate limit; see hot/shaper.pxd.
+    SHAPE_SMALL = 4096
+    SHAPE_SMALL_LEN = 2048
+    SHAPE_BIG = 128
+    SHAPE_BIG_WEIGHT = 32           # a big slot counts for so many small ones
+    SHAPE_SHARE = 2048              # of small ones, of one peer and way
+    SHAPE_HORIZON_NS = 250000000
+
+    EVENT_RING_LEN = 4096
+    CONTROL_RING_LEN = 32
+    CONTROL_LEN = 1504              # a control packet and its padding
+    MESSAGE_RING_LEN = 64
+    MESSAGE_LEN = 160               # an initiation has 148 bytes
+    BATCH_BUCKETS = 8               # log2 histogram of datagrams per system call
+
+    # RFC 6479 with 64-bit words: 8192 bits, of which one word is being refilled.
+    REPLAY_WORDS = 128
+    REPLAY_WINDOW = 8128
+
+cdef extern from *:
+    """
+    #define FASTPUMP_REJECT_AFTER_MESSAGES (UINT64_MAX - (1ULL << 13))
+    #define FASTPUMP_REKEY_AFTER_MESSAGES (1ULL << 60)
+    #define FASTPUMP_REJECT_AFTER_TIME_NS 180000000000ULL
+    #define FASTPUMP_RELAY_NAME_MASK ((1ULL << 56) - 1)
+    """
+    unsigned long long REJECT_AFTER_MESSAGES "FASTPUMP_REJECT_AFTER_MESSAGES"
+    unsigned long long REKEY_AFTER_MESSAGES "FASTPUMP_REKEY_AFTER_MESSAGES"
+    unsigned long long REJECT_AFTER_TIME_NS "FASTPUMP_REJECT_AFTER_TIME_NS"
+    unsigned long long RELAY_NAME_MASK "FASTPUMP_RELAY_NAME_MASK"

@@ -1,0 +1,103 @@
+"""The forwarding database of a running TAP, as the operator sees it: show, add, delete, flush.
+
+The table itself is the workers' (hot/fdb.pxd). Requests come by the control socket as JSON:
+
+    {"action": "show"}                          ->  {"macs": [...]}
+    {"action": "add", "mac": M, "vlan": V, "peer": KEY or null}     null: our own side
+    {"action": "del", "mac": M, "vlan": V}
+    {"action": "flush", "peer": KEY, null or absent, "static": bool}    ->  {"flushed": N}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastpump._core import LOCAL_SIDE, SharedTables
+from fastpump.config.model import parse_mac
+from fastpump.device.device import Device
+from fastpump.errors import ConfigError
+from fastpump.protocol import keys
+
+MAX_VLAN = 4095
+
+
+class Macs:
+    """Changes and shows the table of a device."""
+
+    def __init__(self, tables: SharedTables, device: Device, now_ns: Callable[[], int]) -> None:
+        self._tables = tables
+        self._device = device
+        self._now_ns = now_ns
+
+    def serve(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request; ConfigError says what is wrong with it."""
+        if not self._tables.is_tap:
+            raise ConfigError("it is a TUN, which carries packets, and knows no MAC addresses; "
+                              "start it with --tap to join Ethernets")
+        actions = {"show": self._show, "add": self._add, "del": self._remove,
+                   "flush": self._flush}
+        action = actions.get(str(request.get("action")))
+        if action is None:
+            raise ConfigError(f"an action is expected: {', '.join(actions)}")
+        return action(request)
+
+    def _show(self, _request: dict[str, Any]) -> dict[str, Any]:
+        names = {peer.slot: peer for peer in self._device.peers.values()}
+        macs = [{
+            "mac": mac.hex(":"), "vlan": vlan,
+            "peer": None if owner == LOCAL_SIDE else keys.encode(names[owner].public_key),
+            "endpoint": None if owner == LOCAL_SIDE else str(names[owner].endpoint or "") or None,
+            "static": is_static, "age_s": age_s,
+        } for mac, vlan, owner, is_static, age_s in sorted(self._tables.macs(self._now_ns()))
+            if owner == LOCAL_SIDE or owner in names]
+        return {"macs": macs}
+
+    def _add(self, request: dict[str, Any]) -> dict[str, Any]:
+        mac, vlan = self._address(request)
+        try:
+            self._tables.mac_add(mac, vlan, self._side(request), self._now_ns())
+        except MemoryError:
+            raise ConfigError("there is no room for that MAC address: flush the table, or start "
+                              "the tunnel with a larger --mac-table") from None
+        return {}
+
+    def _remove(self, request: dict[str, Any]) -> dict[str, Any]:
+        mac, vlan = self._address(request)
+        if not self._tables.mac_remove(mac, vlan):
+            raise ConfigError(f"{mac.hex(':')} is not known in VLAN {vlan}; `fastpump fdb show` "
+                              "lists those that are")
+        return {}
+
+    def _flush(self, request: dict[str, Any]) -> dict[str, Any]:
+        owner = self._side(request) if "peer" in request else None
+        return {"flushed": self._tables.macs_flush(
+            owner, with_static=request.get("static") is True)}
+
+    @staticmethod
+    def _address(request: dict[str, Any]) -> tuple[bytes, int]:
+        vlan = request.get("vlan", 0)
+        if not isinstance(vlan, int) or isinstance(vlan, bool) or not 0 <= vlan <= MAX_VLAN:
+            raise ConfigError(f"{vlan!r} is no VLAN: a number from 1 to {MAX_VLAN}, or 0 for "
+                              "untagged frames, is expected")
+        return parse_mac(str(request.get("mac"))), vlan
+
+    def _side(self, request: dict[str, Any]) -> int:
+        key = request.get("peer")
+        if key is None:
+            return LOCAL_SIDE
+        peer = self._device.peers.get(keys.decode(str(key), "peer's public key"))
+        if peer is None:
+            raise ConfigError(f"there is no peer {key}; `fastpump status` lists the peers")
+        return peer.slot
+
+
+def show(answer: dict[str, Any]) -> str:
+    """The table for a terminal."""
+    lines = [f"{'MAC address':<17}  {'VLAN':>4}  {'age':>6}  side"]
+    for entry in answer["macs"]:
+        side = "this side" if entry["peer"] is None else entry["peer"] + (
+            f" ({entry['endpoint']})" if entry["endpoint"] else "")
+        age = "static" if entry["static"] else f"{entry['age_s']} s"
+        lines.append(f"{entry['mac']}  {entry['vlan'] or '-':>4}  {age:>6}  {side}")
+    return "\n".join(lines) if len(lines) > 1 else "no MAC address is known yet"

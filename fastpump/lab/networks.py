@@ -1,0 +1,316 @@
+"""A laboratory: two network namespaces joined by a virtual cable, and load on them.
+
+Used by `fastpump demo`, by the benchmarks and by the tests. Needs root (of the host, or
+of a user namespace), iproute2, and for load iperf3 and ping. Everything that a Lab makes
+has a name of its own and is gone when it closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fastpump.errors import SystemSetupError
+
+Process = subprocess.Popen[str]
+
+OUTSIDE4 = {"a": "192.0.2.1", "b": "192.0.2.2"}
+OUTSIDE6 = {"a": "2001:db8::1", "b": "2001:db8::2"}
+INSIDE4 = {"a": "10.9.0.1", "b": "10.9.0.2"}
+INSIDE6 = {"a": "fd00:9::1", "b": "fd00:9::2"}
+IPERF_PORT = "5201"
+
+
+def need(*tools: str) -> None:
+    """SystemSetupError naming the Debian package of a tool that is missing."""
+    packages = {"ip": "iproute2", "ping": "iputils-ping", "iperf3": "iperf3", "wg":
+                "wireguard-tools", "tcpdump": "tcpdump", "strace": "strace",
+                "qemu-system-x86_64": "qemu-system-x86"}
+    for tool in tools:
+        if shutil.which(tool) is None:
+            raise SystemSetupError(f"{tool} is missing; install it (Debian: apt install "
+                                   f"{packages.get(tool, tool)})")
+
+
+def ip(*words: str, check: bool = True) -> str:
+    """Run iproute2's ip; its output."""
+    result = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    if check and result.returncode != 0:
+        raise SystemSetupError(f"ip {' '.join(words)}: {result.stderr.strip()}")
+    return result.stdout
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """User and system time used so far by processes and their living descendants."""
+    fields = _process_fields()
+    parents = {pid: int(field[1]) for pid, field in fields.items()}
+    ticks = {pid: int(field[11]) + int(field[12]) for pid, field in fields.items()}
+    total = sum(used for pid, used in ticks.items() if _descends(pid, pids, parents))
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(pids: Sequence[int]) -> int:
+    """Memory of processes and their living descendants; shared pages count in parts."""
+    parents = {pid: int(field[1]) for pid, field in _process_fields().items()}
+    total = 0
+    for pid in parents:
+        if _descends(pid, pids, parents):
+            with contextlib.suppress(OSError):
+                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                total += sum(int(line.split()[1]) for line in rollup.splitlines()
+                             if line.startswith("Pss:"))
+    return total * 1024
+
+
+def _process_fields() -> dict[int, list[str]]:
+    """The fields of /proc/PID/stat behind the name, of all processes: proc(5)."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                found[int(entry.name)] = (entry / "stat").read_text().rpartition(")")[2].split()
+    return found
+
+
+def _descends(pid: int, ancestors: Sequence[int], parents: dict[int, int]) -> bool:
+    while pid > 1 and pid not in ancestors:
+        pid = parents.get(pid, 0)
+    return pid in ancestors
+
+
+@dataclass
+class Lab:
+    """Two hosts, "a" and "b", on one network: 192.0.2.0/24 and 2001:db8::/64."""
+
+    queues: int = 1
+    """Queues of the cable."""
+    processes: list[Process] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+
+    def __enter__(self) -> Lab:
+        need("ip")
+        tag = f"fp{os.getpid()}-{secrets.token_hex(2)}"
+        try:
+            for side in "ab":
+                ip("netns", "add", f"{tag}-{side}")
+                self.names[side] = f"{tag}-{side}"
+                self.ip(side, "link", "set", "lo", "up")
+            queues = ["numtxqueues", str(self.queues), "numrxqueues", str(self.queues)]
+            ip("link", "add", "wire", "netns", self.names["a"], *queues, "type", "veth", "peer",
+               "name", "wire", "netns", self.names["b"], *queues)
+            for side in "ab":
+                self.ip(side, "address", "add", f"{OUTSIDE4[side]}/24", "dev", "wire")
+                self.ip(side, "address", "add", f"{OUTSIDE6[side]}/64", "dev", "wire", "nodad")
+                self.ip(side, "link", "set", "wire", "up")
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all processes, remove both namespaces."""
+        for process in reversed(self.processes):
+            stop(process)
+        self.processes.clear()
+        for name in self.names.values():
+            for pid in ip("netns", "pids", name, check=False).split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            ip("netns", "delete", name, check=False)
+        self.names.clear()
+
+    def ip(self, side: str, *words: str, check: bool = True) -> str:
+        """Run ip inside one namespace."""
+        return ip("-netns", self.names[side], *words, check=check)
+
+    def command(self, side: str, command: Sequence[str]) -> list[str]:
+        """The command line that runs a command inside."""
+        return ["ip", "netns", "exec", self.names[side], *command]
+
+    def run(self, side: str, *command: str, check: bool = True, input: str | None = None,
+            timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a command inside to its end."""
+        result = subprocess.run(self.command(side, command), capture_output=True, text=True,
+                                input=input, timeout=timeout, check=False)
+        if check and result.returncode != 0:
+            raise SystemSetupError(f"{' '.join(command)} in {side}: exit status "
+                                   f"{result.returncode}: {result.stdout}{result.stderr}")
+        return result
+
+    def spawn(self, side: str, *command: str, env: dict[str, str] | None = None) -> Process:
+        """Start a command inside; its stdout is a pipe, stderr joins it."""
+        process = subprocess.Popen(
+            self.command(side, command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, process_group=0, env={**os.environ, **(env or {})})
+        self.processes.append(process)
+        return process
+
+    # -- fastpump
+
+    def fastpump(self, side: str, *words: str, env: dict[str, str] | None = None) -> Process:
+        """Start `fastpump tunnel` inside and wait until it is ready."""
+        process = self.spawn(side, sys.executable, "-m", "fastpump", "tunnel", *words, env=env)
+        wait_for_line(process, " is ready: ")
+        return process
+
+    def status(self, side: str) -> dict[str, Any]:
+        """`fastpump status --json` of the only tunnel inside."""
+        output = self.run(side, sys.executable, "-m", "fastpump", "status", "--json").stdout
+        (interface,) = json.loads(output)["interfaces"]
+        assert isinstance(interface, dict)
+        return interface
+
+    # -- load
+
+    def serve_iperf(self, side: str) -> Process:
+        """An iperf3 server inside, listening."""
+        need("iperf3")
+        process = self.spawn(side, "iperf3", "--server", "--forceflush")
+        wait_for_line(process, "Server listening")
+        return process
+
+    def iperf(self, side: str, host: str, seconds: float, *options: str) -> dict[str, Any]:
+        """Run an iperf3 client inside; its JSON report."""
+        result = self.run(side, "iperf3", "--client", host, "--time", str(seconds), "--json",
+                          *options, check=False, timeout=seconds + 30)
+        try:
+            report = json.loads(result.stdout)
+        except ValueError:
+            report = {"error": result.stdout + result.stderr}
+        if "error" in report:
+            raise SystemSetupError(f"iperf3 to {host}: {report['error']}")
+        assert isinstance(report, dict)
+        return report
+
+    def tcp(self, side: str, host: str, seconds: float, *options: str) -> Load:
+        """TCP for some seconds: what was received."""
+        end = self.iperf(side, host, seconds, *options)["end"]
+        total = end["sum_received"]["bytes"]
+        if "sum_received_bidir_reverse" in end:
+            total += end["sum_received_bidir_reverse"]["bytes"]
+        return Load(total, total / end["sum_received"]["seconds"], 0.0)
+
+    def udp(self, side: str, host: str, seconds: float, size: int) -> Load:
+        """UDP datagrams of `size` bytes as fast as they go: what was received."""
+        end = self.iperf(side, host, seconds, "--udp", "--length", str(size),
+                         "--bitrate", "0")["end"]["sum"]
+        received = end["packets"] - end["lost_packets"]
+        return Load(received * size, received * size / end["seconds"], received / end["seconds"])
+
+    def ping(self, side: str, host: str, count: int, interval_s: float = 0.01) -> list[float]:
+        """Round-trip times in ms, sorted; lost ones are missing."""
+        need("ping")
+        output = self.run(side, "ping", "-n", "-c", str(count), "-i", str(interval_s), "-W", "2",
+                          host, check=False, timeout=count * interval_s + 30).stdout
+        return sorted(float(time) for time in re.findall(r"time=([0-9.]+)", output))
+
+
+@dataclass(frozen=True)
+class Load:
+    """What arrived: bytes, bytes per second, packets per second (UDP only)."""
+
+    bytes: int
+    bytes_per_s: float
+    packets_per_s: float
+
+    @property
+    def gbit_per_s(self) -> float:
+        """10^9 bits per second."""
+        return self.bytes_per_s * 8e-9
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """Of a sorted sequence; nan when it is empty."""
+    if not ordered:
+        return float("nan")
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def wait_for_line(process: Process, text: str, timeout_s: float = 20) -> str:
+    """Read a process's output up to the line that has `text` in it, and no further."""
+    assert process.stdout is not None
+    deadline = time.monotonic() + timeout_s
+    seen = b""
+    fd = process.stdout.fileno()
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([fd], [], [], left)[0]:
+            raise SystemSetupError(f"no {text!r} within {timeout_s} s: {seen.decode()}")
+        data = os.read(fd, 1)
+        if not data:
+            raise SystemSetupError(f"ended before {text!r}: {seen.decode()}")
+        seen += data
+        if data == b"\n":
+            line = seen.splitlines()[-1].decode(errors="replace")
+            if text in line:
+                return line
+
+
+def stop(process: Process, number: int = signal.SIGTERM, timeout_s: float = 10) -> str:
+    """Ask a process to end, then make it; the rest of its output."""
+    if process.poll() is None:
+        process.send_signal(number)
+    try:
+        return process.communicate(timeout=timeout_s)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()[0]
+
+
+def key_files(directory: Path) -> dict[str, tuple[Path, str]]:
+    """Fresh keys for both sides: {side: (private key file, public key)}."""
+    from fastpump.protocol import keys
+
+    found = {}
+    for side in "ab":
+        private = keys.generate_private()
+        path = directory / f"{side}.key"
+        path.touch(mode=0o600, exist_ok=False)
+        path.write_text(keys.encode(private) + "\n", encoding="ascii")
+        found[side] = (path, keys.encode(keys.public_of(private)))
+    return found
+
+
+def tunnel_words(side: str, key: tuple[Path, str], peer_public: str, *extra: str,
+                 v6_outside: bool = False, endpoint: bool = True) -> list[str]:
+    """Arguments of `fastpump tunnel` for one side of a pair."""
+    other = "b" if side == "a" else "a"
+    where = f"[{OUTSIDE6[other]}]" if v6_outside else OUTSIDE4[other]
+    peer = peer_public + (f"@{where}:51820" if endpoint else "")
+    return ["--address", f"{INSIDE4[side]}/24", "--address", f"{INSIDE6[side]}/64",
+            "--private-key", str(key[0]), "--peer", peer, *extra]
+
+
+@contextlib.contextmanager
+def fastpump_pair(lab: Lab, directory: Path, *extra: str, v6_outside: bool = False,
+                  env: dict[str, str] | None = None) -> Iterator[dict[str, Process]]:
+    """A running fastpump tunnel between both sides."""
+    key = key_files(directory)
+    processes = {}
+    try:
+        for side, other in (("a", "b"), ("b", "a")):
+            processes[side] = lab.fastpump(side, *tunnel_words(
+                side, key[side], key[other][1], *extra, v6_outside=v6_outside), env=env)
+        yield processes
+    finally:
+        for process in processes.values():
+            stop(process)
+            lab.processes.remove(process)

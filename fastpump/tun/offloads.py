@@ -1,0 +1,153 @@
+"""What this kernel can do, probed once by really trying it.
+
+Offloads by the names that `--offload NAME=off` takes:
+
+    csum      the kernel leaves TCP and UDP checksums to us (TUN_F_CSUM)
+    tso4 tso6 it hands over TCP superpackets (TUN_F_TSO4/6, with ECN)
+    uso       it hands over UDP superpackets (TUN_F_USO4|6; Linux 6.2)
+    gro       it takes superpackets that we coalesced
+    udp-gso   one send carries many datagrams (UDP_SEGMENT; Linux 4.18)
+    udp-gro   one receive brings many datagrams (UDP_GRO; Linux 5.0)
+    partial   on lanes, checksums that the kernel left to us are left to the far kernel
+    bundle    on lanes, small packets that wait together share a datagram
+
+Some kernels accept vnet headers and then fail superpackets, so each kind is written to
+the interface before it is up: a kernel that takes it says EIO (interface down), one that
+does not EINVAL. What fails later is switched off by the worker that notices.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastpump._core import FEATURE_BUNDLE, FEATURE_PARTIAL
+from fastpump.conn.sockets import UDP_GRO, UDP_SEGMENT
+from fastpump.protocol import lane_messages
+from fastpump.tun import queues
+from fastpump.tun.queues import TunQueues
+
+OFFLOAD_NAMES = ("csum", "tso4", "tso6", "uso", "gro", "udp-gso", "udp-gro", "partial", "bundle")
+CIPHER_NAMES = tuple(lane_messages.CIPHER_NUMBERS)
+
+_VNET = struct.Struct("=BBHHHH")
+_NEEDS_CSUM = 1
+_GSO_TCPV4, _GSO_TCPV6, _GSO_UDP_L4 = 1, 4, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """The offloads in use, and how they go to the data plane."""
+
+    names: tuple[str, ...]
+    """Those of OFFLOAD_NAMES that are on."""
+    hot: tuple[str, ...]
+    """Names of _core.OFFLOAD_BITS."""
+    udp_gro: bool
+    lane_features: int
+    """_core.FEATURE_* that peers may use."""
+
+
+def _superpacket(kind: str, is_frame: bool) -> bytes:
+    """A vnet header and a superpacket of two segments between documentation addresses."""
+    is_tcp = kind.startswith("tun-tcp")
+    l4_len, offset = (20, 16) if is_tcp else (8, 6)
+    payload = bytes(200)
+    if is_tcp:
+        l4 = struct.pack("!HHIIBBHHH", 9, 9, 1, 1, 5 << 4, 0x10, 512, 0, 0)
+    else:
+        l4 = struct.pack("!HHHH", 9, 9, l4_len + len(payload), 0)
+    if kind.endswith("4"):
+        ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + l4_len + len(payload), 1, 0x4000, 64,
+                         6 if is_tcp else 17, 0, b"\xc0\0\2\1", b"\xc0\0\2\2")
+    else:
+        address = bytes.fromhex("20010db8000000000000000000000001")
+        ip = struct.pack("!IHBB16s16s", 6 << 28, l4_len + len(payload), 6 if is_tcp else 17, 64,
+                         address, address)
+    gso = _GSO_UDP_L4 if not is_tcp else _GSO_TCPV4 if kind.endswith("4") else _GSO_TCPV6
+    link = b""
+    if is_frame:        # between two addresses that nobody has
+        link = bytes(range(2, 14)) + (b"\x08\0" if kind.endswith("4") else b"\x86\xdd")
+    vnet = _VNET.pack(_NEEDS_CSUM, gso, len(link + ip) + l4_len, 100, len(link + ip), offset)
+    return vnet + link + ip + l4 + payload
+
+
+def _takes_superpacket(tun: TunQueues, kind: str) -> bool:
+    try:
+        os.write(tun.fds[0], _superpacket(kind, tun.is_tap))
+    except OSError as error:
+        return error.errno == errno.EIO
+    return True
+
+
+def _has_socket_option(option: int, value: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.setsockopt(socket.IPPROTO_UDP, option, value)
+        except OSError:
+            return False
+    return True
+
+
+def probe(tun: TunQueues, wanted: Mapping[str, bool]) -> Capabilities:
+    """Switch on what the kernel offers and the operator did not switch off.
+
+    `tun` is not up yet. Without csum there is no tso, uso or gro: superpackets have
+    partial checksums.
+    """
+    def allowed(name: str) -> bool:
+        return wanted.get(name, True)
+
+    names: list[str] = []
+    mask = 0
+    if allowed("csum") and tun.set_offloads(queues.TUN_F_CSUM):
+        names.append("csum")
+        mask = queues.TUN_F_CSUM
+        for name, bits in (("tso4", queues.TUN_F_TSO4), ("tso6", queues.TUN_F_TSO6),
+                           ("uso", queues.TUN_F_USO4 | queues.TUN_F_USO6)):
+            if allowed(name) and tun.set_offloads(mask | bits):
+                names.append(name)
+                mask |= bits
+        if mask & (queues.TUN_F_TSO4 | queues.TUN_F_TSO6) and tun.set_offloads(
+                mask | queues.TUN_F_TSO_ECN):
+            mask |= queues.TUN_F_TSO_ECN
+    tun.set_offloads(mask)
+    hot: list[str] = []
+    if "csum" in names and allowed("gro"):
+        hot += [kind for kind in ("tun-tcp4", "tun-tcp6", "tun-udp4", "tun-udp6")
+                if _takes_superpacket(tun, kind)]
+        if hot:
+            names.append("gro")
+    if allowed("udp-gso") and _has_socket_option(UDP_SEGMENT, 1200):
+        names.append("udp-gso")
+        hot.append("udp-gso")
+    udp_gro = allowed("udp-gro") and _has_socket_option(UDP_GRO, 1)
+    if udp_gro:
+        names.append("udp-gro")
+    lane_features = 0
+    if "csum" in names and allowed("partial"):
+        names.append("partial")
+        lane_features |= FEATURE_PARTIAL
+    if allowed("bundle"):
+        names.append("bundle")
+        lane_features |= FEATURE_BUNDLE
+    return Capabilities(tuple(names), tuple(hot), udp_gro, lane_features)
+
+
+def lane_ciphers(wanted: str) -> tuple[str, ...]:
+    """The ciphers of lanes that are fast here, the best first; or the one that is wanted. AES
+    in software is slow, and leaks its key through the cache."""
+    if wanted != "auto":
+        return (wanted,)
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        flags = ""
+    has_aes = any(line.startswith(("flags", "Features")) and "aes" in line.split()
+                  for line in flags.splitlines())
+    return CIPHER_NAMES if has_aes else ("chacha20-poly1305",)

@@ -1,0 +1,205 @@
+"""What a tunnel tells of itself: gather (in the tunnel) and show (in the terminal).
+
+The JSON keys are stable and documented in docs/fastpump.1.md.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections import Counter
+from typing import Any
+
+from fastpump import ratelimit
+from fastpump._core import SharedTables, default_backend
+from fastpump.conn.endpoint import Endpoint
+from fastpump.constants import SECOND
+from fastpump.device.lanes import PeerLanes
+from fastpump.device.peer import Peer, Prefix
+from fastpump.protocol import keys
+from fastpump.ratelimit import RateLimits
+from fastpump.tun.linkwatch import LinkState
+from fastpump.tunnel.supervisor import Supervisor
+
+
+def prefix_text(prefix: Prefix) -> str:
+    """10.9.0.0/24"""
+    address, length = prefix
+    return f"{ipaddress.ip_address(address)}/{length}"
+
+
+def _lane(tables: SharedTables, slot: int, dead: bool) -> dict[str, Any]:
+    lane = tables.lane_status(slot)
+    sockaddr = lane["endpoint"]
+    return {
+        "lane": lane["number"],
+        "worker": lane["worker"],
+        "state": "up" if lane["is_usable"] else "dead" if dead else "probing",
+        "endpoint": str(Endpoint.from_sockaddr(sockaddr)) if sockaddr else None,
+        **{key: lane[key] for key in ("tx_messages", "tx_bytes", "rx_bytes")},
+        "rx_counter": lane["rx_newest"],
+    }
+
+
+def _transport(tables: SharedTables, state: PeerLanes) -> dict[str, Any]:
+    """How data travels to a peer now: on the newest set of lanes of which one is up."""
+    for lane_set in state.sets:
+        lanes = [_lane(tables, lane_set.first + number, number in lane_set.dead)
+                 for number in range(lane_set.count)]
+        if any(lane["state"] == "up" for lane in lanes):
+            return {"transport": "lanes", "cipher": lane_set.cipher, "post_quantum": True,
+                    "lanes": lanes, "no_lanes_because": None}
+    return {"transport": "wireguard", "cipher": "chacha20-poly1305", "post_quantum": False,
+            "lanes": [], "no_lanes_because": state.refusal or None}
+
+
+def _peer(tables: SharedTables, peer: Peer, state: PeerLanes, macs: int) -> dict[str, Any]:
+    rx_bytes, tx_bytes = tables.peer_bytes(peer.slot)
+    ordered = sorted(peer.allowed_ips, key=lambda prefix: (len(prefix[0]), prefix))
+    return {
+        "public_key": keys.encode(peer.public_key),
+        "endpoint": None if peer.endpoint is None else str(peer.endpoint),
+        "allowed_ips": [prefix_text(prefix) for prefix in ordered],
+        "latest_handshake": peer.latest_handshake_unix_ns // SECOND,
+        "rx_bytes": rx_bytes,
+        "tx_bytes": tx_bytes,
+        **_transport(tables, state),
+        "macs": macs,
+        "rate_limits": peer.rate_limits.to_json(),
+        "persistent_keepalive": peer.persistent_keepalive_s,
+        "preshared_key": any(peer.preshared_key),
+        "worker": peer.worker,
+    }
+
+
+def _switch(tables: SharedTables) -> dict[str, Any] | None:
+    """Of a TAP."""
+    if not tables.is_tap:
+        return None
+    count, local, _ = tables.mac_counts()
+    return {"macs": count, "macs_on_this_side": local, **tables.switch_configuration}
+
+
+def gather(link: LinkState, offloads: list[str], tables: SharedTables,
+           supervisor: Supervisor) -> dict[str, Any]:
+    """One entry of `interfaces`."""
+    device = supervisor.device
+    verdicts: Counter[str] = supervisor.verdicts
+    macs = tables.mac_counts()[2] if tables.is_tap else {}
+    queues = []
+    for worker in supervisor.workers:
+        shared = tables.worker_counters(worker.number)
+        verdicts.update(shared["verdicts"])
+        queues.append({
+            "queue": worker.number,
+            "pid": worker.pid,
+            "restarts": worker.restarts,
+            "cpu": worker.cpu,
+            **shared["counters"],
+            "tx_batches": shared["tx_batches"],
+            "rx_batches": shared["rx_batches"],
+            "verdicts": {verdict: n for verdict, n in shared["verdicts"].items() if n},
+        })
+    return {
+        "name": link.name,
+        "ifindex": link.index,
+        "mode": "tap" if tables.is_tap else "tun",
+        "switch": _switch(tables),
+        "is_up": link.is_up,
+        "public_key": None if device.public_key is None else keys.encode(device.public_key),
+        "listen_port": supervisor.listen_port,
+        "fwmark": supervisor.fwmark,
+        "mtu": link.mtu,
+        "offloads": offloads,
+        "aead": default_backend(),
+        "worker_restarts": sum(worker.restarts for worker in supervisor.workers),
+        "queues": queues,
+        "peers": [_peer(tables, peer, device.lanes.of(peer), macs.get(peer.slot, 0))
+                  for peer in device.peers.values()],
+        "verdicts": dict(sorted((verdict, n) for verdict, n in verdicts.items() if n)),
+    }
+
+
+def amount(count: float) -> str:
+    """1.50 MiB"""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+def ago(unix_s: int, now_s: float) -> str:
+    """1 minute, 5 seconds ago"""
+    if unix_s == 0:
+        return "never"
+    seconds = max(0, int(now_s) - unix_s)
+    parts = []
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):
+        count, seconds = divmod(seconds, size)
+        if count:
+            parts.append(f"{count} {unit}{'s' * (count != 1)}")
+    return ", ".join(parts) + " ago" if parts else "now"
+
+
+def _limit_lines(limits: dict[str, Any]) -> list[str]:
+    found = RateLimits.from_json(limits)
+    return [] if found.is_empty else [f"  rate limits: {ratelimit.show(found)}"]
+
+
+def _switch_lines(switch: dict[str, Any] | None) -> list[str]:
+    if switch is None:
+        return []
+    storm = f"{switch['storm_limit']} flooded frames a second" if switch["storm_limit"] else "none"
+    return [f"  MAC addresses: {switch['macs']} of at most {switch['mac_table']}, "
+            f"{switch['macs_on_this_side']} on this side; forgotten after "
+            f"{switch['mac_ageing_s']} s",
+            f"  relay: {'on' if switch['relay'] else 'off'}; storm limit: {storm}"]
+
+
+def show(status: dict[str, Any]) -> str:
+    """The status of one interface for a terminal."""
+    lines = [
+        f"interface: {status['name']} ({status['mode']}, MTU {status['mtu']}"
+        f"{'' if status['is_up'] else ', down'})",
+        f"  public key: {status['public_key'] or '(none)'}",
+        f"  listening port: {status['listen_port']}",
+        f"  offloads: {', '.join(status['offloads']) or 'none'}",
+        f"  ciphers by: {status['aead']}",
+        *_switch_lines(status["switch"]),
+        *_limit_lines(status["rate_limits"]),
+        "",
+        f"  {'queue':>5} {'worker':>8} {'restarts':>8} {'from interface':>16} {'sent':>12} "
+        f"{'received':>12} {'to interface':>16}",
+    ]
+    for queue in status["queues"]:
+        lines.append(
+            f"  {queue['queue']:>5} {queue['pid'] or 'dead':>8} {queue['restarts']:>8} "
+            f"{amount(queue['tun_rx_bytes']):>16} {amount(queue['udp_tx_bytes']):>12} "
+            f"{amount(queue['udp_rx_bytes']):>12} {amount(queue['tun_tx_bytes']):>16}")
+    for peer in status["peers"]:
+        lines += [
+            "",
+            f"peer: {peer['public_key']}",
+            f"  endpoint: {peer['endpoint'] or 'not known yet'}",
+            f"  MAC addresses: {peer['macs']}" if status["mode"] == "tap" else
+            f"  allowed ips: {', '.join(peer['allowed_ips']) or '(none)'}",
+            f"  latest handshake: {ago(peer['latest_handshake'], time.time())}",
+            f"  transfer: {amount(peer['rx_bytes'])} received, {amount(peer['tx_bytes'])} sent",
+            f"  transport: {peer['transport']}, {peer['cipher']}"
+            f"{', post-quantum' if peer['post_quantum'] else ''}",
+        ]
+        lines += [f"    lane {lane['lane']}: {lane['state']}, worker {lane['worker']}, "
+                  f"{lane['endpoint'] or 'not heard yet'}, {amount(lane['rx_bytes'])} received, "
+                  f"{amount(lane['tx_bytes'])} sent" for lane in peer["lanes"]]
+        lines += _limit_lines(peer["rate_limits"])
+        if peer["no_lanes_because"]:
+            lines.append(f"  no lanes: {peer['no_lanes_because']}")
+        if peer["preshared_key"]:
+            lines.append("  preshared key: (hidden)")
+        if peer["persistent_keepalive"]:
+            lines.append(f"  persistent keepalive: every {peer['persistent_keepalive']} seconds")
+    if status["verdicts"]:
+        lines += ["", "verdicts:"]
+        lines += [f"  {verdict}: {n}" for verdict, n in status["verdicts"].items()]
+    return "\n".join(lines)

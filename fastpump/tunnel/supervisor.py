@@ -1,0 +1,365 @@
+"""The supervisor: one asyncio loop that keeps the workers running and the device fed.
+
+Who owns what: the supervisor owns every fd (queues, sockets, shared memory, eventfds)
+for the tunnel's whole life; workers inherit them. A worker that dies is started again on
+the same fds, so the interface stays, the kernel keeps what arrives meanwhile, and send
+counters go on where they were (they live in the shared memory).
+
+Workers and sockets are there while the interface is up. When it goes down they end, and
+the device forgets its sessions, as with the kernel's WireGuard. Another UDP port needs other
+sockets, hence other workers: the sessions stay.
+
+Workers (tunnel/workers.py) end with the supervisor whatever ends it (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from fastpump._core import INTAKE_BATCH, Intake, SharedTables
+from fastpump.clock import now_ns
+from fastpump.conn.endpoint import Endpoint
+from fastpump.conn.sockets import SocketGroup, preferred_family
+from fastpump.constants import SECOND
+from fastpump.device.device import Device, Surroundings
+from fastpump.device.handshake_queue import Handshakes
+from fastpump.device.lanes import Options
+from fastpump.device.peer import Peer
+from fastpump.errors import SystemSetupError
+from fastpump.protocol import cookie
+from fastpump.tun.queues import TunQueues
+from fastpump.tunnel import workers
+
+log = logging.getLogger("fastpump.supervisor")
+
+RECLAIM_INTERVAL_S = 1.0
+# Receive calls in a row on the handshake socket before others have their turn.
+INTAKES_PER_WAKEUP = 8
+
+
+class Supervisor:
+    """Runs `device`'s workers, sockets and timers until `stop` is called."""
+
+    def __init__(self, tables: SharedTables, tun: TunQueues, *, listen_port: int | None = None,
+                 fwmark: int = 0, gro: bool = True, pin: bool = False, busy_poll_us: int = 0,
+                 lanes: Options | None = None, is_steered: bool = False,
+                 is_unanswered: Callable[[Peer], None] = lambda _: None) -> None:
+        """`listen_port` as for SocketGroup; `gro`: receive trains of datagrams; `lanes`: None
+        for WireGuard only; `is_steered`: a program gives flows to queues (tun/steering.py)."""
+        self._tables = tables
+        self._gro = gro
+        self._lane_sockets = 0 if lanes is None else lanes.socket_count
+        self._wanted_port = listen_port
+        self._fwmark = fwmark
+        self._last_port = 0
+        self._sockets: SocketGroup | None = None
+        self._is_wanted_up = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: int | None = None
+        self._reclaimer: asyncio.TimerHandle | None = None
+        self._is_serving = False
+        self._ready = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self.stop_reason = ""
+        self.failure: str | None = None
+        self._workers = workers.Workers(tables, tun, workers.Surroundings(
+            hear=self._hear, is_dead=self._bury, all_run=self._ready.set,
+            interface_is_gone=lambda: self.stop("because the interface was deleted"),
+            cannot_start=self._fail), pin=pin, busy_poll_us=busy_poll_us)
+        self.family = preferred_family()
+        self._intake = Intake()
+        self.device = Device(tables, Surroundings(
+            transmit=self._transmit, transmit_lane=self._transmit_lane,
+            ring=self._workers.ring, schedule=self._schedule,
+            unix_ns=time.time_ns, jitter=random.randrange,
+            endpoint_is_known=self._note_endpoint, is_unanswered=is_unanswered,
+        ), self.family, cpu_count=len(os.sched_getaffinity(0)), lanes=lanes,
+            is_steered=is_steered)
+        self._handshakes = Handshakes(self.device, self._intake, self._pass_on)
+
+    # -- what may change while it runs
+
+    @property
+    def listen_port(self) -> int:
+        """The UDP port; while the interface is down the wanted one, 0 for any."""
+        return self._sockets.port if self._sockets is not None else self._wanted_port or 0
+
+    def set_listen_port(self, port: int) -> None:
+        """Receive on another port, 0 for any; SystemSetupError if it cannot be had, and
+        then nothing has changed."""
+        if port and port == self.listen_port and self._sockets is not None:
+            return
+        if self._sockets is None:
+            before, self._wanted_port = self._wanted_port, port
+            if self._is_wanted_up:      # the port before this one was taken
+                try:
+                    self._bring_up()
+                except SystemSetupError:
+                    self._wanted_port = before
+                    raise
+            return
+        old, self._sockets = self._sockets, self._open_sockets(port)
+        self._wanted_port = port
+        self._leave(old)
+        self._enter()
+        self.device.sockets_changed(now_ns())
+        self.settle()
+
+    @property
+    def fwmark(self) -> int:
+        """The firewall mark of what we send; 0 for none."""
+        return self._fwmark
+
+    def set_fwmark(self, fwmark: int) -> None:
+        """Mark what is sent from now on; 0 for no mark."""
+        if self._sockets is not None:
+            self._sockets.set_fwmark(fwmark)
+        self._fwmark = fwmark
+
+    def set_private_key(self, private_key: bytes) -> None:
+        """Be somebody else; zeros for nobody."""
+        self.device.set_private_key(private_key)
+        public = self.device.public_key
+        if public is None:
+            self._intake.set_keys(None, None)
+        else:
+            self._intake.set_keys(cookie.mac1_key(public), cookie.cookie_key(public))
+        self.settle()
+
+    def settle(self) -> None:
+        """To be called after the device was changed from outside."""
+        self._schedule()
+        if self._tables.has_retired and self._reclaimer is None and self._loop is not None:
+            self._reclaimer = self._loop.call_later(RECLAIM_INTERVAL_S, self._reclaim)
+
+    @property
+    def workers(self) -> list[workers.WorkerProcess]:
+        """By queue number."""
+        return self._workers.processes
+
+    @property
+    def verdicts(self) -> Counter[str]:
+        """Handshake messages by what became of them."""
+        return self.device.verdicts + self._handshakes.verdicts + Counter(self._intake.verdicts)
+
+    # -- life
+
+    async def run(self, on_ready: Callable[[], None], *, is_up: bool) -> None:
+        """Start everything, call `on_ready`, and go on until `stop`; then end it all.
+        `is_up`: whether the interface is, so that we are ready when all workers run."""
+        loop = self._loop = asyncio.get_running_loop()
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                loop.add_signal_handler(number, self.stop, f"on {signal.Signals(number).name}")
+            loop.set_exception_handler(self._on_exception)
+            self._workers.attach(loop)
+            self.settle()
+            if is_up:
+                self._is_wanted_up = True
+                self._bring_up()
+                await self._ready_or_stopped()
+            if not self._stopped.is_set():
+                on_ready()
+                await self._stopped.wait()
+        finally:
+            self._shut_down()
+        if self.failure is not None:
+            raise SystemSetupError(self.failure)
+
+    def interface_changed(self, *, is_up: bool) -> None:
+        """The interface was set up or down."""
+        if self._stopped.is_set() or self._loop is None or is_up == self._is_wanted_up:
+            return
+        self._is_wanted_up = is_up
+        if is_up:
+            try:
+                self._bring_up()
+            except SystemSetupError as error:
+                log.error("the interface is up, but %s", error)
+        elif self._sockets is not None:
+            log.info("the interface is down")
+            self._leave(self._sockets)
+            self._sockets = None
+            self.device.stop()
+            self.settle()
+            self._ready.set()       # as ready as it will be, if this came before all workers ran
+
+    def _bring_up(self) -> None:
+        self._sockets = self._open_sockets(self._wanted_port)
+        self.device.start(now_ns())
+        self._enter()
+        self.settle()
+
+    def _open_sockets(self, port: int | None) -> SocketGroup:
+        """Any port is the one that we had before, if that is free still."""
+        def open_group(port: int | None) -> SocketGroup:
+            return SocketGroup(self._tables.queue_count, port, self.family, fwmark=self._fwmark,
+                               gro=self._gro, lane_sockets=self._lane_sockets)
+
+        if not port and self._last_port:
+            with contextlib.suppress(SystemSetupError):
+                return open_group(self._last_port)
+        group = open_group(port)
+        self._last_port = group.port
+        return group
+
+    def _enter(self) -> None:
+        """Start to receive on new sockets."""
+        assert self._loop is not None
+        assert self._sockets is not None
+        self._loop.add_reader(self._sockets.handshake, self._on_handshake)
+        self._workers.start([sock.fileno() for sock in self._sockets.workers],
+                            [sock.fileno() for sock in self._sockets.lanes])
+
+    def _leave(self, sockets: SocketGroup) -> None:
+        """Stop to receive, and close the sockets."""
+        assert self._loop is not None
+        self._loop.remove_reader(sockets.handshake)
+        self._workers.end()
+        sockets.close()
+
+    async def _ready_or_stopped(self) -> None:
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._ready, self._stopped)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    def _on_exception(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        """A bug of ours in a callback: say so and end, rather than go on half dead. What
+        asyncio tells of its own (no fd left to accept a control client, say) passes."""
+        error = context.get("exception")
+        if "handle" not in context:
+            log.warning("%s: %s", context.get("message"), error)
+            return
+        log.error("%s: %r", context.get("message"), error,
+                  exc_info=error if isinstance(error, BaseException) else None)
+        self._fail(f"internal error: {error!r}; this is a bug, please report it")
+
+    def _fail(self, complaint: str) -> None:
+        """End `run` soon, by an error; the first counts."""
+        self.failure = self.failure or complaint
+        self.stop("on an error")
+
+    def stop(self, reason: str) -> None:
+        """End `run` soon; the first reason counts."""
+        self.stop_reason = self.stop_reason or reason
+        self._stopped.set()
+
+    def _shut_down(self) -> None:
+        self._stopped.set()             # whatever is called back from now on does nothing
+        for timer in (self._timer, self._reclaimer):
+            if timer is not None:
+                timer.cancel()
+        assert self._loop is not None
+        if self._sockets is not None:
+            self._leave(self._sockets)
+        self._workers.close()
+
+    # -- workers
+
+    def _hear(self, number: int) -> None:
+        """Take the events, control packets and stray handshake messages of a worker."""
+        if self._stopped.is_set():
+            return
+        self.device.handle_events(number, now_ns())
+        self.device.handle_controls(number, now_ns())
+        for message, sockaddr, local in self._tables.worker_messages(number):
+            self._handshakes.take_stray(message, sockaddr, local, now_ns())
+            self._serve_handshakes()
+        self.settle()
+
+    def _bury(self, number: int) -> None:
+        """A worker's process has ended."""
+        if not self._stopped.is_set():
+            self.device.worker_is_dead(number)
+
+    # -- handshakes
+
+    def _on_handshake(self) -> None:
+        for _ in range(INTAKES_PER_WAKEUP):
+            if self._sockets is None:
+                return
+            try:
+                count = self._handshakes.receive(self._sockets.handshake.fileno(), now_ns())
+            except OSError as error:    # what ICMP said of an earlier send
+                log.debug("handshake socket: %s", error)
+                continue
+            if count < INTAKE_BATCH:
+                break
+        self._serve_handshakes()
+
+    def _serve_handshakes(self) -> None:
+        """Serve what waits; what is left when the slice of time is used up, later."""
+        if not self._is_serving:
+            self._go_on_serving()
+
+    def _go_on_serving(self) -> None:
+        assert self._loop is not None
+        if self._stopped.is_set():
+            return
+        self._is_serving = self._handshakes.serve(now_ns)
+        if self._is_serving:
+            self._loop.call_soon(self._go_on_serving)
+        self.settle()
+
+    def _pass_on(self, message: bytes, sockaddr: bytes, local: bytes) -> None:
+        """A transport message came with a handshake message: it is its worker's."""
+        count = self._tables.queue_count
+        number = message[4] & ((1 << (count - 1).bit_length()) - 1)
+        if number < count and self._tables.worker_inject(number, message, sockaddr, local):
+            self._workers.ring_one(number)
+
+    def _transmit(self, message: bytes, endpoint: Endpoint, local: bytes) -> None:
+        if self._sockets is None:
+            return
+        try:
+            self._sockets.send_handshake(message, endpoint, local)
+        except OSError as error:
+            log.debug("nothing can be sent to %s now: %s", endpoint, error)
+
+    def _transmit_lane(self, message: bytes, endpoint: Endpoint, local: bytes,
+                       socket_number: int | None) -> None:
+        if self._sockets is None:
+            return
+        try:
+            self._sockets.send_lane(message, endpoint, local, socket_number)
+        except OSError as error:
+            log.debug("nothing can be sent to %s now: %s", endpoint, error)
+
+    def _note_endpoint(self, endpoint: Endpoint) -> None:
+        self._intake.add_known(endpoint.sockaddr(self.family))
+
+    # -- timers
+
+    def _schedule(self) -> None:
+        """Have the device's next deadline served."""
+        deadline = self.device.next_deadline()
+        if self._loop is None or deadline is None:
+            return
+        if self._timer is not None:
+            if self._timer_at is not None and self._timer_at <= deadline:
+                return
+            self._timer.cancel()
+        self._timer_at = deadline
+        delay = max(0, deadline - now_ns()) / SECOND
+        self._timer = self._loop.call_later(delay, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = self._timer_at = None
+        self.device.tick(now_ns())
+        self.settle()
+
+    def _reclaim(self) -> None:
+        """Wipe retired keys once no worker can hold them."""
+        self._reclaimer = None
+        self._tables.reclaim()
+        self.settle()

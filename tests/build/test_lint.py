@@ -1,0 +1,137 @@
+"""The sources keep their own rules (make lint)."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "fastpump"
+HOT = sorted(str(path.relative_to(ROOT)) for path in (PACKAGE / "hot").glob("*.pxd"))
+
+# What the modules of a room may import: modules of the root, and other rooms. A room is a folder of
+# fastpump/; its own modules are always allowed. docs/ARCHITECTURE.md says what each room is for.
+VOCABULARY = {"errors", "constants", "paths", "ratelimit", "clock"}
+ROOMS = {
+    "process": VOCABULARY,
+    "netlink": VOCABULARY,
+    "protocol": VOCABULARY | {"_core"},
+    "conn": VOCABULARY | {"protocol"},
+    "lab": VOCABULARY | {"process", "protocol"},
+    "tun": VOCABULARY | {"_core", "protocol", "conn"},
+    "device": VOCABULARY | {"_core", "protocol", "conn"},
+    "config": VOCABULARY | {"protocol", "conn", "tun"},
+    "host": VOCABULARY | {"netlink", "tun", "config"},
+    "ipc": VOCABULARY | {"_core", "protocol", "conn", "device", "config"},
+    "tunnel": VOCABULARY | {"_core", "worker", "process", "netlink", "protocol", "conn", "tun",
+                            "device", "config", "host", "ipc"},
+    "cli": VOCABULARY | {"__init__", "process", "netlink", "protocol", "conn", "lab", "tun",
+                         "device", "config", "host", "ipc", "tunnel"},
+}
+# What a module of the root may import.
+ROOT_MODULES = {
+    "__init__": set(), "__main__": {"cli"}, "worker": {"_core"}, "errors": set(),
+    "constants": set(), "paths": {"errors"}, "clock": set(), "ratelimit": {"errors"},
+}
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("command", [
+    ["ruff", "check", "--no-cache", "."],
+    ["mypy", "--cache-dir=/dev/null"],
+    ["cython-lint", "fastpump/_core.pyx", *HOT],
+], ids=lambda command: command[0])
+def test_linter(command, monkeypatch):
+    scripts = Path(sys.executable).parent       # of the virtual environment
+    monkeypatch.setenv("PATH", str(scripts), prepend=":")       # cython-lint calls others
+    result = subprocess.run([scripts / command[0], *command[1:]], cwd=ROOT,
+                            capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_hot_path_is_free_of_python():
+    """Cython's generated C for hot functions takes no GIL and makes no Python object: every
+    function in a .pxd is declared noexcept nogil, which makes the compiler refuse both."""
+    for path in HOT:
+        for line in (ROOT / path).read_text().split("\ncdef inline ")[1:]:
+            head = line[:line.index(":\n")]
+            assert "noexcept nogil" in head, f"{path}: {head}"
+
+
+def room_of(module):
+    """fastpump.host.taps -> host; fastpump.errors -> errors; fastpump -> __init__."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def is_module(dotted):
+    path = PACKAGE.joinpath(*dotted.split(".")[1:])
+    return path != PACKAGE and (path.is_dir() or path.with_suffix(".py").exists()
+                                or path.with_suffix(".pyx").exists())
+
+
+def imported_by(tree):
+    """The modules of ours that a module imports: at its head, inside of functions, and by a
+    string ("fastpump.config.model", or "host.taps" of `lazily`)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.startswith("fastpump"))
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "relative imports hide the room"
+            if node.module.split(".")[0] == "fastpump":
+                for name in node.names:
+                    inner = f"{node.module}.{name.name}"
+                    yield inner if is_module(inner) else node.module
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words = node.value.removeprefix("fastpump.").split(".")
+            if all(word.isidentifier() for word in words) and "." in node.value:
+                names = ["fastpump." + ".".join(words), "fastpump." + ".".join(words[:-1])]
+                yield from [name for name in names if is_module(name)][:1]
+
+
+def test_imports_by_strings_and_in_functions_are_seen():
+    tree = ast.parse("import fastpump.errors\nfrom fastpump.host import (\n    taps,\n)\n"
+                     "def f():\n    from fastpump.lab.networks import Lab\n"
+                     "parse = lazily('parse_mac', 'tun.queues')\nx = 'fastpump.cli.main.run'\n"
+                     "log = 'fastpump.steering'\nfrom fastpump import __version__\n")
+    assert sorted(imported_by(tree)) == [
+        "fastpump", "fastpump.cli.main", "fastpump.errors", "fastpump.host.taps",
+        "fastpump.lab.networks", "fastpump.tun.queues"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_imports_only_the_rooms_of_its_row(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    room = parts[0]
+    allowed = ROOT_MODULES[room] if len(parts) == 1 else ROOMS[room] | {room}
+    for module in imported_by(ast.parse(path.read_text())):
+        assert room_of(module) in allowed, f"{'/'.join(parts)} imports {module}"
+
+
+def test_the_rooms_make_no_circle():
+    """So that a reader can go through them from the bottom to the top."""
+    settled = set(ROOT_MODULES) | {"_core"}
+    left = dict(ROOMS)
+    while left:
+        ready = {room for room, allowed in left.items() if allowed <= settled}
+        assert ready, f"in a circle: {sorted(left)}"
+        settled |= ready
+        for room in ready:
+            del left[room]
+
+
+def test_rooms_load_nothing_by_themselves():
+    """`fastpump genkey` and a worker start quickly: a package's __init__ imports nothing."""
+    for path in PACKAGE.rglob("__init__.py"):
+        assert path.parent == PACKAGE or not path.read_text(), path
+
+
+def test_only_the_room_of_netlink_uses_pyroute2():
+    users = {path.parent.name for path in SOURCES
+             for node in ast.walk(ast.parse(path.read_text()))
+             if isinstance(node, ast.Import | ast.ImportFrom)
+             for name in ([node.module or ""] if isinstance(node, ast.ImportFrom)
+                          else [each.name for each in node.names])
+             if name.split(".")[0] == "pyroute2"}
+    assert users == {"netlink"}

@@ -1,0 +1,57 @@
+"""What a worker asks of the kernel while packets flow, and what it may ask at all."""
+
+import signal
+
+from fastpump.lab.networks import INSIDE4, need, stop, wait_for_line
+from support.hosts import is_reachable, until
+
+PUMP = {"read", "write", "writev", "sendmmsg", "recvmmsg", "epoll_wait", "epoll_pwait"}
+
+
+def trace(lab, pids, seconds, output):
+    """System calls of processes by name and number, while the lab runs load."""
+    words = [word for pid in pids for word in ("-p", str(pid))]
+    strace = lab.spawn("a", "strace", "-c", "-f", "-o", str(output), *words)
+    for _ in pids:
+        wait_for_line(strace, "attached")
+    lab.iperf("a", INSIDE4["b"], seconds, "--bidir")
+    stop(strace, signal.SIGINT)
+    lab.processes.remove(strace)
+    rows = [line.split() for line in output.read_text().splitlines()]
+    return {row[-1]: int(row[3]) for row in rows
+            if len(row) >= 5 and row[0][0].isdigit() and row[-1] != "total"}
+
+
+def test_only_the_pumps_system_calls_under_load(lab, tunnel, tmp_path):
+    need("strace")
+    assert is_reachable(lab, INSIDE4["b"])
+    lab.serve_iperf("b")
+    lab.iperf("a", INSIDE4["b"], 1, "--bidir")
+    pids = [queue["pid"] for queue in lab.status("a")["queues"]]
+    calls = trace(lab, pids, 2, tmp_path / "strace")
+    # restart_syscall: strace itself interrupts the wait when it attaches.
+    assert set(calls) - {"restart_syscall"} <= PUMP, calls
+    assert {"read", "sendmmsg", "recvmmsg", "writev"} <= set(calls), calls
+
+
+def test_a_worker_is_locked_in(lab, tunnel):
+    for queue in lab.status("a")["queues"]:
+        pid = queue["pid"]
+        status = lab.run("a", "cat", f"/proc/{pid}/status").stdout
+        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        assert fields["Seccomp"] == "2" and fields["NoNewPrivs"] == "1"
+        for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb"):
+            assert int(fields[name], 16) == 0, name
+
+
+def test_batches_grow_under_load(lab, tunnel):
+    """Many datagrams a system call under load, one when a lone packet comes."""
+    assert is_reachable(lab, INSIDE4["b"])
+    lab.serve_iperf("b")
+    lab.iperf("a", INSIDE4["b"], 1)
+    status = lab.status("a")
+    datagrams = sum(queue["udp_tx_datagrams"] for queue in status["queues"])
+    calls = sum(queue["udp_tx_calls"] for queue in status["queues"])
+    assert datagrams > 10 * calls
+    assert sum(sum(queue["tx_batches"]) for queue in status["queues"]) == calls
+    assert until(lambda: sum(queue["tx_batches"][0] for queue in lab.status("a")["queues"])) > 0

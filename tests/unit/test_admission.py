@@ -1,0 +1,223 @@
+"""What the intake lets in: cheap checks first, and fairness under overload."""
+
+import os
+import socket
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastpump._core import MUST_ACCEPT, MUST_PASS_ON, WAS_ANSWERED, Intake
+from fastpump.conn.endpoint import NO_LOCAL, Endpoint
+from fastpump.constants import SECOND
+from fastpump.protocol import cookie, keys, wire
+
+PUBLIC = keys.public_of(keys.generate_private())
+KEY, COOKIE_KEY = cookie.mac1_key(PUBLIC), cookie.cookie_key(PUBLIC)
+START = 1000 * SECOND
+
+
+def place(address="192.0.2.7", port=51820):
+    return Endpoint(ip_address(address), port).sockaddr(socket.AF_INET6)
+
+
+def initiation(cookie_value=None):
+    return cookie.add_macs(b"\1\0\0\0" + os.urandom(144), KEY, cookie_value)
+
+
+def cookie_for(intake, sockaddr):
+    """The cookie that the holder of an address gets."""
+    message = initiation()
+    reply = wire.parse(intake.cookie_reply(message, sockaddr))
+    assert reply.receiver_index == int.from_bytes(message[4:8], "little")
+    return cookie.open_reply(COOKIE_KEY, cookie.mac1_of(message), reply)
+
+
+@pytest.fixture
+def intake():
+    made = Intake()
+    made.set_keys(KEY, COOKIE_KEY)
+    return made
+
+
+def verdicts(intake):
+    return {name: count for name, count in intake.verdicts.items() if count}
+
+
+def test_length_type_and_mac1(intake):
+    good = initiation()
+    cases = [
+        (b"", "DROP_MALFORMED_HANDSHAKE"),
+        (good[:-1], "DROP_MALFORMED_HANDSHAKE"),
+        (good + b"x", "DROP_MALFORMED_HANDSHAKE"),
+        (b"\5" + good[1:], "DROP_MALFORMED_HANDSHAKE"),
+        (b"\1\1" + good[2:], "DROP_MALFORMED_HANDSHAKE"),
+        (b"\2" + good[1:], "DROP_MALFORMED_HANDSHAKE"),
+        (good[:50] + bytes([good[50] ^ 1]) + good[51:], "DROP_INVALID_MAC1"),
+        (good[:117] + bytes([good[117] ^ 1]) + good[118:], "DROP_INVALID_MAC1"),
+    ]
+    for message, name in cases:
+        before = intake.verdicts[name]
+        assert intake.judge(message, place(), START) is None
+        assert intake.verdicts[name] == before + 1
+    assert intake.judge(good, place(), START) == MUST_ACCEPT
+    response = cookie.add_macs(b"\2\0\0\0" + bytes(88), KEY)
+    assert intake.judge(response, place(), START) == MUST_ACCEPT
+    assert intake.judge(b"\3\0\0\0" + bytes(60), place(), START) == MUST_ACCEPT
+    assert intake.judge(b"\4\0\0\0" + bytes(28), place(), START) == MUST_PASS_ON
+    assert intake.judge(b"\4\0\0\0" + bytes(144), place(), START) == MUST_PASS_ON
+
+
+def test_nothing_is_let_in_without_a_key(intake):
+    intake.set_keys(None, None)
+    assert intake.judge(initiation(), place(), START) is None
+    assert verdicts(intake) == {"DROP_INVALID_MAC1": 1}
+
+
+def test_the_same_initiation_twice(intake):
+    message = initiation()
+    assert intake.judge(message, place(), START) == MUST_ACCEPT
+    assert intake.judge(message, place("192.0.2.8"), START + SECOND) is None
+    assert verdicts(intake) == {"DROP_REPLAYED_INITIATION": 1}
+
+
+def flood(intake, sources, count, now=START, ports=lambda n: 51820):
+    """`count` different good messages at one moment; how often each verdict."""
+    found = {}
+    for number in range(count):
+        verdict = intake.judge(initiation(), place(sources(number), ports(number)), now)
+        found[verdict] = found.get(verdict, 0) + 1
+    return found
+
+
+def test_more_than_can_be_served_is_an_overload(intake):
+    assert flood(intake, lambda n: "192.0.2.1", 1000) == {MUST_ACCEPT: 1000}
+    assert not intake.is_overloaded(START)
+    flood(intake, lambda n: "192.0.2.1", 1)
+    assert intake.is_overloaded(START + SECOND - 1) and not intake.is_overloaded(START + SECOND)
+
+
+def test_one_source_does_not_crowd_out_another(intake):
+    intake.declare_overload(START + 10 * SECOND)
+    # Five for the address, five for the port.
+    assert flood(intake, lambda n: "192.0.2.1", 1000) == {MUST_ACCEPT: 10, None: 990}
+    assert intake.judge(initiation(), place("192.0.2.2"), START) == MUST_ACCEPT
+    assert verdicts(intake) == {"DROP_HANDSHAKE_RATE": 990}
+    # 20 a second each.
+    assert flood(intake, lambda n: "192.0.2.1", 9, START + SECOND // 20) == {
+        MUST_ACCEPT: 2, None: 7}
+    assert flood(intake, lambda n: f"2001:db8::{n:x}", 2000, ports=lambda n: 7)[None] > 1800
+
+
+def test_an_honest_peer_behind_the_attackers_address_is_served(intake):
+    intake.declare_overload(START + SECOND)
+    flood(intake, lambda n: "192.0.2.1", 1000)
+    assert intake.judge(initiation(), place("192.0.2.1", 4242), START) == MUST_ACCEPT
+    # Also when the attacker uses all ports: at least with its cookie.
+    flood(intake, lambda n: "192.0.2.1", 3000, ports=lambda n: 1024 + n)
+    mine = place("192.0.2.1", 4243)
+    assert intake.judge(initiation(), mine, START) is None
+    assert intake.judge(initiation(cookie_for(intake, mine)), mine, START) == MUST_ACCEPT
+    assert intake.judge(initiation(), place("192.0.2.2"), START) == MUST_ACCEPT
+
+
+def test_a_flood_from_everywhere_is_answered_with_cookies_then_dropped(intake):
+    intake.declare_overload(START + SECOND)
+    found = flood(intake, lambda n: f"10.{n >> 8}.{n & 255}.1", 2000)
+    assert found == {MUST_ACCEPT: 50, WAS_ANSWERED: 500, None: 1450}
+    assert intake.verdicts["DROP_HANDSHAKE_OVERLOAD"] > 1300
+    assert intake.verdicts["SENT_COOKIE_REPLY"] == 500
+
+
+def test_a_cookie_gets_through(intake):
+    intake.declare_overload(START + SECOND)
+    flood(intake, lambda n: f"10.{n >> 8}.{n & 255}.1", 1000)
+    mine = place("192.0.2.9")
+    value = cookie_for(intake, mine)
+    assert intake.judge(initiation(value), mine, START) == MUST_ACCEPT
+    assert intake.judge(initiation(value), place("192.0.2.10"), START) is None
+    assert intake.judge(initiation(value), place("192.0.2.9", 1), START) is None
+    intake.renew_cookie_secret()
+    assert intake.judge(initiation(value), mine, START) is None
+
+
+def test_the_endpoints_of_peers_have_a_share_of_their_own(intake):
+    intake.add_known(place("198.51.100.1"))
+    intake.add_known(place("2001:db8:1::5"))
+    intake.declare_overload(START + SECOND)
+    flood(intake, lambda n: f"10.{n >> 8}.{n & 255}.1", 1000)
+    assert intake.judge(initiation(), place("198.51.100.1", 5), START) == MUST_ACCEPT
+    assert intake.judge(initiation(), place("2001:db8:1::5"), START) == MUST_ACCEPT
+    assert intake.judge(initiation(), place("198.51.100.2"), START) is None
+    assert intake.judge(initiation(), place("2001:db8:1::6"), START) is None
+
+
+def test_no_prefix_shares_the_bucket_of_another(intake):
+    """Nor the one for a purpose that of another purpose, whatever the attacker chooses."""
+    intake.declare_overload(START + SECOND)
+    mine = place("2001:db8:1::1")
+    value = cookie_for(intake, mine)
+    for third in range(8):
+        flood(intake, lambda n, third=third: f"2001:db8:{third}:{n & 3:x}::1", 200)
+    assert intake.judge(initiation(value), mine, START) == MUST_ACCEPT
+
+
+def test_cookie_replies_have_a_limit_at_all_times(intake):
+    reply = b"\3\0\0\0" + bytes(60)
+    found = [intake.judge(reply, place(), START) for _ in range(100)]
+    assert found.count(MUST_ACCEPT) == 5
+
+
+def test_receive_takes_trains_apart(intake):
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as ours, \
+            socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as theirs:
+        ours.bind(("::1", 0))
+        ours.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        ours.setsockopt(socket.IPPROTO_UDP, 104, 1)         # UDP_GRO
+        theirs.bind(("::1", 0))
+        first, second = initiation(), initiation()
+        theirs.sendmsg([first + second], [(socket.IPPROTO_UDP, 103, (148).to_bytes(2, "little"))],
+                       0, ours.getsockname())
+        theirs.sendto(bytes(10), ours.getsockname())
+        received, admitted = intake.receive(ours.fileno(), START)
+        assert received == 2
+        assert [(verdict, data) for verdict, data, _, _ in admitted] == [
+            (MUST_ACCEPT, first), (MUST_ACCEPT, second)]
+        _, _, sockaddr, local = admitted[0]
+        assert Endpoint.from_sockaddr(sockaddr).port == theirs.getsockname()[1]
+        assert local == ip_address("::1").packed and local != NO_LOCAL
+        assert intake.receive(ours.fileno(), START) == (0, [])
+    assert verdicts(intake) == {"DROP_MALFORMED_HANDSHAKE": 1}
+
+
+def test_cookies_are_sent_from_the_address_that_was_asked(intake):
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as ours, \
+            socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as theirs:
+        for sock in (ours, theirs):
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        ours.bind(("::", 0))
+        ours.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        theirs.bind(("::ffff:127.0.0.1", 0))
+        theirs.settimeout(5)
+        intake.declare_overload(START + SECOND)
+        flood(intake, lambda n: f"10.{n >> 8}.{n & 255}.1", 50)
+        message = initiation()
+        theirs.sendto(message, ("::ffff:127.0.0.77", ours.getsockname()[1]))
+        assert intake.receive(ours.fileno(), START) == (1, [])
+        data, where = theirs.recvfrom(100)
+    assert where[0] == "::ffff:127.0.0.77"
+    assert cookie.open_reply(COOKIE_KEY, cookie.mac1_of(message), wire.parse(data)) is not None
+    assert verdicts(intake) == {"SENT_COOKIE_REPLY": 1}
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_no_datagram_breaks_it(data, is_overloaded):
+    intake = Intake()
+    intake.set_keys(KEY, COOKIE_KEY)
+    if is_overloaded:
+        intake.declare_overload(START + SECOND)
+    with_macs = cookie.add_macs(data, KEY) if len(data) >= wire.MACS_LEN else data
+    for message in (data, with_macs):
+        assert intake.judge(message, place(), START) in (
+            None, MUST_ACCEPT, MUST_PASS_ON, WAS_ANSWERED)

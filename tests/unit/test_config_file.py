@@ -1,0 +1,565 @@
+"""Configuration files: what wg-quick takes is taken, and every complaint says where and what."""
+
+import ipaddress
+import os
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fastpump import ratelimit
+from fastpump.config import file as config_file
+from fastpump.config.file import FileConfig, emit, parse
+from fastpump.config.model import PeerConfig
+from fastpump.errors import ConfigError
+from fastpump.protocol import keys
+
+PRIVATE, PSK = bytes(range(1, 33)), bytes(range(2, 34))
+A, B, C = (bytes([n]) * 32 for n in (0xA1, 0xB1, 0xC1))
+ZEROS = keys.encode(bytes(32))
+KEY, SECRET = keys.encode(A), keys.encode(PRIVATE)
+
+WHOLE = f"""\
+# of the gateway
+[interface]
+ADDRESS = 10.9.0.1/24, fd00::1/64\t10.9.0.5
+Address=10.9.1.1/24
+dns = 10.9.0.53 fd00::53,corp.example
+DNS = ~lab
+MTU = 1400
+Table = 0x100
+Queues = 4
+Pin = True
+BusyPoll = 50
+Offload = tso4=off, gro=off
+Offload = gro=on
+ResolveEvery = 30
+ratelimit = TX=1gbit, burst=10mb
+SaveConfig = TRUE
+PreUp = true
+PostUp = iptables -A FORWARD -i %i -j ACCEPT; echo a=b  # not this
+PostUp = echo two
+PreDown = echo "[three]"
+PostDown =
+ListenPort = 51820
+FwMark = 0xCA6C
+PrivateKey = {SECRET}
+
+[Peer] # the office
+PublicKey = {KEY}
+PresharedKey = {keys.encode(PSK)}
+AllowedIPs = 10.1.2.3/16,fd01::/48 192.0.2.1
+allowedips =
+AllowedIPs = 10.2.0.0/16
+Endpoint = [2001:DB8::1]:51820
+PersistentKeepalive = 25
+RateLimit = both-ops=1000
+[ PEER ]
+publickey={keys.encode(B)}
+presharedkey={ZEROS}
+endpoint=vpn.example.org:1
+persistentkeepalive=OFF\r
+"""
+
+
+TAP = """\
+[Interface]
+Mode = tap
+Bridge = br0
+Attach = eth1, tap0
+AttachMode = tc
+MACAddress = 02:00:00:00:00:0a
+Relay = true
+MacAgeing = 60
+MacLimit = 16
+MacTable = 1024
+StormLimit = 0
+"""
+
+
+def file_peer(public_key, preshared_key=None, endpoint=None, allowed_ips=(), keepalive_s=0,
+              rate_limits="off"):
+    return PeerConfig(public_key, endpoint, allowed_ips, preshared_key, keepalive_s,
+                      ratelimit.parse(rate_limits))
+
+
+
+def networks(*texts):
+    return tuple(map(ipaddress.ip_network, texts))
+
+
+def interfaces(*texts):
+    return tuple(map(ipaddress.ip_interface, texts))
+
+
+def public(key):
+    return f"PublicKey = {keys.encode(key)}\n"
+
+
+def test_a_whole_file():
+    config = parse(WHOLE, "wg0.conf")
+    assert config == FileConfig(
+        private_key=PRIVATE, listen_port=51820, fwmark=0xCA6C,
+        addresses=interfaces("10.9.0.1/24", "fd00::1/64", "10.9.0.5/32", "10.9.1.1/24"),
+        dns=("10.9.0.53", "fd00::53"), dns_search=("corp.example", "~lab"), mtu=1400,
+        table="256", pre_up=("true",),
+        post_up=("iptables -A FORWARD -i %i -j ACCEPT; echo a=b", "echo two"),
+        pre_down=('echo "[three]"',), post_down=(), save_config=True,
+        peers=(file_peer(A, PSK, ("2001:DB8::1", 51820),
+                        networks("10.1.0.0/16", "fd01::/48", "192.0.2.1/32", "10.2.0.0/16"), 25,
+                        "both-ops=1k"),
+               file_peer(B, None, ("vpn.example.org", 1), (), 0)),
+        queues=4, pin=True, busy_poll_us=50, offloads=(("tso4", False), ("gro", True)),
+        resolve_every_s=30, rate_limits=ratelimit.parse("tx=1gbit,burst=10mb"))
+    assert config.warnings == ()
+    assert SECRET not in repr(config)
+    assert repr(PRIVATE) not in repr(config)
+    assert repr(PSK) not in repr(config)
+
+
+def test_the_text_that_is_written():
+    assert emit(parse(WHOLE, "wg0.conf")) == f"""\
+[Interface]
+Address = 10.9.0.1/24
+Address = fd00::1/64
+Address = 10.9.0.5/32
+Address = 10.9.1.1/24
+DNS = 10.9.0.53, fd00::53, corp.example, ~lab
+MTU = 1400
+Table = 256
+Queues = 4
+Pin = true
+BusyPoll = 50
+Offload = tso4=off, gro=on
+ResolveEvery = 30
+RateLimit = tx=1gbit,burst=10mb
+SaveConfig = true
+PreUp = true
+PostUp = iptables -A FORWARD -i %i -j ACCEPT; echo a=b
+PostUp = echo two
+PreDown = echo "[three]"
+ListenPort = 51820
+FwMark = 0xca6c
+PrivateKey = {SECRET}
+
+[Peer]
+PublicKey = {KEY}
+PresharedKey = {keys.encode(PSK)}
+AllowedIPs = 10.1.0.0/16, fd01::/48, 192.0.2.1/32, 10.2.0.0/16
+Endpoint = [2001:DB8::1]:51820
+PersistentKeepalive = 25
+RateLimit = both-ops=1k
+
+[Peer]
+PublicKey = {keys.encode(B)}
+Endpoint = vpn.example.org:1
+"""
+
+
+def test_defaults_are_not_written():
+    for text in ("", "[Interface]", "\n# nothing\n[Interface]\n\n"):
+        assert parse(text, "wg0.conf") == FileConfig()
+    assert emit(FileConfig()) == "[Interface]\n"
+
+
+INTERFACE = [
+    ("FwMark = off", {"fwmark": 0}), ("FwMark = 51820", {"fwmark": 51820}),
+    ("FwMark = 0xffffffff", {"fwmark": 2 ** 32 - 1}), ("FwMark = 0", {"fwmark": 0}),
+    ("ListenPort = 0", {"listen_port": 0}), ("ListenPort = 65535", {"listen_port": 65535}),
+    ("MTU = 576", {"mtu": 576}), ("MTU = 65521", {"mtu": 65521}),
+    ("MTU = 1400\nMTU =", {}), ("MTU = 1400\nMTU = 1300", {"mtu": 1300}),
+    ("Table =", {}), ("Table = auto", {}), ("Table = off", {"table": "off"}),
+    ("Table = main", {"table": "main"}), ("Table = 1", {"table": "1"}),
+    ("Table = 4294967295", {"table": "4294967295"}), ("Table = vpn_2-x", {"table": "vpn_2-x"}),
+    ("Address =", {}), ("DNS = ,", {}),
+    ("Address = fd00::1", {"addresses": interfaces("fd00::1/128")}),
+    ("Address = 10.0.0.1/8 10.0.0.1/8", {"addresses": interfaces("10.0.0.1/8")}),
+    ("DNS = fe80::1%eth0", {"dns": ("fe80::1%eth0",)}),
+    ("DNS = 1.1.1.1,a.example,1.1.1.1", {"dns": ("1.1.1.1",), "dns_search": ("a.example",)}),
+    ("DNS = ~", {"dns_search": ("~",)}),
+    ("SaveConfig = true\nSaveConfig = false", {}), ("Pin = false", {}),
+    ("Queues = 1", {"queues": 1}), ("Queues = 256", {"queues": 256}),
+    ("BusyPoll = 1000000", {"busy_poll_us": 1_000_000}), ("BusyPoll = 0", {}),
+    ("ResolveEvery = off", {}), ("ResolveEvery = 5", {"resolve_every_s": 5}),
+    ("ResolveEvery = 86400", {"resolve_every_s": 86400}),
+    (f"PrivateKey = {ZEROS}", {}),
+    ("PreUp = a\n[Interface]\nPreUp = b", {"pre_up": ("a", "b")}),
+    ("PostDown = # nothing is left", {}),
+    ("  ListenPort=1#", {"listen_port": 1}),
+    ("RateLimit =", {}), ("RateLimit = off", {}),
+    ("RateLimit = rx=1gbit\nRateLimit = tx-ops=9", {"rate_limits": ratelimit.parse("tx-ops=9")}),
+    ('RateLimit = {"rx_rate_limiter": {"ops": {"size": 9, "refill_time": 7}}}',
+     {"rate_limits": ratelimit.parse("rx.ops.size=9,rx.ops.refill-time=7")}),
+    ("Mode = tun", {}), ("Mode = tap", {"mode": "tap"}),
+    ("Bridge = br0\nBridge =", {}), ("Bridge = a.b-c", {"bridge": "a.b-c"}),
+    ("Attach =", {}), ("Attach = b a\nAttach = c,a", {"attach": ("b", "a", "c")}),
+    ("AttachMode = bridge", {}), ("AttachMode = tc", {"attach_mode": "tc"}),
+    ("MACAddress =", {}), ("MACAddress = FE-00-00-00-00-0A", {"mac": b"\xfe\0\0\0\0\x0a"}),
+    ("Relay = false", {}), ("Relay = TRUE", {"relay": True}),
+    ("MacAgeing = 300", {}), ("MacAgeing = 86400", {"mac_ageing_s": 86400}),
+    ("MacLimit = 4096", {}), ("MacLimit = 1", {"mac_limit": 1}),
+    ("MacTable = 32768", {}), ("MacTable = 1048576", {"mac_table": 1 << 20}),
+    ("StormLimit = 10000", {}), ("StormLimit = off", {"storm_limit": 0}),
+    ("StormLimit = 10000000", {"storm_limit": 10_000_000}),
+]
+
+
+@pytest.mark.parametrize(("lines", "fields"), INTERFACE, ids=[line for line, _ in INTERFACE])
+def test_values_of_the_interface(lines, fields):
+    config = parse("[Interface]\n" + lines, "wg0.conf")
+    assert config == FileConfig(**fields)
+    assert parse(emit(config), "again.conf") == config
+
+
+PEER = [
+    ("PersistentKeepalive = 0", {}), ("PersistentKeepalive = Off", {}),
+    ("PersistentKeepalive = 65535", {"keepalive_s": 65535}),
+    ("PersistentKeepalive = 9\nPersistentKeepalive = off", {}),
+    ("AllowedIPs =", {}), ("AllowedIPs = 0.0.0.0/0,::/0",
+                           {"allowed_ips": networks("0.0.0.0/0", "::/0")}),
+    ("AllowedIPs = 10.0.0.1/8 10.0.0.2/8", {"allowed_ips": networks("10.0.0.0/8")}),
+    ("Endpoint = [fe80::1%eth0]:5", {"endpoint": ("fe80::1%eth0", 5)}),
+    ("Endpoint = [192.0.2.1]:5", {"endpoint": ("192.0.2.1", 5)}),
+    ("Endpoint = a:1\nEndpoint = b-c.d_e:65535", {"endpoint": ("b-c.d_e", 65535)}),
+    (f"PresharedKey = {KEY}\nPresharedKey = {ZEROS}", {}),
+    ("RateLimit = both=1gbit,burst=1mb", {"rate_limits": "both=1gbit,burst=1mb"}),
+    ("RateLimit = tx=1gbit\nRateLimit =", {}),
+]
+
+
+@pytest.mark.parametrize(("lines", "fields"), PEER, ids=[line for line, _ in PEER])
+def test_values_of_a_peer(lines, fields):
+    config = parse(f"[Peer]\n{public(A)}{lines}", "wg0.conf")
+    assert config == FileConfig(peers=(file_peer(A, **fields),))
+    assert parse(emit(config), "again.conf") == config
+
+
+BAD = [
+    ("ListenPort = 1", 1, r"before any section: \[Interface\] or \[Peer\] is expected"),
+    ("\n[Tunnel]", 2, r"\[Interface\] or \[Peer\] is expected"),
+    ("[Peer", 1, r"\[Interface\] or \[Peer\] is expected"),
+    ("[", 1, r"\[Interface\] or \[Peer\] is expected"),
+    ("[Interface]\n\nhello", 3, "KEY = VALUE"),
+    ("[Interface]\n; old style", 2, "KEY = VALUE"),
+    ("[Interface]\nPostUp = a\0b", 2, "text is expected"),
+    ("[Interface]\nAdress = 10.0.0.1/8", 2,
+     r"'Adress' is not known \(is it Address\?\): one of Address, DNS, .*PrivateKey is expected"),
+    ("[Interface]\nColour = red", 2, "'Colour' is not known: one of Address"),
+    ("[Interface]\n= red", 2, "this key is not known: one of Address"),
+    ("[Interface]\nAllowedIPs = ::/0", 2, r"AllowedIPs does not belong here.*in \[Interface\]"),
+    ("[Peer]\npostup = true", 2, r"PostUp does not belong here.*AllowedIPs.*in \[Peer\]"),
+    ("[Peer]\nEndpiont = a:1", 2, r"\(is it Endpoint\?\): one of PublicKey"),
+    ("[Interface]\nAddress = 10.0.0.1/33", 2, "ADDRESS/PREFIXLEN is expected"),
+    ("[Interface]\nDNS = 1.1.1", 2, "IP address of a server, or a search domain"),
+    ("[Interface]\nDNS = a;b", 2, "search domain is expected"),
+    ("[Interface]\nDNS = ::g", 2, "search domain is expected"),
+    ("[Interface]\nMTU = 575", 2, "from 576 to 65521"),
+    ("[Interface]\nTable = 0", 2, "from 1 to 4294967295 is expected, or auto, off"),
+    ("[Interface]\nTable = 0x1ffffffff", 2, "from 1 to 4294967295"),
+    ("[Interface]\nTable = Main", 2, "auto, off, a number from 1 to 4294967295, or a name"),
+    ("[Interface]\nTable = -1", 2, "no routing table"),
+    ("[Interface]\nSaveConfig = yes", 2, "true or false is expected"),
+    ("[Interface]\nPin =", 2, "true or false is expected"),
+    ("[Interface]\nListenPort = 65536", 2, "from 0 to 65535 is expected"),
+    ("[Interface]\nListenPort = off", 2, "from 0 to 65535 is expected"),
+    ("[Interface]\nFwMark = 0x100000000", 2, "from 0 to 4294967295 is expected, or off"),
+    ("[Interface]\nPrivateKey = abc", 2, "private key is not a key: 44 characters"),
+    ("[Interface]\nQueues = 0", 2, "from 1 to 256"), ("[Interface]\nQueues = 257", 2, "to 256"),
+    ("[Interface]\nBusyPoll = 1000001", 2, "from 0 to 1000000"),
+    ("[Interface]\nOffload = tso4", 2, "NAME=on or NAME=off is expected"),
+    ("[Interface]\nResolveEvery = 4", 2, "from 5 to 86400 is expected, or off"),
+    ("[Interface]\nResolveEvery = 86401", 2, "from 5 to 86400"),
+    ("[Interface]\nRateLimit = fast", 2, "no rate limit: off, or items like .* is expected"),
+    ("[Interface]\nRateLimit = @/etc/passwd", 2, "write what is in it, in one line"),
+    ("[Interface]\nRateLimit = {", 2, "not JSON"),
+    ("[Peer]\nRateLimit = tx=0bit", 2, "no rate: a number from 8bit"),
+    ("[Interface]\nMode = TAP", 2, "tun or tap is expected"),
+    ("[Interface]\nBridge = a b", 2, "no interface name"),
+    ("[Interface]\nAttach = eth1, a/b", 2, "no interface name"),
+    ("[Interface]\nAttachMode =", 2, "bridge or tc is expected"),
+    ("[Interface]\nMACAddress = 01:00:00:00:00:00", 2, "six bytes like .* are expected"),
+    ("[Interface]\nRelay = yes", 2, "true or false is expected"),
+    ("[Interface]\nMacAgeing = 9", 2, "from 10 to 86400"),
+    ("[Interface]\nMacLimit = 0", 2, "from 1 to 1048576"),
+    ("[Interface]\nMacTable = off", 2, "from 1 to 1048576"),
+    ("[Interface]\nStormLimit = 10000001", 2, "from 0 to 10000000 is expected, or off"),
+    ("[Peer]\nMode = tap", 2, r"Mode does not belong here.*in \[Peer\]"),
+    ("[Interface]\n\n[Peer]\nAllowedIPs = ::/0\n", 3, "PublicKey = KEY is expected"),
+    (f"[Peer]\n[Peer]\n{public(A)}", 1, "PublicKey = KEY is expected"),
+    ("[Peer]\nPublicKey =", 2, "public key is not a key"),
+    ("[Peer]\nPresharedKey = x", 2, "preshared key is not a key"),
+    ("[Peer]\nAllowedIPs = 10.0.0.0/8, x", 2, "allowed IP: ADDRESS/PREFIXLEN is expected"),
+    ("[Peer]\nEndpoint = ::1:5", 2, r"\[ADDRESS\]:PORT"),
+    ("[Peer]\nEndpoint = a", 2, "HOST:PORT"), ("[Peer]\nEndpoint =", 2, "HOST:PORT"),
+    ("[Peer]\nEndpoint = a b:1", 2, "no endpoint host"),
+    ("[Peer]\nEndpoint = [[a]]:1", 2, "no endpoint host"),
+    ("[Peer]\nEndpoint = [a:b]:1", 2, "IPv6 address in brackets"),
+    ("[Peer]\nPersistentKeepalive = 65536", 2, "from 0 to 65535 is expected, or off"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "complaint"), BAD, ids=[text for text, _, _ in BAD])
+def test_complaints_say_where_and_what_is_expected(text, line, complaint):
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        parse(text, "wg0.conf")
+    assert str(caught.value).startswith(f"wg0.conf:{line}: ")
+
+
+@pytest.mark.parametrize("line", [SECRET, f"PrivateKey {SECRET}", f"PrivateKey: {SECRET}",
+                                  f"PrivateKey = {SECRET}x", f"PrivateKey = x = {SECRET}"])
+def test_no_complaint_repeats_a_key(line):
+    with pytest.raises(ConfigError) as caught:
+        parse(f"[Interface]\n{line}\n", "wg0.conf")
+    assert SECRET[:20] not in str(caught.value)
+
+
+def test_every_key_that_is_listed_is_known():
+    for section, names in (("Interface", config_file.INTERFACE_KEYS),
+                           ("Peer", config_file.PEER_KEYS)):
+        for name in names:
+            try:
+                parse(f"[{section}]\n{name.upper()} = !", "wg0.conf")
+            except ConfigError as error:
+                assert "one of" not in str(error) or name in (
+                    "Offload", "Transport", "Cipher")
+
+
+def test_all_of_a_tap():
+    config = parse(TAP, "vms.conf")
+    assert config == FileConfig(
+        mode="tap", bridge="br0", attach=("eth1", "tap0"), attach_mode="tc",
+        mac=b"\2\0\0\0\0\x0a", relay=True, mac_ageing_s=60, mac_limit=16, mac_table=1024,
+        storm_limit=0)
+    assert emit(config) == TAP
+
+
+def test_allowed_ips_of_a_tap_are_dropped_with_a_warning():
+    """Wherever Mode stands; and nobody loses one to anybody."""
+    peers = (f"[Peer]\n{public(A)}AllowedIPs =\nAllowedIPs = 10.0.0.0/8\nRateLimit = tx=1gbit\n"
+             f"[Peer]\n{public(B)}AllowedIPs = 10.0.0.0/8, ::/0\n")
+    config = parse(peers + "[Interface]\nMode = tap\n", "vms.conf")
+    assert config.peers == (file_peer(A, rate_limits="tx=1gbit"), file_peer(B))
+    assert config.warnings == ("vms.conf:4: AllowedIPs mean nothing with Mode = tap: frames go "
+                               "where their MAC address was learnt",)
+    assert parse(emit(config), "again.conf").warnings == ()
+    assert parse(peers.replace("10.0.0.0/8", "").replace(", ::/0", "")
+                 + "[Interface]\nMode = tap\n", "vms.conf").warnings == ()
+    with pytest.raises(ConfigError, match="allowed IP"):
+        parse(peers.replace("::/0", "x") + "[Interface]\nMode = tap\n", "vms.conf")
+
+
+def test_a_peer_in_two_sections_is_one():
+    first = (f"[Peer]\n{public(A)}PresharedKey = {keys.encode(PSK)}\nEndpoint = a:1\n"
+             "PersistentKeepalive = 9\nAllowedIPs = 10.0.0.0/8, fd00::/8\nRateLimit = tx=1gbit\n")
+    between = f"[Peer]\n{public(B)}"
+    cases = [
+        ("AllowedIPs = 10.1.0.0/16\n",
+         file_peer(A, PSK, ("a", 1), networks("10.1.0.0/16"), 9, "tx=1gbit")),
+        # wg always replaces the allowed IPs
+        ("", file_peer(A, PSK, ("a", 1), (), 9, "tx=1gbit")),
+        (f"PresharedKey = {ZEROS}\nEndpoint = b:2\nPersistentKeepalive = off\nRateLimit = off\n"
+         "AllowedIPs = 10.0.0.0/8\n", file_peer(A, None, ("b", 2), networks("10.0.0.0/8"), 0)),
+    ]
+    for lines, merged in cases:
+        config = parse(f"{first}{between}[Peer]\n{public(A)}{lines}", "wg0.conf")
+        assert config.peers == (merged, file_peer(B))
+        (warning,) = config.warnings
+        assert re.match(r"wg0\.conf:10: the peer \S+ has a \[Peer\] on line 1 ", warning)
+
+
+def test_an_allowed_ip_goes_to_the_peer_that_named_it_last():
+    config = parse(f"[Peer]\n{public(A)}AllowedIPs = 10.0.0.0/8, fd00::/8\n"
+                   f"[Peer]\n{public(B)}\nAllowedIPs = 10.0.0.1/8, 10.0.0.0/16\n"
+                   f"[Peer]\n{public(C)}AllowedIPs = 10.0.0.0/8\n", "wg0.conf")
+    assert [peer.allowed_ips for peer in config.peers] == [
+        networks("fd00::/8"), networks("10.0.0.0/16"), networks("10.0.0.0/8")]
+    first, second = config.warnings
+    assert re.match(r"wg0\.conf:7: the allowed IPs 10\.0\.0\.0/8 .* line 3 ", first)
+    assert re.match(r"wg0\.conf:10: the allowed IPs 10\.0\.0\.0/8 .* line 7 ", second)
+    again = parse(emit(config), "again.conf")
+    assert again == config
+    assert again.warnings == ()
+
+
+def test_allowed_ips_move_section_by_section():
+    """As the kernel takes them: what a replaced section once had is nobody's loss."""
+    config = parse(f"[Peer]\n{public(A)}AllowedIPs = 10.0.0.0/8\n"
+                   f"[Peer]\n{public(B)}AllowedIPs = 10.0.0.0/8\n"
+                   f"[Peer]\n{public(A)}AllowedIPs = fd00::/8\n"
+                   f"[Peer]\n{public(B)}AllowedIPs = 10.1.0.0/16\n"
+                   f"[Peer]\n{public(C)}AllowedIPs = 10.0.0.0/8\n", "wg0.conf")
+    assert config.peers == (file_peer(A, allowed_ips=networks("fd00::/8")),
+                            file_peer(B, allowed_ips=networks("10.1.0.0/16")),
+                            file_peer(C, allowed_ips=networks("10.0.0.0/8")))
+    assert len(config.warnings) == 3        # line 6, and the peers on 7 and 10
+
+
+def test_warnings_do_not_make_files_different():
+    assert FileConfig(warnings=("odd",)) == FileConfig()
+
+
+@pytest.mark.parametrize("fields", [{"post_up": ("a\nPrivateKey = b",)}, {"pre_up": ("a # b",)},
+                                    {"table": "a\0b"}, {"dns_search": ("a\nPin = true",)}])
+def test_what_cannot_be_read_again_is_not_written(fields):
+    with pytest.raises(ValueError, match="one line"):
+        emit(FileConfig(**fields))
+
+
+def test_many_peers():
+    text = "[Interface]\n" + "".join(
+        f"[Peer]\n{public(n.to_bytes(32, 'little'))}AllowedIPs = 10.{n >> 8}.{n & 255}.0/24\n"
+        for n in range(1, 10001))
+    config = parse(text, "wg0.conf")
+    assert len(config.peers) == 10000
+    assert config.warnings == ()
+    assert parse(emit(config), "wg0.conf") == config
+
+
+@pytest.fixture
+def search(tmp_path, monkeypatch):
+    places = tmp_path / "fastpump", tmp_path / "wireguard"
+    for place in places:
+        place.mkdir()
+    monkeypatch.setattr(config_file, "SEARCH", places)
+    return places
+
+
+def test_names_are_looked_up_in_our_directory_first(search):
+    ours, theirs = (place / "wg0.conf" for place in search)
+    theirs.touch()
+    assert config_file.find("wg0") == theirs
+    ours.touch()
+    assert config_file.find("wg0") == ours
+    (search[1] / "a=b+c.conf").touch()
+    assert config_file.find("a=b+c") == search[1] / "a=b+c.conf"
+
+
+def test_a_missing_file_is_told_with_its_places(search):
+    with pytest.raises(ConfigError) as caught:
+        config_file.find("wg0")
+    for place in search:
+        assert str(place / "wg0.conf") in str(caught.value)
+    with pytest.raises(ConfigError, match=r"write \./wg0\.conf"):
+        config_file.find("wg0.conf")
+    for word in ("", "sixteen-letters-", "wg0\n", "/nonexistent/wg0.conf", "x" * 5000, "./\0"):
+        with pytest.raises(ConfigError):
+            config_file.find(word)
+
+
+def test_paths(search, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("wg1.conf").touch()
+    assert config_file.find("./wg1.conf") == Path("wg1.conf")
+    assert config_file.find(str(tmp_path / "wg1.conf")) == tmp_path / "wg1.conf"
+    for name in ("wg1.txt", "wg 1.conf", ".conf", "sixteen-letters-.conf", "wg1.conf\n"):
+        Path(name).touch()
+        with pytest.raises(ConfigError, match=r"NAME\.conf is expected"):
+            config_file.find(f"./{name}")
+
+
+def test_what_cannot_be_looked_at_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(config_file, "SEARCH", (tmp_path / ("x" * 300), tmp_path))
+    with pytest.raises(ConfigError, match="cannot be looked at: File name too long"):
+        config_file.find("wg0")
+
+
+@pytest.mark.parametrize(("path", "name"), [
+    ("/etc/wireguard/wg0.conf", "wg0"), ("a=b+c_d.e.conf", "a=b+c_d.e"), ("x.conf.conf", "x.conf"),
+    ("fifteen-letters.conf", "fifteen-letters"),
+])
+def test_interface_names(path, name):
+    assert config_file.interface_name(Path(path)) == name
+
+
+@pytest.mark.parametrize("path", ["wg0", "wg0.CONF", "..conf", "...conf", "w\u0121.conf", "/"])
+def test_bad_interface_names(path):
+    with pytest.raises(ConfigError, match=r"(is|are) expected"):
+        config_file.interface_name(Path(path))
+
+
+def write(path, data, mode=0o600):
+    path.touch()
+    path.chmod(mode)
+    path.write_bytes(data)
+    return path
+
+
+def test_a_file_is_loaded(tmp_path):
+    path = tmp_path / "wg0.conf"
+    for data in (WHOLE.encode(), b"\xef\xbb\xbf" + WHOLE.replace("\n", "\r\n").encode()):
+        config = config_file.load(write(path, data))
+        assert config == parse(WHOLE, "wg0.conf")
+        assert config.warnings == ()
+    with pytest.raises(ConfigError, match=re.escape(f"{path}:2: 'x' is no MTU")):
+        config_file.load(write(path, b"[Interface]\nMTU = x"))
+
+
+@pytest.mark.parametrize(("text", "mode", "warned"), [
+    (f"[Interface]\nPrivateKey = {SECRET}", 0o604, True),
+    (f"[Interface]\nPrivateKey = {SECRET}", 0o602, True),
+    (f"[Interface]\nPrivateKey = {SECRET}", 0o640, False),
+    (f"[Peer]\n{public(A)}PresharedKey = {SECRET}", 0o644, True),
+    (f"[Peer]\n{public(A)}", 0o644, False),
+])
+def test_a_warning_about_keys_that_others_can_read(tmp_path, text, mode, warned):
+    config = config_file.load(write(tmp_path / "wg0.conf", text.encode(), mode))
+    assert ["chmod 600" in warning for warning in config.warnings] == [True] * warned
+
+
+def test_strange_files_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    write(tmp_path / "binary", b"[Interface]\n\xff\xfe")
+    write(tmp_path / "big", b"#" * (config_file.MAX_FILE_LEN + 1))
+    for name, complaint in (("fifo", "regular file"), (".", "regular file"),
+                            ("missing", "cannot be read"), ("binary", "binary:2: .*UTF-8"),
+                            ("big", "at most 16 MiB")):
+        with pytest.raises(ConfigError, match=complaint):
+            config_file.load(tmp_path / name)
+    big = write(tmp_path / "big", b"#" * config_file.MAX_FILE_LEN)
+    assert config_file.load(big) == FileConfig()
+
+
+def check_text(text):
+    """It is read, and then survives being written; or there is a complaint."""
+    try:
+        config = parse(text, "wg0.conf")
+    except ConfigError as error:
+        assert re.match(r"wg0\.conf:[1-9][0-9]*: .*expected|wg0\.conf:[1-9].*(is not HOST:PORT|"
+                        r"write IPv6)", str(error), re.DOTALL)
+        return
+    again = parse(emit(config), "again.conf")
+    assert again == config
+    assert again.warnings == ()
+
+
+@given(st.text(max_size=200))
+@example("[Interface]\nPostUp = a\x0b\u2028b\r\x85")
+def test_no_text_breaks_the_parser(text):
+    check_text(text)
+
+
+@given(st.sampled_from(config_file.INTERFACE_KEYS + config_file.PEER_KEYS),
+       st.text(max_size=40) | st.text("0123456789abcfx.:/[]%~-+=, on", max_size=30))
+def test_no_value_breaks_the_parser(key, value):
+    section = f"[Peer]\n{public(A)}" if key in config_file.PEER_KEYS else "[Interface]\n"
+    check_text(f"{section}{key} = {value}\n")
+
+
+MUTATIONS = st.lists(st.tuples(
+    st.integers(0, len(WHOLE)), st.integers(0, 6),
+    st.text(max_size=3) | st.sampled_from([
+        "\n", "#", "=", "[Peer]\n", "[Interface]\n", public(A), "AllowedIPs = 10.2.0.0/16\n",
+        "Endpoint = h:1\n", "0", ",", " ", "\0", "\r"])), max_size=4)
+
+
+@given(MUTATIONS, st.permutations(range(4)), st.booleans())
+def test_no_mutation_breaks_the_parser(mutations, order, shuffled):
+    text = WHOLE
+    for start, length, put in mutations:
+        text = text[:start] + put + text[start + length:]
+    if shuffled:
+        quarter = len(text) // 4 + 1
+        text = "".join(text[n * quarter:(n + 1) * quarter] for n in order)
+    check_text(text)

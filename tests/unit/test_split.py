@@ -1,0 +1,150 @@
+"""Superpackets leave as the packets that the kernel would have made of them."""
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastpump import _core
+from support.packets import (
+    A4,
+    A6,
+    ACK,
+    B4,
+    B6,
+    CWR,
+    ECE,
+    FIN,
+    GSO_TCPV4,
+    GSO_TCPV6,
+    NEEDS_CSUM,
+    PLAIN,
+    PSH,
+    TCP,
+    UDP,
+    Vnet,
+    checksums_are_right,
+    ip,
+    partial,
+    superpacket,
+    tcp,
+    udp,
+)
+
+PAIRS = {"v4": (A4, B4), "v6": (A6, B6)}
+ICMP = 1
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+@pytest.mark.parametrize("options", [b"", b"\x01\x01\x08\x0a" + bytes(range(8))],
+                         ids=["plain", "timestamps"])
+def test_tcp(pair, options):
+    payload = bytes(range(256)) * 20
+    whole = tcp(*pair, payload, seq=2**32 - 1000, flags=ACK | PSH | FIN, options=options,
+                ident=65534)
+    expected = [
+        tcp(*pair, payload[at:at + 1000], seq=2**32 - 1000 + at, options=options,
+            ident=65534 + at // 1000, flags=ACK | (PSH | FIN if at + 1000 >= len(payload) else 0))
+        for at in range(0, len(payload), 1000)]
+    assert _core.split(superpacket(whole, 1000)) == expected
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_udp(pair):
+    payload = bytes(range(251)) * 13
+    whole = udp(*pair, payload, ident=9)
+    expected = [udp(*pair, payload[at:at + 500], ident=9 + at // 500)
+                for at in range(0, len(payload), 500)]
+    assert _core.split(superpacket(whole, 500)) == expected
+
+
+def test_cwr_stays_on_the_first_and_ece_on_all():
+    whole = tcp(A4, B4, bytes(3000), flags=ACK | CWR | ECE, tos=2)
+    segments = _core.split(superpacket(whole, 1000, ecn=True))
+    assert [segment[33] for segment in segments] == [ACK | CWR | ECE, ACK | ECE, ACK | ECE]
+    assert all(segment[1] == 2 and checksums_are_right(segment) for segment in segments)
+
+
+def test_behind_ipv4_options():
+    whole = tcp(A4, B4, bytes(2500), options=b"", **{})
+    with_options = ip(A4, B4, TCP, whole[20:], options=b"\x94\x04\x00\x00")
+    segments = _core.split(superpacket(with_options, 1000))
+    assert [len(segment) for segment in segments] == [1044, 1044, 544]
+    assert all(checksums_are_right(segment) for segment in segments)
+
+
+def test_behind_an_ipv6_extension_header():
+    inner = tcp(A6, B6, bytes(2500))[40:]
+    hop_by_hop = struct.pack("!BB", TCP, 0) + b"\x01\x04" + bytes(4)
+    packet = ip(A6, B6, 0, hop_by_hop + inner)
+    vnet = Vnet(NEEDS_CSUM, GSO_TCPV6, 0, 1000, 48, 16)
+    segments = _core.split(vnet.emit() + partial(packet, 48, 16))
+    assert [len(segment) for segment in segments] == [1068, 1068, 568]
+    for segment in segments:
+        assert segment[6] == 0 and segment[40:48] == hop_by_hop
+        without = segment[:6] + bytes([TCP]) + segment[7:40] + segment[48:]
+        without = without[:4] + struct.pack("!H", len(without) - 40) + without[6:]
+        assert checksums_are_right(without)
+
+
+def test_a_superpacket_of_one_segment():
+    whole = tcp(A4, B4, b"abc", flags=ACK | PSH)
+    assert _core.split(superpacket(whole, 1000)) == [whole]
+
+
+@pytest.mark.parametrize("packet", [
+    tcp(A4, B4, b"hello"), udp(A6, B6, b"hello", tos=3),
+    ip(A4, B4, UDP, bytes(24), more_fragments=True, df=False),
+    ip(A4, B4, UDP, bytes(24), offset=24, df=False),
+    ip(A4, B4, ICMP, b"\x08\0" + bytes(30)), ip(A6, B6, 59, b""), ip(A6, B6, 132, bytes(99)),
+    ip(A4, B4, 253, b"experimental", options=bytes(8)),
+], ids=["tcp", "udp-ecn", "first-fragment", "last-fragment", "icmp", "no-next-header", "sctp",
+        "unknown-with-options"])
+def test_what_is_no_superpacket_passes_as_it_is(packet):
+    assert _core.split(PLAIN + packet) == [packet]
+
+
+def test_a_partial_checksum_is_completed():
+    for packet, l4_at, check_at in ((tcp(A4, B4, b"odd"), 20, 16), (udp(A6, B6, b"xy"), 40, 6)):
+        vnet = Vnet(NEEDS_CSUM, csum_start=l4_at, csum_offset=check_at)
+        assert _core.split(vnet.emit() + partial(packet, l4_at, check_at)) == [packet]
+
+
+def test_ethernet_padding_is_cut():
+    packet = udp(A4, B4, b"x")
+    assert _core.split(PLAIN + packet + bytes(17)) == [packet]
+
+
+GOOD = superpacket(tcp(A4, B4, bytes(3000)), 1000)
+
+
+@pytest.mark.parametrize("change", [
+    {"gso_size": 0}, {"flags": 0}, {"csum_start": 21}, {"csum_start": 3020}, {"csum_start": 65535},
+    {"csum_offset": 6}, {"csum_offset": 65535}, {"gso_type": 2}, {"gso_type": 3},
+    {"gso_type": GSO_TCPV6}, {"gso_type": 5},
+], ids=str)
+def test_a_lying_vnet_header_is_refused(change):
+    fields = {"flags": NEEDS_CSUM, "gso_type": GSO_TCPV4, "gso_size": 1000, "csum_start": 20,
+              "csum_offset": 16, **change}
+    result = _core.split(Vnet(**fields).emit() + GOOD[10:])
+    if change == {"csum_start": 21}:    # inside the packet; the TCP header it finds is absurd
+        assert result is None or all(len(packet) <= 3040 for packet in result)
+    else:
+        assert result is None
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_refused_or_small(data):
+    result = _core.split(data)
+    assert result is None or sum(map(len, result)) <= 200 * 200
+
+
+@given(vnet=st.builds(Vnet, st.integers(0, 3), st.integers(0, 255), st.integers(0, 65535),
+                      st.integers(0, 65535), st.integers(0, 200), st.integers(0, 40)),
+       cut=st.integers(0, 120), v6=st.booleans())
+def test_lying_headers_of_real_packets_never_go_out_of_bounds(vnet, cut, v6):
+    packet = tcp(*PAIRS["v6" if v6 else "v4"], bytes(100))
+    result = _core.split(vnet.emit() + packet[:len(packet) - cut])
+    for segment in result or ():
+        assert len(segment) <= len(packet)
