@@ -2,38 +2,79 @@
 
 The supervisor starts it as a program of its own (not as a fork, so that the static
 private key is not in its memory) with the numbers of the fds that it inherits. It maps
-the shared tables, locks itself in, and never comes back from the data plane's loop.
+the shared tables, confines itself, and never returns from the data plane's loop.
 
 Imports are few: a restart after a crash has 200 ms.
 """
 
+from __future__ import annotations
+
 import os
 import sys
+from collections.abc import Sequence
+from typing import NamedTuple
 
 EXIT_INTERFACE_GONE = 3
 EXIT_SETUP = 4
 
 
-def main() -> None:
-    """Entry point of the process; leaves by _exit, nothing needs tidying.
+class WorkerArguments(NamedTuple):
+    """The command line of a worker: NAME=NUMBER, or NAME=NUMBER,NUMBER... for the last two."""
 
-    Arguments: number, udp_fd, tables_fd, doorbell_fd, event_fd, cpu (-1: any),
-    busy_poll_us, parent pid, number of lane sockets, and the fds of those and of all queues.
-    """
-    number, udp, tables, doorbell, event, cpu, busy_poll_us, parent, lane_count, *fds = map(
-        int, sys.argv[1:])
+    number: int
+    udp_fd: int
+    tables_fd: int
+    doorbell_fd: int
+    event_fd: int
+    cpu: int
+    """To run on; -1 for any."""
+    busy_poll_us: int
+    parent: int
+    """The supervisor's pid."""
+    lane_fds: tuple[int, ...]
+    """Of all lane sockets."""
+    tun_fds: tuple[int, ...]
+    """Of all queues."""
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """All that the process inherits."""
+        return (self.udp_fd, self.tables_fd, self.doorbell_fd, self.event_fd, *self.lane_fds,
+                *self.tun_fds)
+
+    def emit(self) -> list[str]:
+        """As words of a command line."""
+        return [f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+                for name, value in zip(self._fields, self, strict=True)]
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> WorkerArguments:
+        """What `emit` gave."""
+        values: dict[str, int | tuple[int, ...]] = {}
+        for word in words:
+            name, _, text = word.partition("=")
+            numbers = tuple(map(int, filter(None, text.split(","))))
+            values[name] = numbers if name in ("lane_fds", "tun_fds") else numbers[0]
+        return cls(**values)    # type: ignore[arg-type]
+
+
+def main() -> None:
+    """Entry point of the process; leaves by _exit: there is nothing to tidy up."""
     status = EXIT_SETUP
     try:
+        arguments = WorkerArguments.parse(sys.argv[1:])
         from fastpump._core import Pump, SharedTables, confine
 
-        if cpu >= 0:
-            os.sched_setaffinity(0, {cpu})
-        pump = Pump(SharedTables.attach(tables), number, fds[lane_count:], udp, doorbell, event,
-                    lane_fds=fds[:lane_count], busy_poll_us=busy_poll_us)
-        confine(parent)
+        if arguments.cpu >= 0:
+            os.sched_setaffinity(0, {arguments.cpu})
+        pump = Pump(SharedTables.attach(arguments.tables_fd), arguments.number,
+                    list(arguments.tun_fds), arguments.udp_fd, arguments.doorbell_fd,
+                    arguments.event_fd, lane_fds=arguments.lane_fds,
+                    busy_poll_us=arguments.busy_poll_us)
+        confine(arguments.parent)
         pump.run()
         status = EXIT_INTERFACE_GONE
     except Exception as error:
-        os.write(2, f"fastpump worker {number}: {error}\n".encode())
+        os.write(2, f"fastpump worker: {error}\n".encode())
     finally:
         os._exit(status)

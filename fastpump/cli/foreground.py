@@ -13,7 +13,8 @@ from fastpump.config.model import Interface, TunnelConfig, check, with_default_a
 from fastpump.constants import DEFAULT_MTU, DEFAULT_NAME
 from fastpump.host import ethernet
 from fastpump.netlink import routes
-from fastpump.tunnel.run import Tunnel, run
+from fastpump.tunnel.run import Program, run
+from fastpump.tunnel.tunnel import Tunnel
 
 
 def run_in_foreground(config: TunnelConfig, *, as_json: bool = False) -> None:
@@ -40,7 +41,7 @@ def run_in_foreground(config: TunnelConfig, *, as_json: bool = False) -> None:
         hint = None if host is None else other_side_command(config, tunnel.status(), host)
         _say_ready(tunnel.status(), hint, as_json=as_json)
 
-    run(config, configure, on_ready, must_reach_endpoints=True)
+    run(config, Program(configure=configure, on_ready=on_ready, must_reach_endpoints=True))
 
 
 def _say_ready(status: dict[str, Any], hint: str | None, *, as_json: bool) -> None:

@@ -35,8 +35,9 @@ from fastpump.netlink import routes
 from fastpump.process.daemon import detach
 from fastpump.protocol import keys
 from fastpump.ratelimit import NO_LIMITS
-from fastpump.tunnel import run as tunnel_run
 from fastpump.tunnel.resolver import look_up
+from fastpump.tunnel.run import Program, run
+from fastpump.tunnel.tunnel import Tunnel
 
 log = logging.getLogger("fastpump")
 
@@ -87,9 +88,10 @@ class Quick:
 
     def serve(self, on_ready: Callable[[], None]) -> None:
         """Run the tunnel to its end."""
-        tunnel_run.run(self.config, self._configure, lambda _: on_ready(), commands={
-            "reload": self._reload, "configuration": self._configuration},
-            configuration_file=self.path)
+        run(self.config, Program(
+            configure=self._configure, on_ready=lambda _: on_ready(), commands={
+                "reload": self._reload, "configuration": self._configuration},
+            configuration_file=self.path))
 
     def _configure(self, name: str, index: int, made: ExitStack,
                    endpoints: Collection[routes.Address]) -> None:
@@ -133,7 +135,7 @@ class Quick:
 
     # -- while it runs
 
-    async def _configuration(self, running: tunnel_run.Tunnel) -> dict[str, Any]:
+    async def _configuration(self, running: Tunnel) -> dict[str, Any]:
         """The file as it would be written now (SaveConfig)."""
         device, supervisor = running.supervisor.device, running.supervisor
         said = {peer.public_key: peer.rate_limits for peer in self.applied.peers}
@@ -157,7 +159,7 @@ class Quick:
             fwmark=self.file.fwmark if self.default_table else supervisor.fwmark or None,
             peers=tuple(peers), mtu=None if self.file.mtu is None else running.link.mtu))}
 
-    async def _reload(self, running: tunnel_run.Tunnel) -> dict[str, Any]:
+    async def _reload(self, running: Tunnel) -> dict[str, Any]:
         """Apply the file as it is now; what changed, and what needs down and up."""
         if not running.is_at_home:
             raise ConfigError("the interface is in another network namespace than it was brought "
@@ -194,7 +196,7 @@ class Quick:
         changed += await asyncio.to_thread(self.host.change, running.link.index, host_net)
         return {"changed": changed, "needs_restart": fixed, "warnings": list(file.warnings)}
 
-    def _reload_interface(self, running: tunnel_run.Tunnel, new: FileConfig) -> list[str]:
+    def _reload_interface(self, running: Tunnel, new: FileConfig) -> list[str]:
         supervisor, changed = running.supervisor, []
         if new.private_key is not None and new.private_key != self.applied.private_key:
             supervisor.set_private_key(new.private_key)
@@ -212,7 +214,7 @@ class Quick:
         return changed
 
     @staticmethod
-    def _reload_peers(running: tunnel_run.Tunnel, known: dict[bytes, PeerConfig], new: FileConfig,
+    def _reload_peers(running: Tunnel, known: dict[bytes, PeerConfig], new: FileConfig,
                       where: dict[bytes, endpoint.Endpoint]) -> list[str]:
         """Change what the file changes, and nothing that it does not: a peer keeps its
         session and the endpoint that it roamed to."""

@@ -86,13 +86,13 @@ def _log_level() -> str:
 def serve(config: TunnelConfig, on_ready: Callable[[], None]) -> None:
     """Run the interface until it is deleted."""
     from fastpump.netlink import routes
-    from fastpump.tunnel import run as tunnel_run
+    from fastpump.tunnel.run import Program, run
 
     def configure(_name: str, index: int, _made: ExitStack,
                   _endpoints: Collection[Address]) -> None:
         routes.set_mtu(index, DEFAULT_MTU)
 
-    tunnel_run.run(config, configure, lambda _: on_ready(), must_serve_wg=True)
+    run(config, Program(configure=configure, on_ready=lambda _: on_ready(), must_serve_wg=True))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,6 +23,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from fastpump._core import INTAKE_BATCH, Intake, SharedTables
 from fastpump.clock import now_ns
@@ -36,7 +37,7 @@ from fastpump.device.peer import Peer
 from fastpump.errors import SystemSetupError
 from fastpump.protocol import cookie
 from fastpump.tun.queues import TunQueues
-from fastpump.tunnel import workers
+from fastpump.tunnel.workers import WorkerOptions, WorkerProcess, Workers, WorkersCallbacks
 
 log = logging.getLogger("fastpump.supervisor")
 
@@ -45,20 +46,32 @@ RECLAIM_INTERVAL_S = 1.0
 INTAKES_PER_WAKEUP = 8
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorOptions:
+    """How a tunnel receives and sends."""
+
+    listen_port: int | None = None
+    """As for SocketGroup."""
+    fwmark: int = 0
+    gro: bool = True
+    """Receive trains of datagrams (UDP GRO)."""
+    lanes: Options | None = None
+    """None: WireGuard only."""
+    is_steered: bool = False
+    """A program gives both directions of a flow to one queue (tun/steering.py)."""
+    workers: WorkerOptions = field(default_factory=WorkerOptions)
+
+
 class Supervisor:
     """Runs `device`'s workers, sockets and timers until `stop` is called."""
 
-    def __init__(self, tables: SharedTables, tun: TunQueues, *, listen_port: int | None = None,
-                 fwmark: int = 0, gro: bool = True, pin: bool = False, busy_poll_us: int = 0,
-                 lanes: Options | None = None, is_steered: bool = False,
-                 is_unanswered: Callable[[Peer], None] = lambda _: None) -> None:
-        """`listen_port` as for SocketGroup; `gro`: receive trains of datagrams; `lanes`: None
-        for WireGuard only; `is_steered`: a program gives flows to queues (tun/steering.py)."""
+    def __init__(self, tables: SharedTables, tun: TunQueues, options: SupervisorOptions, *,
+                 on_unanswered: Callable[[Peer], None] = lambda _: None) -> None:
+        """`on_unanswered`: an initiation to the peer was not answered in time."""
         self._tables = tables
-        self._gro = gro
-        self._lane_sockets = 0 if lanes is None else lanes.socket_count
-        self._wanted_port = listen_port
-        self._fwmark = fwmark
+        self._options = options
+        self._wanted_port = options.listen_port
+        self._fwmark = options.fwmark
         self._last_port = 0
         self._sockets: SocketGroup | None = None
         self._is_wanted_up = False
@@ -71,19 +84,20 @@ class Supervisor:
         self._stopped = asyncio.Event()
         self.stop_reason = ""
         self.failure: str | None = None
-        self._workers = workers.Workers(tables, tun, workers.Surroundings(
-            hear=self._hear, is_dead=self._bury, all_run=self._ready.set,
-            interface_is_gone=lambda: self.stop("because the interface was deleted"),
-            cannot_start=self._fail), pin=pin, busy_poll_us=busy_poll_us)
+        self._workers = Workers(tables, tun, WorkersCallbacks(
+            on_event=self._on_worker_event, on_exit=self._on_worker_exit,
+            on_all_running=self._ready.set,
+            on_interface_gone=lambda: self.stop("because the interface was deleted"),
+            on_cannot_start=self._fail), options.workers)
         self.family = preferred_family()
         self._intake = Intake()
         self.device = Device(tables, Surroundings(
             transmit=self._transmit, transmit_lane=self._transmit_lane,
             ring=self._workers.ring, schedule=self._schedule,
             unix_ns=time.time_ns, jitter=random.randrange,
-            endpoint_is_known=self._note_endpoint, is_unanswered=is_unanswered,
-        ), self.family, cpu_count=len(os.sched_getaffinity(0)), lanes=lanes,
-            is_steered=is_steered)
+            endpoint_is_known=self._note_endpoint, is_unanswered=on_unanswered,
+        ), self.family, cpu_count=len(os.sched_getaffinity(0)), lanes=options.lanes,
+            is_steered=options.is_steered)
         self._handshakes = Handshakes(self.device, self._intake, self._pass_on)
 
     # -- what may change while it runs
@@ -142,7 +156,7 @@ class Supervisor:
             self._reclaimer = self._loop.call_later(RECLAIM_INTERVAL_S, self._reclaim)
 
     @property
-    def workers(self) -> list[workers.WorkerProcess]:
+    def workers(self) -> list[WorkerProcess]:
         """By queue number."""
         return self._workers.processes
 
@@ -202,8 +216,10 @@ class Supervisor:
     def _open_sockets(self, port: int | None) -> SocketGroup:
         """Any port is the one that we had before, if that is free still."""
         def open_group(port: int | None) -> SocketGroup:
+            lanes = self._options.lanes
             return SocketGroup(self._tables.queue_count, port, self.family, fwmark=self._fwmark,
-                               gro=self._gro, lane_sockets=self._lane_sockets)
+                               gro=self._options.gro,
+                               lane_sockets=0 if lanes is None else lanes.socket_count)
 
         if not port and self._last_port:
             with contextlib.suppress(SystemSetupError):
@@ -266,7 +282,7 @@ class Supervisor:
 
     # -- workers
 
-    def _hear(self, number: int) -> None:
+    def _on_worker_event(self, number: int) -> None:
         """Take the events, control packets and stray handshake messages of a worker."""
         if self._stopped.is_set():
             return
@@ -277,7 +293,7 @@ class Supervisor:
             self._serve_handshakes()
         self.settle()
 
-    def _bury(self, number: int) -> None:
+    def _on_worker_exit(self, number: int) -> None:
         """A worker's process has ended."""
         if not self._stopped.is_set():
             self.device.worker_is_dead(number)

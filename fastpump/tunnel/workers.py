@@ -1,8 +1,8 @@
-"""The worker processes: one for each queue, started again when they die.
+"""The worker processes: one for each queue, restarted when they exit.
 
-A worker that dies is started on the same fds. One that dies again and again soon after its
-start is held back; one that cannot even set itself up, the first time, is a failure. Ending
-one is SIGKILL: it has no state to save.
+A worker that exits is started again on the same fds, at once for the first three times, then
+after a back-off of at most MAX_BACKOFF_S. A worker that cannot set itself up before any of them
+ran is a failure of the tunnel. Workers are ended by SIGKILL: they have no state to save.
 """
 
 from __future__ import annotations
@@ -21,18 +21,29 @@ from pathlib import Path
 
 from fastpump._core import SharedTables
 from fastpump.tun.queues import TunQueues
-from fastpump.worker import EXIT_INTERFACE_GONE, EXIT_SETUP
+from fastpump.worker import EXIT_INTERFACE_GONE, EXIT_SETUP, WorkerArguments
 
 log = logging.getLogger("fastpump.workers")
 
-# A worker that dies this soon after its start is held back before the next try.
-QUICK_DEATH_S = 1.0
+QUICK_EXIT_S = 1.0
+"""A worker that ran for less counts towards the back-off."""
+QUICK_EXITS_ALLOWED = 3
 MAX_BACKOFF_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What the operator chooses of the worker processes."""
+
+    pin: bool = False
+    """One CPU for each, if there are enough."""
+    busy_poll_us: int = 0
+    """How long a worker polls before it sleeps."""
 
 
 @dataclass(slots=True)
 class WorkerProcess:
-    """One worker, over all its incarnations."""
+    """One queue's worker, across restarts."""
 
     number: int
     doorbell_fd: int
@@ -42,19 +53,19 @@ class WorkerProcess:
     pidfd: int = -1
     started_at: float = 0.0
     is_running: bool = False
-    """Whether this incarnation has told that its loop runs."""
+    """Whether this process has reported that its loop runs."""
     restart_timer: asyncio.TimerHandle | None = None
     restarts: int = 0
-    quick_deaths: int = 0
+    quick_exits: int = 0
 
     @property
     def pid(self) -> int | None:
-        """The pid of the live process, None between a death and the next start."""
+        """The pid of the live process; None between an exit and the next start."""
         return None if self.process is None else self.process.pid
 
 
-def _last_words(process: subprocess.Popen[bytes]) -> str:
-    """What a process that ended has written to stderr."""
+def _stderr_tail(process: subprocess.Popen[bytes]) -> str:
+    """What a process that exited had written to stderr."""
     assert process.stderr is not None
     with process.stderr as pipe:
         os.set_blocking(pipe.fileno(), False)
@@ -62,38 +73,38 @@ def _last_words(process: subprocess.Popen[bytes]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """Whom the workers' lives concern; workers go by their numbers."""
+class WorkersCallbacks:
+    """What the supervisor is notified of; a worker is named by its number."""
 
-    hear: Callable[[int], None]
-    """A worker has something to tell."""
-    is_dead: Callable[[int], None]
-    """A worker's process has ended."""
-    all_run: Callable[[], None]
-    """All workers' loops run."""
-    interface_is_gone: Callable[[], None]
+    on_event: Callable[[int], None]
+    """The worker's rings may hold something: events, control packets, misdelivered datagrams."""
+    on_exit: Callable[[int], None]
+    """The worker's process has exited; `on_event` was called for what it had left."""
+    on_all_running: Callable[[], None]
+    """Every worker's loop runs."""
+    on_interface_gone: Callable[[], None]
     """A worker found its queue detached."""
-    cannot_start: Callable[[str], None]
+    on_cannot_start: Callable[[str], None]
     """A worker cannot set itself up; the sentence says why."""
 
 
 class Workers:
     """All workers of a tunnel. They run between `start` and `end`."""
 
-    def __init__(self, tables: SharedTables, tun: TunQueues, surroundings: Surroundings, *,
-                 pin: bool, busy_poll_us: int) -> None:
+    def __init__(self, tables: SharedTables, tun: TunQueues, callbacks: WorkersCallbacks,
+                 options: WorkerOptions) -> None:
         self._tables = tables
         self._tun = tun
-        self._world = surroundings
-        self._busy_poll_us = busy_poll_us
+        self._callbacks = callbacks
+        self._options = options
         self._udp_fds: Sequence[int] = ()
         self._lane_fds: Sequence[int] = ()
         self._has_run = False
         self._loop: asyncio.AbstractEventLoop | None = None
         cpus = sorted(os.sched_getaffinity(0))
-        if pin and tables.queue_count > len(cpus):
+        pin = options.pin and tables.queue_count <= len(cpus)
+        if options.pin and not pin:
             log.warning("not pinned: %d queues and only %d CPUs", tables.queue_count, len(cpus))
-            pin = False
         self.processes: list[WorkerProcess] = []
         for number in range(tables.queue_count):
             doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -102,13 +113,13 @@ class Workers:
                                                 cpus[number] if pin else None))
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The event loop that watches over them."""
+        """The event loop that their exits and events are watched in."""
         self._loop = loop
         for worker in self.processes:
             loop.add_reader(worker.event_fd, self._on_event, worker)
 
     def start(self, udp_fds: Sequence[int], lane_fds: Sequence[int]) -> None:
-        """Start all, each with its UDP socket, and all with the lane sockets."""
+        """Start all: each with its own UDP socket, all with all lane sockets."""
         self._udp_fds, self._lane_fds = udp_fds, lane_fds
         for worker in self.processes:
             self._start(worker)
@@ -119,7 +130,7 @@ class Workers:
             self._end(worker)
 
     def close(self) -> None:
-        """Give back the eventfds; the workers have been ended."""
+        """Close the eventfds, after `end`."""
         for worker in self.processes:
             if self._loop is not None:
                 self._loop.remove_reader(worker.event_fd)
@@ -127,49 +138,50 @@ class Workers:
             os.close(worker.doorbell_fd)
 
     def ring(self) -> None:
-        """Have all look at what they have staged."""
+        """Wake all, to look at their staged packets."""
         for worker in self.processes:
             os.eventfd_write(worker.doorbell_fd, 1)
 
     def ring_one(self, number: int) -> None:
-        """Have one look at what was passed on to it."""
+        """Wake one, to look at what was injected for it."""
         os.eventfd_write(self.processes[number].doorbell_fd, 1)
 
     def _start(self, worker: WorkerProcess) -> None:
         assert self._loop is not None
         worker.restart_timer = None
-        fds = (self._udp_fds[worker.number], self._tables.fd,
-               worker.doorbell_fd, worker.event_fd)
+        arguments = WorkerArguments(
+            number=worker.number, udp_fd=self._udp_fds[worker.number], tables_fd=self._tables.fd,
+            doorbell_fd=worker.doorbell_fd, event_fd=worker.event_fd,
+            cpu=-1 if worker.cpu is None else worker.cpu,
+            busy_poll_us=self._options.busy_poll_us, parent=os.getpid(),
+            lane_fds=tuple(self._lane_fds), tun_fds=tuple(self._tun.fds))
         package_dir = str(Path(__file__).resolve().parents[2])
         # -I -S: no environment, no site hooks; what it imports stands next to us.
         program = (f"import sys; sys.path.insert(0, {package_dir!r}); "
                    "from fastpump.worker import main; main()")
-        arguments = [worker.number, *fds, -1 if worker.cpu is None else worker.cpu,
-                     self._busy_poll_us, os.getpid(), len(self._lane_fds), *self._lane_fds,
-                     *self._tun.fds]
         worker.started_at = time.monotonic()
         worker.is_running = False
         try:
             # A process group of its own: Ctrl-C is the supervisor's to handle.
             worker.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", program, *map(str, arguments)],
+                [sys.executable, "-I", "-S", "-c", program, *arguments.emit()],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                pass_fds=(*fds, *self._lane_fds, *self._tun.fds), process_group=0)
+                pass_fds=arguments.fds, process_group=0)
             worker.pidfd = os.pidfd_open(worker.process.pid)
         except OSError as error:
-            log.error("worker %d cannot be started: %s; trying again", worker.number, error)
+            log.error("worker %d cannot be started: %s; retrying", worker.number, error)
             if worker.process is not None:
                 worker.process.kill()
                 worker.process.wait()
                 worker.process = None
             self._start_later(worker)
             return
-        self._loop.add_reader(worker.pidfd, self._on_death, worker)
+        self._loop.add_reader(worker.pidfd, self._on_exit, worker)
 
     def _start_later(self, worker: WorkerProcess) -> None:
         assert self._loop is not None
-        worker.quick_deaths += 1
-        delay = min(MAX_BACKOFF_S, 0.1 * 2 ** max(0, worker.quick_deaths - 3))
+        worker.quick_exits += 1
+        delay = min(MAX_BACKOFF_S, 0.1 * 2 ** max(0, worker.quick_exits - QUICK_EXITS_ALLOWED))
         worker.restart_timer = self._loop.call_later(delay, self._start, worker)
 
     def _end(self, worker: WorkerProcess) -> None:
@@ -180,43 +192,43 @@ class Workers:
             worker.restart_timer = None
         if worker.process is not None:
             worker.process.kill()
-            self._bury(worker)
+            self._reap(worker)
 
-    def _bury(self, worker: WorkerProcess) -> tuple[int, str]:
-        """Take leave of a worker whose process ends: its exit status, and its last words."""
+    def _reap(self, worker: WorkerProcess) -> tuple[int, str]:
+        """Wait for a worker that exits: its status, and the tail of its stderr. What it left in
+        its rings is handed on first."""
         assert self._loop is not None
         assert worker.process is not None
         self._loop.remove_reader(worker.pidfd)
         os.close(worker.pidfd)
-        status, said = worker.process.wait(), _last_words(worker.process)
+        status, stderr = worker.process.wait(), _stderr_tail(worker.process)
         worker.process = None
         with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(worker.event_fd)    # not to be taken for the next one's
-        self._world.hear(worker.number)         # what it had no time to tell
-        self._world.is_dead(worker.number)
-        return status, said
+            os.eventfd_read(worker.event_fd)    # not to be taken for the next process's
+        self._callbacks.on_event(worker.number)
+        self._callbacks.on_exit(worker.number)
+        return status, stderr
 
-    def _on_death(self, worker: WorkerProcess) -> None:
+    def _on_exit(self, worker: WorkerProcess) -> None:
         assert self._loop is not None
         assert worker.process is not None
         pid = worker.process.pid
-        status, said = self._bury(worker)
+        status, stderr = self._reap(worker)
         if status == EXIT_INTERFACE_GONE:
-            self._world.interface_is_gone()
+            self._callbacks.on_interface_gone()
             return
-        lived = time.monotonic() - worker.started_at
-        if lived >= QUICK_DEATH_S:
-            worker.quick_deaths = 0
+        if time.monotonic() - worker.started_at >= QUICK_EXIT_S:
+            worker.quick_exits = 0
         if status == EXIT_SETUP and not self._has_run:
-            self._world.cannot_start(
-                f"worker {worker.number} cannot start: {said or 'it says no reason'}")
+            self._callbacks.on_cannot_start(
+                f"worker {worker.number} cannot start: {stderr or 'it gave no reason'}")
             return
         worker.restarts += 1
         cause = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        log.warning("worker %d (pid %d) died of %s; starting it again%s", worker.number, pid,
-                    cause, f": {said}" if said else "")
-        if worker.quick_deaths < 3:
-            worker.quick_deaths += 1
+        log.warning("worker %d (pid %d) died of %s; restarting it%s", worker.number, pid, cause,
+                    f": {stderr}" if stderr else "")
+        if worker.quick_exits < QUICK_EXITS_ALLOWED:
+            worker.quick_exits += 1
             self._start(worker)
         else:
             self._start_later(worker)
@@ -233,5 +245,5 @@ class Workers:
                          (time.monotonic() - worker.started_at) * 1000)
             if all(each.is_running for each in self.processes):
                 self._has_run = True
-                self._world.all_run()
-        self._world.hear(worker.number)
+                self._callbacks.on_all_running()
+        self._callbacks.on_event(worker.number)

@@ -105,7 +105,7 @@ def test_a_dead_worker_is_back_within_200_ms_and_traffic_within_a_second(lab, tu
         index)[0]["ifindex"]
     stop(load)
     lab.processes.remove(load)
-    assert "died of SIGKILL; starting it again" in stop(tunnel["a"])
+    assert "died of SIGKILL; restarting it" in stop(tunnel["a"])
 
 
 @pytest.mark.parametrize("transport", ["wireguard", "lanes"])

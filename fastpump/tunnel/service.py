@@ -1,0 +1,142 @@
+"""What runs in a tunnel's event loop: the supervisor, the sockets for `fastpump` and `wg`, the
+watch over the interface, and the housekeeping of a TAP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any
+
+from fastpump.clock import now_ns
+from fastpump.errors import FastpumpError, SystemSetupError
+from fastpump.host import ethernet
+from fastpump.ipc.control import Command, ControlServer
+from fastpump.ipc.fdb import Macs
+from fastpump.ipc.uapi_server import UapiServer
+from fastpump.tun.linkwatch import LinkWatcher
+from fastpump.tunnel.tunnel import Tunnel
+
+log = logging.getLogger("fastpump")
+
+HOUSEKEEPING_INTERVAL_S = 5.0
+"""Of a TAP: how long an aged MAC address still counts towards the limits, and another MTU of what
+it is joined to goes unnoticed."""
+
+TunnelCommand = Callable[[Tunnel], Awaitable[dict[str, Any]]]
+"""Answers a command of the control socket."""
+
+
+class Service:
+    """Serves one tunnel until it is stopped."""
+
+    def __init__(self, tunnel: Tunnel, watcher: LinkWatcher,
+                 commands: Mapping[str, TunnelCommand], *, must_serve_wg: bool) -> None:
+        """`commands`: of the control socket, besides those that every tunnel has.
+        `must_serve_wg`: fail if another WireGuard has wg's socket of that name, and stop when
+        that socket is removed."""
+        self._tunnel = tunnel
+        self._watcher = watcher
+        self._must_serve_wg = must_serve_wg
+        self._macs = Macs(tunnel.tables, tunnel.supervisor.device, now_ns)
+        self._control = ControlServer(tunnel.link.name, {
+            "status": self._status, "stop": self._stop, "fdb": self._fdb, "limit": tunnel.limit,
+            **{name: self._command(command) for name, command in commands.items()}})
+        self._wg = UapiServer(tunnel.link.name, tunnel.supervisor)
+        self._links_changed = asyncio.Event()
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Serve until the supervisor is stopped; `on_ready` is called once."""
+        loop = asyncio.get_running_loop()
+        supervisor = self._tunnel.supervisor
+        self._links_changed.set()
+        housekeeper = (loop.create_task(self._keep_house())
+                       if self._tunnel.tables.is_tap else None)
+        loop.add_reader(self._watcher, self._on_link)
+        try:
+            await self._control.start()
+            hidden = await self._start_wg()
+
+            def ready() -> None:
+                on_ready()
+                if hidden:
+                    log.info("wg does not see this tunnel: %s", hidden)
+
+            await supervisor.run(ready, is_up=self._tunnel.link.is_up)
+        finally:
+            if housekeeper is not None:
+                housekeeper.cancel()
+            loop.remove_reader(self._watcher)
+            await self._wg.stop()
+            await self._control.stop()
+        log.info("stopped %s", supervisor.stop_reason)
+
+    async def _start_wg(self) -> str:
+        """Serve wg; why not, if that is no failure."""
+        try:
+            await self._wg.start()
+        except SystemSetupError as error:
+            if self._must_serve_wg:
+                raise
+            return str(error)
+        if self._must_serve_wg:
+            self._wg.watch(partial(self._tunnel.supervisor.stop,
+                                   "because its socket was removed"))
+        return ""
+
+    # -- commands
+
+    async def _status(self, _request: dict[str, Any]) -> dict[str, Any]:
+        return self._tunnel.status()
+
+    async def _stop(self, _request: dict[str, Any]) -> dict[str, Any]:
+        self._tunnel.supervisor.stop("because it was asked to")
+        return {"pid": os.getpid()}
+
+    async def _fdb(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self._macs.serve(request)
+
+    def _command(self, command: TunnelCommand) -> Command:
+        async def answer(_request: dict[str, Any]) -> dict[str, Any]:
+            return await command(self._tunnel)
+        return answer
+
+    # -- the interface
+
+    def _on_link(self) -> None:
+        """The interface changed: up or down, MTU, name, namespace; or it was deleted."""
+        self._links_changed.set()
+        before, fd = self._tunnel.link, self._watcher.fileno()
+        link = self._watcher.read()
+        if self._watcher.fileno() != fd:        # it watches another namespace now
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(fd)
+            loop.add_reader(self._watcher, self._on_link)
+        if link is None:
+            self._tunnel.supervisor.stop("because the interface was deleted")
+            return
+        self._tunnel.link = link
+        self._tunnel.tables.mtu = link.mtu
+        if link.name != before.name:
+            self._wg.rename(link.name)
+        if (link.name, link.namespace) != (before.name, before.namespace):
+            log.info("the interface is now %s in network namespace %d", link.name, link.namespace)
+            self._control.rename(link.name, link.namespace)
+        self._tunnel.supervisor.interface_changed(is_up=link.is_up)
+
+    async def _keep_house(self) -> None:
+        """Of a TAP: age MAC addresses, and look at what it is joined to when links changed."""
+        join = ethernet.JoinWatch(self._tunnel.config)
+        while True:
+            self._tunnel.tables.macs_sweep(now_ns())
+            if self._links_changed.is_set() and self._tunnel.is_at_home:
+                self._links_changed.clear()
+                try:
+                    await asyncio.to_thread(join.look, self._tunnel.link.index,
+                                            self._tunnel.link.mtu)
+                except (FastpumpError, OSError) as error:
+                    log.debug("cannot look at what the tunnel is joined to: %s", error)
+            await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
