@@ -132,7 +132,7 @@ class Tunnel:
             peer = self._peer(public_key)
             peer.rate_limits, slot = limits, peer.slot
         for way, limiter in (("tx", limits.tx), ("rx", limits.rx)):
-            self.tables.set_limits(slot, way, _bucket(limiter.bandwidth), _bucket(limiter.ops),
+            self.tables.limiters.set(slot, way, _bucket(limiter.bandwidth), _bucket(limiter.ops),
                                    now_ns())
 
     async def limit(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
                                      mac_limit=config.mac_table)
         made.callback(tables.close)
         if is_tap:
-            tables.switch_configure(is_relay=config.relay, ageing_s=config.mac_ageing_s,
+            tables.configure_switch(is_relay=config.relay, ageing_s=config.mac_ageing_s,
                                     limit_per_peer=config.mac_limit,
                                     storm_limit=config.storm_limit)
         tables.offloads = offloads.hot
@@ -287,7 +287,7 @@ async def _take_care(tunnel: Tunnel, links_changed: asyncio.Event) -> None:
     """What a TAP needs from time to time; what it is joined to is looked at when links changed."""
     join = ethernet.JoinWatch(tunnel.config)
     while True:
-        tunnel.tables.macs_sweep(now_ns())
+        tunnel.tables.fdb.sweep(now_ns())
         if links_changed.is_set() and tunnel.is_at_home:
             links_changed.clear()
             try:
