@@ -16,7 +16,7 @@ PARTS = sorted((PACKAGE / "core_parts").glob("*.pxi"))
 
 # What the modules of a room may import: modules of the root, and other rooms. A room is a folder of
 # fastpump/; its own modules are always allowed. docs/ARCHITECTURE.md says what each room is for.
-VOCABULARY = {"errors", "constants", "paths", "ratelimit", "clock"}
+VOCABULARY = {"errors", "constants", "paths", "ratelimit", "clock", "verdicts"}
 ROOMS = {
     "process": VOCABULARY,
     "netlink": VOCABULARY,
@@ -37,6 +37,7 @@ ROOMS = {
 ROOT_MODULES = {
     "__init__": set(), "__main__": {"cli"}, "worker": {"_core"}, "errors": set(),
     "constants": set(), "paths": {"errors"}, "clock": set(), "ratelimit": {"errors"},
+    "verdicts": set(),
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

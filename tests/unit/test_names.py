@@ -3,6 +3,7 @@
 import pytest
 
 from fastpump import _core
+from fastpump.verdicts import Verdict
 
 
 @pytest.mark.parametrize(("names", "first"), [
@@ -21,3 +22,8 @@ def test_names_are_written_as_the_operator_knows_them():
     assert {name.split("_")[0] for name in _core.ADMISSION_NAMES.values()} == {"DROP", "SENT"}
     assert _core.COUNTER_NAMES[0] == "tun_rx_packets"
     assert _core.EVENT_NAMES[1] == "want_session"
+
+
+def test_the_control_plane_s_verdicts_are_their_names():
+    assert Verdict.DROP_TABLE_FULL == "DROP_TABLE_FULL"
+    assert all(verdict == verdict.name for verdict in Verdict)
