@@ -73,10 +73,10 @@ cdef class SharedTables:
             os.ftruncate(self.fd, size)
             os.pwrite(self.fd, PyBytes_FromStringAndSize(<char *>&header, sizeof(header)), 0)
             self.map_fd(size)
+            self.lanes.start_aead(backend)
         except BaseException:
             self.close()
             raise
-        self.lanes.start_aead(backend)
         return self
 
     @classmethod
