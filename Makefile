@@ -39,7 +39,7 @@ test: test-packages install
 lint: install
 	$(VENV)/bin/ruff check --no-cache .
 	$(VENV)/bin/mypy --cache-dir=/dev/null
-	$(VENV)/bin/cython-lint fastpump/_core.pyx fastpump/hot/*.pxd
+	$(VENV)/bin/cython-lint fastpump/_core.pyx fastpump/core_parts/*.pxi fastpump/hot/*.pxd
 
 # WIREGUARD_GO=/path/to/wireguard-go compares with it.
 bench: install
@@ -69,7 +69,8 @@ test-packages: packages
 
 install: packages $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml setup.py fastpump/_core.pyx $(wildcard fastpump/hot/*)
+$(VENV)/.installed: pyproject.toml setup.py fastpump/_core.pyx \
+		$(wildcard fastpump/core_parts/* fastpump/hot/*)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@

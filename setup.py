@@ -13,6 +13,7 @@ Environment:
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,26 @@ def pkg_config(option: str, package: str) -> list[str]:
         sys.exit("fastpump: the headers of OpenSSL are missing; install them "
                  "(Debian: apt install libssl-dev)")
     return result.stdout.split()
+
+
+def enum_names(hot: Path) -> str:
+    """Cython: for every enum of hot/ whose last member is X_COUNT, a dict X_NAMES {value: name}. So
+    a verdict, a counter, an event is written down once."""
+    lines = ["# Made by setup.py from the enums of hot/."]
+    for path in sorted(hot.glob("*.pxd")):
+        for enum in re.findall(r"^cdef enum:\n((?:    .*\n|\n)+)", path.read_text(), re.MULTILINE):
+            *members, last = re.findall(r"^    ([A-Z]\w*)", enum, re.MULTILINE)
+            if last.endswith("_COUNT"):
+                lines += ["", f"from fastpump.hot cimport {path.stem} as _{path.stem}", "",
+                          f"{last.removesuffix('_COUNT')}_NAMES = {{",
+                          *(f'    _{path.stem}.{name}: "{name}",' for name in members), "}"]
+    return "\n".join(lines) + "\n"
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
 
 class BuildExt(build_ext):
@@ -111,9 +132,13 @@ def extensions() -> list[Extension]:
         extra_compile_args=compile_args,
         define_macros=macros,
         include_dirs=["fastpump/hot"],
-        depends=sorted(str(p.relative_to(here)) for p in here.glob("fastpump/hot/*.*")),
+        depends=sorted(str(path.relative_to(here)) for folder in ("hot", "core_parts")
+                       for path in here.glob(f"fastpump/{folder}/*.*")),
     )
-    return cythonize([core], compiler_directives=DIRECTIVES, build_dir="build/cython")
+    generated = here / "build" / "cython" / "generated"
+    write_if_changed(generated / "enum_names.pxi", enum_names(here / "fastpump" / "hot"))
+    return cythonize([core], compiler_directives=DIRECTIVES, build_dir="build/cython",
+                     include_path=[str(generated)])
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExt})

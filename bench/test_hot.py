@@ -63,11 +63,11 @@ def test_seal_64_small_packets(benchmark, ends):
 @pytest.mark.parametrize("prefixes", [1, 1000, 100_000])
 def test_look_up_an_address(benchmark, prefixes):
     tables = _core.SharedTables.create(1)
-    peer = tables.peer_add()
+    peer = tables.peers.add()
     for number in range(prefixes):
-        tables.allowed_insert((0x0A000000 + (number << 4)).to_bytes(4, "big"), 28, peer)
+        tables.allowed_ips.insert((0x0A000000 + (number << 4)).to_bytes(4, "big"), 28, peer)
     address = bytes([10, 0, 0, 1])
-    assert benchmark(tables.allowed_lookup, address) == peer
+    assert benchmark(tables.allowed_ips.lookup, address) == peer
 
 
 def test_mark_a_counter(benchmark):

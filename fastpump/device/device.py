@@ -137,11 +137,11 @@ class Device:
             raise ConfigError("a peer has this side's own public key; give it the key that the "
                               "other side prints")
         worker = self._peers_of_worker.index(min(self._peers_of_worker))
-        peer = Peer(public_key, self._tables.peer_add(), worker, cookie.mac1_key(public_key))
+        peer = Peer(public_key, self._tables.peers.add(), worker, cookie.mac1_key(public_key))
         self._peers_of_worker[worker] += 1
         self.peers[public_key] = peer
         self._by_slot[peer.slot] = peer
-        self._tables.peer_set_id(peer.slot, _origin(public_key))
+        self._tables.peers.set_id(peer.slot, _origin(public_key))
         self.lanes.add_peer(peer)
         self._spread()
         return peer
@@ -154,7 +154,7 @@ class Device:
         peer.timers.stop()
         peer.watched_at = None
         self.lanes.remove_peer(peer)
-        self._tables.peer_remove(peer.slot)
+        self._tables.peers.remove(peer.slot)
         del self.peers[peer.public_key], self._by_slot[peer.slot]
         self._peers_of_worker[peer.worker] -= 1
         self._spread()
@@ -173,7 +173,7 @@ class Device:
         """Route a prefix to the peer; it leaves whoever had it before. MemoryError when the
         table is full."""
         owner = self._prefix_owner.get(prefix)
-        self._tables.allowed_insert(*prefix, peer.slot)
+        self._tables.allowed_ips.insert(*prefix, peer.slot)
         if owner is not None:
             owner.allowed_ips.discard(prefix)
         self._prefix_owner[prefix] = peer
@@ -183,7 +183,7 @@ class Device:
         """Take a prefix away from the peer, if it has it."""
         if self._prefix_owner.get(prefix) is not peer:
             return
-        self._tables.allowed_remove(*prefix)
+        self._tables.allowed_ips.remove(*prefix)
         del self._prefix_owner[prefix]
         peer.allowed_ips.discard(prefix)
 
@@ -191,14 +191,14 @@ class Device:
         """Where the peer is, and from which own address to speak to it."""
         if endpoint == peer.endpoint and local == peer.local:
             return
-        self._tables.peer_set_endpoint(peer.slot, endpoint.sockaddr(self._family), local)
+        self._tables.peers.set_endpoint(peer.slot, endpoint.sockaddr(self._family), local)
         self.lanes.endpoint_changed(peer, peer.endpoint, endpoint, local)
         peer.endpoint, peer.local = endpoint, local
         self._world.endpoint_is_known(endpoint)
 
     def transferred(self, peer: Peer) -> tuple[int, int]:
         """Bytes of messages received from the peer and sent to it."""
-        return self._tables.peer_bytes(peer.slot)
+        return self._tables.peers.traffic(peer.slot)
 
     def set_persistent_keepalive(self, peer: Peer, seconds: int, now: int) -> None:
         """Say something at least so often; 0 for off."""
@@ -239,9 +239,9 @@ class Device:
         self._sessions.clear(peer)
         peer.timers.forget_session()
         peer.last_initiation_sent_at = None
-        self._tables.peer_purge_staged(peer.slot)
+        self._tables.peers.purge_staged(peer.slot)
         for event in ("want_session", "unanswered_tx", "unanswered_rx"):
-            self._tables.peer_disarm(peer.slot, event)
+            self._tables.peers.rearm(peer.slot, event)
 
     # -- time
 
@@ -259,7 +259,7 @@ class Device:
             if deadline != peer.watched_at:
                 continue        # an earlier one has taken its place, or the peer is gone
             peer.watched_at = None
-            activity = Activity(*self._tables.peer_activity(peer.slot))
+            activity = Activity(*self._tables.peers.activity(peer.slot))
             for action in peer.timers.expire(now, activity):
                 self._act(peer, action, now, activity)
             self.lanes.tick(peer, now)
@@ -284,10 +284,10 @@ class Device:
         elif action is Action.KEEPALIVE:
             self._keepalive(peer, now)
         elif action is Action.DISARM_TX:
-            self._tables.peer_disarm(peer.slot, "unanswered_tx", activity.first_unanswered_tx_ns)
+            self._tables.peers.rearm(peer.slot, "unanswered_tx", activity.first_unanswered_tx_ns)
             self._look_again(peer)
         elif action is Action.DISARM_RX:
-            self._tables.peer_disarm(peer.slot, "unanswered_rx", activity.first_unanswered_rx_ns)
+            self._tables.peers.rearm(peer.slot, "unanswered_rx", activity.first_unanswered_rx_ns)
             self._look_again(peer)
         elif action is Action.GIVE_UP:
             self._give_up(peer)
@@ -298,7 +298,7 @@ class Device:
 
     def _look_again(self, peer: Peer) -> None:
         """A packet may have passed just before its event was allowed again."""
-        activity = Activity(*self._tables.peer_activity(peer.slot))
+        activity = Activity(*self._tables.peers.activity(peer.slot))
         if activity.first_unanswered_tx_ns:
             peer.timers.unanswered_tx(activity.first_unanswered_tx_ns, self._jitter())
         if activity.first_unanswered_rx_ns:
@@ -311,7 +311,7 @@ class Device:
 
     def handle_events(self, worker: int, now: int) -> None:
         """Take and handle what one worker has to tell."""
-        for kind, slot, detail, error, at in self._tables.worker_events(worker):
+        for kind, slot, detail, error, at in self._tables.workers.events(worker):
             if kind == "offload_off":
                 log.warning("%s failed with errno %d and is off from now on; packets go "
                             "singly", _offload_name(detail), error)
@@ -334,7 +334,7 @@ class Device:
                 self._roam(peer)
             elif kind == "local_gone":
                 self._forget_local(peer)
-                self._tables.peer_disarm(peer.slot, "local_gone")
+                self._tables.peers.rearm(peer.slot, "local_gone")
             elif kind == "lane_usable":
                 self.lanes.lane_usable(peer, detail)
             elif kind == "lane_asked":
@@ -350,7 +350,7 @@ class Device:
     def handle_controls(self, worker: int, now: int) -> None:
         """Take and handle the control packets that one worker received; its events were
         handled."""
-        for slot, local_index, data in self._tables.worker_controls(worker):
+        for slot, local_index, data in self._tables.workers.controls(worker):
             peer = self._by_slot.get(slot)
             keypair = None if peer is None else peer.keypairs.by_index(local_index)
             if peer is None or keypair is None or not self.is_up:
@@ -362,10 +362,10 @@ class Device:
 
     def worker_is_dead(self, worker: int) -> None:
         """A worker's process has ended; its events were handled."""
-        for slot in self._tables.worker_is_dead(worker):
+        for slot in self._tables.workers.exited(worker):
             peer = self._by_slot.get(slot)
             if peer is not None and peer.endpoint is not None:
-                self._tables.peer_set_endpoint(
+                self._tables.peers.set_endpoint(
                     slot, peer.endpoint.sockaddr(self._family), peer.local)
         for peer in self.peers.values():    # it may not have told of the last one
             self._roam(peer)
@@ -374,8 +374,8 @@ class Device:
 
     def _roam(self, peer: Peer) -> None:
         """The worker that heard the peer from elsewhere sends there already."""
-        self._tables.peer_disarm(peer.slot, "roam")     # first: it may be elsewhere again
-        sockaddr, local = self._tables.peer_endpoint(peer.slot)
+        self._tables.peers.rearm(peer.slot, "roam")     # first: it may be elsewhere again
+        sockaddr, local = self._tables.peers.endpoint(peer.slot)
         if not sockaddr:
             return
         peer.local = local
@@ -397,7 +397,7 @@ class Device:
         if dropped is None:
             self._sessions.publish(peer)
             return
-        self._tables.keypair_confirm(slot)
+        self._tables.keypairs.confirm(slot)
         self._sessions.publish(peer)
         self._sessions.retire(dropped)
         self._handshake_done(peer)
@@ -435,7 +435,7 @@ class Device:
     def _initiate(self, peer: Peer, now: int) -> None:
         last = peer.last_initiation_sent_at
         if peer.endpoint is None or self._static is None or not self.is_up:
-            self._tables.peer_disarm(peer.slot, "want_session")
+            self._tables.peers.rearm(peer.slot, "want_session")
             return
         if last is not None and now < last + REKEY_TIMEOUT:
             peer.timers.initiation_sent(last, self._jitter())   # not more often than that
@@ -471,11 +471,11 @@ class Device:
         """REKEY_ATTEMPT_TIME without an answer: what waited for it is dropped."""
         log.warning("%s does not answer; giving up until there is something to send", peer)
         self._end_handshake(peer)
-        self._tables.peer_purge_staged(peer.slot)
+        self._tables.peers.purge_staged(peer.slot)
         # Let the workers ask for a session again.
-        self._tables.peer_disarm(peer.slot, "want_session")
+        self._tables.peers.rearm(peer.slot, "want_session")
         if peer.keypairs.current is not None:
-            self._tables.keypair_rearm_rekey(peer.keypairs.current.slot)
+            self._tables.keypairs.rearm_rekey(peer.keypairs.current.slot)
         self.lanes.rearm_rekey(peer)
         self._world.ring()
 
@@ -529,7 +529,7 @@ class Device:
         self._sessions.publish(peer)
         self.set_endpoint(peer, source, local)
         peer.timers.session_derived(now)
-        self._tables.peer_note_received(peer.slot, now, wire.INITIATION_LEN)
+        self._tables.peers.record_received(peer.slot, now, wire.INITIATION_LEN)
         self._transmit_handshake(peer, response, now)
         self._watch(peer)
 
@@ -548,7 +548,7 @@ class Device:
         dropped = peer.keypairs.add_as_initiator(keypair)
         self.set_endpoint(peer, source, local)
         peer.timers.session_derived(now)
-        self._tables.peer_note_received(peer.slot, now, wire.RESPONSE_LEN)
+        self._tables.peers.record_received(peer.slot, now, wire.RESPONSE_LEN)
         self._sessions.publish(peer)
         self._sessions.retire(dropped)
         if not self.lanes.session_started(peer, keypair, now):
@@ -575,7 +575,7 @@ class Device:
         peer.latest_handshake_unix_ns = self._world.unix_ns()
         peer.timers.handshake_complete()
         self._end_handshake(peer)       # one of our own that the peer's overtook
-        self._tables.peer_disarm(peer.slot, "want_session")
+        self._tables.peers.rearm(peer.slot, "want_session")
         self._world.ring()
         log.info("handshake with %s completed", peer)
 
@@ -600,7 +600,7 @@ class Device:
 
     def _transmit(self, peer: Peer, message: bytes, now: int) -> None:
         if peer.endpoint is not None:
-            self._tables.peer_note_sent(peer.slot, now, len(message))
+            self._tables.peers.record_sent(peer.slot, now, len(message))
             self._world.transmit(message, peer.endpoint, peer.local)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable
 
-from fastpump._core import MUST_ACCEPT, MUST_PASS_ON, Intake
+from fastpump._core import ADMIT_HANDSHAKE, ADMIT_TRANSPORT, Intake
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import COOKIE_SECRET_MAX_AGE, SECOND
 from fastpump.device.device import Device
@@ -51,7 +51,7 @@ class Handshakes:
     def _take(self, admitted: list[Admitted], now: int) -> None:
         """Queue messages, pass on what is a worker's."""
         for verdict, message, sockaddr, local in admitted:
-            if verdict == MUST_PASS_ON:
+            if verdict == ADMIT_TRANSPORT:
                 self._pass_on(message, sockaddr, local)
             elif len(self._queue) < QUEUE_LEN:
                 self._queue.append((message, sockaddr, local))
@@ -63,7 +63,7 @@ class Handshakes:
     def take_stray(self, message: bytes, sockaddr: bytes, local: bytes, now: int) -> None:
         """A handshake message that a worker's socket received."""
         verdict = self._intake.judge(message, sockaddr, now)
-        if verdict in (MUST_ACCEPT, MUST_PASS_ON):
+        if verdict in (ADMIT_HANDSHAKE, ADMIT_TRANSPORT):
             self._take([(verdict, message, sockaddr, local)], now)
 
     def serve(self, clock: Callable[[], int]) -> bool:

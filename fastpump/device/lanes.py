@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 
-from fastpump._core import FEATURE_BUNDLE, FEATURE_PARTIAL, SharedTables, aead
+from fastpump._core import FEATURE_BUNDLE, FEATURE_PARTIAL, NewLanes, SharedTables, aead
 from fastpump.conn.endpoint import NO_LOCAL, Endpoint
 from fastpump.constants import (
     HELLO_TIMEOUT,
@@ -281,7 +281,7 @@ class Lanes:
         if found is None:
             return
         lane_set, number = found
-        self._tables.lane_clear(slot, "usable_told")
+        self._tables.lanes.rearm(slot, "usable_told")
         lane_set.probes.pop(number, None)
         if number in lane_set.dead:
             lane_set.dead.discard(number)
@@ -295,12 +295,12 @@ class Lanes:
         found = self._find(self._by_peer[peer], slot)
         if found is None:
             return
-        self._tables.lane_clear(slot, "asked")
+        self._tables.lanes.rearm(slot, "asked")
         state = self._by_peer[peer]
         if state.session_answer_at is None:
             state.session_answer_at = max(now, state.session_answered_at + SECOND)
             self._answer_by_session(peer, state, now)
-        if now >= self._tables.lane_status(slot)["last_tx_ns"] + LANE_ANSWER_INTERVAL:
+        if now >= self._tables.lanes.status(slot)["last_tx_ns"] + LANE_ANSWER_INTERVAL:
             self._send_lane(*found, 0, now)
 
     def _answer_by_session(self, peer: Peer, state: PeerLanes, now: int) -> None:
@@ -327,7 +327,7 @@ class Lanes:
         too, so that its endpoint follows."""
         found = self._find(self._by_peer[peer], slot)
         if found is not None:
-            self._tables.lane_clear(slot, "roam_told")
+            self._tables.lanes.rearm(slot, "roam_told")
             self._send_lane(*found, wire.LANE_FLAG_ASK, now)
 
     def lane_unanswered(self, peer: Peer, slot: int, at: int) -> None:
@@ -341,7 +341,7 @@ class Lanes:
         """Let the workers ask for a new session again; the last attempt failed."""
         for lane_set in self._by_peer[peer].sets:
             for slot in range(lane_set.first, lane_set.first + lane_set.count):
-                self._tables.lane_clear(slot, "rekey_told")
+                self._tables.lanes.rearm(slot, "rekey_told")
 
     def endpoint_changed(self, peer: Peer, before: Endpoint | None, after: Endpoint,
                          local: bytes) -> None:
@@ -351,8 +351,8 @@ class Lanes:
             if not lane_set.is_opener:
                 continue
             for slot in range(lane_set.first, lane_set.first + lane_set.count):
-                if self._tables.lane_endpoint(slot)[0] in (b"", old):
-                    self._tables.lane_set_endpoint(slot, after.sockaddr(self._family), local)
+                if self._tables.lanes.endpoint(slot)[0] in (b"", old):
+                    self._tables.lanes.set_endpoint(slot, after.sockaddr(self._family), local)
 
     def tick(self, peer: Peer, now: int) -> None:
         """Run what is due."""
@@ -387,7 +387,7 @@ class Lanes:
         newest = state.sets[0]
         oldest_tx = now
         for number in range(newest.count):
-            last = self._tables.lane_status(newest.first + number)["last_tx_ns"]
+            last = self._tables.lanes.status(newest.first + number)["last_tx_ns"]
             if now >= last + interval:
                 self._send_lane(newest, number, 0, now)
                 last = now
@@ -427,7 +427,7 @@ class Lanes:
             self._refused(peer, state, attempt, lane_messages.REFUSAL_TEXTS[terms])
             return None
         try:
-            first, index = self._tables.lanes_reserve(peer.slot, terms.lanes)
+            first, index = self._tables.lanes.reserve(peer.slot, terms.lanes)
         except MemoryError:
             self._end_attempt(state, attempt)
             return "DROP_TABLE_FULL"
@@ -461,7 +461,7 @@ class Lanes:
             return "DROP_MALFORMED_CONTROL"
         self._note(peer, state, attempt.keypair, message.abilities)
         try:
-            first, index = self._tables.lanes_reserve(peer.slot, terms.lanes)
+            first, index = self._tables.lanes.reserve(peer.slot, terms.lanes)
         except MemoryError:
             return "DROP_TABLE_FULL"
         lane_set = LaneSet(first, index, terms.lanes, attempt.keypair.created_ns)
@@ -512,12 +512,13 @@ class Lanes:
         rekey_at = created + REKEY_AFTER_TIME if keypair.is_initiator else _NEVER
         rekey_rx_at = (lane_set.reject_at - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT
                        if keypair.is_initiator else _NEVER)
-        self._tables.lanes_install(
-            lane_set.first, lane_set.remote_index, lane_set.cipher,
-            theirs.features & self._options.features, list(zip(send, receive, strict=True)),
-            self._endpoints(peer, state, lane_set),
-            self._options.socket_count if lane_set.is_opener else None, rekey_at, rekey_rx_at,
-            lane_set.reject_at)
+        self._tables.lanes.install(lane_set.first, NewLanes(
+            remote_index=lane_set.remote_index, cipher=lane_set.cipher,
+            features=theirs.features & self._options.features,
+            keys=list(zip(send, receive, strict=True)),
+            endpoints=self._endpoints(peer, state, lane_set),
+            sockets=self._options.socket_count if lane_set.is_opener else None,
+            rekey_at_ns=rekey_at, rekey_rx_at_ns=rekey_rx_at, reject_at_ns=lane_set.reject_at))
         is_first = not state.sets
         state.sets.insert(0, lane_set)
         state.does_lanes, state.silent_sessions, state.refusal = True, 0, ""
@@ -544,8 +545,8 @@ class Lanes:
 
     def _endpoint_before(self, slot: int) -> tuple[bytes, bytes] | None:
         """Where a lane of the set before is, if it is known and right."""
-        found = self._tables.lane_endpoint(slot)
-        return found if found[0] and self._tables.lane_status(slot)["is_usable"] else None
+        found = self._tables.lanes.endpoint(slot)
+        return found if found[0] and self._tables.lanes.status(slot)["is_usable"] else None
 
     def _open(self, peer: Peer, state: PeerLanes, lane_set: LaneSet, now: int) -> None:
         """Probe all lanes of a new set, if that is ours to do."""
@@ -619,16 +620,16 @@ class Lanes:
 
     def _end_attempt(self, state: PeerLanes, attempt: Attempt) -> None:
         if attempt.reserved is not None:
-            self._tables.lanes_retire(attempt.reserved.first)
+            self._tables.lanes.retire(attempt.reserved.first)
         state.attempts.remove(attempt)
 
     def _set_policy(self, peer: Peer, policy: str) -> None:
         """What data may travel by; only --transport lanes restricts it."""
         if self._options.transport != "lanes":
             return
-        self._tables.peer_set_policy(peer.slot, policy)
+        self._tables.peers.set_policy(peer.slot, policy)
         if policy == "nothing":
-            self._tables.peer_purge_staged(peer.slot)
+            self._tables.peers.purge_staged(peer.slot)
             self._world.ring()
 
     # -- sets
@@ -642,15 +643,15 @@ class Lanes:
 
     def _publish(self, peer: Peer, state: PeerLanes) -> None:
         newest, older = [*(each.first for each in state.sets), None, None][:2]
-        self._tables.peer_set_lanes(peer.slot, newest, older)
+        self._tables.peers.set_lanes(peer.slot, newest, older)
 
     def _drop_set(self, peer: Peer, state: PeerLanes, lane_set: LaneSet) -> None:
         state.sets.remove(lane_set)
         if not state.sets and self._options.mode is Mode.TAP:
             # Its hosts may be reached another way, or will be heard again.
-            self._tables.macs_flush(peer.slot, with_static=False)
+            self._tables.fdb.flush(peer.slot, with_static=False)
         self._publish(peer, state)
-        self._tables.lanes_retire(lane_set.first)
+        self._tables.lanes.retire(lane_set.first)
 
     def _drop_sets(self, peer: Peer, state: PeerLanes) -> None:
         for lane_set in list(state.sets):
@@ -660,7 +661,7 @@ class Lanes:
         return any(self._was_heard(each, since) for each in state.sets)
 
     def _was_heard(self, lane_set: LaneSet, since: int) -> bool:
-        return any(self._tables.lane_status(slot)["last_rx_ns"] > since
+        return any(self._tables.lanes.status(slot)["last_rx_ns"] > since
                    for slot in range(lane_set.first, lane_set.first + lane_set.count))
 
     # -- lanes
@@ -668,13 +669,13 @@ class Lanes:
     def _probe(self, peer: Peer, lane_set: LaneSet, number: int, now: int) -> None:
         """A lane's probe is due: ask, wait, or find it alive or dead."""
         slot, probe = lane_set.first + number, lane_set.probes[number]
-        status = self._tables.lane_status(slot)
+        status = self._tables.lanes.status(slot)
         if status["is_usable"]:
             if not status["first_unanswered_tx_ns"]:
                 del lane_set.probes[number]
-                self._tables.lane_clear(slot, "unanswered_told")
+                self._tables.lanes.rearm(slot, "unanswered_told")
                 # A packet may have passed just before its event was allowed again.
-                first = self._tables.lane_status(slot)["first_unanswered_tx_ns"]
+                first = self._tables.lanes.status(slot)["first_unanswered_tx_ns"]
                 if first:
                     self.lane_unanswered(peer, slot, first)
                 return
@@ -682,7 +683,7 @@ class Lanes:
                 probe.due_at = status["first_unanswered_tx_ns"] + LANE_UNANSWERED_TIME
                 return
             if probe.sent >= LANE_DEAD_AFTER_PROBES:
-                self._tables.lane_set_dead(slot)
+                self._tables.lanes.set_dead(slot)
                 lane_set.dead.add(number)
                 self._complain(lane_set, "lane %d of %s is dead: no answer for %d seconds; its "
                                "flows take others", number, peer,
@@ -691,7 +692,7 @@ class Lanes:
         else:
             interval = LANE_PROBE_INTERVALS[min(probe.sent, len(LANE_PROBE_INTERVALS) - 1)]
             if probe.sent == len(LANE_PROBE_INTERVALS) and number not in lane_set.dead:
-                self._tables.lane_set_dead(slot)
+                self._tables.lanes.set_dead(slot)
                 lane_set.dead.add(number)
                 self._complain(lane_set, "lane %d of %s is not answered: something on the way "
                                "lets its UDP port not pass; its flows take others", number, peer)
@@ -707,10 +708,10 @@ class Lanes:
     def _send_lane(self, lane_set: LaneSet, number: int, flags: int, now: int) -> None:
         """Send an empty message on a lane."""
         slot = lane_set.first + number
-        sockaddr, local = self._tables.lane_endpoint(slot)
+        sockaddr, local = self._tables.lanes.endpoint(slot)
         if not sockaddr:
             return
-        counter = self._tables.lane_take_counter(slot, now)
+        counter = self._tables.lanes.take_counter(slot, now)
         header = wire.lane_header(flags, number, lane_set.remote_index, counter)
         sealed = aead("openssl", lane_set.cipher, lane_set.send_keys[number],
                       bytes(4) + counter.to_bytes(8, "little"), header, b"", seal=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fastpump._core import SharedTables, aead
+from fastpump._core import NewKeypair, SharedTables, aead
 from fastpump.constants import (
     KEEPALIVE_TIMEOUT,
     REJECT_AFTER_TIME,
@@ -32,29 +32,31 @@ class Sessions:
 
     def begin(self, peer: Peer) -> tuple[int, int]:
         """(slot, receiver index) for a handshake; MemoryError when the table is full."""
-        slot, index = self._tables.keypair_reserve(peer.worker)
+        slot, index = self._tables.keypairs.reserve(peer.worker)
         self._by_index[index] = peer
         return slot, index
 
     def abandon(self, slot: int, index: int) -> None:
         """The handshake that `begin` was for came to nothing."""
         del self._by_index[index]
-        self._tables.keypair_retire(slot)
+        self._tables.keypairs.retire(slot)
 
     def install(self, peer: Peer, slot: int, local_index: int, remote_index: int,
                 transport: noise.TransportKeys, now: int, *, is_initiator: bool) -> Keypair:
         """Let the peer's worker receive with new keys."""
-        self._tables.keypair_install(
-            slot, local_index, remote_index, peer.slot, peer.worker, transport.send,
-            transport.receive, is_initiator, now + REKEY_AFTER_TIME,
-            now + REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT, now + REJECT_AFTER_TIME)
+        self._tables.keypairs.install(slot, NewKeypair(
+            local_index=local_index, remote_index=remote_index, peer=peer.slot,
+            worker=peer.worker, send_key=transport.send, receive_key=transport.receive,
+            is_initiator=is_initiator, rekey_at_ns=now + REKEY_AFTER_TIME,
+            rekey_rx_at_ns=now + REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT,
+            reject_at_ns=now + REJECT_AFTER_TIME))
         return Keypair(slot, local_index, remote_index, transport.send, is_initiator, now,
                        transport.exported)
 
     def publish(self, peer: Peer) -> None:
         """Have all workers send with the peer's current keypair."""
         current = peer.keypairs.current
-        self._tables.peer_set_send_keypair(peer.slot, None if current is None else current.slot)
+        self._tables.peers.set_send_keypair(peer.slot, None if current is None else current.slot)
 
     def retire(self, keypairs: Iterable[Keypair]) -> None:
         """Take keypairs out of use."""
@@ -63,12 +65,12 @@ class Sessions:
 
     def clear(self, peer: Peer) -> None:
         """Forget all keys of a peer."""
-        self._tables.peer_set_send_keypair(peer.slot, None)
+        self._tables.peers.set_send_keypair(peer.slot, None)
         self.retire(peer.keypairs.clear())
 
     def seal(self, keypair: Keypair, inner: bytes = b"") -> bytes:
         """A transport message, padded as a packet is; without `inner` a keepalive."""
-        counter = self._tables.keypair_take_counter(keypair.slot, keypair.local_index)
+        counter = self._tables.keypairs.take_counter(keypair.slot, keypair.local_index)
         nonce = bytes(4) + counter.to_bytes(8, "little")
         sealed = aead("openssl", "chacha20-poly1305", keypair.send_key, nonce, b"",
                       inner + bytes(-len(inner) % 16), seal=True)

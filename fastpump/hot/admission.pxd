@@ -104,17 +104,17 @@ cdef extern from *:
     unsigned long long REHASH_NS "FASTPUMP_REHASH_NS"
     unsigned long long SECOND_NS "FASTPUMP_SECOND_NS"
 
-# What becomes of a message. The first two are handed on.
+# What becomes of a message. The first two are handed on; the others are counted by these names.
 cdef enum:
-    INTAKE_ACCEPT = 0
-    INTAKE_TRANSPORT                # a worker's (hot/rings.pxd)
-    INTAKE_COOKIE                   # answered with a cookie
-    INTAKE_DROP_MALFORMED
-    INTAKE_DROP_INVALID_MAC1
-    INTAKE_DROP_REPLAYED
-    INTAKE_DROP_SOURCE_RATE
-    INTAKE_DROP_OVERLOAD
-    INTAKE_VERDICTS
+    ADMIT_HANDSHAKE = 0
+    ADMIT_TRANSPORT                 # a worker's (hot/rings.pxd)
+    SENT_COOKIE_REPLY
+    DROP_MALFORMED_HANDSHAKE
+    DROP_INVALID_MAC1
+    DROP_REPLAYED_INITIATION
+    DROP_HANDSHAKE_RATE             # too many from one source
+    DROP_HANDSHAKE_OVERLOAD         # too many in all
+    ADMISSION_COUNT
 
 cdef struct Intake:
     Mac mac
@@ -130,7 +130,7 @@ cdef struct Intake:
     uint64_t source_key[2]
     uint64_t known_key[2]
     uint64_t known_at_ns, chance_at_ns, neighbour_at_ns, cookie_at_ns, reply_at_ns
-    uint64_t verdicts[INTAKE_VERDICTS]
+    uint64_t verdicts[ADMISSION_COUNT]
     uint64_t sources[SOURCE_BUCKETS]
     uint64_t seen[SEEN_SLOTS]
     uint8_t known[KNOWN_BYTES]
@@ -242,54 +242,54 @@ cdef inline int intake_weigh(Intake *self, const uint8_t *message, uint32_t leng
     cdef uint32_t bit
     cdef bint is_beyond
     if mac2_is_valid(self, message, length, sockaddr):
-        return INTAKE_ACCEPT if source_admits(self, sockaddr, FOR_COOKIE, now) \
-            else INTAKE_DROP_SOURCE_RATE
+        return ADMIT_HANDSHAKE if source_admits(self, sockaddr, FOR_COOKIE, now) \
+            else DROP_HANDSHAKE_RATE
     is_beyond = not source_admits(self, sockaddr, FOR_ADDRESS, now)
     if is_beyond and not source_admits(self, sockaddr, FOR_PORT, now):
-        return INTAKE_DROP_SOURCE_RATE
+        return DROP_HANDSHAKE_RATE
     bit = known_bit(self, sockaddr)
     if not is_beyond and self.known[bit >> 3] >> (bit & 7) & 1 and rate_admits(
             &self.known_at_ns, now, KNOWN_RATE, SHARED_BURST):
-        return INTAKE_ACCEPT
+        return ADMIT_HANDSHAKE
     if is_beyond:
         if rate_admits(&self.neighbour_at_ns, now, NEIGHBOUR_RATE, SHARED_BURST):
-            return INTAKE_ACCEPT
+            return ADMIT_HANDSHAKE
     elif rate_admits(&self.chance_at_ns, now, CHANCE_RATE, SHARED_BURST):
-        return INTAKE_ACCEPT
+        return ADMIT_HANDSHAKE
     if rate_admits(&self.cookie_at_ns, now, COOKIE_RATE, COOKIE_BURST):
-        return INTAKE_COOKIE
-    return INTAKE_DROP_OVERLOAD
+        return SENT_COOKIE_REPLY
+    return DROP_HANDSHAKE_OVERLOAD
 
 
 cdef inline int intake_judge(Intake *self, const uint8_t *message, uint32_t length,
                              const uint8_t *sockaddr, uint64_t now) noexcept nogil:
-    """What becomes of one datagram: INTAKE_*."""
+    """What becomes of one datagram: ADMIT_*, SENT_* or DROP_*."""
     cdef uint32_t kind
     cdef int verdict
     cdef const uint8_t *mac1 = message + length - 2 * MAC_LEN
     if length < COOKIE_REPLY_LEN:
-        return INTAKE_DROP_MALFORMED if length < 32 or message[0] != 4 else INTAKE_TRANSPORT
+        return DROP_MALFORMED_HANDSHAKE if length < 32 or message[0] != 4 else ADMIT_TRANSPORT
     kind = load_le32(message)
     if kind == 4:
-        return INTAKE_TRANSPORT
+        return ADMIT_TRANSPORT
     if kind == COOKIE_REPLY_TYPE and length == COOKIE_REPLY_LEN:
         if not source_admits(self, sockaddr, FOR_REPLY, now):
-            return INTAKE_DROP_SOURCE_RATE
+            return DROP_HANDSHAKE_RATE
         if not rate_admits(&self.reply_at_ns, now, REPLY_RATE, SHARED_BURST):
-            return INTAKE_DROP_OVERLOAD
-        return INTAKE_ACCEPT
+            return DROP_HANDSHAKE_OVERLOAD
+        return ADMIT_HANDSHAKE
     if not (kind == INITIATION_TYPE and length == INITIATION_LEN
             or kind == RESPONSE_TYPE and length == RESPONSE_LEN):
-        return INTAKE_DROP_MALFORMED
+        return DROP_MALFORMED_HANDSHAKE
     if not self.has_identity or not mac_is_valid(
             &self.mac, self.mac1_key, 32, message, length - 2 * MAC_LEN, mac1):
-        return INTAKE_DROP_INVALID_MAC1
+        return DROP_INVALID_MAC1
     if kind == INITIATION_TYPE and initiation_is_seen(self, mac1):
-        return INTAKE_DROP_REPLAYED
-    verdict = INTAKE_ACCEPT
+        return DROP_REPLAYED_INITIATION
+    verdict = ADMIT_HANDSHAKE
     if now < self.overload_until_ns:
         verdict = intake_weigh(self, message, length, sockaddr, now)
-    if verdict == INTAKE_ACCEPT:
+    if verdict == ADMIT_HANDSHAKE:
         if kind == INITIATION_TYPE:
             self.seen[load_le32(mac1 + 8) & (SEEN_SLOTS - 1)] = load_le64(mac1)
         if now - self.window_start_ns > LOAD_WINDOW_NS:

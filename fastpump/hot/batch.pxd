@@ -27,6 +27,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
 
 from fastpump.hot.atomics cimport RELAXED, and32
+from fastpump.hot.endpoint cimport endpoint_forget_local, endpoint_read
 from fastpump.hot.events cimport event_push, event_push_once
 from fastpump.hot.constants cimport (
     BATCH_BUCKETS, BUFFER_STRIDE, MAX_GSO_SEGMENTS, MAX_UDP_PAYLOAD, SEND_FLUSH_BYTES,
@@ -40,7 +41,7 @@ from fastpump.hot.linux cimport (
 from fastpump.hot.pktinfo cimport LOCAL_CONTROL_LEN, local_control_write
 from fastpump.hot.shm cimport (
     ARMED_LOCAL_GONE, EVENT_LOCAL_GONE, EVENT_OFFLOAD_OFF, EVENT_SEND_ERROR, LOCAL_LEN, NONE,
-    OFFLOAD_UDP_GSO, Endpoint, Tables, WorkerShared, endpoint_forget_local, endpoint_read,
+    OFFLOAD_UDP_GSO, Endpoint, Tables, WorkerShared,
 )
 from fastpump.hot.verdict cimport (
     DROP_SEND_BUFFER_FULL, DROP_SEND_ERROR, FAILED_UDP_GSO, UDP_TX_BYTES, UDP_TX_CALLS,

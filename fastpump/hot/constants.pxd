@@ -1,5 +1,5 @@
 # Sizes and limits of the hot path. Python's copies, where it needs one, are
-# exported by _core.pyx from here, so that there is one definition of each.
+# exported by core_parts/ from here, so that there is one definition of each.
 
 cdef enum:
     # Wire (WireGuard paper, section 5.4; RFC 768).

@@ -4,7 +4,8 @@
 # dealt with it (PeerSlot.armed, Keypair.flags). When the ring is full the event is
 # not sent and its bit cleared again, so the next packet tries again (a roaming peer's
 # endpoint is not written before there is room, or no later packet would differ). A worker killed
-# between the two leaves a bit without an event: all bits are cleared on its death.
+# between the two leaves a bit without an event: all bits are cleared on its death
+# (hot/worker_exit.pxd).
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -48,3 +49,25 @@ cdef inline bint event_push_once(WorkerShared *self, uint32_t *bits, uint32_t bi
         return True
     and32(bits, ~bit, RELAXED)
     return False
+
+
+# -- the supervisor's side
+
+cdef inline uint64_t events_end(WorkerShared *self) noexcept nogil:
+    """Up to where there are events now. A worker that claims more than the ring holds is not
+    believed, and loses them."""
+    cdef uint64_t tail = load64(&self.events_tail, ACQUIRE)
+    if tail - self.events_head > EVENT_RING_LEN:
+        store64(&self.events_head, tail, RELEASE)
+    return tail
+
+
+cdef inline Event *event_first(WorkerShared *self, uint64_t end) noexcept nogil:
+    """The oldest event before `end`; NULL if there is none."""
+    if self.events_head == end:
+        return NULL
+    return &self.events[self.events_head % EVENT_RING_LEN]
+
+
+cdef inline void event_pop(WorkerShared *self) noexcept nogil:
+    store64(&self.events_head, self.events_head + 1, RELEASE)

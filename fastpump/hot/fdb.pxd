@@ -10,17 +10,18 @@
 # anew (what two workers counted wrongly in a race does not last). A static entry does not age,
 # and locks its address: frames from it are taken from its owner only.
 #
-# Bounds: the table is as large as it is. Past a limit (of one side, of all) an address is not
-# learned, and one that came from elsewhere is forgotten: frames to it are flooded, and it costs
-# nobody else his entry.
+# Bounds: the table never grows, and no entry is evicted to make room. Past a limit (of one side,
+# of all) an address is not learned, and one that moved is forgotten: frames to it are flooded.
 #
 # An address belongs to the side where it was heard last. A flooded frame may come by several
 # ways; the one with fewer hops counts (hot/switch.pxd).
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
-from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, add32, cas64, load32, load64, store64
-from fastpump.hot.constants cimport FDB_WAYS
+from fastpump.hot.atomics cimport (
+    ACQUIRE, RELAXED, RELEASE, add32, cas64, load32, load64, store32, store64,
+)
+from fastpump.hot.constants cimport FDB_WAYS, MAX_QUEUES
 from fastpump.hot.shm cimport MacEntry, Tables
 
 cdef enum:
@@ -39,6 +40,7 @@ cdef extern from *:
 
 cdef enum:
     MAC_BUSY = 1                    # of a key that is being claimed: twice who does it, plus this
+    MAC_SUPERVISOR = MAX_QUEUES     # who claims, beside the workers' numbers
 
 cdef enum Learned:
     LEARN_KNOWN
@@ -158,7 +160,7 @@ cdef inline bint mac_claim(const Tables *self, MacEntry *entry, uint32_t now_s,
 
 cdef inline void mac_fill(const Tables *self, MacEntry *entry, uint64_t key, uint64_t value,
                           uint32_t who) noexcept nogil:
-    """Complete a claimed entry; unless the claim was taken away, as we were taken for dead."""
+    """Complete a claimed entry; unless the supervisor took us for dead and freed it."""
     store64(&entry.value, value, RELEASE)
     if cas64(&entry.key, mac_busy(who), key):
         mac_count_add(self, mac_owner(value), 1)
@@ -218,3 +220,91 @@ cdef inline Learned mac_learn(const Tables *self, uint64_t key, uint32_t owner, 
             mac_fill(self, entry, key, mac_value(owner, hops, now_s), who)
             return LEARN_NEW
     return LEARN_KNOWN              # others are at it: with the next frame
+
+
+# -- the supervisor's side: entries that it makes, and scans of the whole table
+
+cdef inline bint fdb_add_static(const Tables *self, uint64_t key, uint32_t owner,
+                                uint32_t now_s) noexcept nogil:
+    """Lock an address to a side, whatever was known of it; False when its bucket is full."""
+    cdef MacEntry *entry
+    cdef bint is_busy
+    cdef int _
+    for _ in range(1000):
+        entry = mac_find(self, key)
+        if entry != NULL:
+            mac_forget(self, entry, key)
+            continue
+        entry = mac_victim(self, mac_bucket(self, key), now_s, &is_busy)
+        if entry == NULL and not is_busy:
+            return False
+        if entry != NULL and mac_claim(self, entry, now_s, MAC_SUPERVISOR):
+            mac_fill(self, entry, key, MAC_STATIC | mac_value(owner, 0, 0), MAC_SUPERVISOR)
+            return True
+    return False
+
+
+cdef inline bint fdb_remove(const Tables *self, uint64_t key) noexcept nogil:
+    """Forget an address; False if it was not known."""
+    cdef MacEntry *entry = mac_find(self, key)
+    return entry != NULL and mac_forget(self, entry, key)
+
+
+cdef inline MacEntry *fdb_next(const Tables *self, uint64_t *position, uint64_t *key,
+                               uint64_t *value) noexcept nogil:
+    """The next entry in use, aged or not, and its words; NULL after the last. `position` is 0
+    at first."""
+    cdef uint64_t end = <uint64_t>self.header.mac_buckets * FDB_WAYS
+    cdef MacEntry *entry
+    while position[0] < end:
+        entry = &self.macs[position[0]]
+        position[0] += 1
+        key[0] = load64(&entry.key, ACQUIRE)
+        value[0] = load64(&entry.value, ACQUIRE)
+        if key[0] & MAC_VALID:
+            return entry
+    return NULL
+
+
+cdef inline uint32_t fdb_flush(const Tables *self, uint32_t owner,
+                               bint with_static) noexcept nogil:
+    """Forget the addresses of one side, or of all (MAC_NOBODY); how many."""
+    cdef uint64_t position = 0, key, value
+    cdef uint32_t count = 0
+    cdef MacEntry *entry = fdb_next(self, &position, &key, &value)
+    while entry != NULL:
+        if (owner == MAC_NOBODY or mac_owner(value) == owner) and (
+                with_static or not value & MAC_STATIC):
+            count += mac_forget(self, entry, key)
+        entry = fdb_next(self, &position, &key, &value)
+    return count
+
+
+cdef inline void fdb_sweep(const Tables *self, uint32_t now_s, uint32_t *counts) noexcept nogil:
+    """Take aged entries out, and count the others anew. `counts`: a zero for each peer that
+    there is room for."""
+    cdef uint64_t position = 0, key, value
+    cdef uint32_t owner, slot, total = 0, local = 0
+    cdef MacEntry *entry = fdb_next(self, &position, &key, &value)
+    while entry != NULL:
+        owner = mac_owner(value)
+        if mac_is_aged(self, value, now_s):
+            cas64(&entry.key, key, 0)
+        else:
+            total += 1
+            if owner == MAC_LOCAL:
+                local += 1
+            elif owner < self.header.peer_capacity:
+                counts[owner] += 1
+        entry = fdb_next(self, &position, &key, &value)
+    store32(&self.header.mac_count, total, RELAXED)
+    store32(&self.header.mac_count_local, local, RELAXED)
+    for slot in range(self.header.peers_end):
+        store32(&self.peers[slot].mac_count, counts[slot], RELAXED)
+
+
+cdef inline void fdb_release(const Tables *self, uint32_t who) noexcept nogil:
+    """Free what a dead worker claimed and did not fill."""
+    cdef uint64_t i
+    for i in range(<uint64_t>self.header.mac_buckets * FDB_WAYS):
+        cas64(&self.macs[i].key, mac_busy(who), 0)

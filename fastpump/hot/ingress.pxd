@@ -41,6 +41,7 @@ from fastpump.hot.bundle cimport BundleEntry, bundle_next
 from fastpump.hot.bytes cimport load_le16, load_le32, load_le64
 from fastpump.hot.tun_write cimport ingress_write
 from fastpump.hot.egress cimport egress_flush
+from fastpump.hot.endpoint cimport endpoint_write
 from fastpump.hot.events cimport event_push_once, events_have_room
 from fastpump.hot.gro cimport Candidate, gro_is_full, gro_receive, gro_reset
 from fastpump.hot.reorder cimport hold_add, hold_compact, hold_is_over, hold_wants
@@ -66,8 +67,7 @@ from fastpump.hot.shm cimport (
     EVENT_LANE_USABLE, EVENT_REKEY, EVENT_ROAM, EVENT_UNANSWERED_RX, KEYPAIR_CONFIRM_TOLD,
     KEYPAIR_INITIATOR, KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, LANE_ASKED, LANE_DEAD,
     LANE_DRAINED, LANE_LIVE, LANE_REKEY_TOLD, LANE_ROAM_TOLD, LANE_USABLE, LANE_USABLE_TOLD,
-    LOCAL_LEN, NONE, POLICY_ANY, Endpoint, Keypair, Lane, Message, PeerSlot, Tables,
-    endpoint_write, keypair_find,
+    LOCAL_LEN, NONE, POLICY_ANY, Endpoint, Keypair, Lane, Message, PeerSlot, Tables, keypair_find,
 )
 from fastpump.hot.switch cimport switch_receive
 from fastpump.hot.verdict cimport (

@@ -22,6 +22,10 @@ cdef extern from "<errno.h>" nogil:
         ENOMEM
 
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()               # the supervisor only
+
+
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
         void *iov_base

@@ -5,7 +5,7 @@
 #   insert  fill new nodes, then store the one child link that leads to them
 #   move    store the node's peer
 #   remove  store NONE as the node's peer; then unlink the node if it has at most
-#           one child, and reuse it after a grace period (see hot/shm.pxd)
+#           one child, and reuse it after a grace period (hot/reclaim.pxd)
 # A reader sees the trie before or after a change, never between.
 #
 # Prefixes are left-aligned in two host-order 64-bit words; IPv4 uses the top 32

@@ -1,8 +1,7 @@
 # The memory that the supervisor and its workers share: one mapping, no locks.
 #
-# Layout: Header | WorkerShared[queues] | PeerSlot[peers] | Keypair[keypairs] |
-# Lane[lanes] | TrieNode[nodes] | Limiter[1 + peers][2] | MacEntry[] | uint64_t seen[]. The last
-# two are a TAP's. It is sparse: a page costs memory once it is written.
+# A Header, then arrays of WorkerShared, PeerSlot, Keypair, Lane, TrieNode, Limiter and, of a TAP,
+# MacEntry and uint64_t seen: hot/layout.pxd.
 #
 # Who writes what (everybody reads everything):
 #   supervisor  Header, the trie, a peer's send_keypair and lanes, a keypair or a lane
@@ -28,20 +27,18 @@
 # an atomic addition. The counter lives here, not in the worker, so that a worker's
 # death cannot make one come back.
 #
-# Publication: fill, then store the index that leads there (release). Retirement:
-# unpublish, then wait until each worker's `epoch` has moved or is even (idle), then
-# wipe and reuse: a worker that still holds the pointer has finished by then.
+# Publication: fill, then store the index that leads there (release). Retirement: unpublish,
+# then wipe and reuse after a grace period (hot/reclaim.pxd).
 
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 
 from fastpump.hot.aead cimport AEAD_KEY_LEN
-from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, fence, load32, or32, store32
+from fastpump.hot.atomics cimport ACQUIRE, load32
 from fastpump.hot.constants cimport (
     BATCH_BUCKETS, CONTROL_LEN, CONTROL_RING_LEN, EVENT_RING_LEN, MESSAGE_LEN,
     MESSAGE_RING_LEN, REPLAY_WORDS,
 )
 from fastpump.hot.verdict cimport COUNTER_COUNT, VERDICT_COUNT
-from libc.string cimport memcpy, memset
 
 cdef enum:
     NONE = 0xffffffff
@@ -94,6 +91,7 @@ cdef enum:
     OFFLOAD_TUN_UDP4 = 8
     OFFLOAD_TUN_UDP6 = 16
 
+# Event.kind. Their names in Python are these, without EVENT_, in lower case.
 cdef enum:
     EVENT_WANT_SESSION = 1          # a packet waits for a session of `peer`
     EVENT_UNANSWERED_TX             # data sent; arm the timer of a silent peer
@@ -108,6 +106,7 @@ cdef enum:
     EVENT_LANE_ASKED                # it wants to be answered there
     EVENT_LANE_UNANSWERED           # data left on it, the first since it was heard there
     EVENT_LANE_ROAM                 # it was heard from elsewhere
+    EVENT_COUNT
 
 cdef struct Message:
     # A handshake-sized datagram that reached the wrong socket; see hot/rings.pxd.
@@ -168,7 +167,6 @@ cdef enum:
     LIMIT_RX
 
 cdef struct Header:
-    uint64_t size
     uint32_t queue_count
     uint32_t peer_capacity
     uint32_t keypair_capacity
@@ -177,7 +175,6 @@ cdef struct Header:
     uint32_t worker_bits            # low bits of a receiver index: the worker
     uint32_t slot_bits              # the next: the keypair's slot; the rest is random
     uint32_t lane_bits              # low bits of a set's index: the slot of its lane 0
-    uint64_t workers_at, peers_at, keypairs_at, lanes_at, nodes_at, limits_at, macs_at, seen_at
     uint32_t root[2]                # trie roots, IPv4 and IPv6
     uint32_t offloads
     uint32_t mtu
@@ -216,7 +213,7 @@ cdef struct WorkerShared:
     ControlRing controls            # for the supervisor
 
 cdef struct Endpoint:
-    # Where somebody is, and what datagrams to him leave from (hot/pktinfo.pxd). One line.
+    # Where a peer is, and what datagrams to it leave from (hot/endpoint.pxd). One line.
     uint32_t sequence               # odd while it is being written
     uint32_t length                 # 0: unknown
     uint8_t address[ADDRESS_LEN]
@@ -328,19 +325,6 @@ cdef struct Tables:
     uint64_t *seen
 
 
-cdef inline void tables_resolve(Tables *self, void *base) noexcept nogil:
-    cdef uint8_t *start = <uint8_t *>base
-    self.header = <Header *>base
-    self.workers = <WorkerShared *>(start + self.header.workers_at)
-    self.peers = <PeerSlot *>(start + self.header.peers_at)
-    self.keypairs = <Keypair *>(start + self.header.keypairs_at)
-    self.lanes = <Lane *>(start + self.header.lanes_at)
-    self.nodes = <TrieNode *>(start + self.header.nodes_at)
-    self.limits = <Limiter *>(start + self.header.limits_at)
-    self.macs = <MacEntry *>(start + self.header.macs_at)
-    self.seen = <uint64_t *>(start + self.header.seen_at)
-
-
 cdef inline Keypair *keypair_find(Tables *self, uint32_t index, uint32_t worker) noexcept nogil:
     """The live keypair of receiver index `index`, if `worker` receives for it."""
     cdef Header *header = self.header
@@ -354,45 +338,3 @@ cdef inline Keypair *keypair_find(Tables *self, uint32_t index, uint32_t worker)
     if keypair.local_index != index or keypair.worker != worker:
         return NULL
     return keypair
-
-
-cdef inline bint endpoint_write(Endpoint *self, const void *address, uint32_t length,
-                                const uint8_t *local) noexcept nogil:
-    """False, and nothing is written, if somebody else is writing it now."""
-    cdef uint32_t before = or32(&self.sequence, 1, ACQUIRE)
-    if before & 1:
-        return False
-    fence(RELEASE)
-    memcpy(self.address, address, length)
-    memcpy(self.local, local, LOCAL_LEN)
-    self.length = length
-    store32(&self.sequence, before + 2, RELEASE)
-    return True
-
-
-cdef inline uint32_t endpoint_read(Endpoint *self, uint8_t *out, uint8_t *local) noexcept nogil:
-    """Copy the address and the own address to send from; the address's length, 0 when it
-    is unknown. Retries while they change (which takes a few nanoseconds; bounded all the
-    same)."""
-    cdef uint32_t before, length
-    cdef int _
-    for _ in range(1000000):
-        before = load32(&self.sequence, ACQUIRE)
-        if before & 1:
-            continue
-        length = self.length
-        memcpy(out, self.address, ADDRESS_LEN)
-        memcpy(local, self.local, LOCAL_LEN)
-        fence(ACQUIRE)
-        if load32(&self.sequence, RELAXED) == before:
-            return length
-    return 0
-
-
-cdef inline void endpoint_forget_local(Endpoint *self) noexcept nogil:
-    """Let the kernel choose the own address, until somebody is heard there again."""
-    cdef uint8_t address[ADDRESS_LEN]
-    cdef uint8_t local[LOCAL_LEN]
-    cdef uint32_t length = endpoint_read(self, address, local)
-    memset(local, 0, LOCAL_LEN)
-    endpoint_write(self, address, length, local)

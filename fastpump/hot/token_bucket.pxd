@@ -12,8 +12,9 @@
 # Ethernet header (TAP). Operations: such packets.
 
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
 
-from fastpump.hot.atomics cimport RELAXED, cas64, load64
+from fastpump.hot.atomics cimport RELAXED, SEQ_CST, cas64, load64, store32, store64
 from fastpump.hot.shm cimport BUCKET_EPOCH_NS, Bucket, Limiter, Tables
 
 cdef enum:
@@ -107,3 +108,34 @@ cdef inline uint64_t limit_take(const Tables *tables, uint32_t peer, int way, ui
                          bucket_take(&whole.ops, packet_count, now_ns)),
                   longer(bucket_take(&own.bytes, length, now_ns),
                          bucket_take(&own.ops, packet_count, now_ns)))
+
+
+# -- the supervisor's side: limits are set while workers take tokens
+
+cdef inline void bucket_set(Bucket *self, uint64_t size, uint64_t refill_ns, uint64_t burst,
+                            uint64_t now_ns) noexcept nogil:
+    """Configure a full bucket; `size` 0: no limit. No worker sees two halves: there is no limit
+    while it changes."""
+    store64(&self.size, 0, SEQ_CST)
+    store64(&self.refill_ns, refill_ns, SEQ_CST)
+    store64(&self.burst, burst, SEQ_CST)
+    store64(&self.empty_ns, now_ns + BUCKET_EPOCH_NS - refill_ns, SEQ_CST)
+    store64(&self.size, size, SEQ_CST)
+
+
+cdef inline void limits_publish(const Tables *tables) noexcept nogil:
+    """Tell the workers whether anybody has a limit; without one they look at no bucket."""
+    cdef const Limiter *limiter
+    cdef uint32_t i
+    cdef bint has_limits = False
+    for i in range(2 + 2 * tables.header.peers_end):
+        limiter = &tables.limits[i]
+        has_limits |= limiter.bytes.size != 0 or limiter.ops.size != 0
+    store32(&tables.header.has_limits, has_limits, SEQ_CST)
+
+
+cdef inline void limits_clear(const Tables *tables, uint32_t peer) noexcept nogil:
+    """A peer that is removed has none."""
+    memset(limiter_of_peer(tables, peer, 0), 0, 2 * sizeof(Limiter))
+    if tables.header.has_limits:
+        limits_publish(tables)

@@ -1,7 +1,7 @@
 # Changing the allowed-IPs trie: the supervisor's side of hot/lookup.pxd.
 #
 # Node memory comes from a free list of indices; what is unlinked is handed back to
-# the caller, who may reuse it after a grace period (hot/shm.pxd).
+# the caller, who may reuse it after a grace period (hot/reclaim.pxd).
 
 from libc.stdint cimport uint32_t, uint64_t
 

@@ -1,8 +1,8 @@
 # What became of a packet, counted by name, per worker.
 #
-# The operator sees these names (`fastpump status`); _core.pyx maps each to its
-# string. DROP_* means that the packet is gone. FAILED_* counts an event that the
-# pump recovered from.
+# The operator sees these names (`fastpump status`), which the build takes from here (setup.py):
+# a new one is a new line, before the count. DROP_* means that the packet is gone. FAILED_* counts
+# an event that the pump recovered from.
 
 ctypedef int Verdict
 
@@ -50,6 +50,7 @@ cdef enum:
     FAILED_EVENT_RING_FULL          # the supervisor is behind; told again later
     VERDICT_COUNT
 
+# What a worker counts; shown in lower case.
 cdef enum:
     TUN_RX_PACKETS                  # reads of the interface (a superpacket is one)
     TUN_RX_BYTES

@@ -49,14 +49,14 @@ class Macs:
             "peer": None if owner == LOCAL_SIDE else keys.encode(names[owner].public_key),
             "endpoint": None if owner == LOCAL_SIDE else str(names[owner].endpoint or "") or None,
             "static": is_static, "age_s": age_s,
-        } for mac, vlan, owner, is_static, age_s in sorted(self._tables.macs(self._now_ns()))
+        } for mac, vlan, owner, is_static, age_s in sorted(self._tables.fdb.entries(self._now_ns()))
             if owner == LOCAL_SIDE or owner in names]
         return {"macs": macs}
 
     def _add(self, request: dict[str, Any]) -> dict[str, Any]:
         mac, vlan = self._address(request)
         try:
-            self._tables.mac_add(mac, vlan, self._side(request), self._now_ns())
+            self._tables.fdb.add(mac, vlan, self._side(request), self._now_ns())
         except MemoryError:
             raise ConfigError("there is no room for that MAC address: flush the table, or start "
                               "the tunnel with a larger --mac-table") from None
@@ -64,14 +64,14 @@ class Macs:
 
     def _remove(self, request: dict[str, Any]) -> dict[str, Any]:
         mac, vlan = self._address(request)
-        if not self._tables.mac_remove(mac, vlan):
+        if not self._tables.fdb.remove(mac, vlan):
             raise ConfigError(f"{mac.hex(':')} is not known in VLAN {vlan}; `fastpump fdb show` "
                               "lists those that are")
         return {}
 
     def _flush(self, request: dict[str, Any]) -> dict[str, Any]:
         owner = self._side(request) if "peer" in request else None
-        return {"flushed": self._tables.macs_flush(
+        return {"flushed": self._tables.fdb.flush(
             owner, with_static=request.get("static") is True)}
 
     @staticmethod

@@ -171,7 +171,7 @@ class _Start:
                                            mac_limit=config.mac_table)
         self._cleanup.callback(self._tables.close)
         if self._is_tap:
-            self._tables.switch_configure(
+            self._tables.configure_switch(
                 is_relay=config.relay, ageing_s=config.mac_ageing_s,
                 limit_per_peer=config.mac_limit, storm_limit=config.storm_limit)
         self._tables.offloads = self._offloads.hot

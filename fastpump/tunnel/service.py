@@ -131,7 +131,7 @@ class Service:
         """Of a TAP: age MAC addresses, and look at what it is joined to when links changed."""
         join = ethernet.JoinWatch(self._tunnel.config)
         while True:
-            self._tunnel.tables.macs_sweep(now_ns())
+            self._tunnel.tables.fdb.sweep(now_ns())
             if self._links_changed.is_set() and self._tunnel.is_at_home:
                 self._links_changed.clear()
                 try:

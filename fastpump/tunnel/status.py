@@ -29,7 +29,7 @@ def prefix_text(prefix: Prefix) -> str:
 
 
 def _lane(tables: SharedTables, slot: int, dead: bool) -> dict[str, Any]:
-    lane = tables.lane_status(slot)
+    lane = tables.lanes.status(slot)
     sockaddr = lane["endpoint"]
     return {
         "lane": lane["number"],
@@ -54,7 +54,7 @@ def _transport(tables: SharedTables, state: PeerLanes) -> dict[str, Any]:
 
 
 def _peer(tables: SharedTables, peer: Peer, state: PeerLanes, macs: int) -> dict[str, Any]:
-    rx_bytes, tx_bytes = tables.peer_bytes(peer.slot)
+    rx_bytes, tx_bytes = tables.peers.traffic(peer.slot)
     ordered = sorted(peer.allowed_ips, key=lambda prefix: (len(prefix[0]), prefix))
     return {
         "public_key": keys.encode(peer.public_key),
@@ -76,7 +76,7 @@ def _switch(tables: SharedTables) -> dict[str, Any] | None:
     """Of a TAP."""
     if not tables.is_tap:
         return None
-    count, local, _ = tables.mac_counts()
+    count, local, _ = tables.fdb.counts()
     return {"macs": count, "macs_on_this_side": local, **tables.switch_configuration}
 
 
@@ -85,10 +85,10 @@ def gather(link: LinkState, offloads: list[str], tables: SharedTables,
     """One entry of `interfaces`."""
     device = supervisor.device
     verdicts: Counter[str] = supervisor.verdicts
-    macs = tables.mac_counts()[2] if tables.is_tap else {}
+    macs = tables.fdb.counts()[2] if tables.is_tap else {}
     queues = []
     for worker in supervisor.workers:
-        shared = tables.worker_counters(worker.number)
+        shared = tables.workers.counters(worker.number)
         verdicts.update(shared["verdicts"])
         queues.append({
             "queue": worker.number,

@@ -152,7 +152,7 @@ class Supervisor:
     def settle(self) -> None:
         """To be called after the device was changed from outside."""
         self._schedule()
-        if self._tables.has_retired and self._reclaimer is None and self._loop is not None:
+        if self._tables.retired and self._reclaimer is None and self._loop is not None:
             self._reclaimer = self._loop.call_later(RECLAIM_INTERVAL_S, self._reclaim)
 
     @property
@@ -288,7 +288,7 @@ class Supervisor:
             return
         self.device.handle_events(number, now_ns())
         self.device.handle_controls(number, now_ns())
-        for message, sockaddr, local in self._tables.worker_messages(number):
+        for message, sockaddr, local in self._tables.workers.messages(number):
             self._handshakes.take_stray(message, sockaddr, local, now_ns())
             self._serve_handshakes()
         self.settle()
@@ -331,7 +331,7 @@ class Supervisor:
         """A transport message came with a handshake message: it is its worker's."""
         count = self._tables.queue_count
         number = message[4] & ((1 << (count - 1).bit_length()) - 1)
-        if number < count and self._tables.worker_inject(number, message, sockaddr, local):
+        if number < count and self._tables.workers.inject(number, message, sockaddr, local):
             self._workers.ring_one(number)
 
     def _transmit(self, message: bytes, endpoint: Endpoint, local: bytes) -> None:
@@ -377,5 +377,5 @@ class Supervisor:
     def _reclaim(self) -> None:
         """Wipe retired keys once no worker can hold them."""
         self._reclaimer = None
-        self._tables.reclaim()
+        self._tables.retired.reclaim()
         self.settle()

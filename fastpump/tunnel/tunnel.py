@@ -95,7 +95,7 @@ class Tunnel:
             peer = self._peer(public_key)
             peer.rate_limits, slot = limits, peer.slot
         for way, limiter in (("tx", limits.tx), ("rx", limits.rx)):
-            self.tables.set_limits(slot, way, _bucket(limiter.bandwidth), _bucket(limiter.ops),
+            self.tables.limiters.set(slot, way, _bucket(limiter.bandwidth), _bucket(limiter.ops),
                                    now_ns())
 
     async def limit(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The sources keep their own rules (make lint)."""
 
 import ast
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "fastpump"
 HOT = sorted(str(path.relative_to(ROOT)) for path in (PACKAGE / "hot").glob("*.pxd"))
+PARTS = sorted((PACKAGE / "core_parts").glob("*.pxi"))
 
 # What the modules of a room may import: modules of the root, and other rooms. A room is a folder of
 # fastpump/; its own modules are always allowed. docs/ARCHITECTURE.md says what each room is for.
-VOCABULARY = {"errors", "constants", "paths", "ratelimit", "clock"}
+VOCABULARY = {"errors", "constants", "paths", "ratelimit", "clock", "verdicts"}
 ROOMS = {
     "process": VOCABULARY,
     "netlink": VOCABULARY,
@@ -34,6 +37,7 @@ ROOMS = {
 ROOT_MODULES = {
     "__init__": set(), "__main__": {"cli"}, "worker": {"_core"}, "errors": set(),
     "constants": set(), "paths": {"errors"}, "clock": set(), "ratelimit": {"errors"},
+    "verdicts": set(),
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
@@ -44,11 +48,29 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
     ["cython-lint", "fastpump/_core.pyx", *HOT],
 ], ids=lambda command: command[0])
 def test_linter(command, monkeypatch):
+    run_linter(command, monkeypatch)
+
+
+def test_linter_of_the_core_s_parts(tmp_path, monkeypatch):
+    """cython-lint looks for unused names in .pyx files only: so it gets copies of that name."""
+    copies = [tmp_path / f"{path.stem}.pyx" for path in PARTS]
+    for path, copy in zip(PARTS, copies, strict=True):
+        shutil.copy(path, copy)
+    run_linter(["cython-lint", "--max-line-length", "100", *copies], monkeypatch)
+
+
+def run_linter(command, monkeypatch):
     scripts = Path(sys.executable).parent       # of the virtual environment
     monkeypatch.setenv("PATH", str(scripts), prepend=":")       # cython-lint calls others
     result = subprocess.run([scripts / command[0], *command[1:]], cwd=ROOT,
                             capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_core_includes_all_its_parts():
+    included = re.findall(r'^include "core_parts/(.*)"$', (PACKAGE / "_core.pyx").read_text(),
+                          re.MULTILINE)
+    assert sorted(included) == [path.name for path in PARTS]
 
 
 def test_the_hot_path_is_free_of_python():

@@ -154,13 +154,13 @@ def check_frames(rng):
         for site in (a, c):
             for opened in site.wire("b"):
                 check_sent(*opened)
-        count, local, by_peer = b.tables.mac_counts()
+        count, local, by_peer = b.tables.fdb.counts()
         assert count <= LIMIT and local <= PER_PEER
         assert all(n <= PER_PEER for n in by_peer.values())
-        b.tables.macs_sweep(now)
-        assert b.tables.mac_counts()[0] == len(b.tables.macs(now)) <= count
+        b.tables.fdb.sweep(now)
+        assert b.tables.fdb.counts()[0] == len(b.tables.fdb.entries(now)) <= count
         assert not set(b.verdicts()) & {
             "FAILED_TUN_GSO", "DROP_INTERFACE_ERROR", "DROP_INTERFACE_DOWN"}
-        b.tables.worker_events(0)
+        b.tables.workers.events(0)
         if rng.random() < 0.02:
-            b.tables.macs_flush()
+            b.tables.fdb.flush()

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from hashlib import blake2s
 
-from fastpump._core import MUST_ACCEPT, MUST_PASS_ON, WAS_ANSWERED, Intake
+from fastpump._core import ADMIT_HANDSHAKE, ADMIT_TRANSPORT, SENT_COOKIE_REPLY, Intake
 from fastpump.constants import (
     SECOND,
 )
@@ -62,7 +62,7 @@ def check_intake(rng):
             counted.subtract(before)
             drops = {name: count for name, count in counted.items() if count}
             assert set(drops) <= set(DROPS)
-            assert sum(drops.values()) == (verdict in (None, WAS_ANSWERED))
+            assert sum(drops.values()) == (verdict in (None, SENT_COOKIE_REPLY))
             check_verdict(verdict, drops, message, key if has_key else None, seen, is_overloaded)
 
 
@@ -88,9 +88,9 @@ def check_verdict(verdict, drops, message, key, seen, is_overloaded):
     kind, length, mac1 = int.from_bytes(message[:4], "little"), len(message), message[-32:-16]
     place = int.from_bytes(mac1[8:12], "little") % 16384
     if length >= 32 and (kind == 4 if length >= 64 else message[0] == 4):
-        assert verdict == MUST_PASS_ON
+        assert verdict == ADMIT_TRANSPORT
     elif (kind, length) == (3, 64):
-        assert verdict == MUST_ACCEPT or drops.keys() <= {
+        assert verdict == ADMIT_HANDSHAKE or drops.keys() <= {
             "DROP_HANDSHAKE_RATE", "DROP_HANDSHAKE_OVERLOAD"}
     elif (kind, length) not in ((1, 148), (2, 92)):
         assert drops == {"DROP_MALFORMED_HANDSHAKE": 1}
@@ -99,9 +99,9 @@ def check_verdict(verdict, drops, message, key, seen, is_overloaded):
     elif kind == 1 and seen.get(place) == mac1[:8]:
         assert drops == {"DROP_REPLAYED_INITIATION": 1}
     elif is_overloaded:
-        assert verdict in (MUST_ACCEPT, WAS_ANSWERED) or drops.keys() <= {
+        assert verdict in (ADMIT_HANDSHAKE, SENT_COOKIE_REPLY) or drops.keys() <= {
             "DROP_HANDSHAKE_RATE", "DROP_HANDSHAKE_OVERLOAD"}
     else:
-        assert verdict == MUST_ACCEPT
-    if verdict == MUST_ACCEPT and kind == 1:
+        assert verdict == ADMIT_HANDSHAKE
+    if verdict == ADMIT_HANDSHAKE and kind == 1:
         seen[place] = mac1[:8]

@@ -108,13 +108,13 @@ def check_lanes(rng):
     one, two = ends(cipher)
     lanes = [two.plain(number, cipher=lane_messages.CIPHER_NUMBERS[cipher]) for number in range(2)]
     inputs = []
-    before = one.tables.worker_counters(0)
+    before = one.tables.workers.counters(0)
     with telling(inputs):
         for _ in range(rng.randint(1, 6)):
             if rng.random() < 0.1:
                 inner = random_control(rng, one)
                 inputs.append(("session", inner.hex()))
-                counter = one.tables.keypair_take_counter(one.slot, one.index)
+                counter = one.tables.keypairs.take_counter(one.slot, one.index)
                 two.udp.sendto(message(one, counter, inner), one.udp.getsockname())
                 continue
             lane = rng.choice(lanes)
@@ -130,9 +130,9 @@ def check_lanes(rng):
         for data in one.take():
             check_written(data)
         one.events()
-        for _, _, data in one.tables.worker_controls(0):
+        for _, _, data in one.tables.workers.controls(0):
             lane_messages.parse(data)
-        after = one.tables.worker_counters(0)
+        after = one.tables.workers.counters(0)
         assert not {name for name, n in after["verdicts"].items()
                     if n != before["verdicts"][name]} & {
                         "FAILED_TUN_GSO", "DROP_INTERFACE_ERROR", "DROP_INTERFACE_DOWN"}

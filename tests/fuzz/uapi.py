@@ -153,7 +153,7 @@ def check_device(target):
         for prefix in peer.allowed_ips:
             assert prefix not in owners, f"{prefix} is twice"
             owners[prefix] = peer
-        sockaddr, _ = tables.peer_endpoint(peer.slot)
+        sockaddr, _ = tables.peers.endpoint(peer.slot)
         assert sockaddr == (b"" if peer.endpoint is None
                             else peer.endpoint.sockaddr(device._family))
     assert owners == device._prefix_owner
@@ -166,7 +166,7 @@ def check_device(target):
         for number in {int.from_bytes(packed, "big"), last}:
             best = next(by_text[key] for covering in range(bits, -1, -1) if (key := (
                 len(packed), number >> bits - covering << bits - covering, covering)) in by_text)
-            assert tables.allowed_lookup(number.to_bytes(bits // 8, "big")) == best.slot
+            assert tables.allowed_ips.lookup(number.to_bytes(bits // 8, "big")) == best.slot
     model = get(target)
     assert model.private == device.private_key
     assert model.peers.keys() == device.peers.keys()

@@ -389,7 +389,7 @@ def test_the_lane_of_a_probe_tells_the_supervisor(one, two):
     two.send_lane(two.plain().seal(b"", ASK, counter=9))
     one.turn()
     assert one.events() == ["lane_asked"]
-    one.tables.lane_clear(one.first, "asked")
+    one.tables.lanes.rearm(one.first, "asked")
     two.send_lane(two.plain().seal(b"", ASK, counter=10))
     one.turn()
     assert one.events() == ["lane_asked"]
@@ -406,7 +406,7 @@ def test_who_asks_does_not_hear_us(one, two):
     two.send_lane(two.plain().seal(b"", counter=9))
     one.turn()
     assert one.lane()["first_unanswered_tx_ns"] == 0
-    one.tables.lane_set_dead(one.first)
+    one.tables.lanes.set_dead(one.first)
     two.send_lane(two.plain().seal(b"", ASK, counter=10))
     one.turn()
     assert not one.lane()["is_usable"]
@@ -457,12 +457,12 @@ def test_flows_keep_to_one_of_several_lanes():
 def test_a_dead_lane_gives_its_flows_to_others():
     one, two = lane_pair(count=2)
     packets = [udp(A4, B4, bytes(600), sport=port) for port in range(1000, 1016)]
-    one.tables.lane_set_dead(one.first)
+    one.tables.lanes.set_dead(one.first)
     for packet in packets:
         one.give(packet)
     one.turn()
     assert {wire[2] for wire in on_the_wire(two)} == {1}
-    one.tables.lane_set_dead(one.first + 1)
+    one.tables.lanes.set_dead(one.first + 1)
     one.give(packets[0])
     one.turn()
     assert [wire[0] for wire in on_the_wire(two)] == [4]    # the session
@@ -488,7 +488,7 @@ def test_the_next_set_takes_over_when_its_lane_is_heard(one, two):
         end.reserve_lanes()
     for end, before in ((one, old[0]), (two, old[1])):
         end.install_lanes(generation=1)
-        end.tables.peer_set_lanes(end.peer, end.first, before)
+        end.tables.peers.set_lanes(end.peer, end.first, before)
     assert carry(one, two, SMALL) == [PLAIN + SMALL]
     assert one.lane()["tx_messages"] == 0
     one.send_lane(one.plain(generation=1).seal(counter=one.take_counter()))
@@ -499,8 +499,8 @@ def test_the_next_set_takes_over_when_its_lane_is_heard(one, two):
     one.turn()
     (wire,) = on_the_wire(two)
     assert two.plain(generation=1).open(wire) == (0, SMALL)     # no fence: the same sockets
-    two.tables.lanes_retire(old[1])
-    one.tables.lanes_retire(old[0])
+    two.tables.lanes.retire(old[1])
+    one.tables.lanes.retire(old[0])
     assert carry(one, two, SMALL) == [PLAIN + SMALL]
     assert one.verdicts() == two.verdicts() == {}
 
@@ -520,7 +520,7 @@ def test_an_old_lane_asks_for_a_new_session_once(one, two):
         one.turn(START + REKEY_AFTER_TIME)
     assert one.events().count("rekey") == 1
     two.send_lane(two.plain().seal(GOOD, counter=3))
-    one.tables.lane_clear(one.first, "rekey_told")
+    one.tables.lanes.rearm(one.first, "rekey_told")
     one.turn(START + REKEY_AFTER_TIME)
     assert one.events().count("rekey") == 1
 
@@ -529,7 +529,7 @@ def test_an_old_lane_asks_for_a_new_session_once(one, two):
 def test_data_outside_of_lanes_is_refused_on_demand(policy):
     one, two = lane_pair(usable=False)
     for end in (one, two):
-        end.tables.peer_set_policy(end.peer, policy)
+        end.tables.peers.set_policy(end.peer, policy)
     one.give(SMALL)
     one.turn()
     two.udp.sendto(message(one, 5, udp(B4, A4, b"by the session")), one.udp.getsockname())
@@ -593,7 +593,7 @@ def test_a_set_of_the_other_sides_is_fenced_too(one, two):
         end.reserve_lanes()
     one.install_lanes(generation=1, opens=False)
     two.install_lanes(generation=1, opens=True)
-    one.tables.peer_set_lanes(one.peer, one.first, old)
+    one.tables.peers.set_lanes(one.peer, one.first, old)
     two.lane_sockets[0].sendto(two.plain(generation=1).seal(counter=two.take_counter()),
                                one.udp.getsockname())
     one.turn()
@@ -677,19 +677,21 @@ def test_what_waits_for_keys_that_never_come_is_dropped():
     assert two.verdicts() == {"DROP_HOLD_FULL": held, "DROP_UNKNOWN_INDEX": 60 - held}
     one.send_lane(one.plain().seal(SMALL, counter=1))
     two.turn()
-    two.tables.lanes_retire(two.first)
+    two.tables.lanes.retire(two.first)
     two.turn(START + 20 * MS)
     assert two.verdicts()["DROP_UNKNOWN_INDEX"] == 61 - held
     closing((one, two))
 
 
 def test_an_end_for_somebody_elses_lane_is_dropped(one, two):
-    other = one.tables.peer_add()
-    first, index = one.tables.lanes_reserve(other, 1)
-    one.tables.lanes_install(first, 1, "aes-256-gcm", ALL_FEATURES, [(bytes(32), bytes(32))],
-                             [(b"", bytes(16))], None, START * 2, START * 2, START * 2)
+    other = one.tables.peers.add()
+    first, index = one.tables.lanes.reserve(other, 1)
+    one.tables.lanes.install(first, _core.NewLanes(
+        remote_index=1, cipher="aes-256-gcm", features=ALL_FEATURES,
+        keys=[(bytes(32), bytes(32))], endpoints=[(b"", bytes(16))], sockets=None,
+        rekey_at_ns=START * 2, rekey_rx_at_ns=START * 2, reject_at_ns=START * 2))
     for index_, lane in ((index, 0), (one.lanes_index, 7), (0xffffffff, 0), (0, 65535)):
-        counter = one.tables.keypair_take_counter(one.slot, one.index)
+        counter = one.tables.keypairs.take_counter(one.slot, one.index)
         two.udp.sendto(message(one, counter, plainlanes.end(index_, lane)),
                        one.udp.getsockname())
     one.turn()
@@ -700,11 +702,11 @@ def test_control_packets_go_to_the_supervisor(one, two):
     packet = plainlanes.control(1, {1: b"\1"})
     two.udp.sendto(message(one, 7, packet + bytes(9)), one.udp.getsockname())
     one.turn()
-    assert one.tables.worker_controls(0) == [(one.peer, one.index, packet + bytes(9))]
+    assert one.tables.workers.controls(0) == [(one.peer, one.index, packet + bytes(9))]
     for counter in range(40):
         two.udp.sendto(message(one, 100 + counter, packet), one.udp.getsockname())
         one.turn()
-    assert len(one.tables.worker_controls(0)) == 32
+    assert len(one.tables.workers.controls(0)) == 32
     two.udp.sendto(message(one, 200, b"\xf0\1" + bytes(2000)), one.udp.getsockname())
     one.turn()
     assert one.verdicts() == {"DROP_CONTROL_FULL": 9}
@@ -714,7 +716,7 @@ def test_a_dead_worker_leaves_lanes_that_work(one, two):
     one.give(SMALL)
     one.turn()
     two.turn()
-    one.tables.worker_is_dead(0)
+    one.tables.workers.exited(0)
     assert carry(one, two, SMALL)[-1] == PLAIN + SMALL
     assert one.lane()["tx_messages"] == 3
 
@@ -723,18 +725,18 @@ def test_a_dead_worker_leaves_lanes_that_work(one, two):
 
 def test_lane_sets_are_reused_by_their_size():
     one, two = pair()
-    first, index = one.tables.lanes_reserve(one.peer, 3)
-    other, _ = one.tables.lanes_reserve(one.peer, 4)
-    one.tables.lanes_retire(first)
-    while one.tables.reclaim():
+    first, index = one.tables.lanes.reserve(one.peer, 3)
+    other, _ = one.tables.lanes.reserve(one.peer, 4)
+    one.tables.lanes.retire(first)
+    while one.tables.retired.reclaim():
         pass
-    again, new_index = one.tables.lanes_reserve(one.peer, 4)
+    again, new_index = one.tables.lanes.reserve(one.peer, 4)
     assert again == first and other == first + 4 and new_index != index
     with pytest.raises(ValueError, match="1 to 256"):
-        one.tables.lanes_reserve(one.peer, 257)
+        one.tables.lanes.reserve(one.peer, 257)
     with pytest.raises(MemoryError, match="table of lanes is full"):
         for _ in range(1000):
-            one.tables.lanes_reserve(one.peer, 256)
+            one.tables.lanes.reserve(one.peer, 256)
     closing((one, two))
 
 

@@ -44,7 +44,7 @@ def offered(one, two, sizes, seconds, load, vnet=PLAIN, step=MS, start=START, pa
 
 
 def limits_bytes(end, way, per_s, size, burst=0, peer=None):
-    end.tables.set_limits(peer, way, (size, size * SECOND // per_s, burst), None, START)
+    end.tables.limiters.set(peer, way, (size, size * SECOND // per_s, burst), None, START)
 
 
 @pytest.mark.parametrize("whose", ["interface", "peer"])
@@ -72,13 +72,13 @@ def test_bytes_are_limited_exactly(ends, way, whose, per_s, load):
 def test_operations_are_packets(ends, way):
     one, two = ends
     limited = one if way == "tx" else two
-    limited.tables.set_limits(None, way, None, (50, 50 * MS, 0), START)
+    limited.tables.limiters.set(None, way, None, (50, 50 * MS, 0), START)
     assert len(offered(one, two, 60, 4, 5)) == pytest.approx(4050, abs=10)
 
 
 def test_a_superpacket_counts_as_its_packets(ends):
     one, two = ends
-    one.tables.set_limits(None, "tx", None, (100, SECOND, 0), START)
+    one.tables.limiters.set(None, "tx", None, (100, SECOND, 0), START)
     data = superpacket(tcp(A4, B4, bytes(13000), flags=ACK), 1300)      # ten of them
     wire = 0
     for at in range(START, START + 2 * SECOND, 10 * MS):
@@ -86,8 +86,8 @@ def test_a_superpacket_counts_as_its_packets(ends):
         one.turn(at)
         wire += len(datagrams(two.udp))
     assert wire == pytest.approx(300, abs=10)
-    one.tables.set_limits(None, "tx", (130_000, SECOND, 0), None, START)
-    one.tables.set_limits(None, "rx", (1, SECOND, 0), None, START)      # the other way is free
+    one.tables.limiters.set(None, "tx", (130_000, SECOND, 0), None, START)
+    one.tables.limiters.set(None, "rx", (1, SECOND, 0), None, START)      # the other way is free
     wire = 0
     for at in range(START + 2 * SECOND, START + 4 * SECOND, 10 * MS):
         one.give(data[10:], data[:10])
@@ -118,10 +118,10 @@ def test_nothing_is_larger_than_a_bucket_for_ever(ends):
 def test_who_has_no_limit_does_not_wait_for_who_has():
     sites = network(*"abc")
     a, b, c = (sites[name] for name in "abc")
-    a.tables.set_limits(a.peers["b"], "tx", (1400, SECOND, 0), None, START)
+    a.tables.limiters.set(a.peers["b"], "tx", (1400, SECOND, 0), None, START)
     from support.packets import frame
     for name, number in (("b", 2), ("c", 3)):
-        a.tables.mac_add(bytes([2, 0, 0, 0, 0, number]), 0, a.peers[name], START)
+        a.tables.fdb.add(bytes([2, 0, 0, 0, 0, number]), 0, a.peers[name], START)
     for _ in range(20):
         for number in (2, 3):
             a.give(frame(f"02:00:00:00:00:0{number}", "02:00:00:00:00:01", bytes(1386),
@@ -140,7 +140,7 @@ def test_limits_change_and_go_while_packets_wait(ends):
     got = offered(one, two, 1400, 0.1, 2)
     waiting = one.counters()["shaped_packets"] - len(got) + 1
     assert waiting > 5
-    one.tables.set_limits(None, "tx", None, None, START + 100 * MS)
+    one.tables.limiters.set(None, "tx", None, None, START + 100 * MS)
     rest = offered(one, two, 1400, 1, 1, start=START + 100 * MS)
     numbers = [struct.unpack("!I", packet[28:32])[0] for _, packet in got + rest]
     first_new = len(got) + waiting
@@ -153,12 +153,12 @@ def test_limits_change_and_go_while_packets_wait(ends):
 
 def test_a_removed_peer_takes_its_limit_along(ends):
     one, _ = ends
-    one.tables.set_limits(one.peer, "tx", (1, SECOND, 0), None, START)
-    one.tables.peer_remove(one.peer)
+    one.tables.limiters.set(one.peer, "tx", (1, SECOND, 0), None, START)
+    one.tables.peers.remove(one.peer)
     one.turn()
-    one.tables.reclaim()
-    one.tables.reclaim()
-    assert one.tables.peer_add() == one.peer
+    one.tables.retired.reclaim()
+    one.tables.retired.reclaim()
+    assert one.tables.peers.add() == one.peer
     for _ in range(50):
         one.give(numbered(1, 100))
         one.turn()
@@ -168,17 +168,17 @@ def test_a_removed_peer_takes_its_limit_along(ends):
 @pytest.mark.parametrize("bucket", [(0, 1, 0), (1, 0, 0)])
 def test_a_bucket_that_never_fills_is_a_mistake(ends, bucket):
     with pytest.raises(ValueError, match="a token bucket"):
-        ends[0].tables.set_limits(None, "tx", bucket, None, START)
+        ends[0].tables.limiters.set(None, "tx", bucket, None, START)
     with pytest.raises(KeyError):
-        ends[0].tables.set_limits(None, "up", None, None, START)
+        ends[0].tables.limiters.set(None, "up", None, None, START)
     with pytest.raises(IndexError):
-        ends[0].tables.set_limits(7, "tx", None, None, START)
+        ends[0].tables.limiters.set(7, "tx", None, None, START)
 
 
 def test_extreme_buckets_do_no_harm(ends):
     one, two = ends
     for size, refill in ((1 << 62, 1), (1 << 62, 3_600_000 * MS), (1, 3_600_000 * MS)):
-        one.tables.set_limits(None, "tx", (size, refill, 1 << 62), (size, refill, 0), START)
+        one.tables.limiters.set(None, "tx", (size, refill, 1 << 62), (size, refill, 0), START)
         offered(one, two, 1400, 0.01, 3)
     assert one.counters()["tun_rx_packets"] == 90
 
@@ -188,9 +188,9 @@ def test_what_waits_for_a_peer_is_not_sent_to_the_next_one_in_its_slot(ends):
     limits_bytes(one, "tx", 14_000, 1400)
     offered(one, two, 1400, 0.001, 3)
     assert one.counters()["shaped_packets"] == 2
-    one.tables.peer_remove(one.peer)
-    assert one.tables.peer_add() == one.peer        # nobody holds the slot: it is used again
-    one.tables.peer_set_endpoint(one.peer, two.endpoint.sockaddr(10))
+    one.tables.peers.remove(one.peer)
+    assert one.tables.peers.add() == one.peer        # nobody holds the slot: it is used again
+    one.tables.peers.set_endpoint(one.peer, two.endpoint.sockaddr(10))
     one.turn(START + SECOND)
     one.start_session(two.index, created=START)
     one.turn(START + 2 * SECOND)
@@ -204,11 +204,11 @@ def test_one_peer_cannot_have_all_the_room_there_is():
     a = sites["a"]
     frames = {}
     for name, number in (("b", 2), ("c", 3)):
-        a.tables.mac_add(bytes([2, 0, 0, 0, 0, number]), 0, a.peers[name], START)
-        a.tables.set_limits(a.peers[name], "tx", None, (1, 2 * MS, 0), START)
+        a.tables.fdb.add(bytes([2, 0, 0, 0, 0, number]), 0, a.peers[name], START)
+        a.tables.limiters.set(a.peers[name], "tx", None, (1, 2 * MS, 0), START)
         frames[name] = frame(f"02:00:00:00:00:0{number}", "02:00:00:00:00:01", bytes(58),
                              ethertype=0x88B5)
-    a.tables.set_limits(a.peers["b"], "tx", (60_000, 50 * MS, 0), None, START)
+    a.tables.limiters.set(a.peers["b"], "tx", (60_000, 50 * MS, 0), None, START)
     for _ in range(60):
         for _ in range(100):
             a.give(frames["b"])
@@ -226,7 +226,7 @@ def test_one_peer_cannot_have_all_the_room_there_is():
 def test_tcp_options_are_headers_too(ends):
     """A superpacket of exactly ten packets is ten, with timestamps or without."""
     one, two = ends
-    one.tables.set_limits(None, "tx", None, (100, SECOND, 0), START)
+    one.tables.limiters.set(None, "tx", None, (100, SECOND, 0), START)
     data = superpacket(tcp(A4, B4, bytes(13000), flags=ACK, options=bytes(12)), 1300)
     wire = 0
     for _ in range(12):
@@ -239,7 +239,7 @@ def test_tcp_options_are_headers_too(ends):
 def test_buckets_begin_full_also_just_after_boot(ends):
     one, two = ends
     young = 10 * SECOND
-    one.tables.set_limits(None, "tx", (70_000, 3_600 * SECOND, 0), None, young)
+    one.tables.limiters.set(None, "tx", (70_000, 3_600 * SECOND, 0), None, young)
     for _ in range(60):
         one.give(numbered(1, 1400))
     one.turn(young)

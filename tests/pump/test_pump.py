@@ -155,7 +155,7 @@ def test_no_route_no_packet(one, two):
 
 
 def test_without_an_endpoint_nothing_is_kept(one):
-    one.tables.peer_set_endpoint(one.peer, b"")
+    one.tables.peers.set_endpoint(one.peer, b"")
     one.give(udp(A4, B4, b"x"))
     one.turn()
     assert one.verdicts() == {"DROP_NO_ENDPOINT": 1}
@@ -192,13 +192,13 @@ HOSTILE = [
 @pytest.mark.parametrize(("make", "verdict"), [row[1:] for row in HOSTILE],
                          ids=[row[0] for row in HOSTILE])
 def test_hostile_datagrams_cost_a_counter(one, two, make, verdict):
-    endpoint = one.tables.peer_activity(one.peer)
+    endpoint = one.tables.peers.activity(one.peer)
     two.udp.sendto(make(one), one.udp.getsockname())
     one.turn()
     assert one.take() == []
     assert one.verdicts() == {verdict: 1}
     if verdict not in ("DROP_MALFORMED_INNER", "DROP_SOURCE_NOT_ALLOWED"):
-        assert one.tables.peer_activity(one.peer) == endpoint
+        assert one.tables.peers.activity(one.peer) == endpoint
     # And the session lives on.
     two.udp.sendto(message(one, 77, udp(B4, A4, b"fine")), one.udp.getsockname())
     one.turn()
@@ -216,7 +216,7 @@ def test_a_handshake_message_behind_data_goes_to_the_supervisor(one, two):
     initiation = b"\1\0\0\0" + bytes(range(144))
     train(two, one, [*data, initiation])
     one.turn()
-    ((taken, sockaddr, _),) = one.tables.worker_messages(0)
+    ((taken, sockaddr, _),) = one.tables.workers.messages(0)
     assert taken == initiation
     assert sockaddr == two.endpoint.sockaddr(socket.AF_INET6)
     assert sum(len(_core.split(written)) for written in one.take()) == 3
@@ -225,13 +225,13 @@ def test_a_handshake_message_behind_data_goes_to_the_supervisor(one, two):
 
 def test_data_behind_a_handshake_message_comes_back_to_the_worker(one, two):
     packet = udp(B4, A4, b"stray")
-    assert one.tables.worker_inject(0, message(one, 5, packet),
+    assert one.tables.workers.inject(0, message(one, 5, packet),
                                     two.endpoint.sockaddr(socket.AF_INET6))
-    assert not one.tables.worker_inject(0, bytes(161), b"")
+    assert not one.tables.workers.inject(0, bytes(161), b"")
     one.turn()
     assert one.take() == [PLAIN + packet] and one.verdicts() == {}
-    assert all(one.tables.worker_inject(0, bytes(40), b"") for _ in range(64))
-    assert not one.tables.worker_inject(0, bytes(40), b"")
+    assert all(one.tables.workers.inject(0, bytes(40), b"") for _ in range(64))
+    assert not one.tables.workers.inject(0, bytes(40), b"")
     one.turn()
     assert one.verdicts() == {"DROP_MALFORMED_MESSAGE": 64}
 
@@ -241,7 +241,7 @@ def test_a_flood_of_stray_handshake_messages_is_bounded(one, two):
         two.udp.sendto(b"\2\0\0\0" + bytes(88), one.udp.getsockname())
     for _ in range(20):
         one.turn()
-    assert len(one.tables.worker_messages(0)) == 64
+    assert len(one.tables.workers.messages(0)) == 64
     assert one.verdicts() == {"FAILED_EVENT_RING_FULL": 36}
     two.udp.sendto(b"\1\0\0\0" + bytes(1000), one.udp.getsockname())
     one.turn()
@@ -256,7 +256,7 @@ def test_what_a_dead_worker_had_no_time_to_tell_is_told_again():
     one.give(udp(A4, B4, b"x"))
     one.turn()
     assert one.events() == []
-    one.tables.worker_is_dead(0)
+    one.tables.workers.exited(0)
     one.give(udp(A4, B4, b"x"))
     one.turn()
     assert one.events() == ["want_session"]
@@ -296,7 +296,7 @@ def test_the_initiator_asks_for_a_rekey_once(one, two):
         one.give(udp(A4, B4, b"x"))
         one.turn(START + REKEY_AFTER_TIME)
     assert one.events().count("rekey") == 1
-    one.tables.keypair_rearm_rekey(one.slot)
+    one.tables.keypairs.rearm_rekey(one.slot)
     one.give(udp(A4, B4, b"x"))
     one.turn(START + REKEY_AFTER_TIME)
     assert one.events() == ["rekey"]
@@ -351,7 +351,7 @@ def test_purged_packets_are_counted():
     one, two = pair(session=False)
     one.give(udp(A4, B4, b"x"))
     one.turn()
-    one.tables.peer_purge_staged(one.peer)
+    one.tables.peers.purge_staged(one.peer)
     one.turn()
     assert one.verdicts() == {"DROP_STAGED_TIMEOUT": 1}
     one.close()
@@ -372,7 +372,7 @@ def test_roaming_is_told_once_and_only_for_good_packets(one, two):
         one.turn()
         one.turn()
         assert one.events().count("roam") == 1
-        sockaddr, _ = one.tables.peer_endpoint(one.peer)
+        sockaddr, _ = one.tables.peers.endpoint(one.peer)
         assert Endpoint.from_sockaddr(sockaddr).port == elsewhere.getsockname()[1]
 
 
@@ -388,11 +388,11 @@ def test_the_answer_to_a_roaming_peer_goes_where_it_is(one, two):
         one.give(udp(A4, B4, b"y"))
         one.turn()
         assert elsewhere.recv(2000)[:1] == b"\4"
-    assert one.tables.peer_endpoint(one.peer)[1] == ip_address("::ffff:127.0.0.1").packed
+    assert one.tables.peers.endpoint(one.peer)[1] == ip_address("::ffff:127.0.0.1").packed
 
 
 def test_an_own_address_that_is_gone_is_given_up(one, two):
-    one.tables.peer_set_endpoint(one.peer, two.endpoint.sockaddr(socket.AF_INET6),
+    one.tables.peers.set_endpoint(one.peer, two.endpoint.sockaddr(socket.AF_INET6),
                                  ip_address("::ffff:192.0.2.200").packed)
     for size in (10, 10, 700):      # a GSO send, and a single datagram
         one.give(udp(A4, B4, bytes(size)))
@@ -404,7 +404,7 @@ def test_an_own_address_that_is_gone_is_given_up(one, two):
 
 def test_a_worker_killed_while_it_wrote_an_endpoint(one, two):
     """An odd sequence number is what it leaves: nobody may wait for it for ever."""
-    before = one.tables.peer_endpoint(one.peer)
+    before = one.tables.peers.endpoint(one.peer)
     with mmap.mmap(one.tables.fd, 0) as memory:
         at = memory.find(before[0]) - 8             # endpoint_seq, endpoint_len, endpoint
         sequence = ctypes.c_uint32.from_buffer(memory, at)
@@ -412,33 +412,33 @@ def test_a_worker_killed_while_it_wrote_an_endpoint(one, two):
         one.give(udp(A4, B4, b"x"))
         one.turn()
         assert one.verdicts() == {"DROP_NO_ENDPOINT": 1}
-        assert one.tables.worker_is_dead(0) == [one.peer]
-        assert one.tables.peer_endpoint(one.peer)[0] == b""
+        assert one.tables.workers.exited(0) == [one.peer]
+        assert one.tables.peers.endpoint(one.peer)[0] == b""
         sequence.value |= 1
-        one.tables.peer_set_endpoint(one.peer, *before)
-        assert one.tables.peer_endpoint(one.peer) == before and sequence.value % 2 == 0
+        one.tables.peers.set_endpoint(one.peer, *before)
+        assert one.tables.peers.endpoint(one.peer) == before and sequence.value % 2 == 0
         del sequence
 
 
 def test_activity_is_noted_for_the_timers(one, two):
     one.give(udp(A4, B4, b"x"))
     one.turn(START + 1)
-    assert one.tables.peer_activity(one.peer) == (START + 1, 0, START + 1, 0)
+    assert one.tables.peers.activity(one.peer) == (START + 1, 0, START + 1, 0)
     two.turn(START + 2)
-    assert two.tables.peer_activity(two.peer) == (0, START + 2, 0, START + 2)
+    assert two.tables.peers.activity(two.peer) == (0, START + 2, 0, START + 2)
     two.give(udp(B4, A4, b"y"))
     two.turn(START + 3)
     one.turn(START + 4)
-    assert one.tables.peer_activity(one.peer) == (0, START + 4, START + 1, START + 4)
-    assert two.tables.peer_activity(two.peer)[1] == 0
-    assert one.tables.peer_bytes(one.peer) == two.tables.peer_bytes(two.peer)[::-1]
+    assert one.tables.peers.activity(one.peer) == (0, START + 4, START + 1, START + 4)
+    assert two.tables.peers.activity(two.peer)[1] == 0
+    assert one.tables.peers.traffic(one.peer) == two.tables.peers.traffic(two.peer)[::-1]
 
 
 def test_an_empty_message_is_a_keepalive(one, two):
     two.udp.sendto(message(one, 0, b""), one.udp.getsockname())
     one.turn()
     assert one.counters()["keepalives_received"] == 1 and one.take() == []
-    assert one.tables.peer_activity(one.peer)[1] == 0
+    assert one.tables.peers.activity(one.peer)[1] == 0
 
 
 def test_a_full_interface_is_counted(one, two):
@@ -519,13 +519,13 @@ def test_tables_change_while_a_worker_runs():
     thread = threading.Thread(target=load)
     thread.start()
     for i in range(3000):
-        one.tables.allowed_insert(bytes([10, i % 200, 0, 0]), 16 + i % 9, one.peer)
-        one.tables.allowed_remove(bytes([10, (i * 7) % 200, 0, 0]), 16 + i % 9)
-        one.tables.peer_set_endpoint(one.peer, two.endpoint.sockaddr(socket.AF_INET6))
-        slot, _ = one.tables.keypair_reserve(0)
-        one.tables.keypair_retire(slot)
+        one.tables.allowed_ips.insert(bytes([10, i % 200, 0, 0]), 16 + i % 9, one.peer)
+        one.tables.allowed_ips.remove(bytes([10, (i * 7) % 200, 0, 0]), 16 + i % 9)
+        one.tables.peers.set_endpoint(one.peer, two.endpoint.sockaddr(socket.AF_INET6))
+        slot, _ = one.tables.keypairs.reserve(0)
+        one.tables.keypairs.retire(slot)
         if i % 50 == 0:
-            one.tables.reclaim()
+            one.tables.retired.reclaim()
     stop.set()
     thread.join()
     arrived = two.take()

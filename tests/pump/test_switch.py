@@ -136,20 +136,20 @@ def test_hosts_age(mesh):
     to_b = unicast(HOST["a"], HOST["b"])
     assert sent(mesh, "a", to_b, now=START + 100 * SECOND)["c"] == []
     later = START + 170 * SECOND                    # the lanes are too old soon
-    a.tables.switch_configure(is_relay=False, ageing_s=60, limit_per_peer=500, storm_limit=0)
+    a.tables.configure_switch(is_relay=False, ageing_s=60, limit_per_peer=500, storm_limit=0)
     assert sent(mesh, "a", to_b, now=later)["c"] == [to_b]
-    assert a.tables.mac_counts()[:2] == (2, 1)
-    a.tables.macs_sweep(later)
-    assert a.tables.mac_counts()[:2] == (1, 1)
-    assert [entry[0].hex(":") for entry in a.tables.macs(later)] == [HOST["a"]]
+    assert a.tables.fdb.counts()[:2] == (2, 1)
+    a.tables.fdb.sweep(later)
+    assert a.tables.fdb.counts()[:2] == (1, 1)
+    assert [entry[0].hex(":") for entry in a.tables.fdb.entries(later)] == [HOST["a"]]
 
 
 def test_a_removed_peer_takes_its_hosts_along(mesh):
     sent(mesh, "b", arp(HOST["b"]))
     sent(mesh, "c", arp(HOST["c"]))
-    mesh["a"].tables.peer_remove(mesh["a"].peers["b"])
+    mesh["a"].tables.peers.remove(mesh["a"].peers["b"])
     assert [mesh["a"].owner(HOST[name]) for name in "bc"] == [None, "c"]
-    assert mesh["a"].tables.mac_counts()[0] == 1
+    assert mesh["a"].tables.fdb.counts()[0] == 1
 
 
 def test_frames_wait_for_lanes_and_keep_their_name():
@@ -158,11 +158,11 @@ def test_frames_wait_for_lanes_and_keep_their_name():
     a = sites["a"]
     sets = {name: a._first[name] for name in "bc"}
     for name in "bc":
-        a.tables.peer_set_lanes(a.peers[name], None, None)
+        a.tables.peers.set_lanes(a.peers[name], None, None)
     data = arp(HOST["a"])
     assert sent(sites, "a", data) == {"a": [], "b": [], "c": []}
     for name in "bc":
-        a.tables.peer_set_lanes(a.peers[name], sets[name], None)
+        a.tables.peers.set_lanes(a.peers[name], sets[name], None)
     settle(sites)
     assert [[each[10:] for each in sites[name].take()] for name in "abc"] == [[], [data], [data]]
     close(sites)
@@ -303,21 +303,21 @@ def one_more(end):
 
 def test_a_locked_address_is_taken_from_its_side_only(mesh):
     b = mesh["b"]
-    b.tables.mac_add(bytes.fromhex(HOST["c"].replace(":", "")), 0, b.peers["c"], START)
+    b.tables.fdb.add(bytes.fromhex(HOST["c"].replace(":", "")), 0, b.peers["c"], START)
     assert sent(mesh, "a", arp(HOST["c"]))["b"] == []
     assert b.verdicts() == {"DROP_MAC_LOCKED": 1}
     assert sent(mesh, "b", arp(HOST["c"])) == {"a": [], "b": [], "c": []}
     assert b.verdicts() == {"DROP_MAC_LOCKED": 2}
     assert sent(mesh, "c", arp(HOST["c"]))["b"] == [arp(HOST["c"])]
     assert b.owner(HOST["c"], now=START + 10_000 * SECOND) == "c"       # it does not age
-    assert b.tables.macs_flush(with_static=False) == 0
-    assert b.tables.mac_remove(bytes.fromhex(HOST["c"].replace(":", "")), 0)
+    assert b.tables.fdb.flush(with_static=False) == 0
+    assert b.tables.fdb.remove(bytes.fromhex(HOST["c"].replace(":", "")), 0)
     assert sent(mesh, "a", arp(HOST["c"]))["b"] == [arp(HOST["c"])]
 
 
 def test_a_static_entry_needs_no_frame_to_be_known(mesh):
     a = mesh["a"]
-    a.tables.mac_add(bytes.fromhex(HOST["g"].replace(":", "")), 0, a.peers["c"], START)
+    a.tables.fdb.add(bytes.fromhex(HOST["g"].replace(":", "")), 0, a.peers["c"], START)
     data = unicast(HOST["a"], HOST["g"])
     assert sent(mesh, "a", data) == {"a": [], "b": [], "c": [data]}
 
@@ -338,12 +338,12 @@ def test_a_flood_of_addresses_is_bounded_and_harms_nobody():
         for _ in range(70):
             b.turn()
         b.take()
-    everything, local, by_peer = b.tables.mac_counts()
+    everything, local, by_peer = b.tables.fdb.counts()
     assert (everything, local) == (801, 0)
     assert by_peer == {b.peers["a"]: 800, b.peers["c"]: 1}
-    assert len(b.tables.macs(START)) == 801
-    b.tables.macs_sweep(START)
-    assert b.tables.mac_counts() == (everything, local, by_peer)
+    assert len(b.tables.fdb.entries(START)) == 801
+    b.tables.fdb.sweep(START)
+    assert b.tables.fdb.counts() == (everything, local, by_peer)
     got = b.counters()["tun_tx_packets"]
     assert b.verdicts()["FAILED_MAC_LIMIT"] == got - 2 - 799 > 90_000
     assert [b.owner(HOST[name]) for name in "ac"] == ["a", "c"]
@@ -363,7 +363,7 @@ def test_all_together_are_bounded_too():
         for number in range(80):
             sites[name].lie("b", arp(f"02:00:00:00:{number:02x}:0{name}"))
         settle(sites)
-    everything, _, by_peer = sites["b"].tables.mac_counts()
+    everything, _, by_peer = sites["b"].tables.fdb.counts()
     assert everything == 100 and sorted(by_peer.values()) == [20, 80]
     close(sites)
 
@@ -482,8 +482,8 @@ def test_a_loop_of_wrong_entries_ends():
     """Two relays that each have a host on the other's side."""
     sites = network(*"abc", relays="ab", links=("ab", "bc"))
     host = bytes.fromhex(HOST["g"].replace(":", ""))
-    sites["a"].tables.mac_add(host, 0, sites["a"].peers["b"], START)
-    sites["b"].tables.mac_add(host, 0, sites["b"].peers["a"], START)
+    sites["a"].tables.fdb.add(host, 0, sites["a"].peers["b"], START)
+    sites["b"].tables.fdb.add(host, 0, sites["b"].peers["a"], START)
     sites["c"].lie("b", unicast(HOST["c"], HOST["g"]))
     settle(sites, 50)
     assert sites["a"].verdicts() == {"DROP_LOCAL_FRAME": 1}
@@ -491,7 +491,7 @@ def test_a_loop_of_wrong_entries_ends():
     close(sites)
     ring = network(*"abcd", relays="abc", links=("ab", "bc", "ac", "ad"))
     for one, two in ("ab", "bc", "ca"):
-        ring[one].tables.mac_add(host, 0, ring[one].peers[two], START)
+        ring[one].tables.fdb.add(host, 0, ring[one].peers[two], START)
     ring["d"].lie("a", unicast(HOST["d"], HOST["g"]))
     settle(ring, 50)
     dropped = {name: site.verdicts() for name, site in ring.items() if site.verdicts()}
@@ -505,25 +505,26 @@ def test_entries_are_as_they_were_put_in():
     site = Site("a", mac_limit=50)
     rng = random.Random(2)
     model = {}
-    site.peers = {"b": site.tables.peer_add(), "c": site.tables.peer_add()}
+    site.peers = {"b": site.tables.peers.add(), "c": site.tables.peers.add()}
     for _ in range(3000):
         mac, vlan = bytes([2, 0, 0, 0, 0, rng.randrange(60)]), rng.randrange(2)
         owner = rng.choice([*site.peers.values(), _core.LOCAL_SIDE])
         if rng.random() < 0.4:
-            assert site.tables.mac_remove(mac, vlan) == (model.pop((mac, vlan), None) is not None)
+            assert site.tables.fdb.remove(mac, vlan) == (model.pop((mac, vlan), None) is not None)
         elif len(model) < 50 or (mac, vlan) in model:
-            site.tables.mac_add(mac, vlan, owner, START)
+            site.tables.fdb.add(mac, vlan, owner, START)
             model[mac, vlan] = owner
-    assert {(mac, vlan): owner for mac, vlan, owner, _, _ in site.tables.macs(START)} == model
-    assert site.tables.mac_counts()[0] == len(model)
-    assert all(site.tables.mac_owner(*key, START) == owner for key, owner in model.items())
-    flushed = site.tables.macs_flush(site.peers["b"])
+    entries = site.tables.fdb.entries(START)
+    assert {(mac, vlan): owner for mac, vlan, owner, _, _ in entries} == model
+    assert site.tables.fdb.counts()[0] == len(model)
+    assert all(site.tables.fdb.owner(*key, START) == owner for key, owner in model.items())
+    flushed = site.tables.fdb.flush(site.peers["b"])
     assert flushed == list(model.values()).count(site.peers["b"])
-    assert site.tables.mac_counts()[2] == {
+    assert site.tables.fdb.counts()[2] == {
         site.peers["b"]: 0, site.peers["c"]: list(model.values()).count(site.peers["c"])}
     for bad in (b"\x01" + bytes(5), b"short"):
         with pytest.raises(ValueError, match="no address of a host"):
-            site.tables.mac_add(bad, 0, site.peers["b"], START)
+            site.tables.fdb.add(bad, 0, site.peers["b"], START)
     site.close()
 
 
@@ -535,7 +536,7 @@ def test_a_unicast_does_not_come_back_by_another_relay():
     sites = network(*"abcd", relays="bc", links=("ab", "ac", "bc", "bd"))
     sent(sites, "d", arp(HOST["d"]))
     sent(sites, "a", arp(HOST["a"]))
-    sites["b"].tables.macs_flush()
+    sites["b"].tables.fdb.flush()
     assert sites["a"].verdicts() == {"DROP_DUPLICATE_FRAME": 1}         # of the first broadcast
     data = unicast(HOST["a"], HOST["d"])
     assert sent(sites, "a", data) == {"a": [], "b": [data], "c": [data], "d": [data]}
@@ -581,7 +582,7 @@ def test_a_host_that_moves_to_a_full_side_is_looked_for():
     assert sites["a"].owner(HOST["e"]) is None
     data = unicast(HOST["a"], HOST["e"])
     assert sent(sites, "a", data) == {"a": [], "b": [data], "c": [data]}
-    assert sites["a"].tables.mac_counts() == (3, 1, {0: 0, 1: 2})
+    assert sites["a"].tables.fdb.counts() == (3, 1, {0: 0, 1: 2})
     close(sites)
 
 
@@ -603,16 +604,16 @@ def test_floods_leave_room_for_those_who_wait_for_a_session():
     sites = network(*"abcdefg")
     a = sites["a"]
     for name in "bcdef":
-        a.tables.peer_set_lanes(a.peers[name], None, None)
+        a.tables.peers.set_lanes(a.peers[name], None, None)
     for _ in range(200):
         a.give(arp(HOST["a"]))
         a.turn()
-    a.tables.mac_add(bytes.fromhex(HOST["b"].replace(":", "")), 0, a.peers["b"], START)
+    a.tables.fdb.add(bytes.fromhex(HOST["b"].replace(":", "")), 0, a.peers["b"], START)
     data = [frame(HOST["b"], HOST["a"], bytes([n]), ethertype=0x88B5) for n in range(100)]
     for each in data:
         a.give(each)
         a.turn()
-    a.tables.peer_set_lanes(a.peers["b"], a._first["b"], None)
+    a.tables.peers.set_lanes(a.peers["b"], a._first["b"], None)
     settle(sites)
     assert [each[10:] for each in sites["b"].take()] == [arp(HOST["a"])] * 8 + data
     close(sites)

@@ -10,7 +10,14 @@ from collections.abc import Sequence
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from fastpump._core import FEATURE_BUNDLE, FEATURE_PARTIAL, Pump, SharedTables
+from fastpump._core import (
+    FEATURE_BUNDLE,
+    FEATURE_PARTIAL,
+    NewKeypair,
+    NewLanes,
+    Pump,
+    SharedTables,
+)
 from fastpump.conn.endpoint import Endpoint
 from fastpump.conn.sockets import UDP_GRO
 from fastpump.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME
@@ -68,15 +75,15 @@ class Pumped:
         self.pump.turn(now)
 
     def counters(self):
-        return self.tables.worker_counters(0)["counters"]
+        return self.tables.workers.counters(0)["counters"]
 
     def verdicts(self):
         """Those that are not zero."""
-        found = self.tables.worker_counters(0)["verdicts"]
+        found = self.tables.workers.counters(0)["verdicts"]
         return {name: count for name, count in found.items() if count}
 
     def events(self):
-        return [event[0] for event in self.tables.worker_events(0)]
+        return [event[0] for event in self.tables.workers.events(0)]
 
 
 class End(Pumped):
@@ -86,9 +93,9 @@ class End(Pumped):
         self.tables = SharedTables.create(1, 16, 8192)
         self.tables.offloads = offloads
         self.tables.mtu = mtu
-        self.peer = self.tables.peer_add()
-        self.tables.allowed_insert(bytes([10, 9, 0, 2 - number]), 32, self.peer)
-        self.tables.allowed_insert(bytes.fromhex("fd000009") + bytes(11) + bytes([2 - number]),
+        self.peer = self.tables.peers.add()
+        self.tables.allowed_ips.insert(bytes([10, 9, 0, 2 - number]), 32, self.peer)
+        self.tables.allowed_ips.insert(bytes.fromhex("fd000009") + bytes(11) + bytes([2 - number]),
                                    128, self.peer)
         self.interface, self.queue = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.udp = udp_socket()
@@ -98,7 +105,7 @@ class End(Pumped):
         self.queue.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
         self.doorbell, self.event = (os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2))
         self.keys = KEYS if number == 0 else KEYS[::-1]
-        self.slot, self.index = self.tables.keypair_reserve(0)
+        self.slot, self.index = self.tables.keypairs.reserve(0)
         self.number = number
         self.first: int | None = None       # slot of lane 0 of the newest set
         self.other: End
@@ -110,14 +117,17 @@ class End(Pumped):
                          backend=backend)
 
     def start_session(self, remote_index=0x01020304, *, is_initiator=True, created=START):
-        self.tables.keypair_install(
-            self.slot, self.index, remote_index, self.peer, 0, *self.keys, is_initiator,
-            created + REKEY_AFTER_TIME, created + REKEY_AFTER_TIME, created + REJECT_AFTER_TIME)
-        self.tables.peer_set_send_keypair(self.peer, self.slot)
+        send_key, receive_key = self.keys
+        self.tables.keypairs.install(self.slot, NewKeypair(
+            local_index=self.index, remote_index=remote_index, peer=self.peer, worker=0,
+            send_key=send_key, receive_key=receive_key, is_initiator=is_initiator,
+            rekey_at_ns=created + REKEY_AFTER_TIME, rekey_rx_at_ns=created + REKEY_AFTER_TIME,
+            reject_at_ns=created + REJECT_AFTER_TIME))
+        self.tables.peers.set_send_keypair(self.peer, self.slot)
 
     def reserve_lanes(self, count=1):
         """A new set that waits for its keys."""
-        self.first, self.lanes_index = self.tables.lanes_reserve(self.peer, count)
+        self.first, self.lanes_index = self.tables.lanes.reserve(self.peer, count)
 
     def install_lanes(self, *, cipher="aes-256-gcm", features=ALL_FEATURES, generation=0,
                       remote_index=None, created=START, count=1, opens=None):
@@ -127,14 +137,15 @@ class End(Pumped):
         keys = [lane_keys(generation, lane)[::1 if self.number == 0 else -1]
                 for lane in range(count)]
         where = self.other.endpoint.sockaddr(socket.AF_INET6) if opens else b""
-        self.tables.lanes_install(
-            self.first, self.other.lanes_index if remote_index is None else remote_index, cipher,
-            features, keys, [(where, bytes(16))] * count,
-            LANE_SOCKETS if opens else None, created + REKEY_AFTER_TIME,
-            created + REKEY_AFTER_TIME, created + REJECT_AFTER_TIME)
+        self.tables.lanes.install(self.first, NewLanes(
+            remote_index=self.other.lanes_index if remote_index is None else remote_index,
+            cipher=cipher, features=features, keys=keys, endpoints=[(where, bytes(16))] * count,
+            sockets=LANE_SOCKETS if opens else None, rekey_at_ns=created + REKEY_AFTER_TIME,
+            rekey_rx_at_ns=created + REKEY_AFTER_TIME,
+            reject_at_ns=created + REJECT_AFTER_TIME))
 
     def lane(self, number=0):
-        return self.tables.lane_status(self.first + number)
+        return self.tables.lanes.status(self.first + number)
 
     def plain(self, number=0, *, generation=0, cipher=1, counter=0):
         """This end of a lane as the plain implementation has it."""
@@ -143,7 +154,7 @@ class End(Pumped):
 
     def take_counter(self, lane=0):
         """A send counter of a lane of the newest set."""
-        return self.tables.lane_take_counter(self.first + lane, START)
+        return self.tables.lanes.take_counter(self.first + lane, START)
 
     def send_lane(self, message):
         """Send a lane message to the other end, from the socket that the lane has here."""
@@ -180,7 +191,7 @@ def pair(**more):
     one, two = End(0, **more), End(1, **more)
     for end, other in ((one, two), (two, one)):
         end.other = other
-        end.tables.peer_set_endpoint(end.peer, other.endpoint.sockaddr(socket.AF_INET6))
+        end.tables.peers.set_endpoint(end.peer, other.endpoint.sockaddr(socket.AF_INET6))
         if more.get("session", True):
             end.start_session(other.index)
     return one, two
@@ -193,7 +204,7 @@ def lane_pair(*, count=1, usable=True, cipher="aes-256-gcm", features=ALL_FEATUR
         end.reserve_lanes(count)
     for end in (one, two):
         end.install_lanes(cipher=cipher, features=features, count=count)
-        end.tables.peer_set_lanes(end.peer, end.first, None)
+        end.tables.peers.set_lanes(end.peer, end.first, None)
     if usable:
         number = {"aes-256-gcm": 1, "chacha20-poly1305": 2}[cipher]
         for end, other in ((one, two), (two, one)):

@@ -7,7 +7,7 @@ import hashlib
 import os
 import socket
 
-from fastpump._core import Pump, SharedTables
+from fastpump._core import NewLanes, Pump, SharedTables
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME
 from support.plainlanes import FRAME, PlainLane, origin
@@ -24,7 +24,7 @@ class Site(Pumped):
         self.tables.offloads = EVERYTHING
         self.tables.mtu = 1500
         self.tables.set_own_id(int.from_bytes(origin(name.encode()), "little"))
-        self.tables.switch_configure(is_relay=is_relay, ageing_s=ageing_s,
+        self.tables.configure_switch(is_relay=is_relay, ageing_s=ageing_s,
                                      limit_per_peer=per_peer, storm_limit=storm_limit)
         self.interface, self.queue = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         for sock in (self.interface, self.queue):
@@ -41,12 +41,12 @@ class Site(Pumped):
 
     def owner(self, mac, vlan=0, now=START):
         """On whose side an address is: a name, "" for this site, None."""
-        slot = self.tables.mac_owner(bytes.fromhex(mac.replace(":", "")), vlan, now)
+        slot = self.tables.fdb.owner(bytes.fromhex(mac.replace(":", "")), vlan, now)
         return {None: None, **{slot: name for name, slot in self.peers.items()}}.get(slot, "")
 
     def lie(self, to, payload, flags=FRAME):
         """Send what this site's pump would not."""
-        counter = self.tables.lane_take_counter(self._first[to], START)
+        counter = self.tables.lanes.take_counter(self._first[to], START)
         self.udp.sendto(self.plain[to].seal(payload, flags, counter=counter),
                         self.others[to].udp.getsockname())
 
@@ -58,29 +58,30 @@ class Site(Pumped):
         """A lane between both."""
         slots = {}
         for one, two in ((self, other), (other, self)):
-            slot = one.peers[two.name] = one.tables.peer_add()
+            slot = one.peers[two.name] = one.tables.peers.add()
             one.others[two.name] = two
             where = Endpoint.from_python(two.udp.getsockname()).sockaddr(socket.AF_INET6)
-            one.tables.peer_set_endpoint(slot, where)
-            one.tables.peer_set_id(slot, int.from_bytes(origin(two.name.encode()), "little"))
-            one.tables.peer_set_policy(slot, "lanes")
-            slots[one] = one.tables.lanes_reserve(slot, 1)
+            one.tables.peers.set_endpoint(slot, where)
+            one.tables.peers.set_id(slot, int.from_bytes(origin(two.name.encode()), "little"))
+            one.tables.peers.set_policy(slot, "lanes")
+            slots[one] = one.tables.lanes.reserve(slot, 1)
         for one, two in ((self, other), (other, self)):
             keys = [hashlib.sha256(f"{a} {b}".encode()).digest()
                     for a, b in ((one.name, two.name), (two.name, one.name))]
             where = Endpoint.from_python(two.udp.getsockname()).sockaddr(socket.AF_INET6)
             first, index = slots[one][0], slots[two][1]
-            one.tables.lanes_install(
-                first, index, "aes-256-gcm", ALL_FEATURES, [tuple(keys)], [(where, bytes(16))],
-                None, START + REKEY_AFTER_TIME, START + REKEY_AFTER_TIME,
-                START + REJECT_AFTER_TIME)
-            one.tables.peer_set_lanes(one.peers[two.name], first, None)
+            one.tables.lanes.install(first, NewLanes(
+                remote_index=index, cipher="aes-256-gcm", features=ALL_FEATURES,
+                keys=[tuple(keys)], endpoints=[(where, bytes(16))], sockets=None,
+                rekey_at_ns=START + REKEY_AFTER_TIME, rekey_rx_at_ns=START + REKEY_AFTER_TIME,
+                reject_at_ns=START + REJECT_AFTER_TIME))
+            one.tables.peers.set_lanes(one.peers[two.name], first, None)
             one.plain[two.name] = PlainLane(0, index, *keys)
             one._first = {**getattr(one, "_first", {}), two.name: first}
         for one, two in ((self, other), (other, self)):
             one.lie(two.name, b"", 0)
             two.turn()
-            two.tables.worker_events(0)
+            two.tables.workers.events(0)
 
 
 def network(*names, relays="", links=None, **more):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastpump._core import MUST_ACCEPT, MUST_PASS_ON, WAS_ANSWERED, Intake
+from fastpump._core import ADMIT_HANDSHAKE, ADMIT_TRANSPORT, SENT_COOKIE_REPLY, Intake
 from fastpump.conn.endpoint import NO_LOCAL, Endpoint
 from fastpump.constants import SECOND
 from fastpump.protocol import cookie, keys, wire
@@ -61,12 +61,12 @@ def test_length_type_and_mac1(intake):
         before = intake.verdicts[name]
         assert intake.judge(message, place(), START) is None
         assert intake.verdicts[name] == before + 1
-    assert intake.judge(good, place(), START) == MUST_ACCEPT
+    assert intake.judge(good, place(), START) == ADMIT_HANDSHAKE
     response = cookie.add_macs(b"\2\0\0\0" + bytes(88), KEY)
-    assert intake.judge(response, place(), START) == MUST_ACCEPT
-    assert intake.judge(b"\3\0\0\0" + bytes(60), place(), START) == MUST_ACCEPT
-    assert intake.judge(b"\4\0\0\0" + bytes(28), place(), START) == MUST_PASS_ON
-    assert intake.judge(b"\4\0\0\0" + bytes(144), place(), START) == MUST_PASS_ON
+    assert intake.judge(response, place(), START) == ADMIT_HANDSHAKE
+    assert intake.judge(b"\3\0\0\0" + bytes(60), place(), START) == ADMIT_HANDSHAKE
+    assert intake.judge(b"\4\0\0\0" + bytes(28), place(), START) == ADMIT_TRANSPORT
+    assert intake.judge(b"\4\0\0\0" + bytes(144), place(), START) == ADMIT_TRANSPORT
 
 
 def test_nothing_is_let_in_without_a_key(intake):
@@ -77,7 +77,7 @@ def test_nothing_is_let_in_without_a_key(intake):
 
 def test_the_same_initiation_twice(intake):
     message = initiation()
-    assert intake.judge(message, place(), START) == MUST_ACCEPT
+    assert intake.judge(message, place(), START) == ADMIT_HANDSHAKE
     assert intake.judge(message, place("192.0.2.8"), START + SECOND) is None
     assert verdicts(intake) == {"DROP_REPLAYED_INITIATION": 1}
 
@@ -92,7 +92,7 @@ def flood(intake, sources, count, now=START, ports=lambda n: 51820):
 
 
 def test_more_than_can_be_served_is_an_overload(intake):
-    assert flood(intake, lambda n: "192.0.2.1", 1000) == {MUST_ACCEPT: 1000}
+    assert flood(intake, lambda n: "192.0.2.1", 1000) == {ADMIT_HANDSHAKE: 1000}
     assert not intake.is_overloaded(START)
     flood(intake, lambda n: "192.0.2.1", 1)
     assert intake.is_overloaded(START + SECOND - 1) and not intake.is_overloaded(START + SECOND)
@@ -101,31 +101,31 @@ def test_more_than_can_be_served_is_an_overload(intake):
 def test_one_source_does_not_crowd_out_another(intake):
     intake.declare_overload(START + 10 * SECOND)
     # Five for the address, five for the port.
-    assert flood(intake, lambda n: "192.0.2.1", 1000) == {MUST_ACCEPT: 10, None: 990}
-    assert intake.judge(initiation(), place("192.0.2.2"), START) == MUST_ACCEPT
+    assert flood(intake, lambda n: "192.0.2.1", 1000) == {ADMIT_HANDSHAKE: 10, None: 990}
+    assert intake.judge(initiation(), place("192.0.2.2"), START) == ADMIT_HANDSHAKE
     assert verdicts(intake) == {"DROP_HANDSHAKE_RATE": 990}
     # 20 a second each.
     assert flood(intake, lambda n: "192.0.2.1", 9, START + SECOND // 20) == {
-        MUST_ACCEPT: 2, None: 7}
+        ADMIT_HANDSHAKE: 2, None: 7}
     assert flood(intake, lambda n: f"2001:db8::{n:x}", 2000, ports=lambda n: 7)[None] > 1800
 
 
 def test_an_honest_peer_behind_the_attackers_address_is_served(intake):
     intake.declare_overload(START + SECOND)
     flood(intake, lambda n: "192.0.2.1", 1000)
-    assert intake.judge(initiation(), place("192.0.2.1", 4242), START) == MUST_ACCEPT
+    assert intake.judge(initiation(), place("192.0.2.1", 4242), START) == ADMIT_HANDSHAKE
     # Also when the attacker uses all ports: at least with its cookie.
     flood(intake, lambda n: "192.0.2.1", 3000, ports=lambda n: 1024 + n)
     mine = place("192.0.2.1", 4243)
     assert intake.judge(initiation(), mine, START) is None
-    assert intake.judge(initiation(cookie_for(intake, mine)), mine, START) == MUST_ACCEPT
-    assert intake.judge(initiation(), place("192.0.2.2"), START) == MUST_ACCEPT
+    assert intake.judge(initiation(cookie_for(intake, mine)), mine, START) == ADMIT_HANDSHAKE
+    assert intake.judge(initiation(), place("192.0.2.2"), START) == ADMIT_HANDSHAKE
 
 
 def test_a_flood_from_everywhere_is_answered_with_cookies_then_dropped(intake):
     intake.declare_overload(START + SECOND)
     found = flood(intake, lambda n: f"10.{n >> 8}.{n & 255}.1", 2000)
-    assert found == {MUST_ACCEPT: 50, WAS_ANSWERED: 500, None: 1450}
+    assert found == {ADMIT_HANDSHAKE: 50, SENT_COOKIE_REPLY: 500, None: 1450}
     assert intake.verdicts["DROP_HANDSHAKE_OVERLOAD"] > 1300
     assert intake.verdicts["SENT_COOKIE_REPLY"] == 500
 
@@ -135,7 +135,7 @@ def test_a_cookie_gets_through(intake):
     flood(intake, lambda n: f"10.{n >> 8}.{n & 255}.1", 1000)
     mine = place("192.0.2.9")
     value = cookie_for(intake, mine)
-    assert intake.judge(initiation(value), mine, START) == MUST_ACCEPT
+    assert intake.judge(initiation(value), mine, START) == ADMIT_HANDSHAKE
     assert intake.judge(initiation(value), place("192.0.2.10"), START) is None
     assert intake.judge(initiation(value), place("192.0.2.9", 1), START) is None
     intake.renew_cookie_secret()
@@ -147,8 +147,8 @@ def test_the_endpoints_of_peers_have_a_share_of_their_own(intake):
     intake.add_known(place("2001:db8:1::5"))
     intake.declare_overload(START + SECOND)
     flood(intake, lambda n: f"10.{n >> 8}.{n & 255}.1", 1000)
-    assert intake.judge(initiation(), place("198.51.100.1", 5), START) == MUST_ACCEPT
-    assert intake.judge(initiation(), place("2001:db8:1::5"), START) == MUST_ACCEPT
+    assert intake.judge(initiation(), place("198.51.100.1", 5), START) == ADMIT_HANDSHAKE
+    assert intake.judge(initiation(), place("2001:db8:1::5"), START) == ADMIT_HANDSHAKE
     assert intake.judge(initiation(), place("198.51.100.2"), START) is None
     assert intake.judge(initiation(), place("2001:db8:1::6"), START) is None
 
@@ -160,13 +160,13 @@ def test_no_prefix_shares_the_bucket_of_another(intake):
     value = cookie_for(intake, mine)
     for third in range(8):
         flood(intake, lambda n, third=third: f"2001:db8:{third}:{n & 3:x}::1", 200)
-    assert intake.judge(initiation(value), mine, START) == MUST_ACCEPT
+    assert intake.judge(initiation(value), mine, START) == ADMIT_HANDSHAKE
 
 
 def test_cookie_replies_have_a_limit_at_all_times(intake):
     reply = b"\3\0\0\0" + bytes(60)
     found = [intake.judge(reply, place(), START) for _ in range(100)]
-    assert found.count(MUST_ACCEPT) == 5
+    assert found.count(ADMIT_HANDSHAKE) == 5
 
 
 def test_receive_takes_trains_apart(intake):
@@ -183,7 +183,7 @@ def test_receive_takes_trains_apart(intake):
         received, admitted = intake.receive(ours.fileno(), START)
         assert received == 2
         assert [(verdict, data) for verdict, data, _, _ in admitted] == [
-            (MUST_ACCEPT, first), (MUST_ACCEPT, second)]
+            (ADMIT_HANDSHAKE, first), (ADMIT_HANDSHAKE, second)]
         _, _, sockaddr, local = admitted[0]
         assert Endpoint.from_sockaddr(sockaddr).port == theirs.getsockname()[1]
         assert local == ip_address("::1").packed and local != NO_LOCAL
@@ -220,4 +220,4 @@ def test_no_datagram_breaks_it(data, is_overloaded):
     with_macs = cookie.add_macs(data, KEY) if len(data) >= wire.MACS_LEN else data
     for message in (data, with_macs):
         assert intake.judge(message, place(), START) in (
-            None, MUST_ACCEPT, MUST_PASS_ON, WAS_ANSWERED)
+            None, ADMIT_HANDSHAKE, ADMIT_TRANSPORT, SENT_COOKIE_REPLY)

@@ -270,7 +270,7 @@ def test_allowed_ips_move_between_peers():
     device.add_allowed_ip(world.b and device.peers[world.b.device.public_key], prefix)
     assert other.allowed_ips == set()
     device.remove_allowed_ip(other, prefix)
-    assert world.a.tables.allowed_lookup(bytes([10, 1, 1, 1])) == device.peers[
+    assert world.a.tables.allowed_ips.lookup(bytes([10, 1, 1, 1])) == device.peers[
         world.b.device.public_key].slot
 
 
@@ -279,7 +279,7 @@ def test_a_removed_peer_is_gone():
     world.handshake(world.a, world.b)
     world.a.device.remove_peer(world.a.peer)
     assert world.a.device.peers == {}
-    assert world.a.tables.allowed_lookup(bytes(4)) is None
+    assert world.a.tables.allowed_ips.lookup(bytes(4)) is None
     world.advance(1000 * SECOND)
     world.want(world.b)
     world.pass_on(world.b, world.a)
@@ -320,11 +320,11 @@ def test_a_silent_peer_gets_one_attempt_per_packet():
         for _ in range(2):
             interface.send(PLAIN + udp(A4, B4, b"x"))
             pump.turn(world.now)
-            assert side.tables.peer_activity(side.peer.slot)[0] == world.now
+            assert side.tables.peers.activity(side.peer.slot)[0] == world.now
             side.device.handle_events(worker, world.now)
             for _ in range(170):    # not so long that the session ends
                 world.advance(SECOND // 2)
-            assert side.tables.peer_activity(side.peer.slot)[0] == 0
+            assert side.tables.peers.activity(side.peer.slot)[0] == 0
     attempts = [message for message, _ in side.sent if message[0] == 1]
     assert 10 <= len(attempts) <= 36
 
@@ -336,14 +336,14 @@ def test_a_full_keypair_table_is_counted_and_tried_again():
     taken = []
     with pytest.raises(MemoryError):
         while True:
-            taken.append(world.b.tables.keypair_reserve(0)[0])
+            taken.append(world.b.tables.keypairs.reserve(0)[0])
     world.pass_on(world.a, world.b)
     assert world.b.sent == [] and world.b.device.verdicts == {"DROP_TABLE_FULL": 1}
     world.want(world.b)
     assert world.b.sent == []
     for slot in taken:
-        world.b.tables.keypair_retire(slot)
-    world.b.tables.reclaim()
+        world.b.tables.keypairs.retire(slot)
+    world.b.tables.retired.reclaim()
     world.advance(REKEY_TIMEOUT)
     assert 1 in [message[0] for message, _ in world.b.sent]
 

@@ -87,7 +87,7 @@ class Side:
         """The lanes of the newest set that workers send on."""
         newest = self.lanes.sets[0]
         return [number for number in range(newest.count)
-                if self.tables.lane_status(newest.first + number)["is_usable"]]
+                if self.tables.lanes.status(newest.first + number)["is_usable"]]
 
     def turn(self):
         """What workers and supervisor do when something has come."""
@@ -118,7 +118,7 @@ class Side:
 
     def hear_lane(self, message, other):
         worker = message[2] % self.tables.queue_count
-        self.tables.worker_inject(worker, message, PLACE[other.name].sockaddr(socket.AF_INET6))
+        self.tables.workers.inject(worker, message, PLACE[other.name].sockaddr(socket.AF_INET6))
         self.turn()
 
 
@@ -390,7 +390,7 @@ def test_a_changed_message_makes_no_lanes(worlds):
     assert world.b.lanes.sets[0].cipher == "chacha20-poly1305"
     assert world.a.lanes.sets[0].cipher == "aes-256-gcm"
     assert world.a.usable == world.b.usable == []
-    worker = world.b.tables.worker_counters(0)["verdicts"]
+    worker = world.b.tables.workers.counters(0)["verdicts"]
     assert worker["DROP_UNAUTHENTIC"] > 0
 
 
@@ -480,11 +480,11 @@ def test_another_private_key_ends_all_lanes(worlds):
 def test_a_full_table_is_counted(worlds):
     world = worlds()
     b = world.b
-    other = b.tables.peer_add()
+    other = b.tables.peers.add()
     for count in (256, 128, 64, 32, 16, 8, 4, 2, 1):
         with pytest.raises(MemoryError):
             while True:
-                b.tables.lanes_reserve(other, count)
+                b.tables.lanes.reserve(other, count)
     world.handshake(world.a, b)
     assert world.deliver(world.a, b) == [HELLO]
     assert b.device.verdicts == {"DROP_TABLE_FULL": 1}
@@ -553,13 +553,13 @@ def test_a_lane_that_is_not_answered_dies_and_comes_back(worlds, caplog):
     world.handshake(a, b)
     world.settle()
     slot = a.lanes.sets[0].first + 1
-    status = a.tables.lane_status
+    status = a.tables.lanes.status
 
     def unanswered(which):              # as if data had left a while ago
         return {**status(which), "first_unanswered_tx_ns": began if which == slot else 0}
 
     began = world.now
-    tables = Unanswered(a.tables, unanswered)
+    tables = Patched(a.tables, lanes=Patched(a.tables.lanes, status=unanswered))
     a.device.lanes._tables = tables
     a.device.lanes.lane_unanswered(a.peer, slot, began)
     a.device._watch(a.peer)
@@ -577,14 +577,15 @@ def test_a_lane_that_is_not_answered_dies_and_comes_back(worlds, caplog):
     assert caplog.text.count("is dead") == 1
 
 
-class Unanswered:
-    """Shared tables in which data on a lane has not been answered."""
+class Patched:
+    """An object with other attributes than its own in places."""
 
-    def __init__(self, tables, lane_status):
-        self._tables, self.lane_status = tables, lane_status
+    def __init__(self, original, **others):
+        self._original = original
+        self.__dict__.update(others)
 
     def __getattr__(self, name):
-        return getattr(self._tables, name)
+        return getattr(self._original, name)
 
 
 def test_who_roams_is_asked_and_answers_by_the_session_too(worlds):
@@ -596,10 +597,10 @@ def test_who_roams_is_asked_and_answers_by_the_session_too(worlds):
     elsewhere = Endpoint(IPv4Address("198.51.100.7"), 4711)
     first = a.lanes.sets[0].first
     assert world.deliver(a, b) == []
-    counter = a.tables.lane_take_counter(first + 1, world.now)
+    counter = a.tables.lanes.take_counter(first + 1, world.now)
     lane = plainlanes.PlainLane(1, a.lanes.sets[0].remote_index, a.lanes.sets[0].send_keys[1],
                                 b"")
-    b.tables.worker_inject(1, lane.seal(counter=counter), elsewhere.sockaddr(socket.AF_INET6))
+    b.tables.workers.inject(1, lane.seal(counter=counter), elsewhere.sockaddr(socket.AF_INET6))
     b.turn()
     assert [(message[2], message[1], where) for message, where, _ in b.lane_sent] == [
         (1, 8, elsewhere)]
@@ -628,7 +629,7 @@ def test_a_flood_of_probes_is_answered_now_and_then(worlds):
         world.now += SECOND // 1000
         a.device.lanes._send_lane(a.lanes.sets[0], 0, 8, world.now)
         b.hear_lane(a.lane_sent.pop()[0], a)
-    assert a.tables.lane_status(number)["tx_messages"] > 100
+    assert a.tables.lanes.status(number)["tx_messages"] > 100
     assert 5 <= len(b.lane_sent) <= 6
 
 
@@ -664,11 +665,11 @@ def test_lanes_that_we_opened_follow_the_endpoint(worlds):
     elsewhere = Endpoint(IPv4Address("198.51.100.7"), 4711)
     a.device.set_endpoint(a.peer, elsewhere)
     first = a.lanes.sets[0].first
-    assert [a.tables.lane_endpoint(first + n)[0] for n in range(2)] == [
+    assert [a.tables.lanes.endpoint(first + n)[0] for n in range(2)] == [
         elsewhere.sockaddr(socket.AF_INET6)] * 2
-    before = world.b.tables.lane_endpoint(world.b.lanes.sets[0].first)
+    before = world.b.tables.lanes.endpoint(world.b.lanes.sets[0].first)
     world.b.device.set_endpoint(world.b.peer, elsewhere)
-    assert world.b.tables.lane_endpoint(world.b.lanes.sets[0].first) == before
+    assert world.b.tables.lanes.endpoint(world.b.lanes.sets[0].first) == before
 
 
 # -- only lanes
@@ -682,17 +683,17 @@ def test_only_lanes(worlds, caplog):
     assert a.lanes.refusal
     assert caplog.text.count("nothing is sent to it (--transport lanes)") == 1
     packet = bytes.fromhex("4500001400000000400100000a0900010a090002")
-    a.tables.allowed_insert(bytes([10, 9, 0, 2]), 32, a.peer.slot)
+    a.tables.allowed_ips.insert(bytes([10, 9, 0, 2]), 32, a.peer.slot)
     a.fds[0].send(bytes(10) + packet)
     a.turn()
-    assert a.tables.worker_counters(0)["verdicts"]["DROP_NO_LANES"] == 1
+    assert a.tables.workers.counters(0)["verdicts"]["DROP_NO_LANES"] == 1
     # The peer learns: the next session brings lanes.
     b.device.lanes._options = Options(socket_count=8)
     world.rekey(a, b)
     assert a.usable == [0, 1]
     a.fds[0].send(bytes(10) + packet)
     a.turn()
-    assert a.tables.worker_counters(0)["verdicts"]["DROP_NO_LANES"] == 1
+    assert a.tables.workers.counters(0)["verdicts"]["DROP_NO_LANES"] == 1
 
 
 def test_only_lanes_as_the_responder(worlds, caplog):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastpump._core import SharedTables
+from fastpump._core import NewKeypair, SharedTables
 
 
 def address(text):
@@ -15,12 +15,12 @@ def address(text):
 
 def insert(tables, cidr, peer):
     network = ipaddress.ip_network(cidr)
-    tables.allowed_insert(network.network_address.packed, network.prefixlen, peer)
+    tables.allowed_ips.insert(network.network_address.packed, network.prefixlen, peer)
 
 
 def remove(tables, cidr):
     network = ipaddress.ip_network(cidr)
-    tables.allowed_remove(network.network_address.packed, network.prefixlen)
+    tables.allowed_ips.remove(network.network_address.packed, network.prefixlen)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def tables():
 
 
 def test_longest_prefix_wins(tables):
-    wide, narrow, host, six = (tables.peer_add() for _ in range(4))
+    wide, narrow, host, six = (tables.peers.add() for _ in range(4))
     insert(tables, "0.0.0.0/0", wide)
     insert(tables, "10.0.0.0/8", narrow)
     insert(tables, "10.1.2.3/32", host)
@@ -38,18 +38,18 @@ def test_longest_prefix_wins(tables):
     for text, peer in (("192.0.2.1", wide), ("10.9.9.9", narrow), ("10.1.2.3", host),
                        ("10.1.2.2", narrow), ("2001:db8::1", six), ("fd00::1", host),
                        ("fd00:0:0:0:8000::", six)):
-        assert tables.allowed_lookup(address(text)) == peer, text
+        assert tables.allowed_ips.lookup(address(text)) == peer, text
 
 
 def test_moving_and_removing_a_prefix(tables):
-    one, two = tables.peer_add(), tables.peer_add()
+    one, two = tables.peers.add(), tables.peers.add()
     insert(tables, "10.0.0.0/8", one)
     insert(tables, "10.0.0.0/8", two)
-    assert tables.allowed_lookup(address("10.0.0.1")) == two
+    assert tables.allowed_ips.lookup(address("10.0.0.1")) == two
     remove(tables, "10.0.0.0/8")
     remove(tables, "10.0.0.0/8")
     remove(tables, "172.16.0.0/12")
-    assert tables.allowed_lookup(address("10.0.0.1")) is None
+    assert tables.allowed_ips.lookup(address("10.0.0.1")) is None
 
 
 networks = st.one_of(
@@ -65,7 +65,7 @@ networks = st.one_of(
        st.lists(networks, max_size=20))
 def test_trie_against_brute_force(changes, probes):
     tables = SharedTables.create(1, 8, 4096)
-    peers = [tables.peer_add() for _ in range(8)]
+    peers = [tables.peers.add() for _ in range(8)]
     routes = {}
     for network, peer, is_removal in changes:
         if is_removal and routes:
@@ -79,72 +79,74 @@ def test_trie_against_brute_force(changes, probes):
         where = probe.broadcast_address
         covering = [n for n in routes if n.version == where.version and where in n]
         expected = routes[max(covering, key=lambda n: n.prefixlen)] if covering else None
-        assert tables.allowed_lookup(where.packed) == expected
+        assert tables.allowed_ips.lookup(where.packed) == expected
 
 
 def test_nodes_are_reused_for_ever(tables):
-    peer = tables.peer_add()
+    peer = tables.peers.add()
     for round_number in range(20000):
         insert(tables, f"10.{round_number % 200}.0.0/16", peer)
         insert(tables, f"10.{round_number % 200}.7.0/24", peer)
         remove(tables, f"10.{round_number % 200}.7.0/24")
         remove(tables, f"10.{round_number % 200}.0.0/16")
-    assert tables.allowed_lookup(address("10.7.7.1")) is None
+    assert tables.allowed_ips.lookup(address("10.7.7.1")) is None
 
 
 def test_a_full_table_says_so():
     tables = SharedTables.create(1, 2, 4)
-    peer = tables.peer_add()
-    tables.peer_add()
+    peer = tables.peers.add()
+    tables.peers.add()
     with pytest.raises(MemoryError, match="peer table is full"):
-        tables.peer_add()
+        tables.peers.add()
     insert(tables, "10.0.0.0/8", peer)
     with pytest.raises(MemoryError, match="allowed IPs is full"):
         for i in range(9):
             insert(tables, f"{20 + i}.0.0.0/8", peer)
-    assert tables.allowed_lookup(address("10.0.0.1")) == peer
+    assert tables.allowed_ips.lookup(address("10.0.0.1")) == peer
 
 
 def test_slots_come_back_after_a_grace_period(tables):
     for _ in range(1000):
-        peer = tables.peer_add()
-        slot, _ = tables.keypair_reserve(1)
-        tables.keypair_retire(slot)
-        tables.peer_remove(peer)
-    assert tables.reclaim() == 0 or tables.reclaim() == 0
+        peer = tables.peers.add()
+        slot, _ = tables.keypairs.reserve(1)
+        tables.keypairs.retire(slot)
+        tables.peers.remove(peer)
+    assert tables.retired.reclaim() == 0 or tables.retired.reclaim() == 0
 
 
 def test_removed_slots_are_refused(tables):
-    peer = tables.peer_add()
-    tables.peer_remove(peer)
+    peer = tables.peers.add()
+    tables.peers.remove(peer)
     with pytest.raises(IndexError):
-        tables.peer_set_endpoint(peer, b"")
+        tables.peers.set_endpoint(peer, b"")
     with pytest.raises(IndexError):
         insert(tables, "10.0.0.0/8", peer)
     for bad in (b"", b"123", bytes(5)):
         with pytest.raises(ValueError):
-            tables.allowed_lookup(bad)
+            tables.allowed_ips.lookup(bad)
     with pytest.raises(ValueError):
-        tables.allowed_insert(bytes(4), 33, tables.peer_add())
+        tables.allowed_ips.insert(bytes(4), 33, tables.peers.add())
     with pytest.raises(ValueError):
         SharedTables.create(257)
 
 
 def test_the_index_names_the_worker(tables):
-    indices = [tables.keypair_reserve(worker)[1] for worker in (0, 1, 2, 3, 2)]
+    indices = [tables.keypairs.reserve(worker)[1] for worker in (0, 1, 2, 3, 2)]
     assert [index & 3 for index in indices] == [0, 1, 2, 3, 2]
     assert len(set(indices)) == 5
     with pytest.raises(IndexError):
-        tables.keypair_reserve(4)
+        tables.keypairs.reserve(4)
 
 
 def test_counters_are_taken_once_each(tables):
-    slot, index = tables.keypair_reserve(0)
+    slot, index = tables.keypairs.reserve(0)
     attached = SharedTables.attach(tables.fd)
-    tables.keypair_install(slot, index, 1, tables.peer_add(), 0, bytes(32), bytes(32), True, 1,
-                           1, 1)
-    assert [tables.keypair_take_counter(slot, index) for _ in range(3)] == [0, 1, 2]
-    tables.keypair_retire(slot)
+    tables.keypairs.install(slot, NewKeypair(
+        local_index=index, remote_index=1, peer=tables.peers.add(), worker=0, send_key=bytes(32),
+        receive_key=bytes(32), is_initiator=True, rekey_at_ns=1, rekey_rx_at_ns=1,
+        reject_at_ns=1))
+    assert [tables.keypairs.take_counter(slot, index) for _ in range(3)] == [0, 1, 2]
+    tables.keypairs.retire(slot)
     with pytest.raises(ValueError, match="is gone"):
-        tables.keypair_take_counter(slot, index)
+        tables.keypairs.take_counter(slot, index)
     assert attached.queue_count == 4

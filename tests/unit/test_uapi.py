@@ -65,8 +65,8 @@ def test_everything_configured_in_wgs_order(target):
         "allowed_ip=10.0.0.0/8 public_key={B}")
     one, other = target.device.peers.values()
     one.latest_handshake_unix_ns = 12 * SECOND + 34
-    target.tables.peer_note_sent(one.slot, START, 148)
-    target.tables.peer_note_received(one.slot, START, 92)
+    target.tables.peers.record_sent(one.slot, START, 148)
+    target.tables.peers.record_received(one.slot, START, 92)
     assert other.slot != one.slot
     assert uapi.answer(target, b"get=1\n\n", START).decode() == lines(
         "private_key={PRIVATE} listen_port=51820 fwmark=7 public_key={A} preshared_key={PSK} "
@@ -206,7 +206,7 @@ def test_peers(target, requests, peers):
 ])
 def test_endpoints(target, text, shown, address, port, scope):
     assert put(target, f"public_key={{A}} endpoint={text}").peers[A].endpoint == shown
-    sockaddr, local = target.tables.peer_endpoint(target.device.peers[A].slot)
+    sockaddr, local = target.tables.peers.endpoint(target.device.peers[A].slot)
     assert struct.unpack("=H2sI16sI", sockaddr) == (
         socket.AF_INET6, port.to_bytes(2, "big"), 0, ip_address(address).packed, scope)
     assert local == NO_LOCAL
@@ -375,9 +375,9 @@ def test_many_allowed_ips():
     assert found.peers[A].allowed == set() and len(found.peers[B].allowed) == 65000
     slot = target.device.peers[B].slot
     for address in ("0a000001", "0a7ef301", "fd007ef3000000000000000000000001"):
-        assert target.tables.allowed_lookup(bytes.fromhex(address)) == slot
+        assert target.tables.allowed_ips.lookup(bytes.fromhex(address)) == slot
     assert ask(target, "public_key={B} replace_allowed_ips=true") == 0
-    assert target.tables.allowed_lookup(bytes([10, 0, 0, 1])) is None
+    assert target.tables.allowed_ips.lookup(bytes([10, 0, 0, 1])) is None
 
 
 def test_many_peers():

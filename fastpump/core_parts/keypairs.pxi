@@ -1,0 +1,100 @@
+# Keypairs of WireGuard sessions.
+
+import os
+from collections import namedtuple
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.stdint cimport uint32_t
+from libc.string cimport memcpy, memset
+
+from fastpump.hot cimport constants
+from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, add64, and32, load32, store32
+from fastpump.hot.shm cimport (
+    KEYPAIR_INITIATOR, KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, Header, Keypair,
+)
+
+REJECT_AFTER_MESSAGES = constants.REJECT_AFTER_MESSAGES
+
+NewKeypair = namedtuple("NewKeypair", (
+    "local_index",                  # receiver index of what the peer sends, as `reserve` gave it
+    "remote_index",                 # receiver index of what we send
+    "peer",                         # its slot
+    "worker",                       # who receives
+    "send_key",                     # 32 bytes
+    "receive_key",                  # 32 bytes
+    "is_initiator",
+    "rekey_at_ns",                  # CLOCK_BOOTTIME: an initiator that sends asks for a new one
+    "rekey_rx_at_ns",               # an initiator that receives, shortly before it expires
+    "reject_at_ns",                 # expired
+))
+NewKeypair.__doc__ = "What a handshake gave: the keypair for a reserved slot."
+
+
+cdef class Keypairs(SlotTable):
+    """The table of keypairs. IndexError for a slot that was never reserved."""
+
+    def __cinit__(self, Mapping mapping, Retired retired):
+        self.title = "the keypair table"
+        self.capacity = mapping.tables.header.keypair_capacity
+
+    cdef Keypair *at(self, uint32_t slot) except NULL:
+        if slot >= self.end:
+            raise IndexError(f"no keypair in slot {slot}")
+        return &self.mapping.tables.keypairs[slot]
+
+    def reserve(self, uint32_t worker):
+        """(slot, local_index) for a handshake that begins: the index says which worker
+        will receive. MemoryError when the table is full."""
+        cdef Header *header = self.mapping.tables.header
+        self.mapping.worker(worker)
+        slot = self.take()
+        taken_bits = header.worker_bits + header.slot_bits
+        index = int.from_bytes(os.urandom(4), "little") >> taken_bits << taken_bits
+        return slot, index | slot << header.worker_bits | worker
+
+    def install(self, uint32_t slot, new):
+        """Fill a reserved slot with a NewKeypair and publish it to the receiving worker.
+
+        A responder's keypair is unconfirmed: the worker reports its first message.
+        """
+        cdef Keypair *keypair = self.at(slot)
+        cdef bytes send_key = new.send_key, receive_key = new.receive_key
+        if len(send_key) != 32 or len(receive_key) != 32:
+            raise ValueError("transport keys have 32 bytes")
+        memset(keypair, 0, sizeof(Keypair))
+        keypair.local_index = new.local_index
+        keypair.remote_index = new.remote_index
+        keypair.peer = new.peer
+        keypair.worker = new.worker
+        keypair.flags = KEYPAIR_INITIATOR if new.is_initiator else KEYPAIR_UNCONFIRMED
+        keypair.rekey_at_ns = new.rekey_at_ns
+        keypair.rekey_rx_at_ns = new.rekey_rx_at_ns
+        keypair.reject_at_ns = new.reject_at_ns
+        memcpy(keypair.send_key, PyBytes_AS_STRING(send_key), 32)
+        memcpy(keypair.receive_key, PyBytes_AS_STRING(receive_key), 32)
+        store32(&keypair.live, 1, RELEASE)
+
+    def confirm(self, uint32_t slot):
+        """The peer has sent on a responder's keypair."""
+        and32(&self.at(slot).flags, ~<uint32_t>KEYPAIR_UNCONFIRMED, RELAXED)
+
+    def rearm_rekey(self, uint32_t slot):
+        """Let the workers ask for a rekey again (the last attempt failed)."""
+        and32(&self.at(slot).flags, ~<uint32_t>KEYPAIR_REKEY_TOLD, RELAXED)
+
+    def take_counter(self, uint32_t slot, uint32_t local_index):
+        """A send counter, taken atomically: nobody else gets it. ValueError if the slot's
+        keypair is not the one with that index any more: its counters would begin anew."""
+        cdef Keypair *keypair = self.at(slot)
+        if not load32(&keypair.live, ACQUIRE) or keypair.local_index != local_index:
+            raise ValueError(f"the keypair in slot {slot} is gone")
+        return add64(&keypair.send_counter, 1, RELAXED)
+
+    def retire(self, uint32_t slot):
+        """Take the keypair out of use; its keys are wiped after the grace period."""
+        store32(&self.at(slot).live, 0, SEQ_CST)
+        self.retired.add(self, slot)
+
+    cdef int recycle(self, uint32_t slot) except -1:
+        memset(&self.mapping.tables.keypairs[slot], 0, sizeof(Keypair))
+        return SlotTable.recycle(self, slot)

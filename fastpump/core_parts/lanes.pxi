@@ -1,0 +1,189 @@
+# Sets of lanes. The lanes of a set lie in a row; the slot of the first stands for the set.
+
+import os
+from collections import namedtuple
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
+from libc.string cimport memset
+
+from fastpump.hot cimport constants
+from fastpump.hot.aead cimport AEAD_RAW_KEY_LEN, Aead, aead_free, aead_key_set
+from fastpump.hot.atomics cimport (
+    RELAXED, RELEASE, SEQ_CST, add64, and32, load32, load64, or32, store32,
+)
+from fastpump.hot.shm cimport (
+    LANE_ASKED, LANE_DEAD, LANE_FREE, LANE_LIVE, LANE_REKEY_TOLD, LANE_RESERVED, LANE_ROAM_TOLD,
+    LANE_UNANSWERED_TOLD, LANE_USABLE, LANE_USABLE_TOLD, LOCAL_LEN, NONE, Header, Lane,
+)
+
+FEATURE_PARTIAL, FEATURE_BUNDLE = constants.FEATURE_PARTIAL, constants.FEATURE_BUNDLE
+MAX_LANES = constants.MAX_LANES
+LANE_BITS = {
+    "asked": LANE_ASKED,
+    "usable_told": LANE_USABLE_TOLD,
+    "unanswered_told": LANE_UNANSWERED_TOLD,
+    "rekey_told": LANE_REKEY_TOLD,
+    "roam_told": LANE_ROAM_TOLD,
+}
+
+NewLanes = namedtuple("NewLanes", (
+    "remote_index",                 # receiver index of what we send
+    "cipher",                       # a name of CIPHERS
+    "features",                     # FEATURE_* that the peer takes
+    "keys",                         # (send, receive) of each lane, 32 bytes each
+    "endpoints",                    # (sockaddr, own address) of each; b"" for unknown
+    "sockets",                      # how many lane sockets there are; None: the set uses our port
+    "rekey_at_ns",                  # CLOCK_BOOTTIME; as a NewKeypair's
+    "rekey_rx_at_ns",
+    "reject_at_ns",
+))
+NewLanes.__doc__ = "What a negotiation gave: the lanes for a reserved set."
+
+
+cdef class Lanes(SlotTable):
+    """The table of lanes. Times are CLOCK_BOOTTIME, ns. IndexError for a slot that was never
+    reserved."""
+
+    cdef Aead aead                  # to expand keys with
+    cdef dict free_runs             # slots of first lanes, by how many lie in a row: 1, 2, 4, ...
+
+    def __cinit__(self, Mapping mapping, Retired retired):
+        self.title = "the table of lanes"
+        self.capacity = mapping.tables.header.lane_capacity
+        self.free_runs = {}
+
+    def __dealloc__(self):
+        aead_free(&self.aead)
+
+    cdef int start_aead(self, str backend) except -1:
+        """Before the first `install`."""
+        return backend_start(&self.aead, backend)
+
+    cdef Lane *at(self, uint32_t slot) except NULL:
+        if slot >= self.end:
+            raise IndexError(f"no lane in slot {slot}")
+        return &self.mapping.tables.lanes[slot]
+
+    cdef int64_t take_run(self, uint32_t count) except -1:
+        """The first of `count` free slots in a row; MemoryError when there are none."""
+        cdef uint32_t run = run_of(count)
+        if not self.free_runs.get(run):
+            self.retired.reclaim_all()
+        if self.free_runs.get(run):
+            return self.free_runs[run].pop()
+        if self.end + run > self.capacity:
+            raise MemoryError(f"{self.title} is full ({self.capacity})")
+        self.end += run
+        return self.end - run
+
+    def reserve(self, uint32_t peer, uint32_t count):
+        """(slot of lane 0, receiver index) for a set of `count` lanes, whose keys are not known
+        yet: what comes for it waits. MemoryError when the table is full."""
+        cdef Header *header = self.mapping.tables.header
+        cdef Lane *lane
+        cdef uint32_t first, index, i
+        self.mapping.peer(peer)
+        if not 1 <= count <= constants.MAX_LANES:
+            raise ValueError(f"a set has 1 to {constants.MAX_LANES} lanes, not {count}")
+        first = <uint32_t>self.take_run(count)
+        random = int.from_bytes(os.urandom(4), "little")
+        index = random >> header.lane_bits << header.lane_bits | first
+        for i in range(count):
+            lane = &self.mapping.tables.lanes[first + i]
+            lane.local_index = index
+            lane.peer = peer
+            lane.number = i
+            lane.count = count
+            lane.worker = i % header.queue_count
+            store32(&lane.state, LANE_RESERVED, RELEASE)
+        return first, index
+
+    def install(self, uint32_t first, new):
+        """Make a reserved set live, by a NewLanes."""
+        cdef uint32_t i, count = self.at(first).count
+        if len(new.keys) != count or len(new.endpoints) != count:
+            raise ValueError(f"{len(new.keys)} keys, {len(new.endpoints)} endpoints for {count} "
+                             "lanes")
+        for i in range(count):
+            self.install_one(self.at(first + i), new)
+
+    cdef int install_one(self, Lane *lane, new) except -1:
+        cdef bytes send_key, receive_key
+        send_key, receive_key = new.keys[lane.number]
+        if len(send_key) != AEAD_RAW_KEY_LEN or len(receive_key) != AEAD_RAW_KEY_LEN:
+            raise ValueError("lane keys have 32 bytes")
+        lane.remote_index = new.remote_index
+        lane.socket = NONE if new.sockets is None else lane.number % <uint32_t>new.sockets
+        lane.cipher = CIPHERS[new.cipher]
+        lane.features = new.features
+        lane.rekey_at_ns = new.rekey_at_ns
+        lane.rekey_rx_at_ns = new.rekey_rx_at_ns
+        lane.reject_at_ns = new.reject_at_ns
+        aead_key_set(&self.aead, lane.cipher, <const uint8_t *>PyBytes_AS_STRING(send_key),
+                     lane.send_key)
+        aead_key_set(&self.aead, lane.cipher, <const uint8_t *>PyBytes_AS_STRING(receive_key),
+                     lane.receive_key)
+        sockaddr, local = new.endpoints[lane.number]
+        endpoint_store(&lane.endpoint, sockaddr, local)
+        store32(&lane.state, LANE_LIVE, RELEASE)
+        return 0
+
+    def retire(self, uint32_t first):
+        """Take a set out of use; its keys are wiped after the grace period."""
+        cdef uint32_t i
+        for i in range(self.at(first).count):
+            store32(&self.mapping.tables.lanes[first + i].state, LANE_FREE, SEQ_CST)
+        self.retired.add(self, first)
+
+    cdef int recycle(self, uint32_t first) except -1:
+        cdef uint32_t count = self.mapping.tables.lanes[first].count
+        memset(&self.mapping.tables.lanes[first], 0, count * sizeof(Lane))
+        self.free_runs.setdefault(run_of(count), []).append(first)
+        return 0
+
+    def status(self, uint32_t slot):
+        """What is known of a lane: a dict; 0 for a time: never."""
+        cdef Lane *lane = self.at(slot)
+        return {
+            "number": lane.number,
+            "worker": lane.worker,
+            "is_usable": load32(&lane.bits, RELAXED) & LANE_USABLE != 0,
+            "endpoint": endpoint_load(&lane.endpoint)[0],
+            "tx_messages": load64(&lane.send_counter, RELAXED),
+            "rx_newest": lane.replay.newest,
+            "tx_bytes": lane.tx_bytes,
+            "rx_bytes": lane.rx_bytes,
+            "last_tx_ns": lane.last_tx_ns,
+            "last_rx_ns": lane.last_rx_ns,
+            "first_unanswered_tx_ns": lane.first_unanswered_tx_ns,
+        }
+
+    def endpoint(self, uint32_t slot):
+        """(sockaddr, own address) as the lane's worker has them; (b"", zeros) for unknown."""
+        return endpoint_load(&self.at(slot).endpoint)
+
+    def set_endpoint(self, uint32_t slot, bytes sockaddr, bytes local=bytes(LOCAL_LEN)):
+        """As of a peer."""
+        endpoint_store(&self.at(slot).endpoint, sockaddr, local)
+
+    def rearm(self, uint32_t slot, str bit):
+        """Let the worker send the event that a bit of LANE_BITS stands for again."""
+        and32(&self.at(slot).bits, ~<uint32_t>LANE_BITS[bit], SEQ_CST)
+
+    def set_dead(self, uint32_t slot):
+        """Let the flows of a lane that is not answered take others, until it is heard."""
+        cdef Lane *lane = self.at(slot)
+        or32(&lane.bits, LANE_DEAD, SEQ_CST)
+        and32(&lane.bits, ~<uint32_t>LANE_USABLE, SEQ_CST)
+
+    def take_counter(self, uint32_t slot, uint64_t now):
+        """A send counter, taken atomically for a message that leaves now."""
+        cdef Lane *lane = self.at(slot)
+        lane.last_tx_ns = now
+        return add64(&lane.send_counter, 1, RELAXED)
+
+
+cdef uint32_t run_of(uint32_t count):
+    """Sets take a power of two of slots: few sizes, so that each is used again."""
+    return 1 << (count - 1).bit_length()

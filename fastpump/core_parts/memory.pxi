@@ -1,0 +1,45 @@
+# Memory that lives outside of Python's heap: how it is mapped, and the object that owns the
+# tables' mapping.
+
+import os
+
+from libc.stdint cimport uint32_t
+
+from fastpump.hot.linux cimport (
+    MADV_DONTDUMP, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_READ,
+    PROT_WRITE, errno, madvise, mmap, munmap,
+)
+from fastpump.hot.shm cimport PeerSlot, Tables, WorkerShared
+
+
+cdef void *map_memory(size_t size, int fd) except NULL:
+    """Map shared (fd >= 0) or private memory that no core dump shows."""
+    cdef int flags = MAP_SHARED if fd >= 0 else MAP_PRIVATE | MAP_ANONYMOUS
+    cdef void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, fd, 0)
+    if memory == MAP_FAILED:
+        raise OSError(errno, f"cannot map {size} bytes: {os.strerror(errno)}")
+    madvise(memory, size, MADV_DONTDUMP)
+    if fd < 0:
+        madvise(memory, size, MADV_HUGEPAGE)    # fewer TLB misses in the packet buffers
+    return memory
+
+
+cdef class Mapping:
+    """Owns this process's mapping of the tables: all who hold pointers into it hold this."""
+
+    cdef Tables tables
+    cdef size_t size
+
+    def __dealloc__(self):
+        if self.tables.header != NULL:
+            munmap(self.tables.header, self.size)
+
+    cdef PeerSlot *peer(self, uint32_t slot) except NULL:
+        if slot >= self.tables.header.peers_end or not self.tables.peers[slot].live:
+            raise IndexError(f"no peer in slot {slot}")
+        return &self.tables.peers[slot]
+
+    cdef WorkerShared *worker(self, uint32_t number) except NULL:
+        if number >= self.tables.header.queue_count:
+            raise IndexError(f"no worker {number}")
+        return &self.tables.workers[number]

@@ -1,0 +1,133 @@
+# Peers as the workers see them.
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
+
+from fastpump.hot.atomics cimport (
+    RELAXED, RELEASE, SEQ_CST, add32, add64, and32, load64, store32, store64,
+)
+from fastpump.hot.fdb cimport fdb_flush
+from fastpump.hot.shm cimport (
+    ARMED_LOCAL_GONE, ARMED_ROAM, ARMED_UNANSWERED_RX, ARMED_UNANSWERED_TX, ARMED_WANT_SESSION,
+    LOCAL_LEN, NONE, POLICY_ANY, POLICY_LANES, POLICY_NOTHING, PeerSlot,
+)
+from fastpump.hot.token_bucket cimport limits_clear
+
+POLICIES = {"any": POLICY_ANY, "lanes": POLICY_LANES, "nothing": POLICY_NOTHING}
+ARMED_BITS = {
+    "unanswered_tx": ARMED_UNANSWERED_TX,
+    "unanswered_rx": ARMED_UNANSWERED_RX,
+    "want_session": ARMED_WANT_SESSION,
+    "roam": ARMED_ROAM,
+    "local_gone": ARMED_LOCAL_GONE,
+}
+NO_SLOT = NONE
+
+
+cdef class Peers(SlotTable):
+    """The table of peers. Times are CLOCK_BOOTTIME, ns. IndexError for a slot with no peer."""
+
+    def __cinit__(self, Mapping mapping, Retired retired):
+        self.title = "the peer table"
+        self.capacity = mapping.tables.header.peer_capacity
+
+    def add(self):
+        """A slot for a new peer; MemoryError when the table is full."""
+        cdef uint32_t purge_count, slot = <uint32_t>self.take()
+        cdef PeerSlot *peer = &self.mapping.tables.peers[slot]
+        purge_count = peer.purge_count
+        memset(peer, 0, sizeof(PeerSlot))
+        peer.storm.size = self.mapping.tables.header.storm.size
+        peer.storm.refill_ns = self.mapping.tables.header.storm.refill_ns
+        peer.purge_count = purge_count + 1      # what a worker still staged is not its
+        peer.send_keypair = peer.lanes[0] = peer.lanes[1] = NONE
+        store32(&self.mapping.tables.header.peers_end, self.end, RELEASE)
+        store32(&peer.live, 1, RELEASE)
+        return slot
+
+    def remove(self, uint32_t slot):
+        """Give the slot back. The caller has taken its prefixes and keypairs away."""
+        cdef PeerSlot *peer = self.mapping.peer(slot)
+        fdb_flush(&self.mapping.tables, slot, True)
+        limits_clear(&self.mapping.tables, slot)
+        store32(&peer.lanes[0], NONE, RELEASE)
+        store32(&peer.send_keypair, NONE, RELEASE)
+        add32(&peer.purge_count, 1, RELEASE)
+        store32(&peer.live, 0, RELEASE)
+        self.retired.add(self, slot)
+
+    cdef int recycle(self, uint32_t slot) except -1:
+        fdb_flush(&self.mapping.tables, slot, True)     # what a worker learned in the meantime
+        return SlotTable.recycle(self, slot)
+
+    def set_endpoint(self, uint32_t slot, bytes sockaddr, bytes local=bytes(LOCAL_LEN)):
+        """`sockaddr`: a struct sockaddr_in or sockaddr_in6 as bytes; b"" for unknown.
+        `local`: the own address to send from, 16 bytes; zeros: the kernel's choice."""
+        endpoint_store(&self.mapping.peer(slot).endpoint, sockaddr, local)
+
+    def endpoint(self, uint32_t slot):
+        """(sockaddr, own address) as the workers have them; (b"", zeros) for unknown."""
+        return endpoint_load(&self.mapping.peer(slot).endpoint)
+
+    def set_id(self, uint32_t slot, uint64_t id):
+        """What relay headers say of frames that came in at the peer (docs/PROTOCOL.md)."""
+        store64(&self.mapping.peer(slot).id, id, SEQ_CST)
+
+    def set_policy(self, uint32_t slot, str policy):
+        """What the peer's data may travel by: "any" way, "lanes" only, or "nothing"."""
+        store32(&self.mapping.peer(slot).policy, POLICIES[policy], RELAXED)
+
+    def set_lanes(self, uint32_t slot, newest, older):
+        """The sets of lanes that workers send on, by the slots of their first lanes; None for
+        none."""
+        cdef PeerSlot *peer = self.mapping.peer(slot)
+        store32(&peer.lanes[1], NONE if older is None else older, SEQ_CST)
+        store32(&peer.lanes[0], NONE if newest is None else newest, SEQ_CST)
+
+    def set_send_keypair(self, uint32_t slot, keypair):
+        """What workers seal with from now on; None for no session."""
+        cdef uint32_t value = NONE if keypair is None else keypair
+        store32(&self.mapping.peer(slot).send_keypair, value, SEQ_CST)
+
+    def purge_staged(self, uint32_t slot):
+        """Drop what waits for a session; ring the workers' doorbells afterwards."""
+        add32(&self.mapping.peer(slot).purge_count, 1, RELEASE)
+
+    def rearm(self, uint32_t slot, str what, uint64_t handled_ns=0):
+        """Let workers send the event of that name (ARMED_BITS) for the peer again. `handled_ns`:
+        the first unanswered packet that was dealt with; a later one is not forgotten."""
+        cdef PeerSlot *peer = self.mapping.peer(slot)
+        cdef uint32_t bit = ARMED_BITS[what]
+        if handled_ns and bit == ARMED_UNANSWERED_TX and (
+                peer.first_unanswered_tx_ns == handled_ns):
+            peer.first_unanswered_tx_ns = 0
+        if handled_ns and bit == ARMED_UNANSWERED_RX and (
+                peer.first_unanswered_rx_ns == handled_ns):
+            peer.first_unanswered_rx_ns = 0
+        and32(&peer.armed, ~bit, SEQ_CST)
+
+    def record_sent(self, uint32_t slot, uint64_t now, uint64_t wire_bytes):
+        """The supervisor sent something authenticated to the peer (a keepalive)."""
+        cdef PeerSlot *peer = self.mapping.peer(slot)
+        peer.last_tx_ns = now
+        peer.first_unanswered_rx_ns = 0
+        add64(&peer.tx_bytes, wire_bytes, RELAXED)
+
+    def record_received(self, uint32_t slot, uint64_t now, uint64_t wire_bytes):
+        """The supervisor received something authenticated (a handshake message)."""
+        cdef PeerSlot *peer = self.mapping.peer(slot)
+        peer.last_rx_ns = now
+        peer.first_unanswered_tx_ns = 0
+        add64(&peer.rx_bytes, wire_bytes, RELAXED)
+
+    def activity(self, uint32_t slot):
+        """(first_unanswered_tx_ns, first_unanswered_rx_ns, last_tx_ns, last_rx_ns); 0 for never
+        or nothing unanswered."""
+        cdef PeerSlot *peer = self.mapping.peer(slot)
+        return (peer.first_unanswered_tx_ns, peer.first_unanswered_rx_ns, peer.last_tx_ns,
+                peer.last_rx_ns)
+
+    def traffic(self, uint32_t slot):
+        """(rx_bytes, tx_bytes) of transport messages, without UDP and IP headers."""
+        cdef PeerSlot *peer = self.mapping.peer(slot)
+        return load64(&peer.rx_bytes, RELAXED), load64(&peer.tx_bytes, RELAXED)

@@ -1,0 +1,154 @@
+# A worker's data plane.
+
+import os
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
+from libc.stdlib cimport calloc, free
+
+from fastpump.hot cimport constants
+from fastpump.hot.aead cimport aead_free
+from fastpump.hot.arena cimport Arena, arena_take
+from fastpump.hot.batch cimport send_init
+from fastpump.hot.constants cimport (
+    BUFFER_STRIDE, HELD_BYTES, LANE_FLAGS, LANE_FRAME_FLAGS, RECV_MESSAGES, SEND_MESSAGES,
+    SHAPE_BIG, SHAPE_SMALL, SHAPE_SMALL_LEN, STAGED_SLOTS,
+)
+from fastpump.hot.ingress cimport recv_init, take_held
+from fastpump.hot.linux cimport munmap, now_ns
+from fastpump.hot.loop cimport (
+    loop_doorbell, loop_init, loop_receive, loop_release, loop_run, loop_turn,
+)
+from fastpump.hot.sandbox cimport (
+    sandbox_drop_capabilities, sandbox_filter_syscalls, sandbox_tie_to_parent,
+)
+from fastpump.hot.shaper cimport shape_init
+from fastpump.hot.staged cimport staged_init
+from fastpump.hot.tun_read cimport tun_to_udp
+from fastpump.hot.worker cimport Worker
+
+MAX_LANE_SOCKETS = constants.MAX_LANE_SOCKETS
+
+
+cdef Worker *worker_lay_out(Arena *arena, Worker *unplaced, size_t peer_capacity):
+    """Take the worker and all its buffers from the arena. While that measures, what it gives goes
+    to `unplaced`."""
+    cdef Worker *self = <Worker *>arena_take(arena, sizeof(Worker))
+    if unplaced != NULL:
+        self = unplaced
+    self.send.buffers = <uint8_t *>arena_take(arena, SEND_MESSAGES * BUFFER_STRIDE)
+    self.recv.buffers = <uint8_t *>arena_take(arena, RECV_MESSAGES * BUFFER_STRIDE)
+    self.read_buffer = <uint8_t *>arena_take(arena, BUFFER_STRIDE)
+    self.staged.buffers = <uint8_t *>arena_take(arena, STAGED_SLOTS * BUFFER_STRIDE)
+    self.bundle.buffer = <uint8_t *>arena_take(arena, BUFFER_STRIDE)
+    self.frame_buffer = <uint8_t *>arena_take(arena, BUFFER_STRIDE)
+    self.shape.big = <uint8_t *>arena_take(arena, SHAPE_BIG * BUFFER_STRIDE)
+    self.shape.small = <uint8_t *>arena_take(arena, SHAPE_SMALL * SHAPE_SMALL_LEN)
+    self.hold.buffer = <uint8_t *>arena_take(arena, HELD_BYTES)
+    self.shape.due_ns = <uint64_t *>arena_take(arena, 2 * peer_capacity * sizeof(uint64_t))
+    self.shape.held = <uint32_t *>arena_take(arena, 2 * peer_capacity * sizeof(uint32_t))
+    self.session_sent_ns = <uint64_t *>arena_take(arena, peer_capacity * sizeof(uint64_t))
+    self.staged.per_peer = <uint16_t *>arena_take(arena, peer_capacity * sizeof(uint16_t))
+    return self
+
+
+cdef class Pump:
+    """One worker's data plane: the TUN fds of all queues (it reads that of queue
+    `number`), its UDP socket, and the tables.
+
+    `run` never returns while the interface lives; `turn` does one turn of both
+    directions without waiting, for tests and for other event loops.
+    """
+
+    cdef Worker *worker
+    cdef Mapping mapping
+    cdef Arena arena
+
+    def __init__(self, SharedTables tables, uint32_t number, list tun_fds, int udp_fd,
+                 int doorbell_fd, int event_fd, *, lane_fds=(), str backend=None,
+                 uint64_t busy_poll_us=0):
+        cdef Worker *worker
+        cdef int error
+        if self.worker != NULL:
+            raise ValueError("already set up")
+        if number >= tables.queue_count or len(tun_fds) != tables.queue_count:
+            raise IndexError(f"worker {number} of {tables.queue_count}, {len(tun_fds)} queues")
+        if len(lane_fds) > constants.MAX_LANE_SOCKETS or len(lane_fds) % tables.queue_count:
+            raise IndexError(f"{len(lane_fds)} lane sockets for {tables.queue_count} queues")
+        self.mapping = tables.mapping
+        self.allocate()
+        worker = self.worker
+        worker.tables = self.mapping.tables
+        worker.shared = self.mapping.worker(number)
+        worker.number = number
+        for i, fd in enumerate(tun_fds):
+            worker.tun_fds[<int>i] = fd
+        worker.queue_count = tables.queue_count
+        worker.is_tap = tables.is_tap
+        worker.lane_flags = LANE_FRAME_FLAGS if worker.is_tap else LANE_FLAGS
+        worker.tun_fd = worker.tun_fds[number]
+        worker.udp_fd = udp_fd
+        worker.doorbell_fd = doorbell_fd
+        worker.event_fd = event_fd
+        worker.busy_poll_ns = 1000 * busy_poll_us
+        worker.send.tables = &worker.tables
+        worker.send.shared = worker.shared
+        for i, fd in enumerate(lane_fds):
+            worker.lane_fds[<int>i] = fd
+        worker.own_lane_fds = <uint32_t>len(lane_fds) // worker.queue_count
+        send_init(&worker.send)
+        recv_init(&worker.recv)
+        staged_init(&worker.staged)
+        shape_init(&worker.shape)
+        backend_start(&worker.aead, backend)
+        error = loop_init(worker)
+        if error < 0:
+            raise OSError(-error, f"epoll: {os.strerror(-error)}")
+
+    cdef int allocate(self) except -1:
+        cdef size_t peer_capacity = self.mapping.tables.header.peer_capacity
+        cdef Arena measured
+        cdef Worker *unplaced = <Worker *>calloc(1, sizeof(Worker))
+        if unplaced == NULL:
+            raise MemoryError
+        measured.memory = NULL
+        measured.used = 0
+        worker_lay_out(&measured, unplaced, peer_capacity)
+        free(unplaced)
+        self.arena.memory = <uint8_t *>map_memory(measured.used, -1)
+        self.worker = worker_lay_out(&self.arena, NULL, peer_capacity)
+        self.worker.epoll_fd = -1
+        return 0
+
+    def __dealloc__(self):
+        if self.worker != NULL:
+            aead_free(&self.worker.aead)
+            if self.worker.epoll_fd >= 0:
+                os.close(self.worker.epoll_fd)
+            munmap(self.arena.memory, self.arena.used)
+
+    def run(self):
+        """Pump until the interface is gone."""
+        with nogil:
+            loop_run(self.worker)
+
+    def turn(self, now=None):
+        """One turn: doorbell, tun_to_udp, udp_to_tun. `now`: CLOCK_BOOTTIME in ns."""
+        cdef Worker *worker = self.worker
+        worker.now_ns = now_ns() if now is None else now
+        with nogil:
+            loop_turn(worker)
+            loop_release(worker)
+            loop_doorbell(worker)
+            tun_to_udp(worker)
+            take_held(worker)
+            loop_receive(worker, <uint64_t>-1)
+
+
+def confine(int parent):
+    """Lock this process in: it dies with `parent`, has no capabilities, and may call
+    nothing but what the pump calls (hot/sandbox.h). OSError if the kernel refuses."""
+    for what, error in (("parent", sandbox_tie_to_parent(parent)),
+                        ("capabilities", sandbox_drop_capabilities()),
+                        ("seccomp", sandbox_filter_syscalls())):
+        if error < 0:
+            raise OSError(-error, f"sandbox, {what}: {os.strerror(-error)}")

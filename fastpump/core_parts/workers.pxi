@@ -1,0 +1,107 @@
+# What the supervisor and its workers tell each other.
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport uint32_t, uint64_t, uint8_t
+
+from fastpump.hot.constants cimport BATCH_BUCKETS, CONTROL_LEN, MESSAGE_LEN
+from fastpump.hot.events cimport event_first, event_pop, events_end
+from fastpump.hot.fdb cimport fdb_release
+from fastpump.hot.rings cimport (
+    control_first, control_pop, message_first, message_pop, message_push,
+)
+from fastpump.hot.shm cimport (
+    ADDRESS_LEN, LOCAL_LEN, Control, ControlRing, Event, Message, MessageRing, Tables,
+    WorkerShared,
+)
+from fastpump.hot.worker_exit cimport (
+    keypair_release, lane_release, peer_release, worker_release,
+)
+
+
+cdef class Workers:
+    """The workers by their numbers. IndexError for one that does not exist."""
+
+    cdef Mapping mapping
+    cdef Keypairs keypairs
+    cdef Lanes lanes
+
+    def __cinit__(self, Mapping mapping, Keypairs keypairs, Lanes lanes):
+        self.mapping, self.keypairs, self.lanes = mapping, keypairs, lanes
+
+    def exited(self, uint32_t number):
+        """The worker's process has ended: put right what it left behind (hot/worker_exit.pxd).
+        Take its events first. The slots of peers whose endpoint it was just writing: they
+        need one."""
+        cdef Tables *tables = &self.mapping.tables
+        cdef uint32_t slot
+        worker_release(self.mapping.worker(number))
+        torn = []
+        for slot in range(tables.header.peers_end):
+            if peer_release(&tables.peers[slot]):
+                torn.append(slot)
+        for slot in range(self.keypairs.end):
+            keypair_release(&tables.keypairs[slot])
+        for slot in range(self.lanes.end):
+            lane_release(&tables.lanes[slot], number)
+        fdb_release(tables, number)
+        return torn
+
+    def counters(self, uint32_t number):
+        """{"counters": {name: n}, "verdicts": {name: n}, "tx_batches": [n], "rx_batches":
+        [n]}; bucket i of a batch histogram holds calls of 2^i to 2^(i+1)-1 datagrams."""
+        cdef WorkerShared *worker = self.mapping.worker(number)
+        return {
+            "counters": {name: worker.counters[<int>i] for i, name in COUNTER_NAMES.items()},
+            "verdicts": {name: worker.verdicts[<int>i] for i, name in VERDICT_NAMES.items()},
+            "tx_batches": [worker.send_batches[i] for i in range(BATCH_BUCKETS)],
+            "rx_batches": [worker.recv_batches[i] for i in range(BATCH_BUCKETS)],
+        }
+
+    def messages(self, uint32_t number):
+        """Take the handshake messages that reached a worker: [(data, sockaddr, local)]."""
+        cdef MessageRing *ring = &self.mapping.worker(number).up
+        cdef Message *message = message_first(ring)
+        taken = []
+        while message != NULL:
+            taken.append((
+                PyBytes_FromStringAndSize(<char *>message.data,
+                                          min(message.length, <uint32_t>MESSAGE_LEN)),
+                PyBytes_FromStringAndSize(<char *>message.address, ADDRESS_LEN),
+                PyBytes_FromStringAndSize(<char *>message.local, LOCAL_LEN)))
+            message_pop(ring)
+            message = message_first(ring)
+        return taken
+
+    def controls(self, uint32_t number):
+        """Take the control packets that a worker received: [(peer, local index of the session,
+        data)]; padding may follow in `data`."""
+        cdef ControlRing *ring = &self.mapping.worker(number).controls
+        cdef Control *control = control_first(ring)
+        taken = []
+        while control != NULL:
+            taken.append((control.peer, control.local_index, PyBytes_FromStringAndSize(
+                <char *>control.data, min(control.length, <uint32_t>CONTROL_LEN))))
+            control_pop(ring)
+            control = control_first(ring)
+        return taken
+
+    def inject(self, uint32_t number, bytes data, bytes sockaddr, bytes local=bytes(LOCAL_LEN)):
+        """Give a worker a transport message that reached the supervisor; ring its doorbell
+        afterwards. False if it is too long or the ring is full."""
+        return bool(message_push(
+            &self.mapping.worker(number).down, <const uint8_t *>PyBytes_AS_STRING(data),
+            <uint32_t>len(data), PyBytes_AS_STRING(sockaddr), <uint32_t>len(sockaddr),
+            PyBytes_AS_STRING(local)))
+
+    def events(self, uint32_t number):
+        """Take all events of one worker: [(name, peer, detail, error, at_ns)]."""
+        cdef WorkerShared *worker = self.mapping.worker(number)
+        cdef uint64_t end = events_end(worker)
+        cdef Event *event = event_first(worker, end)
+        taken = []
+        while event != NULL:
+            taken.append((EVENT_NAMES.get(event.kind, "unknown"), event.peer, event.detail,
+                          event.error, event.at_ns))
+            event_pop(worker)
+            event = event_first(worker, end)
+        return taken

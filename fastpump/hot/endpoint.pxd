@@ -1,0 +1,95 @@
+# Where a peer is, and what datagrams to it leave from: a sequence lock per Endpoint.
+#
+# A writer takes the lock by making the sequence odd, and gives it up by making it even; a reader
+# copies, and reads again if the sequence changed. Writers are the supervisor and the worker that
+# receives from elsewhere; one that finds the lock taken writes nothing, for whoever has it writes
+# the same news. A write takes nanoseconds, so a sequence that stays odd was left by a worker that
+# was killed in between: the endpoint is torn, and only the supervisor may repair it.
+
+from libc.stdint cimport uint32_t, uint8_t
+from libc.string cimport memcpy, memset
+
+from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, fence, load32, or32, store32
+from fastpump.hot.linux cimport sched_yield
+from fastpump.hot.shm cimport ADDRESS_LEN, LOCAL_LEN, Endpoint
+
+
+cdef inline bint endpoint_write(Endpoint *self, const void *address, uint32_t length,
+                                const uint8_t *local) noexcept nogil:
+    """False, and nothing is written, if somebody else is writing it now."""
+    cdef uint32_t before = or32(&self.sequence, 1, ACQUIRE)
+    if before & 1:
+        return False
+    fence(RELEASE)
+    memcpy(self.address, address, length)
+    memcpy(self.local, local, LOCAL_LEN)
+    self.length = length
+    store32(&self.sequence, before + 2, RELEASE)
+    return True
+
+
+cdef inline uint32_t endpoint_read(Endpoint *self, uint8_t *out, uint8_t *local) noexcept nogil:
+    """Copy the address and the own address to send from; the address's length, 0 when it
+    is unknown. Retries while they change (which takes a few nanoseconds; bounded all the
+    same)."""
+    cdef uint32_t before, length
+    cdef int _
+    for _ in range(1000000):
+        before = load32(&self.sequence, ACQUIRE)
+        if before & 1:
+            continue
+        length = self.length
+        memcpy(out, self.address, ADDRESS_LEN)
+        memcpy(local, self.local, LOCAL_LEN)
+        fence(ACQUIRE)
+        if load32(&self.sequence, RELAXED) == before:
+            return length
+    return 0
+
+
+cdef inline void endpoint_forget_local(Endpoint *self) noexcept nogil:
+    """Let the kernel choose the own address, until somebody is heard there again."""
+    cdef uint8_t address[ADDRESS_LEN]
+    cdef uint8_t local[LOCAL_LEN]
+    cdef uint32_t length = endpoint_read(self, address, local)
+    memset(local, 0, LOCAL_LEN)
+    endpoint_write(self, address, length, local)
+
+
+# -- the supervisor's side: it may wait, and repairs
+
+cdef inline void endpoint_unlock(Endpoint *self) noexcept nogil:
+    """Give up a lock whose holder is dead."""
+    store32(&self.sequence, (load32(&self.sequence, RELAXED) | 1) + 1, RELEASE)
+
+
+cdef inline void endpoint_set(Endpoint *self, const void *address, uint32_t length,
+                              const uint8_t *local) noexcept nogil:
+    """Write it, whoever has the lock."""
+    cdef int _
+    for _ in range(1000):
+        if endpoint_write(self, address, length, local):
+            return
+        sched_yield()               # a worker is writing
+    endpoint_unlock(self)
+    endpoint_write(self, address, length, local)
+
+
+cdef inline bint endpoint_is_torn(Endpoint *self) noexcept nogil:
+    """Whether a writer died mid-update; a live one finishes in nanoseconds."""
+    cdef uint32_t sequence = load32(&self.sequence, ACQUIRE)
+    cdef int _
+    for _ in range(100):
+        if not sequence & 1 or load32(&self.sequence, ACQUIRE) != sequence:
+            return False
+        sched_yield()
+    return True
+
+
+cdef inline bint endpoint_repair(Endpoint *self) noexcept nogil:
+    """Make a torn endpoint unknown; True if it was torn."""
+    if not endpoint_is_torn(self):
+        return False
+    self.length = 0
+    endpoint_unlock(self)
+    return True

@@ -1,0 +1,33 @@
+# Where the arrays of the shared memory lie: one list, by the capacities in the header.
+#
+# Every process goes through it for its own mapping. Memory is sparse: a page costs something
+# once it is written.
+
+from libc.stdint cimport uint64_t, uint8_t
+
+from fastpump.hot.arena cimport PAGE, Arena, arena_take
+from fastpump.hot.constants cimport FDB_WAYS, SEEN_BUCKETS, SEEN_WAYS
+from fastpump.hot.shm cimport (
+    Header, Keypair, Lane, Limiter, MacEntry, PeerSlot, Tables, TrieNode, WorkerShared,
+)
+
+
+cdef inline size_t tables_lay_out(Tables *self, const Header *header, void *memory) noexcept nogil:
+    """Point `self` to the arrays in `memory`; how many bytes they take. `memory` is NULL to
+    learn that first; `header` tells the capacities and may stand elsewhere until then."""
+    cdef Arena arena
+    arena.memory = <uint8_t *>memory
+    arena.used = 0
+    self.header = <Header *>arena_take(&arena, PAGE)
+    self.workers = <WorkerShared *>arena_take(&arena, header.queue_count * sizeof(WorkerShared))
+    self.peers = <PeerSlot *>arena_take(&arena, header.peer_capacity * sizeof(PeerSlot))
+    self.keypairs = <Keypair *>arena_take(&arena, header.keypair_capacity * sizeof(Keypair))
+    self.lanes = <Lane *>arena_take(&arena, header.lane_capacity * sizeof(Lane))
+    self.nodes = <TrieNode *>arena_take(&arena, header.node_capacity * sizeof(TrieNode))
+    self.limits = <Limiter *>arena_take(
+        &arena, 2 * (1 + <size_t>header.peer_capacity) * sizeof(Limiter))
+    if header.is_tap:
+        self.macs = <MacEntry *>arena_take(
+            &arena, header.mac_buckets * FDB_WAYS * sizeof(MacEntry))
+        self.seen = <uint64_t *>arena_take(&arena, SEEN_BUCKETS * SEEN_WAYS * sizeof(uint64_t))
+    return arena.used
