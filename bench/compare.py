@@ -20,12 +20,13 @@ import json
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from doubts import DOUBTS
 
 from fastpump.lab import (
     INSIDE4,
@@ -186,13 +187,13 @@ def measure(lab: Lab, host: str, pids: list[int], seconds: float) -> dict[str, f
 
     def tcp(name: str, *options: str) -> None:
         before = cpu_seconds(pids)
-        load = lab.tcp("a", host, seconds, *options)
+        load = DOUBTS.about(f"tcp {name}", lab.tcp("a", host, seconds, *options))
         figures[f"tcp {name}, Gbit/s"] = load.gbit_per_s
         figures[f"tcp {name}, CPU s/GB"] = (cpu_seconds(pids) - before) / (load.bytes / 1e9)
 
     def udp(size: int) -> None:
         before = cpu_seconds(pids)
-        load = lab.udp("a", host, seconds, size)
+        load = DOUBTS.about(f"udp {size} B", lab.udp("a", host, seconds, size))
         figures[f"udp {size} B, packets/s"] = load.packets_per_s
         figures[f"udp {size} B, CPU us/packet"] = (
             (cpu_seconds(pids) - before) * 1e6 / max(1, load.bytes / size))
@@ -287,13 +288,13 @@ def main() -> None:
     for number in range(args.rounds):
         first = number % len(turns)
         for name, (setup, host) in [*turns.items()][first:] + [*turns.items()][:first]:
-            print(f"round {number + 1}: {name}", file=sys.stderr, flush=True)
+            DOUBTS.begin(f"round {number + 1}: {name}")
             figures[name].append(one_turn(setup, host, args.seconds))
             if args.json:
                 args.json.write_text(json.dumps(figures, indent=1))
     print(f"Linux {os.uname().release}, {os.cpu_count()} CPUs: median of {args.rounds} rounds of "
           f"{args.seconds:g} s, least to most, ratio to {args.baseline}")
-    for line in report(figures, args.baseline):
+    for line in (*report(figures, args.baseline), *DOUBTS.lines):
         print(line)
 
 

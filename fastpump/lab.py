@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from fastpump.errors import SystemSetupError
+from fastpump.iperf import Load, Report, tcp_load, udp_load
 
 Process = subprocess.Popen[str]
 
@@ -32,7 +33,7 @@ OUTSIDE4 = {"a": "192.0.2.1", "b": "192.0.2.2"}
 OUTSIDE6 = {"a": "2001:db8::1", "b": "2001:db8::2"}
 INSIDE4 = {"a": "10.9.0.1", "b": "10.9.0.2"}
 INSIDE6 = {"a": "fd00:9::1", "b": "fd00:9::2"}
-IPERF_PORT = "5201"
+IPERF_PORTS = "5201", "5202"
 
 
 def need(*tools: str) -> None:
@@ -162,11 +163,13 @@ class Lab:
                                    f"{result.returncode}: {result.stdout}{result.stderr}")
         return result
 
-    def spawn(self, side: str, *command: str, env: dict[str, str] | None = None) -> Process:
-        """Start a command inside; its stdout is a pipe, stderr joins it."""
+    def spawn(self, side: str, *command: str, env: dict[str, str] | None = None,
+              stderr: int = subprocess.STDOUT) -> Process:
+        """Start a command inside; its stdout is a pipe, which stderr joins if not told
+        otherwise."""
         process = subprocess.Popen(
             self.command(side, command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, process_group=0, env={**os.environ, **(env or {})})
+            stderr=stderr, text=True, process_group=0, env={**os.environ, **(env or {})})
         self.processes.append(process)
         return process
 
@@ -187,21 +190,44 @@ class Lab:
 
     # -- load
 
-    def serve_iperf(self, side: str) -> Process:
-        """An iperf3 server inside, listening."""
+    def serve_iperf(self, side: str) -> None:
+        """iperf3 servers inside, one for each of two clients at a time."""
         need("iperf3")
-        process = self.spawn(side, "iperf3", "--server", "--forceflush")
-        wait_for_line(process, "Server listening")
-        return process
+        for port in IPERF_PORTS:
+            # Clients are sent the reports; nobody reads this end's.
+            self.spawn(side, "sh", "-c", 'exec "$@" > /dev/null', "sh",
+                       "iperf3", "--server", "--port", port, "--json")
+        self._wait_for_listeners(side, *IPERF_PORTS)
 
-    def iperf(self, side: str, host: str, seconds: float, *options: str) -> dict[str, Any]:
+    def _wait_for_listeners(self, side: str, *ports: str, timeout_s: float = 20) -> None:
+        deadline = time.monotonic() + timeout_s
+        listening: set[str] = set()
+        while not listening.issuperset(ports):
+            if time.monotonic() > deadline:
+                raise SystemSetupError(f"iperf3 does not listen on port {' and '.join(ports)}")
+            time.sleep(0.01)
+            listening = {line.split()[3].rpartition(":")[2]
+                         for line in self.run(side, "ss", "-ltnH").stdout.splitlines()}
+
+    def iperf(self, side: str, host: str, seconds: float, *options: str) -> Report:
         """Run an iperf3 client inside; its JSON report."""
-        result = self.run(side, "iperf3", "--client", host, "--time", str(seconds), "--json",
-                          *options, check=False, timeout=seconds + 30)
+        return self._report(self._start_iperf(side, host, seconds, *options), host, seconds)
+
+    def _start_iperf(self, side: str, host: str, seconds: float, *options: str) -> Process:
+        return self.spawn(side, "iperf3", "--client", host, "--time", str(seconds), "--json",
+                          "--get-server-output", *options, stderr=subprocess.PIPE)
+
+    def _report(self, client: Process, host: str, seconds: float) -> Report:
         try:
-            report = json.loads(result.stdout)
+            output, complaint = client.communicate(timeout=seconds + 30)
+        except subprocess.TimeoutExpired:
+            raise SystemSetupError(f"iperf3 to {host} does not end: {stop(client)}") from None
+        finally:
+            self.processes.remove(client)
+        try:
+            report = json.loads(output)
         except ValueError:
-            report = {"error": result.stdout + result.stderr}
+            report = {"error": output + complaint}
         if "error" in report:
             raise SystemSetupError(f"iperf3 to {host}: {report['error']}")
         assert isinstance(report, dict)
@@ -209,18 +235,21 @@ class Lab:
 
     def tcp(self, side: str, host: str, seconds: float, *options: str) -> Load:
         """TCP for some seconds: what was received."""
-        end = self.iperf(side, host, seconds, *options)["end"]
-        total = end["sum_received"]["bytes"]
-        if "sum_received_bidir_reverse" in end:
-            total += end["sum_received_bidir_reverse"]["bytes"]
-        return Load(total, total / end["sum_received"]["seconds"], 0.0)
+        return tcp_load(self.iperf(side, host, seconds, *options))
+
+    def tcp_both_ways(self, side: str, host: str, seconds: float) -> Load:
+        """TCP for some seconds in both directions at once: what was received, in sum. By two
+        clients: `iperf3 --bidir` takes the one connection for the other if they are accepted in
+        another order than they were made in."""
+        clients = [self._start_iperf(side, host, seconds, "--port", port, *direction)
+                   for port, direction in zip(IPERF_PORTS, ((), ("--reverse",)), strict=True)]
+        there, back = (tcp_load(self._report(client, host, seconds)) for client in clients)
+        return there + back
 
     def udp(self, side: str, host: str, seconds: float, size: int) -> Load:
         """UDP datagrams of `size` bytes as fast as they go: what was received."""
-        end = self.iperf(side, host, seconds, "--udp", "--length", str(size),
-                         "--bitrate", "0")["end"]["sum"]
-        received = end["packets"] - end["lost_packets"]
-        return Load(received * size, received * size / end["seconds"], received / end["seconds"])
+        return udp_load(self.iperf(side, host, seconds, "--udp", "--length", str(size),
+                                         "--bitrate", "0"), size)
 
     def ping(self, side: str, host: str, count: int, interval_s: float = 0.01) -> list[float]:
         """Round-trip times in ms, sorted; lost ones are missing."""
@@ -228,20 +257,6 @@ class Lab:
         output = self.run(side, "ping", "-n", "-c", str(count), "-i", str(interval_s), "-W", "2",
                           host, check=False, timeout=count * interval_s + 30).stdout
         return sorted(float(time) for time in re.findall(r"time=([0-9.]+)", output))
-
-
-@dataclass(frozen=True)
-class Load:
-    """What arrived: bytes, bytes per second, packets per second (UDP only)."""
-
-    bytes: int
-    bytes_per_s: float
-    packets_per_s: float
-
-    @property
-    def gbit_per_s(self) -> float:
-        """10^9 bits per second."""
-        return self.bytes_per_s * 8e-9
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
