@@ -41,6 +41,7 @@ from fastpump.lab import (
     percentile,
     resident_bytes,
     stop,
+    wait_until,
 )
 
 Processes = dict[str, Process]
@@ -72,15 +73,6 @@ def ended(lab: Lab) -> Iterator[Processes]:
             lab.processes.remove(process)
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    """Ten seconds for something to appear."""
-    for _ in range(200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise TimeoutError(what)
-
-
 def wireguard_go(program: str) -> Setup:
     """wireguard-go at both ends, configured by wg."""
     @contextlib.contextmanager
@@ -91,7 +83,8 @@ def wireguard_go(program: str) -> Setup:
             for side, other in SIDES:
                 name = f"wg{os.getpid()}{side}"
                 processes[side] = lab.spawn(side, program, "--foreground", name)
-                wait_until(Path(f"/var/run/wireguard/{name}.sock").exists, "the socket of wg")
+                wait_until(Path(f"/var/run/wireguard/{name}.sock").exists,
+                           "wireguard-go has no socket")
                 lab.run(side, "wg", "set", name, "private-key", str(key[side][0]), "listen-port",
                         "51820", "peer", key[other][1], "allowed-ips", f"{INSIDE4[other]}/32",
                         "endpoint", f"{OUTSIDE4[other]}:51820")
@@ -121,7 +114,7 @@ def openvpn(lab: Lab, directory: Path) -> Iterator[Processes]:
                 "--data-ciphers", "AES-256-GCM", "--cipher", "AES-256-GCM", "--cert",
                 str(directory / f"{side}.crt"), "--key", str(directory / f"{side}.pem"),
                 "--peer-fingerprint", prints[other].strip(), *role)
-        wait_until(lambda: lab.ping("a", INSIDE4["b"], 1), "openvpn's tunnel")
+        wait_until(lambda: lab.ping("a", INSIDE4["b"], 1), "openvpn answers no ping")
         yield processes
 
 
@@ -142,7 +135,7 @@ def fastd(lab: Lab, directory: Path) -> Iterator[Processes]:
                 f'remote {OUTSIDE4[other]} port 51820; }}\n')
             processes[side] = lab.spawn(side, "fastd", "--config", str(config))
         configure_link(lab, "fastd0")
-        wait_until(lambda: lab.ping("a", INSIDE4["b"], 1), "fastd's tunnel")
+        wait_until(lambda: lab.ping("a", INSIDE4["b"], 1), "fastd answers no ping")
         yield processes
 
 
@@ -169,14 +162,15 @@ def tinc(lab: Lab, directory: Path) -> Iterator[Processes]:
                 side, "tincd", "--no-detach", "--config", str(directory / f"tinc-{side}"),
                 "--pidfile", str(directory / f"tinc-{side}.pid"))
         configure_link(lab, "tinc0")
-        wait_until(lambda: lab.ping("a", INSIDE4["b"], 1), "tinc's tunnel")
+        wait_until(lambda: lab.ping("a", INSIDE4["b"], 1), "tinc answers no ping")
         yield processes
 
 
 def configure_link(lab: Lab, name: str) -> None:
     """Addresses for an interface that a daemon makes on both sides."""
     for side in "ab":
-        wait_until(lambda side=side: lab.ip(side, "link", "show", name, check=False), name)
+        wait_until(lambda side=side: lab.ip(side, "link", "show", name, check=False),
+                   f"there is no {name}")
         lab.ip(side, "address", "add", f"{INSIDE4[side]}/24", "dev", name)
         lab.ip(side, "link", "set", name, "up")
 

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +34,28 @@ OUTSIDE6 = {"a": "2001:db8::1", "b": "2001:db8::2"}
 INSIDE4 = {"a": "10.9.0.1", "b": "10.9.0.2"}
 INSIDE6 = {"a": "fd00:9::1", "b": "fd00:9::2"}
 IPERF_PORTS = "5201", "5202"
+
+# A new network namespace has some settings of its host, and others by the kernel's build. In a
+# lab they are the kernel's defaults: Documentation/networking/ip-sysctl.rst.
+SETTINGS = {
+    "net.ipv4.ip_forward": 0, "net.ipv6.conf.all.forwarding": 0,
+    "net.ipv6.conf.all.accept_dad": 0, "net.ipv6.conf.default.accept_dad": 1,
+    **{f"net.ipv{version}.conf.{which}.{name}": 0
+       for version, names in ((4, ("rp_filter", "src_valid_mark", "accept_local", "arp_ignore",
+                                   "arp_announce", "arp_filter", "promote_secondaries")),
+                              (6, ("disable_ipv6", "addr_gen_mode")))
+       for name in names for which in ("all", "default", "lo")},
+}
+# Takes pairs of words, FILE VALUE.
+_SYSCTL = """
+status=0
+cd /proc/sys
+while [ $# -gt 0 ]; do
+    { read -r value < "$1" && [ "$value" = "$2" ]; } || echo "$2" > "$1" || status=1
+    shift 2
+done
+exit $status
+"""
 
 
 def need(*tools: str) -> None:
@@ -108,15 +130,14 @@ class Lab:
     """Queues of the cable."""
     processes: list[Process] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
+    tag: str = field(default_factory=lambda: f"fp{os.getpid()}-{secrets.token_hex(2)}")
+    """What its namespaces' names begin with."""
 
     def __enter__(self) -> Lab:
         need("ip")
-        tag = f"fp{os.getpid()}-{secrets.token_hex(2)}"
         try:
             for side in "ab":
-                ip("netns", "add", f"{tag}-{side}")
-                self.names[side] = f"{tag}-{side}"
-                self.ip(side, "link", "set", "lo", "up")
+                self.add_host(side)
             queues = ["numtxqueues", str(self.queues), "numrxqueues", str(self.queues)]
             ip("link", "add", "wire", "netns", self.names["a"], *queues, "type", "veth", "peer",
                "name", "wire", "netns", self.names["b"], *queues)
@@ -124,6 +145,8 @@ class Lab:
                 self.ip(side, "address", "add", f"{OUTSIDE4[side]}/24", "dev", "wire")
                 self.ip(side, "address", "add", f"{OUTSIDE6[side]}/64", "dev", "wire", "nodad")
                 self.ip(side, "link", "set", "wire", "up")
+            wait_until(lambda: all(self._has_carrier(side) for side in "ab"),
+                       "the cable has no carrier")
         except BaseException:
             self.close()
             raise
@@ -132,6 +155,23 @@ class Lab:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+    def _has_carrier(self, side: str) -> bool:
+        return " state UP " in self.ip(side, "link", "show", "wire")
+
+    def add_host(self, side: str) -> None:
+        """A namespace of that name, in which nothing but the loopback interface is up."""
+        name = f"{self.tag}-{side}"
+        ip("netns", "add", name)
+        self.names[side] = name
+        self.sysctl(side, SETTINGS, check=False)    # what may not be written stays as it is
+        self.ip(side, "link", "set", "lo", "up")
+
+    def sysctl(self, side: str, settings: Mapping[str, int], check: bool = True) -> None:
+        """Change settings of the kernel in one namespace."""
+        words = [word for name, value in settings.items()
+                 for word in (name.replace(".", "/"), str(value))]
+        self.run(side, "sh", "-c", _SYSCTL, "sh", *words, check=check)
 
     def close(self) -> None:
         """End all processes, remove both namespaces."""
@@ -197,17 +237,12 @@ class Lab:
             # Clients are sent the reports; nobody reads this end's.
             self.spawn(side, "sh", "-c", 'exec "$@" > /dev/null', "sh",
                        "iperf3", "--server", "--port", port, "--json")
-        self._wait_for_listeners(side, *IPERF_PORTS)
 
-    def _wait_for_listeners(self, side: str, *ports: str, timeout_s: float = 20) -> None:
-        deadline = time.monotonic() + timeout_s
-        listening: set[str] = set()
-        while not listening.issuperset(ports):
-            if time.monotonic() > deadline:
-                raise SystemSetupError(f"iperf3 does not listen on port {' and '.join(ports)}")
-            time.sleep(0.01)
-            listening = {line.split()[3].rpartition(":")[2]
-                         for line in self.run(side, "ss", "-ltnH").stdout.splitlines()}
+        def is_listening() -> bool:
+            lines = self.run(side, "ss", "-ltnH").stdout.splitlines()
+            return {line.split()[3].rpartition(":")[2] for line in lines}.issuperset(IPERF_PORTS)
+
+        wait_until(is_listening, "iperf3's servers do not listen")
 
     def iperf(self, side: str, host: str, seconds: float, *options: str) -> Report:
         """Run an iperf3 client inside; its JSON report."""
@@ -264,6 +299,15 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     if not ordered:
         return float("nan")
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def wait_until(condition: Callable[[], object], complaint: str, timeout_s: float = 20) -> None:
+    """Wait for what others do; SystemSetupError if they do not."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemSetupError(f"{complaint} after {timeout_s:g} s")
+        time.sleep(0.01)
 
 
 def wait_for_line(process: Process, text: str, timeout_s: float = 20) -> str:
