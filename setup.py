@@ -138,7 +138,7 @@ def extensions() -> list[Extension]:
     generated = here / "build" / "cython" / "generated"
     write_if_changed(generated / "enum_names.pxi", enum_names(here / "fastpump" / "hot"))
     return cythonize([core], compiler_directives=DIRECTIVES, build_dir="build/cython",
-                     include_path=[str(generated)])
+                     include_path=[str(here), str(generated)])
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExt})

@@ -20,12 +20,13 @@ import json
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from doubts import DOUBTS
 
 from fastpump.lab.networks import (
     INSIDE4,
@@ -39,6 +40,7 @@ from fastpump.lab.networks import (
     percentile,
     resident_bytes,
     stop,
+    wait_until,
 )
 from fastpump.process.signals import exit_on_signals
 
@@ -71,15 +73,6 @@ def ended(lab: Lab) -> Iterator[Processes]:
             lab.processes.remove(process)
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    """Ten seconds for something to appear."""
-    for _ in range(200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise TimeoutError(what)
-
-
 def wireguard_go(program: str) -> Setup:
     """wireguard-go at both ends, configured by wg."""
     @contextlib.contextmanager
@@ -90,7 +83,8 @@ def wireguard_go(program: str) -> Setup:
             for side, other in SIDES:
                 name = f"wg{os.getpid()}{side}"
                 processes[side] = lab.spawn(side, program, "--foreground", name)
-                wait_until(Path(f"/var/run/wireguard/{name}.sock").exists, "the socket of wg")
+                wait_until(Path(f"/var/run/wireguard/{name}.sock").exists,
+                           "wireguard-go has no socket")
                 lab.run(side, "wg", "set", name, "private-key", str(key[side][0]), "listen-port",
                         "51820", "peer", key[other][1], "allowed-ips", f"{INSIDE4[other]}/32",
                         "endpoint", f"{OUTSIDE4[other]}:51820")
@@ -120,7 +114,7 @@ def openvpn(lab: Lab, directory: Path) -> Iterator[Processes]:
                 "--data-ciphers", "AES-256-GCM", "--cipher", "AES-256-GCM", "--cert",
                 str(directory / f"{side}.crt"), "--key", str(directory / f"{side}.pem"),
                 "--peer-fingerprint", prints[other].strip(), *role)
-        wait_until(lambda: lab.ping("a", INSIDE4["b"], 1), "openvpn's tunnel")
+        wait_until(lambda: lab.ping("a", INSIDE4["b"], 1), "openvpn answers no ping")
         yield processes
 
 
@@ -141,7 +135,7 @@ def fastd(lab: Lab, directory: Path) -> Iterator[Processes]:
                 f'remote {OUTSIDE4[other]} port 51820; }}\n')
             processes[side] = lab.spawn(side, "fastd", "--config", str(config))
         configure_link(lab, "fastd0")
-        wait_until(lambda: lab.ping("a", INSIDE4["b"], 1), "fastd's tunnel")
+        wait_until(lambda: lab.ping("a", INSIDE4["b"], 1), "fastd answers no ping")
         yield processes
 
 
@@ -168,14 +162,15 @@ def tinc(lab: Lab, directory: Path) -> Iterator[Processes]:
                 side, "tincd", "--no-detach", "--config", str(directory / f"tinc-{side}"),
                 "--pidfile", str(directory / f"tinc-{side}.pid"))
         configure_link(lab, "tinc0")
-        wait_until(lambda: lab.ping("a", INSIDE4["b"], 1), "tinc's tunnel")
+        wait_until(lambda: lab.ping("a", INSIDE4["b"], 1), "tinc answers no ping")
         yield processes
 
 
 def configure_link(lab: Lab, name: str) -> None:
     """Addresses for an interface that a daemon makes on both sides."""
     for side in "ab":
-        wait_until(lambda side=side: lab.ip(side, "link", "show", name, check=False), name)
+        wait_until(lambda side=side: lab.ip(side, "link", "show", name, check=False),
+                   f"there is no {name}")
         lab.ip(side, "address", "add", f"{INSIDE4[side]}/24", "dev", name)
         lab.ip(side, "link", "set", name, "up")
 
@@ -186,13 +181,13 @@ def measure(lab: Lab, host: str, pids: list[int], seconds: float) -> dict[str, f
 
     def tcp(name: str, *options: str) -> None:
         before = cpu_seconds(pids)
-        load = lab.tcp("a", host, seconds, *options)
+        load = DOUBTS.about(f"tcp {name}", lab.tcp("a", host, seconds, *options))
         figures[f"tcp {name}, Gbit/s"] = load.gbit_per_s
         figures[f"tcp {name}, CPU s/GB"] = (cpu_seconds(pids) - before) / (load.bytes / 1e9)
 
     def udp(size: int) -> None:
         before = cpu_seconds(pids)
-        load = lab.udp("a", host, seconds, size)
+        load = DOUBTS.about(f"udp {size} B", lab.udp("a", host, seconds, size))
         figures[f"udp {size} B, packets/s"] = load.packets_per_s
         figures[f"udp {size} B, CPU us/packet"] = (
             (cpu_seconds(pids) - before) * 1e6 / max(1, load.bytes / size))
@@ -287,13 +282,13 @@ def main() -> None:
     for number in range(args.rounds):
         first = number % len(turns)
         for name, (setup, host) in [*turns.items()][first:] + [*turns.items()][:first]:
-            print(f"round {number + 1}: {name}", file=sys.stderr, flush=True)
+            DOUBTS.begin(f"round {number + 1}: {name}")
             figures[name].append(one_turn(setup, host, args.seconds))
             if args.json:
                 args.json.write_text(json.dumps(figures, indent=1))
     print(f"Linux {os.uname().release}, {os.cpu_count()} CPUs: median of {args.rounds} rounds of "
           f"{args.seconds:g} s, least to most, ratio to {args.baseline}")
-    for line in report(figures, args.baseline):
+    for line in (*report(figures, args.baseline), *DOUBTS.lines):
         print(line)
 
 

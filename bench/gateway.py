@@ -55,6 +55,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from attack import KINDS, Driver, Flood, Honest, orders_file
+from doubts import DOUBTS
 
 from fastpump.errors import SystemSetupError
 from fastpump.lab.networks import (
@@ -226,7 +227,7 @@ def measure_peers(args: argparse.Namespace, count: int, gateway: list[str]) -> F
         expect(lab, running, "peers", count)
         shake_hands(lab)
         before = cpu_seconds(running.pids)
-        load = lab.tcp("a", INSIDE4["b"], args.seconds)
+        load = DOUBTS.about("tcp", lab.tcp("a", INSIDE4["b"], args.seconds))
         figures["tcp, Gbit/s"] = load.gbit_per_s
         figures["tcp, CPU s/GB"] = (cpu_seconds(running.pids) - before) / (load.bytes / 1e9)
         figures["resident memory after tcp, MB"] = resident_bytes(running.pids) / 1e6
@@ -480,8 +481,7 @@ def main() -> None:
         for name, turns in measurements:
             for row, turn in turns:
                 for contender, command in commands.items():
-                    print(f"round {number + 1}: {name}: {row}: {contender}", file=sys.stderr,
-                          flush=True)
+                    DOUBTS.begin(f"round {number + 1}: {name}: {row}: {contender}")
                     try:
                         tables[name][row][contender].append(turn(command))
                     except (SystemSetupError, subprocess.TimeoutExpired) as error:
@@ -494,6 +494,8 @@ def main() -> None:
         print(f"\n== {name}")
         for line in report(table):
             print(line)
+    for line in DOUBTS.lines:
+        print(line)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from doubts import DOUBTS
+
 from fastpump.lab.networks import (
     INSIDE4,
     Lab,
@@ -120,11 +122,11 @@ def measure(lab: Lab, pids: list[int], seconds: float) -> dict[str, float]:
     figures["ping idle, median ms"] = percentile(lab.ping("a", host, 100, 0.005), 50)
     for name, options in (("1 stream", ()), ("8 streams", ("--parallel", "8"))):
         before = cpu_seconds(pids)
-        load = lab.tcp("a", host, seconds, *options)
+        load = DOUBTS.about(f"tcp {name}", lab.tcp("a", host, seconds, *options))
         figures[f"tcp {name}, Gbit/s"] = load.gbit_per_s
         figures[f"tcp {name}, CPU s/GB"] = (cpu_seconds(pids) - before) / (load.bytes / 1e9)
     before = cpu_seconds(pids)
-    load = lab.udp("a", host, seconds, 64)
+    load = DOUBTS.about("udp 64 B", lab.udp("a", host, seconds, 64))
     figures["udp 64 B, packets/s"] = load.packets_per_s
     figures["udp 64 B, CPU us/packet"] = (
         (cpu_seconds(pids) - before) * 1e6 / max(1, load.bytes / 64))
@@ -174,7 +176,7 @@ def main() -> None:
         figures: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         for number in range(args.rounds):
             for name in names:
-                print(f"round {number + 1}: {name}", file=sys.stderr, flush=True)
+                DOUBTS.begin(f"round {number + 1}: {name}")
                 options = CONTENDERS.get(name, CONTENDERS[names[0]])
                 env = environments.get(name)
                 with tempfile.TemporaryDirectory() as directory, Lab() as lab, fastpump_pair(
@@ -190,6 +192,8 @@ def main() -> None:
             base = statistics.median(turn[figure] for turn in figures[first])
             ratio = f"   x {median / base:.2f}" if name != first and base else ""
             print(f"  {figure:32} {median:12.3f}{ratio}")
+    for line in DOUBTS.lines:
+        print(line)
 
 
 if __name__ == "__main__":

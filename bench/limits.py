@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from doubts import DOUBTS
+
 from fastpump.lab.networks import INSIDE4, Lab, fastpump_pair, need, stop
 from fastpump.process.signals import exit_on_signals
 
@@ -31,10 +33,10 @@ def limit(lab: Lab, side: str, spec: str) -> None:
 
 def carried(lab: Lab, is_tap: bool, seconds: float) -> float:
     """Mbit/s of packets that a TCP stream filled."""
-    end = lab.iperf("a", INSIDE4["b"], seconds, "--omit", "1")["end"]["sum_received"]
+    load = DOUBTS.about("tcp", lab.tcp("a", INSIDE4["b"], seconds, "--omit", "1"))
     mss = lab.status("a")["mtu"] - HEADERS4
     overhead = 1 + (HEADERS4 + (ETHERNET if is_tap else 0)) / mss
-    return float(end["bits_per_second"]) * overhead / 1e6
+    return load.bytes_per_s * 8e-6 * overhead
 
 
 def packets(lab: Lab, seconds: float) -> float:
@@ -67,9 +69,10 @@ def main() -> None:
     for mode in ("tun", "tap"):
         with tempfile.TemporaryDirectory() as directory, Lab() as lab, fastpump_pair(
                 lab, Path(directory), "--queues", "2", *["--tap"] * (mode == "tap")):
-            server = lab.serve_iperf("b")
+            lab.serve_iperf("b")
             for way, side in (("tx", "a"), ("rx", "b")):
                 for mbit in map(int, args.mbit.split(",") if args.mbit else ()):
+                    DOUBTS.begin(f"{mode} {way} {mbit} Mbit/s")
                     limit(lab, side, f"{way}={mbit}mbit")
                     got = statistics.median(carried(lab, mode == "tap", args.seconds)
                                             for _ in range(args.rounds))
@@ -79,8 +82,8 @@ def main() -> None:
                 got = statistics.median(packets(lab, args.seconds) for _ in range(args.rounds))
                 print(f"{mode} {way}  1000 packets/s: {got:7.1f}  ({got / 1000:.3f})", flush=True)
                 limit(lab, side, "off")
-            stop(server)
-            lab.processes.remove(server)
+    for line in DOUBTS.lines:
+        print(line)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,11 @@
-"""Fixtures of the suite. Tests that make namespaces need root and say so."""
+"""Fixtures of the suite, and the surroundings that each of its tests has, whoever runs it and
+wherever. Tests that make namespaces need root and say so."""
 
+import locale
 import os
+import re
+import resource
+import time
 
 import pytest
 from hypothesis import settings
@@ -9,6 +14,13 @@ from fastpump.lab.networks import Lab, fastpump_pair
 
 # Of these, all tests run in one process: they share what takes long to make.
 UNDIVIDED = ("tests/guests/test_guests.py", "tests/netns/test_sites.py")
+
+# Programs are asked for English and for lines of 80 columns, in no colour.
+ENVIRONMENT = {"LC_ALL": "C.UTF-8", "TZ": "UTC", "COLUMNS": "80", "PYTHON_COLORS": "0"}
+# What changes the programs under test. FASTPUMP_EXPECT_BACKENDS is said to a suite by another.
+FOREIGN = re.compile("FASTPUMP_(?!EXPECT_BACKENDS)|WG_|LOG_LEVEL$|LANG|LC_|FORCE_COLOR$"
+                     "|PYTHON(IOENCODING|UTF8|WARNINGS|DEVMODE)$")
+SYSTEM_PROGRAMS = "/usr/sbin", "/sbin"
 
 # No files left in the tree, no deadline on a machine that others share.
 settings.register_profile("fastpump", database=None, deadline=None)
@@ -26,6 +38,33 @@ def pytest_xdist_make_scheduler(config, log):
             return module if module in UNDIVIDED else nodeid
 
     return Scheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _surroundings(tmp_path_factory):
+    """The same environment, locale, umask and limits for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in filter(FOREIGN.match, list(os.environ)):
+            patch.delenv(name)
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+        patch.setenv("PATH", os.pathsep.join(dict.fromkeys((*path, *SYSTEM_PROGRAMS))))
+        locale.setlocale(locale.LC_ALL, ENVIRONMENT["LC_ALL"])
+        time.tzset()
+        os.umask(0o022)
+        _limit_resources()
+        yield
+
+
+def _limit_resources():
+    """The usual number of files. No core dumps of programs that are crashed on purpose: a limit
+    of 1 byte, unlike 0, also holds where dumps go to a program (fs/coredump.c)."""
+    for which, wanted in ((resource.RLIMIT_NOFILE, 1024), (resource.RLIMIT_CORE, 1)):
+        most = resource.getrlimit(which)[1]
+        soft = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        resource.setrlimit(which, (soft, most))
 
 
 @pytest.fixture

@@ -12,9 +12,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastpump.errors import SystemSetupError
+from fastpump.lab.iperf import Load
 from fastpump.lab.networks import (
     INSIDE4,
     OUTSIDE4,
@@ -22,12 +25,23 @@ from fastpump.lab.networks import (
     cpu_seconds,
     fastpump_pair,
     need,
-    stop,
 )
 from fastpump.process.signals import exit_on_signals
 
 _INSIDE = "FASTPUMP_DEMO_INSIDE"
 _STREAMS = 4
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One cell of the table, and why not to believe it."""
+
+    text: str
+    doubts: tuple[str, ...] = ()
+
+
+Figures = dict[str, Figure]
+"""By row."""
 
 
 def run(queue_count: int, seconds: int) -> int:
@@ -40,7 +54,7 @@ def run(queue_count: int, seconds: int) -> int:
         _hide_run()
     with tempfile.TemporaryDirectory(prefix="fastpump-demo-") as directory, Lab() as lab:
         _say("two network namespaces, joined by a virtual cable")
-        server = lab.serve_iperf("b")
+        lab.serve_iperf("b")
         _say("measuring the bare cable")
         bare = _measure(lab, OUTSIDE4["b"], seconds, [])
         _say(f"starting `fastpump tunnel --queues {queue_count}` at both ends")
@@ -48,8 +62,6 @@ def run(queue_count: int, seconds: int) -> int:
             tunnel = _measure(lab, INSIDE4["b"], seconds,
                               [process.pid for process in processes.values()])
             status = lab.status("b")
-        stop(server)
-        lab.processes.remove(server)
     print(_table(bare, tunnel, queue_count))
     peer = status["peers"][0]
     print(f"\nThe tunnel: {len(status['queues'])} queues, ciphers by {status['aead']}, offloads "
@@ -85,40 +97,50 @@ def _say(text: str) -> None:
     print(f"  {text}", file=sys.stderr, flush=True)
 
 
-def _measure(lab: Lab, host: str, seconds: int, pids: list[int]) -> dict[str, str]:
-    """Figures as text by row; `pids` are the tunnel's processes."""
-    def gbit(name: str, *options: str) -> str:
-        _say(f"  TCP, {name}")
-        return f"{lab.tcp('a', host, seconds, *options).gbit_per_s:.2f} Gbit/s"
+def _measure(lab: Lab, host: str, seconds: int, pids: list[int]) -> Figures:
+    """All rows of one column; `pids` are the tunnel's processes."""
+    figures: Figures = {}
+
+    def load(name: str, measure: Callable[..., Load], *options: str) -> Load:
+        _say(f"  {name}")
+        result = measure("a", host, seconds, *options)
+        figures[name] = Figure(f"{result.gbit_per_s:.2f} Gbit/s", result.doubts)
+        return result
 
     lab.ping("a", host, 2)          # the handshake's round trip is not counted
     _say("  ping")
     times = lab.ping("a", host, 200, 0.005)
     if not times:
         raise SystemSetupError(f"no answer from {host} through the tunnel")
+    figures["ping, median"] = Figure(f"{statistics.median(times):.3f} ms")
     before = cpu_seconds(pids)
-    _say("  TCP, one stream")
-    one = lab.tcp("a", host, seconds)
-    used = (cpu_seconds(pids) - before) / (one.bytes / 1e9)
-    rows = {
-        "ping, median": f"{statistics.median(times):.3f} ms",
-        "TCP, one stream": f"{one.gbit_per_s:.2f} Gbit/s",
-        "  CPU of both tunnel ends": f"{used:.2f} s/GB" if pids else "",
-        f"TCP, {_STREAMS} streams": gbit(f"{_STREAMS} streams", "--parallel", str(_STREAMS)),
-        "TCP, the other way": gbit("the other way", "--reverse"),
-        "TCP, both ways": gbit("both ways", "--bidir"),
-    }
+    one = load("TCP, one stream", lab.tcp)
+    used = (cpu_seconds(pids) - before) / (one.bytes / 1e9) if one.bytes else float("nan")
+    figures["  CPU of both tunnel ends"] = Figure(f"{used:.2f} s/GB" if pids else "")
+    load(f"TCP, {_STREAMS} streams", lab.tcp, "--parallel", str(_STREAMS))
+    load("TCP, the other way", lab.tcp, "--reverse")
+    load("TCP, both ways", lab.tcp_both_ways)
     _say("  UDP, 64 bytes")
-    rows["UDP, 64 bytes"] = f"{lab.udp('a', host, seconds, 64).packets_per_s:,.0f} packets/s"
-    return rows
+    small = lab.udp("a", host, seconds, 64)
+    figures["UDP, 64 bytes"] = Figure(f"{small.packets_per_s:,.0f} packets/s", small.doubts)
+    return figures
 
 
-def _table(bare: dict[str, str], tunnel: dict[str, str], queue_count: int) -> str:
-    header = ("", "bare cable", f"fastpump, {queue_count} queue{'s' * (queue_count != 1)}")
-    rows = [header, *((name, bare[name], tunnel[name]) for name in bare)]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [f"{row[0]:<{widths[0]}}   {row[1]:>{widths[1]}}   {row[2]:>{widths[2]}}"
-             for row in rows]
-    lines.insert(1, "-" * len(lines[0]))
+def _table(bare: Figures, tunnel: Figures, queue_count: int) -> str:
+    """The columns beside each other; below a row, what is not plausible about it."""
+    columns = {"bare cable": bare,
+               f"fastpump, {queue_count} queue{'s' * (queue_count != 1)}": tunnel}
+    widths = [max(map(len, bare)), *(max(len(title), *(len(figure.text) for figure in
+                                                       figures.values()))
+                                     for title, figures in columns.items())]
+
+    def line(name: str, *cells: str) -> str:
+        return "   ".join((f"{name:<{widths[0]}}", *(
+            f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))))
+
+    lines = [line("", *columns), "-" * (sum(widths) + 2 * len("   "))]
+    for name in bare:
+        lines.append(line(name, *(figures[name].text for figures in columns.values())))
+        lines += [f"  not plausible, {title}: {doubt}" for title, figures in columns.items()
+                  for doubt in figures[name].doubts]
     return "\n".join(lines)
-

@@ -18,13 +18,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from fastpump.errors import SystemSetupError
+from fastpump.lab.iperf import Load, Report, tcp_load, udp_load
 
 Process = subprocess.Popen[str]
 
@@ -32,7 +33,29 @@ OUTSIDE4 = {"a": "192.0.2.1", "b": "192.0.2.2"}
 OUTSIDE6 = {"a": "2001:db8::1", "b": "2001:db8::2"}
 INSIDE4 = {"a": "10.9.0.1", "b": "10.9.0.2"}
 INSIDE6 = {"a": "fd00:9::1", "b": "fd00:9::2"}
-IPERF_PORT = "5201"
+IPERF_PORTS = "5201", "5202"
+
+# A new network namespace has some settings of its host, and others by the kernel's build. In a
+# lab they are the kernel's defaults: Documentation/networking/ip-sysctl.rst.
+SETTINGS = {
+    "net.ipv4.ip_forward": 0, "net.ipv6.conf.all.forwarding": 0,
+    "net.ipv6.conf.all.accept_dad": 0, "net.ipv6.conf.default.accept_dad": 1,
+    **{f"net.ipv{version}.conf.{which}.{name}": 0
+       for version, names in ((4, ("rp_filter", "src_valid_mark", "accept_local", "arp_ignore",
+                                   "arp_announce", "arp_filter", "promote_secondaries")),
+                              (6, ("disable_ipv6", "addr_gen_mode")))
+       for name in names for which in ("all", "default", "lo")},
+}
+# Takes pairs of words, FILE VALUE.
+_SYSCTL = """
+status=0
+cd /proc/sys
+while [ $# -gt 0 ]; do
+    { read -r value < "$1" && [ "$value" = "$2" ]; } || echo "$2" > "$1" || status=1
+    shift 2
+done
+exit $status
+"""
 
 
 def need(*tools: str) -> None:
@@ -100,15 +123,14 @@ class Lab:
     """Queues of the cable."""
     processes: list[Process] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
+    tag: str = field(default_factory=lambda: f"fp{os.getpid()}-{secrets.token_hex(2)}")
+    """What its namespaces' names begin with."""
 
     def __enter__(self) -> Lab:
         need("ip")
-        tag = f"fp{os.getpid()}-{secrets.token_hex(2)}"
         try:
             for side in "ab":
-                ip("netns", "add", f"{tag}-{side}")
-                self.names[side] = f"{tag}-{side}"
-                self.ip(side, "link", "set", "lo", "up")
+                self.add_host(side)
             queues = ["numtxqueues", str(self.queues), "numrxqueues", str(self.queues)]
             ip("link", "add", "wire", "netns", self.names["a"], *queues, "type", "veth", "peer",
                "name", "wire", "netns", self.names["b"], *queues)
@@ -116,6 +138,8 @@ class Lab:
                 self.ip(side, "address", "add", f"{OUTSIDE4[side]}/24", "dev", "wire")
                 self.ip(side, "address", "add", f"{OUTSIDE6[side]}/64", "dev", "wire", "nodad")
                 self.ip(side, "link", "set", "wire", "up")
+            wait_until(lambda: all(self._has_carrier(side) for side in "ab"),
+                       "the cable has no carrier")
         except BaseException:
             self.close()
             raise
@@ -124,6 +148,23 @@ class Lab:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+    def _has_carrier(self, side: str) -> bool:
+        return " state UP " in self.ip(side, "link", "show", "wire")
+
+    def add_host(self, side: str) -> None:
+        """A namespace of that name, in which nothing but the loopback interface is up."""
+        name = f"{self.tag}-{side}"
+        ip("netns", "add", name)
+        self.names[side] = name
+        self.sysctl(side, SETTINGS, check=False)    # what may not be written stays as it is
+        self.ip(side, "link", "set", "lo", "up")
+
+    def sysctl(self, side: str, settings: Mapping[str, int], check: bool = True) -> None:
+        """Change settings of the kernel in one namespace."""
+        words = [word for name, value in settings.items()
+                 for word in (name.replace(".", "/"), str(value))]
+        self.run(side, "sh", "-c", _SYSCTL, "sh", *words, check=check)
 
     def close(self) -> None:
         """End all processes, remove both namespaces."""
@@ -155,11 +196,13 @@ class Lab:
                                    f"{result.returncode}: {result.stdout}{result.stderr}")
         return result
 
-    def spawn(self, side: str, *command: str, env: dict[str, str] | None = None) -> Process:
-        """Start a command inside; its stdout is a pipe, stderr joins it."""
+    def spawn(self, side: str, *command: str, env: dict[str, str] | None = None,
+              stderr: int = subprocess.STDOUT) -> Process:
+        """Start a command inside; its stdout is a pipe, which stderr joins if not told
+        otherwise."""
         process = subprocess.Popen(
             self.command(side, command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, process_group=0, env={**os.environ, **(env or {})})
+            stderr=stderr, text=True, process_group=0, env={**os.environ, **(env or {})})
         self.processes.append(process)
         return process
 
@@ -180,21 +223,39 @@ class Lab:
 
     # -- load
 
-    def serve_iperf(self, side: str) -> Process:
-        """An iperf3 server inside, listening."""
+    def serve_iperf(self, side: str) -> None:
+        """iperf3 servers inside, one for each of two clients at a time."""
         need("iperf3")
-        process = self.spawn(side, "iperf3", "--server", "--forceflush")
-        wait_for_line(process, "Server listening")
-        return process
+        for port in IPERF_PORTS:
+            # Clients are sent the reports; nobody reads this end's.
+            self.spawn(side, "sh", "-c", 'exec "$@" > /dev/null', "sh",
+                       "iperf3", "--server", "--port", port, "--json")
 
-    def iperf(self, side: str, host: str, seconds: float, *options: str) -> dict[str, Any]:
+        def is_listening() -> bool:
+            lines = self.run(side, "ss", "-ltnH").stdout.splitlines()
+            return {line.split()[3].rpartition(":")[2] for line in lines}.issuperset(IPERF_PORTS)
+
+        wait_until(is_listening, "iperf3's servers do not listen")
+
+    def iperf(self, side: str, host: str, seconds: float, *options: str) -> Report:
         """Run an iperf3 client inside; its JSON report."""
-        result = self.run(side, "iperf3", "--client", host, "--time", str(seconds), "--json",
-                          *options, check=False, timeout=seconds + 30)
+        return self._report(self._start_iperf(side, host, seconds, *options), host, seconds)
+
+    def _start_iperf(self, side: str, host: str, seconds: float, *options: str) -> Process:
+        return self.spawn(side, "iperf3", "--client", host, "--time", str(seconds), "--json",
+                          "--get-server-output", *options, stderr=subprocess.PIPE)
+
+    def _report(self, client: Process, host: str, seconds: float) -> Report:
         try:
-            report = json.loads(result.stdout)
+            output, complaint = client.communicate(timeout=seconds + 30)
+        except subprocess.TimeoutExpired:
+            raise SystemSetupError(f"iperf3 to {host} does not end: {stop(client)}") from None
+        finally:
+            self.processes.remove(client)
+        try:
+            report = json.loads(output)
         except ValueError:
-            report = {"error": result.stdout + result.stderr}
+            report = {"error": output + complaint}
         if "error" in report:
             raise SystemSetupError(f"iperf3 to {host}: {report['error']}")
         assert isinstance(report, dict)
@@ -202,18 +263,21 @@ class Lab:
 
     def tcp(self, side: str, host: str, seconds: float, *options: str) -> Load:
         """TCP for some seconds: what was received."""
-        end = self.iperf(side, host, seconds, *options)["end"]
-        total = end["sum_received"]["bytes"]
-        if "sum_received_bidir_reverse" in end:
-            total += end["sum_received_bidir_reverse"]["bytes"]
-        return Load(total, total / end["sum_received"]["seconds"], 0.0)
+        return tcp_load(self.iperf(side, host, seconds, *options))
+
+    def tcp_both_ways(self, side: str, host: str, seconds: float) -> Load:
+        """TCP for some seconds in both directions at once: what was received, in sum. By two
+        clients: `iperf3 --bidir` takes the one connection for the other if they are accepted in
+        another order than they were made in."""
+        clients = [self._start_iperf(side, host, seconds, "--port", port, *direction)
+                   for port, direction in zip(IPERF_PORTS, ((), ("--reverse",)), strict=True)]
+        there, back = (tcp_load(self._report(client, host, seconds)) for client in clients)
+        return there + back
 
     def udp(self, side: str, host: str, seconds: float, size: int) -> Load:
         """UDP datagrams of `size` bytes as fast as they go: what was received."""
-        end = self.iperf(side, host, seconds, "--udp", "--length", str(size),
-                         "--bitrate", "0")["end"]["sum"]
-        received = end["packets"] - end["lost_packets"]
-        return Load(received * size, received * size / end["seconds"], received / end["seconds"])
+        return udp_load(self.iperf(side, host, seconds, "--udp", "--length", str(size),
+                                         "--bitrate", "0"), size)
 
     def ping(self, side: str, host: str, count: int, interval_s: float = 0.01) -> list[float]:
         """Round-trip times in ms, sorted; lost ones are missing."""
@@ -223,25 +287,20 @@ class Lab:
         return sorted(float(time) for time in re.findall(r"time=([0-9.]+)", output))
 
 
-@dataclass(frozen=True)
-class Load:
-    """What arrived: bytes, bytes per second, packets per second (UDP only)."""
-
-    bytes: int
-    bytes_per_s: float
-    packets_per_s: float
-
-    @property
-    def gbit_per_s(self) -> float:
-        """10^9 bits per second."""
-        return self.bytes_per_s * 8e-9
-
-
 def percentile(ordered: Sequence[float], percent: float) -> float:
     """Of a sorted sequence; nan when it is empty."""
     if not ordered:
         return float("nan")
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def wait_until(condition: Callable[[], object], complaint: str, timeout_s: float = 20) -> None:
+    """Wait for what others do; SystemSetupError if they do not."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemSetupError(f"{complaint} after {timeout_s:g} s")
+        time.sleep(0.01)
 
 
 def wait_for_line(process: Process, text: str, timeout_s: float = 20) -> str:

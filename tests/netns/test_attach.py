@@ -34,18 +34,15 @@ def guests(lab):
     """The lab with a guest behind each host."""
     for side in "ab":
         guest = f"guest-{side}"
-        ip("netns", "add", f"{lab.names[side]}g")
-        lab.names[guest] = f"{lab.names[side]}g"
+        lab.add_host(guest)
         ip("link", "add", "port", "netns", lab.names[side], "type", "veth", "peer", "name", "eth0",
            "netns", lab.names[guest])
         lab.ip(side, "link", "set", "port", "up")
-        lab.ip(guest, "link", "set", "lo", "up")
         lab.ip(guest, "link", "set", "eth0", "up")
         lab.ip(guest, "address", "add", f"{GUEST4[side]}/24", "dev", "eth0")
         lab.ip(guest, "address", "add", f"{GUEST6[side]}/64", "dev", "eth0", "nodad")
     for side in "ab":
-        for name in ("port", "wire"):
-            until(lambda side=side, name=name: link(lab, side, name)["operstate"] == "UP")
+        until(lambda side=side: link(lab, side, "port")["operstate"] == "UP")
     return lab
 
 
@@ -104,7 +101,10 @@ def cable(lab, attachment, **options):
 
 
 def looks(lab, side):
-    """All that joining may change, as ip and tc show it, without what moves by itself."""
+    """All that joining may change, as ip and tc show it, without what moves by itself, and
+    after the search for duplicates of IPv6 addresses."""
+    until(lambda: not lab.ip(side, "-6", "address", "show", "up", "scope", "global", "tentative"))
+
     def comparable(text):
         """Without clocks, and without what the kernel leaves to a bridge of its first port."""
         for moving, still in (

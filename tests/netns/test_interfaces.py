@@ -1,8 +1,10 @@
 """`fastpump interfaces`: what there is, how it hangs together, who holds it."""
 
 import errno
+import grp
 import json
 import os
+import pwd
 import re
 import socket
 import sys
@@ -32,6 +34,11 @@ print("open", flush=True)
 time.sleep(600)
 """
 TUN, TAP, NO_PI, MULTI_QUEUE, VNET_HDR = 0x0001, 0x0002, 0x1000, 0x0100, 0x4000
+# In every namespace of a host that has their modules: net.core.fb_tunnels_only_for_init_net.
+UNASKED = {"tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "sit0", "ip6tnl0", "ip6gre0",
+           "ip6_vti0"}
+# Those of the numbers 1 and 2 have other names elsewhere.
+USER, GROUP = pwd.getpwuid(1).pw_name, grp.getgrgid(2).gr_name
 
 
 def hold(lab, side, name, flags, count=1, *more):
@@ -50,7 +57,7 @@ def seen(lab, side="a"):
     """The interfaces of a namespace, by name."""
     found = json.loads(lab.run(side, *FASTPUMP, "interfaces", "--json").stdout)["interfaces"]
     assert [entry["ifindex"] for entry in found] == sorted(entry["ifindex"] for entry in found)
-    return {entry["name"]: entry for entry in found}
+    return {entry["name"]: entry for entry in found if entry["name"] not in UNASKED}
 
 
 def shown(lab, side="a"):
@@ -149,7 +156,7 @@ def test_a_persistent_tap_that_nobody_has_open(lab):
     assert (entry["tuntap"]["owner"], entry["tuntap"]["group"]) == (1, 2)
     assert entry["tuntap"]["holders"] == [] and entry["tuntap"]["attached_queues"] == 0
     text = shown(lab)
-    assert "nobody has it open" in text and "owner daemon, group bin" in text
+    assert "nobody has it open" in text and f"owner {USER}, group {GROUP}" in text
     assert "tap:      whole Ethernet frames" in text
 
 
@@ -307,6 +314,7 @@ def test_the_manual_has_every_key(lab):
 
 def test_interfaces_need_no_permission():
     """In a namespace of a user who is nobody's root, beside those who are."""
+    interfaces.gather()     # loads what that user may not be able to read
     process = os.fork()
     if process == 0:        # the child, without capabilities
         status = 1

@@ -14,7 +14,7 @@ def trace(lab, pids, seconds, output):
     strace = lab.spawn("a", "strace", "-c", "-f", "-o", str(output), *words)
     for _ in pids:
         wait_for_line(strace, "attached")
-    lab.iperf("a", INSIDE4["b"], seconds, "--bidir")
+    lab.tcp_both_ways("a", INSIDE4["b"], seconds)
     stop(strace, signal.SIGINT)
     lab.processes.remove(strace)
     rows = [line.split() for line in output.read_text().splitlines()]
@@ -26,7 +26,7 @@ def test_only_the_pumps_system_calls_under_load(lab, tunnel, tmp_path):
     need("strace")
     assert is_reachable(lab, INSIDE4["b"])
     lab.serve_iperf("b")
-    lab.iperf("a", INSIDE4["b"], 1, "--bidir")
+    lab.tcp_both_ways("a", INSIDE4["b"], 1)
     pids = [queue["pid"] for queue in lab.status("a")["queues"]]
     calls = trace(lab, pids, 2, tmp_path / "strace")
     # restart_syscall: strace itself interrupts the wait when it attaches.

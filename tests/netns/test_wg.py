@@ -20,7 +20,6 @@ from fastpump.lab.networks import (
     INSIDE6,
     OUTSIDE4,
     OUTSIDE6,
-    ip,
     need,
     stop,
     wait_for_line,
@@ -469,7 +468,7 @@ def test_answers_come_from_the_address_that_was_asked(lab, names, tmp_path, outs
     assert {source for source, _ in seen} == {second} and {"2", "4"} <= {kind for _, kind in seen}
     assert a.peer(b.public)[1] == f"{where[second]}:51820"
     # When that address is gone, another will do, and a follows.
-    lab.run("b", "sysctl", "-qw", "net.ipv4.conf.all.promote_secondaries=1")
+    lab.sysctl("b", {"net.ipv4.conf.all.promote_secondaries": 1})
     lab.ip("b", "address", "delete", f"{second}/{prefix}", "dev", "wire")
     assert until(lambda: is_reachable(lab, INSIDE4["a"], "b"))
     assert a.peer(b.public)[1] == f"{where[outside['b']]}:51820"
@@ -512,11 +511,9 @@ def test_tcp_flows_through_every_mtu(pair, lab):
 def test_its_udp_socket_stays_where_it_was_born(pair, lab):
     """The interface moves to a namespace without any other: as containers use it."""
     a = pair["a"]
-    third = f"{lab.names['a'][:-1]}c"
-    ip("netns", "add", third)
-    lab.names["c"] = third          # the lab removes it
+    lab.add_host("c")
     pid = a.pid
-    lab.ip("a", "link", "set", a.name, "netns", third)
+    lab.ip("a", "link", "set", a.name, "netns", lab.names["c"])
     lab.ip("c", "address", "add", f"{INSIDE4['a']}/24", "dev", a.name)
     lab.ip("c", "link", "set", a.name, "up")
     until(lambda: is_reachable(lab, INSIDE4["b"], "c"))

@@ -8,8 +8,6 @@ Host h12 is the second behind site s1. The hosts share 10.8.0.0/24 and fd00:8::/
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 import sys
 from dataclasses import dataclass
 
@@ -44,12 +42,9 @@ class Sites(Lab):
 
     def __enter__(self):
         need("ip")
-        tag = f"fp{os.getpid()}-{secrets.token_hex(2)}"
         try:
             for name in ("net", *self.sites, *self.hosts):
-                ip("netns", "add", f"{tag}-{name}")
-                self.names[name] = f"{tag}-{name}"
-                self.ip(name, "link", "set", "lo", "up")
+                self.add_host(name)
             self.ip("net", "link", "add", "under", "type", "bridge")
             self.ip("net", "link", "set", "under", "up")
             for number, site in enumerate(self.sites, 1):
@@ -128,12 +123,12 @@ sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
 sock.bind(("", 9000))
-sock.settimeout(float(sys.argv[1]))
 print("receiving", flush=True)
 numbers = []
 try:
     while True:
         numbers.append(int(sock.recv(2000).split(b" ")[0]))
+        sock.settimeout(float(sys.argv[1]))
 except TimeoutError:
     pass
 print("received", *numbers, flush=True)

@@ -19,7 +19,7 @@ FASTPUMP = [sys.executable, "-m", "fastpump"]
 WG_SOCKETS = Path("/var/run/wireguard")
 
 
-def until(condition, timeout_s=10):
+def until(condition, timeout_s=30):
     """Wait for something that another process does; its value."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -28,6 +28,22 @@ def until(condition, timeout_s=10):
             return value
         time.sleep(0.01)
     raise AssertionError("did not happen in time")
+
+
+def with_tun_device(mode, *command):
+    """The command as `Lab.run` takes it, with a /dev/net/tun of its own, which has that mode. (The
+    host's has 0600 or 0666, and `ip netns exec` makes a mount namespace.)"""
+    return ["sh", "-euc", "mount -t tmpfs -o mode=755 tmpfs /dev/net\n"
+            f"mknod -m {mode:o} /dev/net/tun c 10 200\n"
+            'exec "$@"', "sh", *command]
+
+
+def as_user(number, *command):
+    """The command as a user who may change nothing, but read this program wherever it is
+    installed: often in a home directory that is closed to others."""
+    return ["setpriv", "--reuid", str(number), "--regid", str(number), "--clear-groups",
+            *(f"--{which}=-all,+dac_read_search"
+              for which in ("inh-caps", "ambient-caps", "bounding-set")), *command]
 
 
 def is_reachable(lab, host, side="a"):
@@ -188,12 +204,16 @@ class Pings:
         return {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", self._log.read_text())
                 } if self._log.exists() else set()
 
+    def _missing(self, last):
+        return set(range(1, last + 1)) - self._answered()
+
     def go_on(self):
         """Wait for a few more answers; the numbers of pings that had none."""
-        before = max(self._answered(), default=0)
-        until(lambda: max(self._answered(), default=0) >= before + 5)
-        answered = self._answered()
-        return set(range(1, max(answered) + 1)) - answered
+        last = max(self._answered(), default=0) + 5
+        until(lambda: max(self._answered(), default=0) >= last)
+        with contextlib.suppress(AssertionError):       # some may come late
+            until(lambda: not self._missing(last), 5)
+        return self._missing(last)
 
     def end(self):
         """The same, and that is all."""

@@ -2,14 +2,15 @@
 network namespace: run as a program.
 
     station.py send HEX...          each is a vnet header (10 bytes) and a frame
-    station.py listen SECONDS       prints "listening", then those that come, in hex
+    station.py listen               prints "listening", then those that come, in hex, until SIGTERM
+                                    and until nothing comes any more
 """
 
 import select
+import signal
 import socket
 import struct
 import sys
-import time
 
 ETH_P_ALL = 3
 SOL_PACKET, PACKET_AUXDATA, PACKET_VNET_HDR = 263, 8, 15
@@ -42,14 +43,20 @@ def tagged(data, control):
     return data
 
 
-def listen(sock, seconds):
+QUIET_S = 0.3
+
+
+def listen(sock):
+    signals = []
+    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
     print("listening", flush=True)
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        if select.select([sock], [], [], left)[0]:
+    while True:
+        if select.select([sock], [], [], QUIET_S)[0]:
             data, control, _, source = sock.recvmsg(1 << 17, 200)
             if source[2] != PACKET_OUTGOING:
                 print("frame", tagged(data, control).hex(), flush=True)
+        elif signals:
+            break
     print("end", flush=True)
 
 
@@ -60,4 +67,4 @@ if __name__ == "__main__":
                 sender.send(bytes.fromhex(each))
     else:
         with open_socket() as hearer:
-            listen(hearer, float(sys.argv[2]))
+            listen(hearer)
