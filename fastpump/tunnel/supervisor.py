@@ -29,8 +29,10 @@ from fastpump.clock import now_ns
 from fastpump.conn.endpoint import Endpoint
 from fastpump.conn.sockets import SocketGroup, preferred_family
 from fastpump.constants import SECOND
-from fastpump.device.device import Device, Surroundings
-from fastpump.device.handshake_queue import Handshakes
+from fastpump.device.callbacks import DeviceCallbacks
+from fastpump.device.device import Device
+from fastpump.device.events import ControlPacket, WorkerEvent
+from fastpump.device.handshake_queue import HandshakeQueue, QueueCallbacks
 from fastpump.device.lanes import Options
 from fastpump.device.peer import Peer
 from fastpump.errors import SystemSetupError
@@ -51,7 +53,7 @@ class Supervisor:
     def __init__(self, tables: SharedTables, tun: TunQueues, *, listen_port: int | None = None,
                  fwmark: int = 0, gro: bool = True, pin: bool = False, busy_poll_us: int = 0,
                  lanes: Options | None = None, is_steered: bool = False,
-                 is_unanswered: Callable[[Peer], None] = lambda _: None) -> None:
+                 on_unanswered: Callable[[Peer], None] = lambda _: None) -> None:
         """`listen_port` as for SocketGroup; `gro`: receive trains of datagrams; `lanes`: None
         for WireGuard only; `is_steered`: a program gives flows to queues (tun/steering.py)."""
         self._tables = tables
@@ -77,14 +79,15 @@ class Supervisor:
             cannot_start=self._fail), pin=pin, busy_poll_us=busy_poll_us)
         self.family = preferred_family()
         self._intake = Intake()
-        self.device = Device(tables, Surroundings(
+        self.device = Device(tables, DeviceCallbacks(
             transmit=self._transmit, transmit_lane=self._transmit_lane,
-            ring=self._workers.ring, schedule=self._schedule,
-            unix_ns=time.time_ns, jitter=random.randrange,
-            endpoint_is_known=self._note_endpoint, is_unanswered=is_unanswered,
+            ring=self._workers.ring, unix_ns=time.time_ns, jitter=random.randrange,
+            on_deadline=self._schedule, on_retired=self._reclaim_later,
+            on_endpoint=self._on_endpoint, on_unanswered=on_unanswered,
         ), self.family, cpu_count=len(os.sched_getaffinity(0)), lanes=lanes,
             is_steered=is_steered)
-        self._handshakes = Handshakes(self.device, self._intake, self._pass_on)
+        self._handshakes = HandshakeQueue(self.device, self._intake, QueueCallbacks(
+            on_slice=self._hand_over_all_events, on_transport=self._pass_on))
 
     # -- what may change while it runs
 
@@ -112,7 +115,6 @@ class Supervisor:
         self._leave(old)
         self._enter()
         self.device.sockets_changed(now_ns())
-        self.settle()
 
     @property
     def fwmark(self) -> int:
@@ -133,13 +135,6 @@ class Supervisor:
             self._intake.set_keys(None, None)
         else:
             self._intake.set_keys(cookie.mac1_key(public), cookie.cookie_key(public))
-        self.settle()
-
-    def settle(self) -> None:
-        """To be called after the device was changed from outside."""
-        self._schedule()
-        if self._tables.has_retired and self._reclaimer is None and self._loop is not None:
-            self._reclaimer = self._loop.call_later(RECLAIM_INTERVAL_S, self._reclaim)
 
     @property
     def workers(self) -> list[workers.WorkerProcess]:
@@ -162,7 +157,8 @@ class Supervisor:
                 loop.add_signal_handler(number, self.stop, f"on {signal.Signals(number).name}")
             loop.set_exception_handler(self._on_exception)
             self._workers.attach(loop)
-            self.settle()
+            self._schedule()            # the device was configured before there was a loop
+            self._reclaim_later()
             if is_up:
                 self._is_wanted_up = True
                 self._bring_up()
@@ -190,14 +186,12 @@ class Supervisor:
             self._leave(self._sockets)
             self._sockets = None
             self.device.stop()
-            self.settle()
             self._ready.set()       # as ready as it will be, if this came before all workers ran
 
     def _bring_up(self) -> None:
         self._sockets = self._open_sockets(self._wanted_port)
         self.device.start(now_ns())
         self._enter()
-        self.settle()
 
     def _open_sockets(self, port: int | None) -> SocketGroup:
         """Any port is the one that we had before, if that is free still."""
@@ -270,17 +264,26 @@ class Supervisor:
         """Take the events, control packets and stray handshake messages of a worker."""
         if self._stopped.is_set():
             return
-        self.device.handle_events(number, now_ns())
-        self.device.handle_controls(number, now_ns())
+        self._hand_over_events(number)
+        for packet in self._tables.worker_controls(number):
+            self.device.on_control(ControlPacket(*packet), now_ns())
         for message, sockaddr, local in self._tables.worker_messages(number):
-            self._handshakes.take_stray(message, sockaddr, local, now_ns())
-            self._serve_handshakes()
-        self.settle()
+            self._handshakes.receive_stray(message, sockaddr, local, now_ns())
+        self._serve_handshakes()
+
+    def _hand_over_events(self, number: int) -> None:
+        """Hand what a worker reports to the device."""
+        for event in self._tables.worker_events(number):
+            self.device.on_event(WorkerEvent(*event), now_ns())
+
+    def _hand_over_all_events(self) -> None:
+        for number in range(self._tables.queue_count):
+            self._hand_over_events(number)
 
     def _bury(self, number: int) -> None:
         """A worker's process has ended."""
         if not self._stopped.is_set():
-            self.device.worker_is_dead(number)
+            self.device.on_worker_exit(number)
 
     # -- handshakes
 
@@ -309,7 +312,6 @@ class Supervisor:
         self._is_serving = self._handshakes.serve(now_ns)
         if self._is_serving:
             self._loop.call_soon(self._go_on_serving)
-        self.settle()
 
     def _pass_on(self, message: bytes, sockaddr: bytes, local: bytes) -> None:
         """A transport message came with a handshake message: it is its worker's."""
@@ -335,7 +337,7 @@ class Supervisor:
         except OSError as error:
             log.debug("nothing can be sent to %s now: %s", endpoint, error)
 
-    def _note_endpoint(self, endpoint: Endpoint) -> None:
+    def _on_endpoint(self, endpoint: Endpoint) -> None:
         self._intake.add_known(endpoint.sockaddr(self.family))
 
     # -- timers
@@ -356,10 +358,15 @@ class Supervisor:
     def _on_timer(self) -> None:
         self._timer = self._timer_at = None
         self.device.tick(now_ns())
-        self.settle()
+        self._schedule()
+
+    def _reclaim_later(self) -> None:
+        """Have what was retired wiped soon."""
+        if self._tables.has_retired and self._reclaimer is None and self._loop is not None:
+            self._reclaimer = self._loop.call_later(RECLAIM_INTERVAL_S, self._reclaim)
 
     def _reclaim(self) -> None:
         """Wipe retired keys once no worker can hold them."""
         self._reclaimer = None
         self._tables.reclaim()
-        self.settle()
+        self._reclaim_later()
