@@ -123,21 +123,18 @@ def _prefix_text(prefix: Prefix) -> str:
 def parse(lines: list[str]) -> DeviceChange:
     """The lines behind set=1; Refused for anything that is not as it should be."""
     change = DeviceChange()
-    section: _PeerSection | None = None
+    sections: list[_PeerSection] = []
     for line in lines:
         key, equals, value = line.partition("=")
         if not equals:
             raise Refused(errno.EPROTO, "a line is not key=value")
         if key == "public_key":
-            if section is not None:
-                change.peers.append(section.change())
-            section = _PeerSection(_key(value))
-        elif section is None:
-            _parse_device_line(change, key, value)
+            sections.append(_PeerSection(_key(value)))
+        elif sections:
+            sections[-1].parse_line(key, value)
         else:
-            section.parse_line(key, value)
-    if section is not None:
-        change.peers.append(section.change())
+            _parse_device_line(change, key, value)
+    change.peers = [section.change() for section in sections]
     return change
 
 

@@ -94,6 +94,7 @@ class Player(devices.Side):
         return self.clock.now
 
     def transmit(self, message, where, _source):
+        assert self.device.is_up, "something is sent while the interface is down"
         self.log.append((self.now, message[0], where))
         if message[0] == 1:
             self.initiations[where] = message
