@@ -27,6 +27,7 @@ from fastpump.config.file import FileConfig
 from fastpump.config.model import TAP_FIELDS, Network, PeerConfig, TunnelConfig, check
 from fastpump.conn import endpoint
 from fastpump.constants import DEFAULT_PORT
+from fastpump.device.peer_change import PeerChange, Presence
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import attach, ethernet
 from fastpump.host.network import HostNet, HostState, recover
@@ -35,6 +36,7 @@ from fastpump.netlink import routes
 from fastpump.process.daemon import detach
 from fastpump.protocol import keys
 from fastpump.ratelimit import NO_LIMITS
+from fastpump.tunnel.peer_changes import peer_change_of
 from fastpump.tunnel.resolver import look_up
 from fastpump.tunnel.run import Program, run
 from fastpump.tunnel.tunnel import Tunnel
@@ -223,19 +225,15 @@ class Quick:
         for peer in list(device.peers.values()):
             if peer.public_key not in wanted:
                 changed.append(f"{peer} removed")
-                device.remove_peer(peer)
+                running.configure_peer(PeerChange(peer.public_key, Presence.REMOVE))
         for said in new.peers:
-            before = known.get(said.public_key)
-            if said.public_key not in device.peers:
-                running.add_peer(said, where.get(said.public_key))
-                changed.append(f"{device.peers[said.public_key]} added")
-                before = None
-            elif said != before:
-                running.change_peer(said, where.get(said.public_key))
-                changed.append(f"{device.peers[said.public_key]} changed")
-            if said.rate_limits != (NO_LIMITS if before is None else before.rate_limits):
-                running.set_rate_limits(said.public_key, said.rate_limits)
-        running.supervisor.settle()
+            is_new = said.public_key not in device.peers
+            before = None if is_new else known.get(said.public_key)
+            if said != before:
+                running.configure_peer(
+                    peer_change_of(said, where.get(said.public_key), before=before))
+                done = "added" if is_new else "changed"
+                changed.append(f"{device.peers[said.public_key]} {done}")
         return changed
 
 

@@ -4,12 +4,18 @@ A handshake costs a hundred microseconds or more, and the intake lets in bursts:
 and are served in slices, so that timers, workers' events and control clients have their
 turn. While many wait, the intake is told that we are overloaded (hot/admission.pxd says what
 it does then).
+
+Before each slice the workers' events are handed to the device. A peer starts a new handshake
+after it has used the session before, but the two take different ways to us: without that, the
+initiation could drop the session whose confirmation is still in a worker's ring. All messages
+of a slice were queued before it began, so what preceded them is in the rings by then.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from fastpump._core import ADMIT_HANDSHAKE, ADMIT_TRANSPORT, Intake
 from fastpump.conn.endpoint import Endpoint
@@ -21,20 +27,28 @@ OVERLOAD_LEN = 128
 OVERLOAD_HOLD = SECOND
 SLICE = SECOND // 200
 
-Admitted = tuple[int, bytes, bytes, bytes]
-"""What Intake.receive gives: (verdict, message, sockaddr, own address)."""
+Datagram = tuple[bytes, bytes, bytes]
+"""(message, sockaddr of the sender, the address of ours that it came to)"""
 
 
-class Handshakes:
+@dataclass(frozen=True, slots=True)
+class QueueCallbacks:
+    """What the queue asks of whoever runs it."""
+
+    on_slice: Callable[[], None]
+    """A slice begins: hand the workers' events to the device."""
+    on_transport: Callable[[bytes, bytes, bytes], None]
+    """A transport message came between handshake messages: give it (a Datagram) to its worker."""
+
+
+class HandshakeQueue:
     """Takes what the intake admits, and serves it to the device."""
 
-    def __init__(self, device: Device, intake: Intake,
-                 pass_on: Callable[[bytes, bytes, bytes], None]) -> None:
-        """`pass_on(message, sockaddr, own address)` gives a transport message to its worker."""
+    def __init__(self, device: Device, intake: Intake, callbacks: QueueCallbacks) -> None:
         self._device = device
         self._intake = intake
-        self._pass_on = pass_on
-        self._queue: deque[tuple[bytes, bytes, bytes]] = deque()
+        self._callbacks = callbacks
+        self._queue: deque[Datagram] = deque()
         self._secret_renewed_at = 0
         self.verdicts: Counter[str] = Counter()
 
@@ -45,29 +59,32 @@ class Handshakes:
             self._intake.renew_cookie_secret()
             self._secret_renewed_at = now
         received, admitted = self._intake.receive(fd, now)
-        self._take(admitted, now)
+        for verdict, message, sockaddr, local in admitted:
+            self._take(verdict, (message, sockaddr, local), now)
         return received
 
-    def _take(self, admitted: list[Admitted], now: int) -> None:
-        """Queue messages, pass on what is a worker's."""
-        for verdict, message, sockaddr, local in admitted:
-            if verdict == ADMIT_TRANSPORT:
-                self._pass_on(message, sockaddr, local)
-            elif len(self._queue) < QUEUE_LEN:
-                self._queue.append((message, sockaddr, local))
-            else:
-                self.verdicts["DROP_HANDSHAKE_OVERLOAD"] += 1
-        if len(self._queue) >= OVERLOAD_LEN:
-            self._intake.declare_overload(now + OVERLOAD_HOLD)
-
-    def take_stray(self, message: bytes, sockaddr: bytes, local: bytes, now: int) -> None:
+    def receive_stray(self, message: bytes, sockaddr: bytes, local: bytes, now: int) -> None:
         """A handshake message that a worker's socket received."""
         verdict = self._intake.judge(message, sockaddr, now)
         if verdict in (ADMIT_HANDSHAKE, ADMIT_TRANSPORT):
-            self._take([(verdict, message, sockaddr, local)], now)
+            self._take(verdict, (message, sockaddr, local), now)
+
+    def _take(self, verdict: int, datagram: Datagram, now: int) -> None:
+        """Queue a handshake message, pass on a transport message."""
+        if verdict == ADMIT_TRANSPORT:
+            self._callbacks.on_transport(*datagram)
+        elif len(self._queue) < QUEUE_LEN:
+            self._queue.append(datagram)
+        else:
+            self.verdicts["DROP_HANDSHAKE_OVERLOAD"] += 1
+        if len(self._queue) >= OVERLOAD_LEN:
+            self._intake.declare_overload(now + OVERLOAD_HOLD)
 
     def serve(self, clock: Callable[[], int]) -> bool:
         """Handle messages for a slice of time; whether some still wait."""
+        if not self._queue:
+            return False
+        self._callbacks.on_slice()
         now = clock()
         end = now + SLICE
         while self._queue and now < end:

@@ -13,6 +13,7 @@ from fastpump.ratelimit import NO_LIMITS, RateLimits
 
 Prefix = tuple[bytes, int]
 """An allowed IP: 4 or 16 address bytes, and the prefix length."""
+HostAndPort = tuple[str, int]
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -25,16 +26,16 @@ class Peer:
     mac1_key: bytes
     preshared_key: bytes = bytes(KEY_LEN)
     endpoint: Endpoint | None = None
-    endpoint_name: tuple[str, int] | None = None
-    """Host name and port, if the endpoint was configured so."""
+    endpoint_name: HostAndPort | None = None
+    """If the endpoint was configured by a host name."""
     local: bytes = NO_LOCAL
-    """The own address that it speaks to, and that our datagrams to it leave from."""
+    """Our address that it sends to: the source address of our datagrams to it."""
     allowed_ips: set[Prefix] = field(default_factory=set)
     rate_limits: RateLimits = NO_LIMITS
     timers: Timers = field(default_factory=Timers)
     keypairs: Keypairs = field(default_factory=Keypairs)
     static_static: bytes | None = None
-    """What both static keys make; worked out when it is first needed."""
+    """The Diffie-Hellman result of both static keys; computed when first needed."""
     handshake: noise.InitiatorState | None = None
     handshake_slot: int | None = None
     last_initiation_sent_at: int | None = None
@@ -46,7 +47,7 @@ class Peer:
     cookie: bytes | None = None
     cookie_at: int = 0
     lost_session: bool = False
-    """It had one when the interface was set down."""
+    """It had a session when the interface was set down."""
     watched_at: int | None = None
     """When the device looks at the timers next."""
     latest_handshake_unix_ns: int = 0
@@ -60,9 +61,9 @@ class Peer:
 
     @property
     def persistent_keepalive_s(self) -> int:
-        """Say something at least so often; 0 for off."""
+        """Send something at least so often; 0 for off."""
         return self.timers.persistent_interval_ns // SECOND
 
     def usable_cookie(self, now: int) -> bytes | None:
-        """The cookie that the peer gave us, while it is worth something."""
+        """The cookie that the peer gave us, while it is valid."""
         return self.cookie if now < self.cookie_at + COOKIE_MAX_AGE else None

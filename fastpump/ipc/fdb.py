@@ -1,9 +1,10 @@
-"""The forwarding database of a running TAP, as the operator sees it: show, add, delete, flush.
+"""The forwarding database of a running TAP, for the operator: show, add, delete, flush.
 
-The table itself is the workers' (hot/fdb.pxd). Requests come by the control socket as JSON:
+The workers learn and look up in the table itself (hot/fdb.pxd). Requests come by the control socket
+as JSON; an owner is a peer's key, or null for this host's side of the interface:
 
     {"action": "show"}                          ->  {"macs": [...]}
-    {"action": "add", "mac": M, "vlan": V, "peer": KEY or null}     null: our own side
+    {"action": "add", "mac": M, "vlan": V, "peer": KEY or null}
     {"action": "del", "mac": M, "vlan": V}
     {"action": "flush", "peer": KEY, null or absent, "static": bool}    ->  {"flushed": N}
 """
@@ -16,6 +17,7 @@ from typing import Any
 from fastpump._core import LOCAL_SIDE, SharedTables
 from fastpump.config.model import parse_mac
 from fastpump.device.device import Device
+from fastpump.device.peer import Peer
 from fastpump.errors import ConfigError
 from fastpump.protocol import keys
 
@@ -23,7 +25,7 @@ MAX_VLAN = 4095
 
 
 class Macs:
-    """Changes and shows the table of a device."""
+    """Answers requests about a device's table."""
 
     def __init__(self, tables: SharedTables, device: Device, now_ns: Callable[[], int]) -> None:
         self._tables = tables
@@ -43,46 +45,37 @@ class Macs:
         return action(request)
 
     def _show(self, _request: dict[str, Any]) -> dict[str, Any]:
-        names = {peer.slot: peer for peer in self._device.peers.values()}
-        macs = [{
-            "mac": mac.hex(":"), "vlan": vlan,
-            "peer": None if owner == LOCAL_SIDE else keys.encode(names[owner].public_key),
-            "endpoint": None if owner == LOCAL_SIDE else str(names[owner].endpoint or "") or None,
-            "static": is_static, "age_s": age_s,
-        } for mac, vlan, owner, is_static, age_s in sorted(self._tables.fdb.entries(self._now_ns()))
-            if owner == LOCAL_SIDE or owner in names]
+        macs = []
+        for mac, vlan, owner, is_static, age_s in sorted(self._tables.fdb.entries(self._now_ns())):
+            peer = self._device.peer_in_slot(owner)
+            if peer is None and owner != LOCAL_SIDE:
+                continue        # a peer that was just removed
+            macs.append({"mac": mac.hex(":"), "vlan": vlan, **_describe_owner(peer),
+                         "static": is_static, "age_s": age_s})
         return {"macs": macs}
 
     def _add(self, request: dict[str, Any]) -> dict[str, Any]:
-        mac, vlan = self._address(request)
+        mac, vlan = _address(request)
         try:
-            self._tables.fdb.add(mac, vlan, self._side(request), self._now_ns())
+            self._tables.fdb.add(mac, vlan, self._owner(request), self._now_ns())
         except MemoryError:
             raise ConfigError("there is no room for that MAC address: flush the table, or start "
                               "the tunnel with a larger --mac-table") from None
         return {}
 
     def _remove(self, request: dict[str, Any]) -> dict[str, Any]:
-        mac, vlan = self._address(request)
+        mac, vlan = _address(request)
         if not self._tables.fdb.remove(mac, vlan):
             raise ConfigError(f"{mac.hex(':')} is not known in VLAN {vlan}; `fastpump fdb show` "
                               "lists those that are")
         return {}
 
     def _flush(self, request: dict[str, Any]) -> dict[str, Any]:
-        owner = self._side(request) if "peer" in request else None
+        owner = self._owner(request) if "peer" in request else None
         return {"flushed": self._tables.fdb.flush(
             owner, with_static=request.get("static") is True)}
 
-    @staticmethod
-    def _address(request: dict[str, Any]) -> tuple[bytes, int]:
-        vlan = request.get("vlan", 0)
-        if not isinstance(vlan, int) or isinstance(vlan, bool) or not 0 <= vlan <= MAX_VLAN:
-            raise ConfigError(f"{vlan!r} is no VLAN: a number from 1 to {MAX_VLAN}, or 0 for "
-                              "untagged frames, is expected")
-        return parse_mac(str(request.get("mac"))), vlan
-
-    def _side(self, request: dict[str, Any]) -> int:
+    def _owner(self, request: dict[str, Any]) -> int:
         key = request.get("peer")
         if key is None:
             return LOCAL_SIDE
@@ -90,6 +83,23 @@ class Macs:
         if peer is None:
             raise ConfigError(f"there is no peer {key}; `fastpump status` lists the peers")
         return peer.slot
+
+
+def _address(request: dict[str, Any]) -> tuple[bytes, int]:
+    """(MAC address, VLAN) of a request."""
+    vlan = request.get("vlan", 0)
+    if not isinstance(vlan, int) or isinstance(vlan, bool) or not 0 <= vlan <= MAX_VLAN:
+        raise ConfigError(f"{vlan!r} is no VLAN: a number from 1 to {MAX_VLAN}, or 0 for "
+                          "untagged frames, is expected")
+    return parse_mac(str(request.get("mac"))), vlan
+
+
+def _describe_owner(peer: Peer | None) -> dict[str, str | None]:
+    """A peer, or this side (None)."""
+    if peer is None:
+        return {"peer": None, "endpoint": None}
+    return {"peer": keys.encode(peer.public_key),
+            "endpoint": None if peer.endpoint is None else str(peer.endpoint)}
 
 
 def show(answer: dict[str, Any]) -> str:

@@ -16,12 +16,13 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastpump.conn.endpoint import Endpoint, split_host_port
 from fastpump.constants import KEY_LEN, SECOND
 from fastpump.device.device import Device
 from fastpump.device.peer import Peer, Prefix
+from fastpump.device.peer_change import PeerChange, PrefixChange, Presence
 from fastpump.errors import ConfigError, SystemSetupError
 
 log = logging.getLogger("fastpump.uapi")
@@ -41,7 +42,6 @@ class Target(Protocol):
     def set_private_key(self, private_key: bytes) -> None: ...
     def set_listen_port(self, port: int) -> None: ...
     def set_fwmark(self, fwmark: int) -> None: ...
-    def settle(self) -> None: ...
 
 
 class Refused(Exception):
@@ -53,28 +53,13 @@ class Refused(Exception):
 
 
 @dataclass(slots=True)
-class PeerChange:
-    """What a set says of one peer; None: nothing."""
-
-    public_key: bytes
-    remove: bool = False
-    update_only: bool = False
-    preshared_key: bytes | None = None
-    endpoint: Endpoint | None = None
-    keepalive_s: int | None = None
-    replace_allowed_ips: bool = False
-    allowed_ips: list[tuple[bool, Prefix]] = field(default_factory=list)
-    """(whether it is added, prefix), in order."""
-
-
-@dataclass(slots=True)
-class Change:
-    """A whole set."""
+class DeviceChange:
+    """A whole set; None: unchanged."""
 
     private_key: bytes | None = None
     listen_port: int | None = None
     fwmark: int | None = None
-    replace_peers: bool = False
+    replaces_peers: bool = False
     peers: list[PeerChange] = field(default_factory=list)
 
 
@@ -135,59 +120,80 @@ def _prefix_text(prefix: Prefix) -> str:
 
 # -- set
 
-def parse(lines: list[str]) -> Change:
+def parse(lines: list[str]) -> DeviceChange:
     """The lines behind set=1; Refused for anything that is not as it should be."""
-    change = Change()
-    peer: PeerChange | None = None
+    change = DeviceChange()
+    sections: list[_PeerSection] = []
     for line in lines:
         key, equals, value = line.partition("=")
         if not equals:
             raise Refused(errno.EPROTO, "a line is not key=value")
         if key == "public_key":
-            peer = PeerChange(_key(value))
-            change.peers.append(peer)
-        elif peer is None:
-            _parse_device_key(change, key, value)
+            sections.append(_PeerSection(_key(value)))
+        elif sections:
+            sections[-1].parse_line(key, value)
         else:
-            _parse_peer_key(peer, key, value)
+            _parse_device_line(change, key, value)
+    change.peers = [section.change() for section in sections]
     return change
 
 
-def _parse_device_key(change: Change, key: str, value: str) -> None:
-    if key == "private_key":
-        change.private_key = _key(value)
-    elif key == "listen_port":
-        change.listen_port = _number(value, 65535)
-    elif key == "fwmark":
-        change.fwmark = _number(value, 0xFFFFFFFF)
-    elif key == "replace_peers":
-        change.replace_peers = _true(value)
-    else:
-        raise Refused(errno.EINVAL, "an unknown key of the interface")
+def _parse_device_line(change: DeviceChange, key: str, value: str) -> None:
+    match key:
+        case "private_key":
+            change.private_key = _key(value)
+        case "listen_port":
+            change.listen_port = _number(value, 65535)
+        case "fwmark":
+            change.fwmark = _number(value, 0xFFFFFFFF)
+        case "replace_peers":
+            change.replaces_peers = _true(value)
+        case _:
+            raise Refused(errno.EINVAL, "an unknown key of the interface")
 
 
-def _parse_peer_key(peer: PeerChange, key: str, value: str) -> None:
-    if key == "allowed_ip":
-        is_added = not value.startswith("-")
-        text = value[1:] if value[:1] in ("+", "-") else value
-        peer.allowed_ips.append((is_added, parse_prefix(text)))
-    elif key == "endpoint":
-        peer.endpoint = parse_endpoint(value)
-    elif key == "preshared_key":
-        peer.preshared_key = _key(value)
-    elif key == "persistent_keepalive_interval":
-        peer.keepalive_s = _number(value, MAX_KEEPALIVE_S)
-    elif key == "replace_allowed_ips":
-        peer.replace_allowed_ips = _true(value)
-    elif key == "remove":
-        peer.remove = _true(value)
-    elif key == "update_only":
-        peer.update_only = _true(value)
-    elif key == "protocol_version":
-        if value != "1":
-            raise Refused(errno.EINVAL, "another protocol version than 1")
-    else:
-        raise Refused(errno.EINVAL, "an unknown key of a peer")
+class _PeerSection:
+    """The lines behind one public_key; of a key that comes twice, the last counts."""
+
+    def __init__(self, public_key: bytes) -> None:
+        self._public_key = public_key
+        self._removes = False
+        self._updates_only = False
+        self._fields: dict[str, Any] = {}
+        self._allowed_ips: list[PrefixChange] = []
+
+    def parse_line(self, key: str, value: str) -> None:
+        """One key=value; Refused."""
+        match key:
+            case "allowed_ip":
+                self._allowed_ips.append(_prefix_change(value))
+            case "endpoint":
+                self._fields |= {"endpoint": parse_endpoint(value), "endpoint_name": None}
+            case "preshared_key":
+                self._fields["preshared_key"] = _key(value)
+            case "persistent_keepalive_interval":
+                self._fields["keepalive_s"] = _number(value, MAX_KEEPALIVE_S)
+            case "replace_allowed_ips":
+                self._fields["replaces_allowed_ips"] = _true(value)
+            case "remove":
+                self._removes = _true(value)
+            case "update_only":
+                self._updates_only = _true(value)
+            case "protocol_version":
+                if value != "1":
+                    raise Refused(errno.EINVAL, "another protocol version than 1")
+            case _:
+                raise Refused(errno.EINVAL, "an unknown key of a peer")
+
+    def change(self) -> PeerChange:
+        """What all lines say together."""
+        presence = Presence.CREATE
+        if self._updates_only:
+            presence = Presence.UPDATE
+        if self._removes:
+            presence = Presence.REMOVE
+        return PeerChange(self._public_key, presence, allowed_ips=tuple(self._allowed_ips),
+                          **self._fields)
 
 
 def _key(value: str) -> bytes:
@@ -210,6 +216,12 @@ def _true(value: str) -> bool:
     if value != "true":
         raise Refused(errno.EINVAL, "a switch is not true")
     return True
+
+
+def _prefix_change(value: str) -> PrefixChange:
+    """A prefix; with a sign in front: + as without, - for one that is removed."""
+    sign = value[:1] if value[:1] in ("+", "-") else ""
+    return PrefixChange(parse_prefix(value[len(sign):]), sign != "-")
 
 
 def parse_prefix(text: str) -> Prefix:
@@ -244,23 +256,20 @@ def parse_endpoint(text: str) -> Endpoint:
         raise Refused(errno.EINVAL, "an endpoint is not ADDRESS:PORT") from None
 
 
-def apply(target: Target, change: Change, now: int) -> None:
+def apply(target: Target, change: DeviceChange, now: int) -> None:
     """Apply a parsed set, in the kernel's order. Refused, MemoryError."""
     device = target.device
-    try:
-        if change.fwmark is not None:
-            _set_fwmark(target, change.fwmark)
-        if change.listen_port is not None:
-            _set_listen_port(target, change.listen_port)
-        if change.replace_peers:
-            for peer in list(device.peers.values()):
-                device.remove_peer(peer)
-        if change.private_key is not None:
-            target.set_private_key(change.private_key)
-        for peer_change in change.peers:
-            _apply_peer(device, peer_change, now)
-    finally:
-        target.settle()
+    if change.fwmark is not None:
+        _set_fwmark(target, change.fwmark)
+    if change.listen_port is not None:
+        _set_listen_port(target, change.listen_port)
+    if change.replaces_peers:
+        for public_key in list(device.peers):
+            device.configure_peer(PeerChange(public_key, Presence.REMOVE), now)
+    if change.private_key is not None:
+        target.set_private_key(change.private_key)
+    for peer_change in change.peers:
+        _configure_peer(device, peer_change, now)
 
 
 def _set_fwmark(target: Target, fwmark: int) -> None:
@@ -277,34 +286,10 @@ def _set_listen_port(target: Target, port: int) -> None:
         raise Refused(errno.EADDRINUSE, str(error)) from None
 
 
-def _apply_peer(device: Device, change: PeerChange, now: int) -> None:
-    peer = device.peers.get(change.public_key)
-    if change.remove:
-        if peer is not None:
-            device.remove_peer(peer)
-        return
-    if peer is None:
-        # Our own key is passed over, so that one file can serve all sides (as in the kernel).
-        if change.update_only or change.public_key == device.public_key:
-            return
-        peer = device.add_peer(change.public_key)
-    if change.preshared_key is not None:
-        peer.preshared_key = change.preshared_key
-    if change.endpoint is not None:
-        try:
-            device.set_endpoint(peer, change.endpoint)
-            peer.endpoint_name = None
-        except ConfigError as error:
-            raise Refused(errno.EAFNOSUPPORT, str(error)) from None
-    if change.replace_allowed_ips:
-        # Only what goes is removed: packets to what stays never miss their way.
-        kept = {prefix for is_added, prefix in change.allowed_ips if is_added}
-        for prefix in peer.allowed_ips - kept:
-            device.remove_allowed_ip(peer, prefix)
-    for is_added, prefix in change.allowed_ips:
-        if is_added:
-            device.add_allowed_ip(peer, prefix)
-        else:
-            device.remove_allowed_ip(peer, prefix)
-    if change.keepalive_s is not None:
-        device.set_persistent_keepalive(peer, change.keepalive_s, now)
+def _configure_peer(device: Device, change: PeerChange, now: int) -> None:
+    if change.public_key == device.public_key:
+        return      # so that one file can serve all sides (as in the kernel)
+    try:
+        device.configure_peer(change, now)
+    except ConfigError as error:
+        raise Refused(errno.EAFNOSUPPORT, str(error)) from None

@@ -1,7 +1,7 @@
 """wg's socket of an interface, /var/run/wireguard/NAME.sock (uapi.py has the protocol).
 
-The directory is one for all network namespaces, and a name belongs to whoever has the socket:
-of two interfaces of one name in two namespaces, wg sees the first.
+All network namespaces share the directory, and a name belongs to whoever has the socket: of two
+interfaces with one name in two namespaces, wg sees the first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TIMEOUT_S = 60.0
 
 
 class UapiServer:
-    """Answers wg."""
+    """Serves wg's socket while the tunnel runs."""
 
     def __init__(self, name: str, target: uapi.Target) -> None:
         self._target = target
@@ -36,7 +36,7 @@ class UapiServer:
         self._server = UnixServer(DIRECTORY / f"{name}.sock", self._serve, limit=MAX_REQUEST)
 
     async def start(self) -> None:
-        """Listen; SystemSetupError if that cannot be."""
+        """Listen; SystemSetupError if the name is taken or the socket cannot be made."""
         path = self._server.path
         try:
             await self._server.start()
@@ -48,15 +48,15 @@ class UapiServer:
             raise SystemSetupError(f"the socket {path} for wg cannot be made: {error}") from None
 
     def rename(self, name: str) -> None:
-        """The interface has another name."""
+        """Move the socket: the interface has another name."""
         try:
             self._server.rename(DIRECTORY / f"{name}.sock")
         except (AlreadyServed, OSError) as error:
             log.warning("wg finds this interface as %s still: %r", self._server.path.stem, error)
 
     def watch(self, on_removed: Callable[[], None]) -> None:
-        """Tell once when somebody removes the socket: that is how userspace WireGuards are
-        told to end. Costs nothing meanwhile (inotify(7))."""
+        """Call `on_removed` when somebody removes the socket: that is how userspace WireGuards
+        are told to end. Costs nothing meanwhile (inotify(7))."""
         libc = ctypes.CDLL(None, use_errno=True)
         fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if fd < 0 or libc.inotify_add_watch(fd, os.fsencode(DIRECTORY), IN_DELETE) < 0:

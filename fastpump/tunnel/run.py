@@ -33,6 +33,7 @@ from fastpump.tun import steering
 from fastpump.tun.linkwatch import LinkState, LinkWatcher
 from fastpump.tun.offloads import Capabilities, lane_ciphers, probe
 from fastpump.tun.queues import TunQueues
+from fastpump.tunnel import peer_changes
 from fastpump.tunnel.resolver import Resolver
 from fastpump.tunnel.service import Service, TunnelCommand
 from fastpump.tunnel.supervisor import Supervisor, SupervisorOptions
@@ -201,14 +202,14 @@ class _Start:
         config, program = self._config, self._program
         resolver = Resolver(config.resolve_every_s)
         supervisor = Supervisor(self._tables, self._queues, self._supervisor_options(),
-                                on_unanswered=resolver.is_unanswered)
+                                on_unanswered=resolver.on_unanswered)
         resolver.device = supervisor.device
         tunnel = Tunnel(config, self._tables, supervisor, resolver, self._offloads, self._link,
                         program.configuration_file)
         tunnel.set_rate_limits(None, config.rate_limits)
         supervisor.set_private_key(self._private_key)
-        for peer in config.peers:
-            tunnel.add_peer(peer, self._endpoints.get(peer.public_key))
+        for change in peer_changes.of_new_peers(config.peers, self._endpoints):
+            tunnel.configure_peer(change)
         service = Service(tunnel, self._watcher, program.commands,
                           must_serve_wg=program.must_serve_wg)
         await service.run(lambda: program.on_ready(tunnel))

@@ -30,8 +30,10 @@ from fastpump.clock import now_ns
 from fastpump.conn.endpoint import Endpoint
 from fastpump.conn.sockets import SocketGroup, preferred_family
 from fastpump.constants import SECOND
-from fastpump.device.device import Device, Surroundings
-from fastpump.device.handshake_queue import Handshakes
+from fastpump.device.callbacks import DeviceCallbacks
+from fastpump.device.device import Device
+from fastpump.device.events import ControlPacket, WorkerEvent
+from fastpump.device.handshake_queue import HandshakeQueue, QueueCallbacks
 from fastpump.device.lanes import Options
 from fastpump.device.peer import Peer
 from fastpump.errors import SystemSetupError
@@ -91,14 +93,15 @@ class Supervisor:
             on_cannot_start=self._fail), options.workers)
         self.family = preferred_family()
         self._intake = Intake()
-        self.device = Device(tables, Surroundings(
+        self.device = Device(tables, DeviceCallbacks(
             transmit=self._transmit, transmit_lane=self._transmit_lane,
-            ring=self._workers.ring, schedule=self._schedule,
-            unix_ns=time.time_ns, jitter=random.randrange,
-            endpoint_is_known=self._note_endpoint, is_unanswered=on_unanswered,
+            ring=self._workers.ring, unix_ns=time.time_ns, jitter=random.randrange,
+            on_deadline=self._schedule, on_retired=self._reclaim_later,
+            on_endpoint=self._on_endpoint, on_unanswered=on_unanswered,
         ), self.family, cpu_count=len(os.sched_getaffinity(0)), lanes=options.lanes,
             is_steered=options.is_steered)
-        self._handshakes = Handshakes(self.device, self._intake, self._pass_on)
+        self._handshakes = HandshakeQueue(self.device, self._intake, QueueCallbacks(
+            on_slice=self._hand_over_all_events, on_transport=self._pass_on))
 
     # -- what may change while it runs
 
@@ -126,7 +129,6 @@ class Supervisor:
         self._leave(old)
         self._enter()
         self.device.sockets_changed(now_ns())
-        self.settle()
 
     @property
     def fwmark(self) -> int:
@@ -147,13 +149,6 @@ class Supervisor:
             self._intake.set_keys(None, None)
         else:
             self._intake.set_keys(cookie.mac1_key(public), cookie.cookie_key(public))
-        self.settle()
-
-    def settle(self) -> None:
-        """To be called after the device was changed from outside."""
-        self._schedule()
-        if self._tables.retired and self._reclaimer is None and self._loop is not None:
-            self._reclaimer = self._loop.call_later(RECLAIM_INTERVAL_S, self._reclaim)
 
     @property
     def workers(self) -> list[WorkerProcess]:
@@ -176,7 +171,8 @@ class Supervisor:
                 loop.add_signal_handler(number, self.stop, f"on {signal.Signals(number).name}")
             loop.set_exception_handler(self._on_exception)
             self._workers.attach(loop)
-            self.settle()
+            self._schedule()            # the device was configured before there was a loop
+            self._reclaim_later()
             if is_up:
                 self._is_wanted_up = True
                 self._bring_up()
@@ -204,14 +200,12 @@ class Supervisor:
             self._leave(self._sockets)
             self._sockets = None
             self.device.stop()
-            self.settle()
             self._ready.set()       # as ready as it will be, if this came before all workers ran
 
     def _bring_up(self) -> None:
         self._sockets = self._open_sockets(self._wanted_port)
         self.device.start(now_ns())
         self._enter()
-        self.settle()
 
     def _open_sockets(self, port: int | None) -> SocketGroup:
         """Any port is the one that we had before, if that is free still."""
@@ -286,17 +280,26 @@ class Supervisor:
         """Take the events, control packets and stray handshake messages of a worker."""
         if self._stopped.is_set():
             return
-        self.device.handle_events(number, now_ns())
-        self.device.handle_controls(number, now_ns())
+        self._hand_over_events(number)
+        for packet in self._tables.workers.controls(number):
+            self.device.on_control(ControlPacket(*packet), now_ns())
         for message, sockaddr, local in self._tables.workers.messages(number):
-            self._handshakes.take_stray(message, sockaddr, local, now_ns())
-            self._serve_handshakes()
-        self.settle()
+            self._handshakes.receive_stray(message, sockaddr, local, now_ns())
+        self._serve_handshakes()
+
+    def _hand_over_events(self, number: int) -> None:
+        """Hand what a worker reports to the device."""
+        for event in self._tables.workers.events(number):
+            self.device.on_event(WorkerEvent(*event), now_ns())
+
+    def _hand_over_all_events(self) -> None:
+        for number in range(self._tables.queue_count):
+            self._hand_over_events(number)
 
     def _on_worker_exit(self, number: int) -> None:
         """A worker's process has ended."""
         if not self._stopped.is_set():
-            self.device.worker_is_dead(number)
+            self.device.on_worker_exit(number)
 
     # -- handshakes
 
@@ -325,7 +328,6 @@ class Supervisor:
         self._is_serving = self._handshakes.serve(now_ns)
         if self._is_serving:
             self._loop.call_soon(self._go_on_serving)
-        self.settle()
 
     def _pass_on(self, message: bytes, sockaddr: bytes, local: bytes) -> None:
         """A transport message came with a handshake message: it is its worker's."""
@@ -351,7 +353,7 @@ class Supervisor:
         except OSError as error:
             log.debug("nothing can be sent to %s now: %s", endpoint, error)
 
-    def _note_endpoint(self, endpoint: Endpoint) -> None:
+    def _on_endpoint(self, endpoint: Endpoint) -> None:
         self._intake.add_known(endpoint.sockaddr(self.family))
 
     # -- timers
@@ -372,10 +374,15 @@ class Supervisor:
     def _on_timer(self) -> None:
         self._timer = self._timer_at = None
         self.device.tick(now_ns())
-        self.settle()
+        self._schedule()
+
+    def _reclaim_later(self) -> None:
+        """Have what was retired wiped soon."""
+        if self._tables.retired and self._reclaimer is None and self._loop is not None:
+            self._reclaimer = self._loop.call_later(RECLAIM_INTERVAL_S, self._reclaim)
 
     def _reclaim(self) -> None:
         """Wipe retired keys once no worker can hold them."""
         self._reclaimer = None
         self._tables.retired.reclaim()
-        self.settle()
+        self._reclaim_later()

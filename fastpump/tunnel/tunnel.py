@@ -9,14 +9,14 @@ from typing import Any
 from fastpump import paths
 from fastpump._core import SharedTables
 from fastpump.clock import now_ns
-from fastpump.config.model import PeerConfig, TunnelConfig
-from fastpump.conn import endpoint
-from fastpump.constants import KEY_LEN, MILLISECOND
+from fastpump.config.model import TunnelConfig
+from fastpump.device import rate_limits
 from fastpump.device.peer import Peer
+from fastpump.device.peer_change import UNCHANGED, PeerChange, Presence
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import ethernet
 from fastpump.protocol import keys
-from fastpump.ratelimit import NO_LIMITS, RateLimits, TokenBucket
+from fastpump.ratelimit import NO_LIMITS, RateLimits
 from fastpump.tun.linkwatch import LinkState
 from fastpump.tun.offloads import Capabilities
 from fastpump.tunnel import status
@@ -52,51 +52,24 @@ class Tunnel:
                 "attachment": ethernet.attachment_of(self.config).to_json(),
                 "rate_limits": self.rate_limits.to_json(), "configuration_file": file}
 
-    def add_peer(self, peer: PeerConfig, where: endpoint.Endpoint | None) -> None:
-        """Configure a new peer; its endpoint's name was resolved to `where`."""
+    def configure_peer(self, change: PeerChange) -> None:
+        """Apply a change of a peer; ConfigError, and SystemSetupError if there is no room."""
         try:
-            self.supervisor.device.add_peer(peer.public_key)
+            peer = self.supervisor.device.configure_peer(change, now_ns())
         except MemoryError as error:
             raise SystemSetupError(str(error)) from None
-        self.change_peer(peer, where)
-        if not peer.rate_limits.is_empty:
-            self.set_rate_limits(peer.public_key, peer.rate_limits)
-
-    def change_peer(self, peer: PeerConfig, where: endpoint.Endpoint | None) -> None:
-        """Configure a peer that is there; its endpoint stays if `where` is None, and its
-        session in any case."""
-        device = self.supervisor.device
-        changed = device.peers[peer.public_key]
-        changed.preshared_key = peer.preshared_key or bytes(KEY_LEN)
-        if where is not None:
-            device.set_endpoint(changed, where)
-            self.resolver.note_resolved(changed)
-        changed.endpoint_name = peer.endpoint if peer.endpoint is not None and endpoint.is_name(
-            peer.endpoint[0]) else None
-        wanted = {(network.network_address.packed, network.prefixlen)
-                  for network in peer.allowed_ips or ()}
-        for prefix in changed.allowed_ips - wanted:
-            device.remove_allowed_ip(changed, prefix)
-        try:
-            for prefix in wanted - changed.allowed_ips:
-                device.add_allowed_ip(changed, prefix)
-        except MemoryError as error:
-            raise SystemSetupError(str(error)) from None
-        if peer.keepalive_s != changed.persistent_keepalive_s:
-            device.set_persistent_keepalive(changed, peer.keepalive_s, now_ns())
+        if peer is not None and change.endpoint is not UNCHANGED:
+            self.resolver.note_resolved(peer)
 
     def set_rate_limits(self, public_key: bytes | None, limits: RateLimits) -> None:
         """Limit a peer, or the interface (None), from now on; buckets begin full. ConfigError
         if there is no such peer."""
-        slot = None
         if public_key is None:
             self.rate_limits = limits
+            rate_limits.apply(self.tables, None, limits, now_ns())
         else:
-            peer = self._peer(public_key)
-            peer.rate_limits, slot = limits, peer.slot
-        for way, limiter in (("tx", limits.tx), ("rx", limits.rx)):
-            self.tables.limiters.set(slot, way, _bucket(limiter.bandwidth), _bucket(limiter.ops),
-                                   now_ns())
+            self._peer(public_key)
+            self.configure_peer(PeerChange(public_key, Presence.UPDATE, rate_limits=limits))
 
     async def limit(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer {"peer": KEY or null, "limits": as RateLimits.to_json(), or null to ask}."""
@@ -114,10 +87,3 @@ class Tunnel:
             raise ConfigError(f"there is no peer {keys.encode(public_key)}; `fastpump status` "
                               "lists the peers")
         return peer
-
-
-def _bucket(bucket: TokenBucket | None) -> tuple[int, int, int] | None:
-    """(tokens, refill time in ns, one-time burst)."""
-    if bucket is None:
-        return None
-    return bucket.size, bucket.refill_ms * MILLISECOND, bucket.one_time_burst

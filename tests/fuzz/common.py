@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from hashlib import blake2s
 
-from fastpump.constants import SECOND
 from fastpump.protocol import cookie, noise, wire
+from support.devices import START, UNIX_START
 
-START = 1000 * SECOND
-UNIX_START = 1_700_000_000 * SECOND
+__all__ = ["PRIVATE_KEYS", "START", "STATICS", "UNIX_START", "cookie_for", "mutated", "telling"]
+
 PRIVATE_KEYS = [blake2s(bytes([number])).digest() for number in range(3)]
 STATICS = [noise.DhKeyPair.from_private(private) for private in PRIVATE_KEYS]
 

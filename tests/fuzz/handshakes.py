@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from ipaddress import IPv4Address
 
 from fastpump._core import Intake, SharedTables
-from fastpump.conn.endpoint import NO_LOCAL, Endpoint
+from fastpump.conn.endpoint import NO_LOCAL
 from fastpump.constants import (
     REKEY_TIMEOUT,
     REKEY_TIMEOUT_JITTER,
     SECOND,
 )
-from fastpump.device.device import Device, Surroundings
-from fastpump.device.handshake_queue import Handshakes
+from fastpump.device.handshake_queue import HandshakeQueue, QueueCallbacks
 from fastpump.protocol import cookie, noise, tai64n
-from fuzz.common import PRIVATE_KEYS, START, STATICS, UNIX_START, cookie_for, telling
+from fuzz.common import PRIVATE_KEYS, STATICS, cookie_for, telling
+from support import devices
+from support.devices import PLACE
 
 # Of order 1, 2, 4 and 8, and the same not reduced (cr.yp.to/ecdh.html, "how do I validate").
 LOW_ORDER = [bytes(32), b"\x01" + bytes(31), b"\xec" + b"\xff" * 30 + b"\x7f",
              b"\xed" + b"\xff" * 30 + b"\x7f", b"\xee" + b"\xff" * 30 + b"\x7f",
              bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
              bytes.fromhex("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157")]
-PLACE = {name: Endpoint(IPv4Address(f"192.0.2.{number}"), 51820)
-         for number, name in enumerate(("a", "b", "mallory"), 1)}
 # Where the fields of a message are, and where they end: type, indices, and so on.
 FIELDS = {1: (0, 4, 8, 40, 88, 116, 132, 148), 2: (0, 4, 8, 12, 44, 60, 76, 92),
           3: (0, 4, 8, 32, 64), 4: (0, 4, 8, 16, 32)}
@@ -44,27 +42,29 @@ def core(message):
     return message
 
 
-class Side:
+class Side(devices.Side):
     """One end: a device behind its intake; its peers' slots are as few as can be."""
 
     def __init__(self, world, name, private, peer_count):
-        self.world, self.name = world, name
+        self.world, self.intake = world, Intake()
         self.passed_on, self.used = 0, set()
-        self.tables = SharedTables.create(2, peer_count, 8)
-        self.tables.close()
-        self.intake = Intake()
-        self.device = Device(self.tables, Surroundings(
-            transmit=self.transmit, ring=lambda: None, schedule=lambda: None,
-            unix_ns=lambda: world.unix_ns, jitter=world.rng.randrange,
-            endpoint_is_known=lambda where: self.intake.add_known(where.sockaddr(
-                socket.AF_INET6))), socket.AF_INET6)
-        self.handshakes = Handshakes(self.device, self.intake, self.pass_on)
-        self.device.set_private_key(private)
+        super().__init__(world, name, tables=SharedTables.create(2, peer_count, 8),
+                         private_key=private, jitter=world.rng.randrange)
+        self.queue = HandshakeQueue(self.device, self.intake, QueueCallbacks(
+            on_slice=lambda: None, on_transport=self.pass_on))
         self.public = self.device.public_key
         self.mac1_key = cookie.mac1_key(self.public)
         self.cookie_key = cookie.cookie_key(self.public)
         self.intake.set_keys(self.mac1_key, self.cookie_key)
-        self.device.start(world.now)
+
+    @property
+    def peer(self):
+        """The other honest side."""
+        other = self.world.b if self is self.world.a else self.world.a
+        return self.device.peers[other.public]
+
+    def on_endpoint(self, where):
+        self.intake.add_known(where.sockaddr(socket.AF_INET6))
 
     def transmit(self, message, where, _local):
         self.world.authors[core(message)] = self.public
@@ -79,24 +79,24 @@ class Side:
         peer = self.device.peers[self.world.authors[message]]
         newest = peer.keypairs.next
         if newest is not None and newest.local_index.to_bytes(4, "little") == message[4:8]:
-            self.device._confirm(peer, newest.slot, self.world.now)
+            self.event("confirmed", newest.slot, peer=peer)
 
     def keypairs(self, peer):
         return {keypair for keypair in (peer.keypairs.current, peer.keypairs.previous,
                                         peer.keypairs.next) if keypair is not None}
 
     def counted(self):
-        return (self.device.verdicts.total() + self.handshakes.verdicts.total()
+        return (self.device.verdicts.total() + self.queue.verdicts.total()
                 + sum(self.intake.verdicts.values()) + self.passed_on)
 
-    def receive(self, message, where):
+    def take(self, message, where):
         """One datagram, and what must hold of it."""
         now, author = self.world.now, self.world.authors.get(core(message))
         before = {peer: (self.keypairs(peer), peer.endpoint, peer.cookie)
                   for peer in self.device.peers.values()}
         counted = self.counted()
-        self.handshakes.take_stray(message, where.sockaddr(socket.AF_INET6), NO_LOCAL, now)
-        assert not self.handshakes.serve(lambda: now)
+        self.queue.receive_stray(message, where.sockaddr(socket.AF_INET6), NO_LOCAL, now)
+        assert not self.queue.serve(lambda: now)
         for peer, (keypairs, endpoint, known_cookie) in before.items():
             if author != peer.public_key:
                 assert self.keypairs(peer) <= keypairs, "a session by somebody else's message"
@@ -116,51 +116,45 @@ class Side:
             expected |= {keypair.local_index for keypair in self.keypairs(peer)}
             if peer.handshake is not None:
                 expected.add(peer.handshake.local_index)
-        assert self.device._sessions._by_index.keys() == expected
+        assert self.device.sessions.receiver_indices == expected
         assert self.device.verdicts["DROP_TABLE_FULL"] == 0
-        assert len(self.device._deadlines) < 64
+        assert len(self.device.deadlines) < 64
+        self.check_callbacks()
 
     def tick(self):
-        self.device.tick(self.world.now)
+        super().tick()
         deadline = self.device.next_deadline()
         assert deadline is None or deadline > self.world.now
         self.check()
 
 
-class World:
+class World(devices.Clock):
     """Two honest sides, the network between them, and mallory who reads and writes it. On
     b mallory may be a peer too."""
 
     def __init__(self, rng, inputs):
+        super().__init__()
         self.rng, self.inputs = rng, inputs
-        self.now, self.unix_ns = START, UNIX_START
         self.flying, self.history, self.authors = deque(), [], {}
         self.mallory = STATICS[2]
         self.is_insider = rng.random() < 0.3
         self.a = Side(self, "a", PRIVATE_KEYS[0], 1)
         self.b = Side(self, "b", PRIVATE_KEYS[1], 1 + self.is_insider)
         if self.is_insider:
-            self.b.device.add_peer(self.mallory.public)
+            self.b.configure(self.mallory.public)
         preshared = rng.choice((bytes(32), b"\x05" * 32))
         for one, other in ((self.a, self.b), (self.b, self.a)):
-            one.peer = one.device.add_peer(other.public)
-            one.peer.preshared_key = preshared
-            one.device.set_endpoint(one.peer, PLACE[other.name])
-            one.device.set_persistent_keepalive(one.peer, rng.choice((0, 0, 1, 25)), self.now)
-
-    def want(self, side):
-        side.device._want_session(side.peer, self.now)
-        side.device._watch(side.peer)
+            one.configure(other.public, preshared_key=preshared, endpoint=PLACE[other.name],
+                          keepalive_s=rng.choice((0, 0, 1, 25)))
 
     def advance(self, ns):
-        self.now += ns
-        self.unix_ns += ns
+        self.pass_time(ns)
         self.a.tick()
         self.b.tick()
 
     def deliver(self, message, where, to):
         self.inputs.append((self.now, where.address.packed[3], to.name, message.hex()))
-        to.receive(message, where)
+        to.take(message, where)
 
     def pass_on(self):
         """The oldest message that is under way, if it goes to where somebody honest is."""
@@ -244,7 +238,7 @@ class World:
         rng, what = self.rng, self.rng.randrange(100)
         side = rng.choice((self.a, self.b))
         if what < 18:
-            self.want(side)
+            side.want_session()
         elif what < 40:
             if self.flying:
                 self.pass_on()
@@ -287,11 +281,11 @@ class World:
         for side in (self.a, self.b):
             if not side.device.is_up:
                 side.device.start(self.now)
-            side.device.set_endpoint(side.peer, PLACE["b" if side is self.a else "a"])
+            side.configure(side.peer.public_key, endpoint=PLACE["b" if side is self.a else "a"])
         begin = self.now
         # Two tries at most are lost: to a flood of our own (20 ms), to a cookie.
         while self.now <= begin + 3 * (REKEY_TIMEOUT + REKEY_TIMEOUT_JITTER):
-            self.want(self.a)
+            self.a.want_session()
             while self.flying:
                 self.pass_on()
             ours, theirs = self.a.peer.keypairs.current, self.b.peer.keypairs.current

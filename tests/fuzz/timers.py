@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections import Counter
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -16,10 +15,11 @@ from fastpump.constants import (
     REKEY_TIMEOUT_JITTER,
     SECOND,
 )
-from fastpump.device.device import Device, Surroundings
-from fastpump.protocol import noise
+from fastpump.device.events import WorkerEvent
+from fastpump.protocol import noise, tai64n, wire
 from fastpump.protocol.timers import Action, Activity, Timers
 from fuzz.common import PRIVATE_KEYS, START, STATICS, UNIX_START, telling
+from support import devices
 
 
 class Notes:
@@ -29,7 +29,7 @@ class Notes:
         self._tables = tables
         self.first_tx, self.first_rx, self.last_tx, self.last_rx = (
             Counter(), Counter(), Counter(), Counter())
-        self.armed, self.events, self.looks = set(), [[], []], 0
+        self.reported, self.events, self.looks = set(), [[], []], 0
 
     def __getattr__(self, name):
         return getattr(self._tables, name)
@@ -52,78 +52,98 @@ class Notes:
         for name, notes in (("unanswered_tx", self.first_tx), ("unanswered_rx", self.first_rx)):
             if what == name and handled_ns and notes[slot] == handled_ns:
                 notes[slot] = 0
-        self.armed.discard((slot, what))
+        self.reported.discard((slot, what))
 
-    def tell(self, peer, kind, now, detail=0, error=0):
-        """A worker's event, once until it is disarmed."""
-        if (peer.slot, kind) not in self.armed:
-            self.armed.add((peer.slot, kind))
-            self.events[peer.worker].append((kind, peer.slot, detail, error, now))
+    def report(self, peer, name, now, detail=0, error=0):
+        """A worker's event, once until it is handled."""
+        if (peer.slot, name) not in self.reported:
+            self.reported.add((peer.slot, name))
+            self.events[peer.worker].append(WorkerEvent(name, peer.slot, detail, error, now))
 
     def data_sent(self, peer, now):
         self.last_tx[peer.slot], self.first_rx[peer.slot] = now, 0
         self.first_tx[peer.slot] = self.first_tx[peer.slot] or now
-        self.tell(peer, "unanswered_tx", now)
+        self.report(peer, "unanswered_tx", now)
 
     def data_received(self, peer, now):
         self.last_rx[peer.slot], self.first_tx[peer.slot] = now, 0
         self.first_rx[peer.slot] = self.first_rx[peer.slot] or now
-        self.tell(peer, "unanswered_rx", now)
+        self.report(peer, "unanswered_rx", now)
 
 
-class Clock:
-    """A device with a few peers that never answer, whose time and workers are played."""
+class Player(devices.Side):
+    """A device with a few peers that seldom answer, whose time and workers are played."""
 
     def __init__(self, rng):
-        self.rng, self.now, self.stops = rng, START, 0
-        self.sent = []      # (time, type, where)
+        self.rng, self.stops, self.answers = rng, 0, 0
+        self.log = []       # (time, type, where) of what was sent
+        self.initiations = {}       # the last one, by where it went
         self.notes = Notes(SharedTables.create(2, 4, 8))
-        self.notes.close()
-        self.device = Device(self.notes, Surroundings(
-            transmit=lambda message, where, local: self.sent.append((self.now, message[0], where)),
-            ring=lambda: None, schedule=lambda: None, unix_ns=lambda: UNIX_START,
-            jitter=rng.randrange), socket.AF_INET6)
-        self.device.set_private_key(PRIVATE_KEYS[0])
-        self.device.start(self.now)
-        self.peers = []
+        super().__init__(devices.Clock(), tables=self.notes, private_key=PRIVATE_KEYS[0],
+                         jitter=rng.randrange)
+        self.peers, self.statics, self.places = [], {}, {}
         for number, static in enumerate(STATICS[1:]):
-            peer = self.device.add_peer(static.public)
-            peer.static_static = bytes(32)      # not what is tested, and slow
-            if rng.random() < 0.9:
-                self.device.set_endpoint(peer, Endpoint(IPv4Address(number + 1), 9))
+            where = Endpoint(IPv4Address(number + 1), 9)
+            fields = {"endpoint": where} if rng.random() < 0.9 else {}
+            peer = self.configure(static.public, **fields)
             self.peers.append(peer)
+            self.statics[peer], self.places[peer] = static, where
+
+    @property
+    def now(self):
+        return self.clock.now
+
+    def transmit(self, message, where, _source):
+        assert self.device.is_up, "something is sent while the interface is down"
+        self.log.append((self.now, message[0], where))
+        if message[0] == 1:
+            self.initiations[where] = message
 
     def give_session(self, peer):
-        """As when a response came."""
-        device = self.device
-        slot, index = device._sessions.begin(peer)
-        keypair = device._sessions.install(
-            peer, slot, index, 1, noise.TransportKeys(bytes(32), bytes(32), bytes(32)), self.now,
-            is_initiator=self.rng.random() < 0.5)
-        device._sessions.retire(peer.keypairs.add_as_initiator(keypair))
-        peer.timers.session_derived(self.now)
-        device._sessions.publish(peer)
-        device._keepalive(peer, self.now)
-        device._handshake_done(peer)
-        device._watch(peer)
+        """The peer answers our initiation; if there is none, it sends one."""
+        self.answers += 1
+        initiation = self.initiations.get(peer.endpoint)
+        if peer.handshake is not None and initiation is not None:
+            self.answer(peer, wire.parse(initiation))
+        else:
+            self.initiate(peer)
 
-    def event(self):
+    def answer(self, peer, initiation):
+        static = self.statics[peer]
+        found = noise.consume_initiation(static, initiation, static.exchange)
+        response, _ = noise.create_response(found, bytes(32), self.answers)
+        self.receive(response.emit(), peer.endpoint)
+
+    def initiate(self, peer):
+        static, ours = self.statics[peer], self.public_key
+        initiation, _ = noise.create_initiation(
+            static, ours, self.answers, tai64n.emit(UNIX_START + self.answers * SECOND),
+            static.exchange(ours))
+        self.receive(initiation.emit(), peer.endpoint or self.places[peer])
+        if peer.keypairs.next is not None:
+            self.event("confirmed", peer.keypairs.next.slot, peer=peer)
+
+    def hand_over(self, worker):
+        for event in self.notes.worker_events(worker):
+            self.device.on_event(event, self.now)
+
+    def happen(self):
         rng, peer, what = self.rng, self.rng.choice(self.peers), self.rng.randrange(14)
         if what <= 2 and peer.keypairs.current is not None:
             self.notes.data_sent(peer, self.now)
         elif what <= 2:
-            self.notes.tell(peer, "want_session", self.now)
+            self.notes.report(peer, "want_session", self.now)
         elif what <= 4 and peer.keypairs.current is not None:
             self.notes.data_received(peer, self.now)
         elif what == 5:
-            self.notes.tell(peer, rng.choice(("rekey", "roam", "local_gone")), self.now)
+            self.notes.report(peer, rng.choice(("rekey", "roam", "local_gone")), self.now)
         elif what == 6:     # what may still come of a peer or keypair that is gone
-            self.notes.events[rng.randrange(2)].append((
+            self.notes.events[rng.randrange(2)].append(WorkerEvent(
                 rng.choice(("want_session", "unanswered_tx", "unanswered_rx", "confirmed",
                             "rekey", "send_error")),
                 rng.choice((peer.slot, 3, 2 ** 32 - 1)), rng.randrange(16), 101, self.now))
         elif what == 7:
-            self.device.set_persistent_keepalive(peer, rng.choice((0, 1, 25, 65535)), self.now)
+            self.configure(peer.public_key, keepalive_s=rng.choice((0, 1, 25, 65535)))
         elif what == 8 and self.device.is_up and self.device.public_key is not None:
             self.give_session(peer)
         elif what == 9 and rng.random() < 0.3:
@@ -133,10 +153,11 @@ class Clock:
             else:
                 self.device.start(self.now)
         elif what == 10 and peer.endpoint is not None:
-            self.device.set_endpoint(peer, replace(peer.endpoint, port=rng.randint(1, 9)))
+            self.configure(peer.public_key,
+                           endpoint=replace(peer.endpoint, port=rng.randint(1, 9)))
         elif what == 11:
             for worker in (0, 1):
-                self.device.handle_events(worker, self.now)
+                self.hand_over(worker)
         elif what == 12 and rng.random() < 0.1:
             self.stops += 1
             self.device.set_private_key(rng.choice((PRIVATE_KEYS[0], bytes(32))))
@@ -145,33 +166,33 @@ class Clock:
         """To some moment, and what is due by then; late, as when the machine slept."""
         rng, deadline = self.rng, self.device.next_deadline()
         if deadline is not None and deadline > self.now and rng.random() < 0.6:
-            self.now = deadline
+            self.clock.now = deadline
         else:
-            self.now += rng.choice((0, 1, SECOND // 100, SECOND, 5 * SECOND, 15 * SECOND,
-                                    200 * SECOND, 10_000 * SECOND))
+            self.clock.now += rng.choice((0, 1, SECOND // 100, SECOND, 5 * SECOND, 15 * SECOND,
+                                          200 * SECOND, 10_000 * SECOND))
         for worker in (0, 1):
             if rng.random() < 0.8:
-                self.device.handle_events(worker, self.now)
+                self.hand_over(worker)
         looks = self.notes.looks
-        self.device.tick(self.now)
-        # Late, a timer that one peer's disarming starts again may be due at once: a few rounds.
-        assert self.notes.looks - looks <= 8 * len(self.peers), "tick turns and turns"
+        self.tick()
+        # Late, a timer that starts again as it fires may be due at once: a few rounds.
+        assert self.notes.looks - looks <= 8 * len(self.peers), "tick goes round and round"
         deadline = self.device.next_deadline()
         assert deadline is None or deadline > self.now, "a deadline that tick left behind"
-        assert len(self.device._deadlines) <= 32 * len(self.peers)
+        assert len(self.device.deadlines) <= 32 * len(self.peers)
         for peer in self.peers:
             due = peer.timers.deadline()
             assert due is None or (peer.watched_at is not None and peer.watched_at <= due)
-
+        self.check_callbacks()
 
     def calm(self):
         """A minute without events: what is sent comes of the timers alone."""
-        begin, before, ticks = self.now, len(self.sent), 0
+        begin, before, ticks = self.now, len(self.log), 0
         while (due := self.device.next_deadline()) is not None and due <= begin + 60 * SECOND:
-            self.now, ticks = due, ticks + 1
-            self.device.tick(self.now)
+            self.clock.now, ticks = due, ticks + 1
+            self.tick()
         # At most a keepalive each second, a try each five, and a few timers that were running.
-        assert len(self.sent) - before <= (60 + 12 + 4) * len(self.peers), "a storm"
+        assert len(self.log) - before <= (60 + 12 + 4) * len(self.peers), "a storm"
         assert ticks <= 2 * (60 + 12 + 8) * len(self.peers)
 
 
@@ -181,22 +202,22 @@ def check_timers(rng):
     if rng.random() < 0.5:
         check_timers_alone(rng)
         return
-    clock, inputs = Clock(rng), []
+    player, inputs = Player(rng), []
     with telling(inputs):
         for _ in range(rng.choice((4, 15, 40))):
-            before = len(clock.sent)
-            clock.event()
-            clock.go_on()
-            inputs.append((clock.now, clock.sent[before:]))
-            assert len(clock.sent) - before <= 4 * len(clock.peers), "a storm"
-        clock.calm()
+            before = len(player.log)
+            player.happen()
+            player.go_on()
+            inputs.append((player.now, player.log[before:]))
+            assert len(player.log) - before <= 4 * len(player.peers), "a storm"
+        player.calm()
         last = {}
-        for at, kind, where in clock.sent:
+        for at, kind, where in player.log:
             if kind != 1:
                 continue
             before = last.get(where.address)
             # Down and up, or another identity, begins anew.
-            assert before is None or at - before >= REKEY_TIMEOUT or clock.stops
+            assert before is None or at - before >= REKEY_TIMEOUT or player.stops
             last[where.address] = at
 
 
@@ -242,9 +263,9 @@ def check_timers_alone(rng):
                     timers.initiation_sent(now, 0)
                 elif action is Action.KEEPALIVE:
                     last_tx, first_rx = now, 0
-                elif action is Action.DISARM_TX:
+                elif action is Action.REARM_TX:
                     first_tx = 0
-                elif action is Action.DISARM_RX:
+                elif action is Action.REARM_RX:
                     first_rx = 0
             assert timers.attempts < MAX_HANDSHAKE_ATTEMPTS
         check_quiet(timers, now, Activity(first_tx, first_rx, last_tx, last_rx))
@@ -261,8 +282,8 @@ def check_quiet(timers, now, activity):
         assert count <= 2 * MAX_HANDSHAKE_ATTEMPTS + 12, "timers that never end"
         if Action.INITIATE in actions:
             timers.initiation_sent(now, REKEY_TIMEOUT_JITTER)
-        if Action.DISARM_TX in actions:
+        if Action.REARM_TX in actions:
             activity = activity._replace(first_unanswered_tx_ns=0)
-        if Action.DISARM_RX in actions:
+        if Action.REARM_RX in actions:
             activity = activity._replace(first_unanswered_rx_ns=0)
     assert now - begin <= 1000 * SECOND + KEEPALIVE_TIMEOUT

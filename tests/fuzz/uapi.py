@@ -9,27 +9,22 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
 from fastpump._core import SharedTables
-from fastpump.device.device import Device, Surroundings
 from fastpump.errors import SystemSetupError
 from fastpump.ipc import uapi
 from fastpump.protocol import keys
-from fuzz.common import START, UNIX_START, mutated, telling
+from fuzz.common import START, mutated, telling
+from support.devices import Clock, Side
 
 
-class Target:
+class Target(Side):
     """A stand-in for the supervisor over a real device."""
 
     ANY_PORT = 40000
 
     def __init__(self, *, peers=16, nodes=512, family=socket.AF_INET6):
-        self.tables = SharedTables.create(2, peers, nodes)
-        self.tables.close()     # the fd only; nobody attaches
-        self.sent, self.rings, self.settled = [], 0, 0
-        self.device = Device(self.tables, Surroundings(
-            transmit=lambda message, where, local: self.sent.append((message, where)),
-            ring=lambda: None, schedule=lambda: None, unix_ns=lambda: UNIX_START,
-            jitter=lambda limit: 0), family, cpu_count=2)
-        self.device.start(START)
+        super().__init__(Clock(), tables=SharedTables.create(2, peers, nodes), family=family,
+                         private_key=bytes(32))
+        self.family = family
         self.listen_port, self.fwmark = 0, 0
         self.taken_ports = {7}
         self.may_mark = True
@@ -46,9 +41,6 @@ class Target:
         if not self.may_mark:
             raise SystemSetupError("the firewall mark cannot be set: Operation not permitted")
         self.fwmark = fwmark
-
-    def settle(self):
-        self.settled += 1
 
 
 @dataclass
@@ -148,16 +140,17 @@ def check_device(target):
     device, tables = target.device, target.tables
     owners = {}
     for public, peer in device.peers.items():
-        assert peer.public_key == public and device._by_slot[peer.slot] is peer
+        assert peer.public_key == public and device.peer_in_slot(peer.slot) is peer
         assert device.public_key != public
         for prefix in peer.allowed_ips:
             assert prefix not in owners, f"{prefix} is twice"
+            assert device.allowed_ips.owner(prefix) is peer
             owners[prefix] = peer
         sockaddr, _ = tables.peers.endpoint(peer.slot)
         assert sockaddr == (b"" if peer.endpoint is None
-                            else peer.endpoint.sockaddr(device._family))
-    assert owners == device._prefix_owner
-    assert len(device._by_slot) == len(device.peers) == sum(device._peers_of_worker)
+                            else peer.endpoint.sockaddr(target.family))
+    assert len(owners) == len(device.allowed_ips)
+    target.check_callbacks()
     by_text = {(len(packed), int.from_bytes(packed, "big"), length): peer
                for (packed, length), peer in owners.items()}
     for packed, length in owners:

@@ -13,6 +13,7 @@ import pytest
 
 from fastpump.cli import quick as quick_up
 from fastpump.config.file import parse
+from fastpump.device.peer_change import UNCHANGED, PeerChange
 from fastpump.errors import ConfigError
 from fastpump.lab.networks import INSIDE4, INSIDE6, OUTSIDE4, key_files, need, tunnel_words
 from fastpump.protocol import keys
@@ -434,16 +435,13 @@ class Running:
         self.limits, self.supervisor, self.resolver = [], self, SimpleNamespace()
         self.device = SimpleNamespace(peers={})
         for public_key in public_keys:
-            self.add_peer(SimpleNamespace(public_key=public_key), None)
+            self.configure_peer(PeerChange(public_key))
 
-    def add_peer(self, peer, _where):
-        self.device.peers[peer.public_key] = peer
-
-    def change_peer(self, _peer, _where):
-        pass
-
-    def settle(self):
-        pass
+    def configure_peer(self, change):
+        self.device.peers.setdefault(
+            change.public_key, SimpleNamespace(public_key=change.public_key))
+        if change.rate_limits is not UNCHANGED:
+            self.set_rate_limits(change.public_key, change.rate_limits)
 
     def set_rate_limits(self, public_key, limits):
         self.limits.append((public_key, emit(limits)))

@@ -3,12 +3,11 @@
 import hashlib
 import os
 import socket
-from ipaddress import IPv4Address
 
 import pytest
 
-from fastpump._core import Pump, SharedTables, xchacha20_poly1305
-from fastpump.conn.endpoint import NO_LOCAL, Endpoint
+from fastpump._core import Pump, xchacha20_poly1305
+from fastpump.conn.endpoint import NO_LOCAL
 from fastpump.constants import (
     REJECT_AFTER_TIME,
     REKEY_AFTER_TIME,
@@ -16,87 +15,10 @@ from fastpump.constants import (
     SECOND,
     ZERO_KEYS_AFTER_TIME,
 )
-from fastpump.device.device import Device, Surroundings
-from fastpump.errors import ConfigError
+from fastpump.device.peer_change import PrefixChange
 from fastpump.protocol import cookie, keys, noise, tai64n, wire
+from support.devices import PLACE, World
 from support.packets import A4, B4, PLAIN, udp
-
-PLACE = {name: Endpoint(IPv4Address(f"192.0.2.{number}"), 51820)
-         for number, name in enumerate("ab", 1)}
-
-
-class Side:
-    def __init__(self, world, name):
-        self.world, self.name, self.sent, self.rings = world, name, [], 0
-        self.tables = SharedTables.create(4, 64, 4096)
-        self.locals, self.unanswered = [], []
-        self.device = Device(self.tables, Surroundings(
-            transmit=self.transmit, ring=self.ring, schedule=lambda: None,
-            unix_ns=lambda: world.unix_ns, jitter=lambda limit: 0,
-            is_unanswered=self.unanswered.append), socket.AF_INET6, cpu_count=2)
-        self.device.set_private_key(keys.generate_private())
-        self.device.start(world.now)
-
-    def transmit(self, message, where, local):
-        self.sent.append((message, where))
-        self.locals.append(local)
-
-    def ring(self):
-        self.rings += 1
-
-    @property
-    def peer(self):
-        (peer,) = self.device.peers.values()
-        return peer
-
-    @property
-    def has_session(self):
-        return self.peer.keypairs.current is not None
-
-    def confirm(self):
-        """What a worker does on the first transport message."""
-        self.device._confirm(self.peer, self.peer.keypairs.next.slot, self.world.now)
-
-
-class World:
-    """`pass_on` carries messages; transport messages (type 4) are only counted."""
-
-    def __init__(self, *, allowed_ips=(), keepalive_s=0):
-        self.now, self.unix_ns = 1000 * SECOND, 1_700_000_000 * SECOND
-        self.a, self.b = Side(self, "a"), Side(self, "b")
-        for one, other in ((self.a, self.b), (self.b, self.a)):
-            peer = one.device.add_peer(other.device.public_key)
-            one.device.set_endpoint(peer, PLACE[other.name])
-            for prefix in allowed_ips:
-                one.device.add_allowed_ip(peer, prefix)
-            one.device.set_persistent_keepalive(peer, keepalive_s, self.now)
-
-    def advance(self, ns):
-        self.now += ns
-        self.unix_ns += ns
-        for side in (self.a, self.b):
-            side.device.tick(self.now)
-
-    def want(self, side):
-        """What the device does on a worker's event."""
-        side.device._want_session(side.peer, self.now)
-        side.device._watch(side.peer)
-
-    def pass_on(self, source, sink):
-        """Deliver what one side sent; the types."""
-        types = [message[0] for message, _ in source.sent]
-        for message, _ in source.sent:
-            if message[0] != 4:
-                sink.device.receive(message, PLACE[source.name], NO_LOCAL, self.now)
-        source.sent.clear()
-        return types
-
-    def handshake(self, initiator, responder):
-        self.want(initiator)
-        assert self.pass_on(initiator, responder) == [1]
-        assert self.pass_on(responder, initiator) == [2]
-        assert self.pass_on(initiator, responder) == [4]    # the keepalive that confirms
-        responder.confirm()
 
 
 def test_handshake_gives_both_a_session():
@@ -112,22 +34,20 @@ def test_handshake_gives_both_a_session():
 
 def test_a_responder_does_not_send_before_it_is_confirmed():
     world = World()
-    world.want(world.a)
-    world.pass_on(world.a, world.b)
+    world.a.want_session()
+    world.deliver(world.a, world.b)
     assert not world.b.has_session and world.b.peer.keypairs.next is not None
 
 
 def test_both_at_once():
     world = World()
-    world.want(world.a)
-    world.want(world.b)
-    first, second = list(world.a.sent), list(world.b.sent)
-    world.a.sent.clear()
-    world.b.sent.clear()
-    world.b.device.receive(first[0][0], PLACE["a"], NO_LOCAL, world.now)
-    world.a.device.receive(second[0][0], PLACE["b"], NO_LOCAL, world.now)
-    world.pass_on(world.b, world.a)
-    world.pass_on(world.a, world.b)
+    world.a.want_session()
+    world.b.want_session()
+    (first,), (second,) = world.drop(world.a), world.drop(world.b)
+    world.b.receive(first.message, PLACE["a"])
+    world.a.receive(second.message, PLACE["b"])
+    world.deliver(world.b, world.a)
+    world.deliver(world.a, world.b)
     assert world.a.has_session and world.b.has_session
     known = {keypair.remote_index for keypair in (world.b.peer.keypairs.current,
                                                   world.b.peer.keypairs.previous) if keypair}
@@ -146,12 +66,12 @@ def test_rekey_keeps_the_old_keys_for_what_is_under_way():
 
 def test_a_replayed_initiation_is_dropped_and_counted():
     world = World()
-    world.want(world.a)
-    message = world.a.sent[0][0]
-    world.pass_on(world.a, world.b)
-    world.b.sent.clear()
-    world.now += SECOND
-    world.b.device.receive(message, PLACE["a"], NO_LOCAL, world.now)
+    world.a.want_session()
+    message = world.a.sent[0].message
+    world.deliver(world.a, world.b)
+    world.drop(world.b)
+    world.pass_time(SECOND)
+    world.b.receive(message, PLACE["a"])
     assert world.b.sent == []
     assert world.b.device.verdicts == {"DROP_REPLAYED_INITIATION": 1}
 
@@ -162,11 +82,11 @@ def test_a_flood_of_good_initiations_is_slowed_down():
     for _ in range(2):
         world.a.peer.last_initiation_sent_at = None
         world.a.peer.timers.retransmit_at = None
-        world.want(world.a)
-        messages.append(world.a.sent.pop()[0])
+        world.a.want_session()
+        messages.append(world.a.sent.pop().message)
         world.unix_ns += SECOND
     for message in messages:
-        world.b.device.receive(message, PLACE["a"], NO_LOCAL, world.now)
+        world.b.receive(message, PLACE["a"])
     assert len(world.b.sent) == 1
     assert world.b.device.verdicts == {"DROP_INITIATION_FLOOD": 1}
 
@@ -189,69 +109,70 @@ def test_hostile_handshake_messages_are_counted():
     ]
     for message, verdict in cases:
         before = receiver.verdicts[verdict]
-        receiver.receive(message, PLACE["a"], NO_LOCAL, world.now)
+        world.b.receive(message, PLACE["a"])
         assert receiver.verdicts[verdict] == before + 1
     assert world.b.sent == [] and world.b.peer.keypairs.next is None
 
 
 def test_preshared_keys_must_agree():
     world = World()
-    world.a.peer.preshared_key = bytes(range(32))
-    world.want(world.a)
-    world.pass_on(world.a, world.b)
-    world.pass_on(world.b, world.a)
+    world.a.configure(world.b.public_key, preshared_key=bytes(range(32)))
+    world.a.want_session()
+    world.deliver(world.a, world.b)
+    world.deliver(world.b, world.a)
     assert not world.a.has_session
     assert world.a.device.verdicts == {"DROP_INVALID_HANDSHAKE": 1}
 
 
 def test_an_unanswered_initiation_is_repeated_and_given_up():
     world = World()
-    world.want(world.a)
+    world.a.want_session()
     for _ in range(40):
         world.advance(REKEY_TIMEOUT)
-    stamps = {message for message, _ in world.a.sent}
-    assert len(stamps) == len(world.a.sent) == 18
+    messages = {each.message for each in world.a.sent}
+    assert len(messages) == len(world.a.sent) == 18
     assert world.a.rings == 1       # what waited is purged
-    world.want(world.a)
+    world.a.want_session()
     assert len(world.a.sent) == 19
 
 
 def test_initiations_keep_five_seconds_apart():
     world = World()
     world.handshake(world.a, world.b)
-    world.now += SECOND
-    world.want(world.a)
+    world.pass_time(SECOND)
+    world.a.want_session()
     assert world.a.sent == []
     world.advance(4 * SECOND)
-    assert [message[0] for message, _ in world.a.sent] == [1]
+    assert world.a.kinds == [1]
 
 
 def test_a_lost_response_is_recovered():
     world = World()
-    world.want(world.a)
-    world.pass_on(world.a, world.b)
-    world.b.sent.clear()
+    world.a.want_session()
+    world.deliver(world.a, world.b)
+    world.drop(world.b)
     world.advance(REKEY_TIMEOUT)
-    assert world.pass_on(world.a, world.b) == [1]
-    world.pass_on(world.b, world.a)
+    assert world.deliver(world.a, world.b) == [1]
+    world.deliver(world.b, world.a)
     assert world.a.has_session
 
 
 def test_keepalives_use_the_session_and_start_one():
     world = World(keepalive_s=25)
     world.advance(0)
-    assert world.pass_on(world.a, world.b) == [1]
-    world.b.sent.clear()            # b's own attempt
-    world.b.device.receive(b"", PLACE["a"], NO_LOCAL, world.now)
+    assert world.deliver(world.a, world.b) == [1]
+    world.drop(world.b)             # its own attempt
+    world.b.receive(b"", PLACE["a"])
     world = World(keepalive_s=25)
     world.b.peer.timers.stop()
     world.advance(0)
-    world.pass_on(world.a, world.b)
-    world.pass_on(world.b, world.a)
-    world.a.sent.clear()
+    world.deliver(world.a, world.b)
+    world.deliver(world.b, world.a)
+    world.drop(world.a)
     world.advance(25 * SECOND)
-    (message, where), = world.a.sent
-    assert message[0] == 4 and len(message) == 32 and where == PLACE["b"]
+    (keepalive,) = world.a.sent
+    assert keepalive.kind == 4 and len(keepalive.message) == 32
+    assert keepalive.where == PLACE["b"]
 
 
 def test_old_keys_are_wiped():
@@ -262,27 +183,15 @@ def test_old_keys_are_wiped():
     assert REJECT_AFTER_TIME < ZERO_KEYS_AFTER_TIME
 
 
-def test_allowed_ips_move_between_peers():
-    world = World()
-    device, prefix = world.a.device, (bytes([10, 0, 0, 0]), 8)
-    other = device.add_peer(bytes(range(32)))
-    device.add_allowed_ip(other, prefix)
-    device.add_allowed_ip(world.b and device.peers[world.b.device.public_key], prefix)
-    assert other.allowed_ips == set()
-    device.remove_allowed_ip(other, prefix)
-    assert world.a.tables.allowed_ips.lookup(bytes([10, 1, 1, 1])) == device.peers[
-        world.b.device.public_key].slot
-
-
 def test_a_removed_peer_is_gone():
-    world = World(allowed_ips=[(bytes(4), 0)])
+    world = World(allowed_ips=(PrefixChange((bytes(4), 0)),))
     world.handshake(world.a, world.b)
-    world.a.device.remove_peer(world.a.peer)
+    world.a.remove(world.b.public_key)
     assert world.a.device.peers == {}
     assert world.a.tables.allowed_ips.lookup(bytes(4)) is None
     world.advance(1000 * SECOND)
-    world.want(world.b)
-    world.pass_on(world.b, world.a)
+    world.b.want_session()
+    world.deliver(world.b, world.a)
     assert world.a.device.verdicts == {"DROP_UNKNOWN_PEER": 1}
 
 
@@ -290,25 +199,24 @@ def test_the_timer_heap_stays_small():
     world = World()
     world.handshake(world.a, world.b)
     for _ in range(2000):
-        world.a.peer.timers.unanswered_rx(world.now)
-        world.a.device._watch(world.a.peer)
+        world.a.event("unanswered_rx")
         world.advance(SECOND // 100)
-    assert len(world.a.device._deadlines) < 5
+    assert len(world.a.device.deadlines) < 5
 
 
 def test_a_session_made_as_responder_ends_our_own_attempt():
     world = World()
-    world.want(world.a)
-    world.a.sent.clear()            # lost
+    world.a.want_session()
+    world.drop(world.a)
     world.handshake(world.b, world.a)
     world.advance(30 * SECOND)
-    assert [message for message, _ in world.a.sent if message[0] == 1] == []
+    assert 1 not in world.a.kinds
 
 
 def test_a_silent_peer_gets_one_attempt_per_packet():
     """A packet that nobody answers: a handshake is tried for 90 seconds, then it is quiet
     until there is more to send."""
-    world = World(allowed_ips=[(bytes([10, 9, 0, 2]), 32)])
+    world = World(allowed_ips=(PrefixChange((bytes([10, 9, 0, 2]), 32)),))
     world.handshake(world.a, world.b)
     side = world.a
     worker = side.peer.worker
@@ -321,31 +229,30 @@ def test_a_silent_peer_gets_one_attempt_per_packet():
             interface.send(PLAIN + udp(A4, B4, b"x"))
             pump.turn(world.now)
             assert side.tables.peers.activity(side.peer.slot)[0] == world.now
-            side.device.handle_events(worker, world.now)
+            side.hand_over_events(worker)
             for _ in range(170):    # not so long that the session ends
                 world.advance(SECOND // 2)
             assert side.tables.peers.activity(side.peer.slot)[0] == 0
-    attempts = [message for message, _ in side.sent if message[0] == 1]
-    assert 10 <= len(attempts) <= 36
+    assert 10 <= side.kinds.count(1) <= 36
 
 
 def test_a_full_keypair_table_is_counted_and_tried_again():
     """A stopped worker holds up the reuse of slots; nothing breaks meanwhile."""
     world = World()
-    world.want(world.a)
+    world.a.want_session()
     taken = []
     with pytest.raises(MemoryError):
         while True:
             taken.append(world.b.tables.keypairs.reserve(0)[0])
-    world.pass_on(world.a, world.b)
+    world.deliver(world.a, world.b)
     assert world.b.sent == [] and world.b.device.verdicts == {"DROP_TABLE_FULL": 1}
-    world.want(world.b)
+    world.b.want_session()
     assert world.b.sent == []
     for slot in taken:
         world.b.tables.keypairs.retire(slot)
     world.b.tables.retired.reclaim()
     world.advance(REKEY_TIMEOUT)
-    assert 1 in [message[0] for message, _ in world.b.sent]
+    assert 1 in world.b.kinds
 
 
 def cookie_reply(side, message, value=bytes(range(16))):
@@ -357,38 +264,38 @@ def cookie_reply(side, message, value=bytes(range(16))):
 
 def test_a_cookie_is_used_in_the_next_try_and_for_two_minutes():
     world = World()
-    world.want(world.a)
-    first = world.a.sent.pop()[0]
+    world.a.want_session()
+    first = world.a.sent.pop().message
     assert first[-16:] == bytes(16)
     reply = cookie_reply(world.b, first)
-    world.a.device.receive(reply, PLACE["b"], NO_LOCAL, world.now)
+    world.a.receive(reply, PLACE["b"])
     assert world.a.sent == []               # not at once (WireGuard paper, 6.6)
     world.advance(REKEY_TIMEOUT)
-    second = world.a.sent.pop()[0]
+    second = world.a.sent.pop().message
     assert second[-16:] == hashlib.blake2s(second[:-16], key=bytes(range(16)),
                                            digest_size=16).digest()
-    world.now += 120 * SECOND
+    world.pass_time(120 * SECOND)
     world.a.peer.timers.stop()
-    world.want(world.a)
-    assert world.a.sent.pop()[0][-16:] == bytes(16)
-    world.a.device.receive(reply, PLACE["b"], NO_LOCAL, world.now)
+    world.a.want_session()
+    assert world.a.sent.pop().message[-16:] == bytes(16)
+    world.a.receive(reply, PLACE["b"])
     assert world.a.device.verdicts == {"DROP_UNEXPECTED_COOKIE": 1}
 
 
 def test_a_responder_takes_a_cookie_too():
     world = World()
-    world.want(world.a)
-    world.pass_on(world.a, world.b)
-    response = world.b.sent.pop()[0]
-    world.b.device.receive(cookie_reply(world.a, response), PLACE["a"], NO_LOCAL, world.now)
+    world.a.want_session()
+    world.deliver(world.a, world.b)
+    response = world.b.sent.pop().message
+    world.b.receive(cookie_reply(world.a, response), PLACE["a"])
     assert world.b.peer.cookie == bytes(range(16))
 
 
 def test_a_forged_cookie_is_counted():
     world = World()
-    world.want(world.a)
-    forged = cookie_reply(World().b, world.a.sent.pop()[0])
-    world.a.device.receive(forged, PLACE["b"], NO_LOCAL, world.now)
+    world.a.want_session()
+    forged = cookie_reply(World().b, world.a.sent.pop().message)
+    world.a.receive(forged, PLACE["b"])
     assert world.a.device.verdicts == {"DROP_INVALID_COOKIE": 1} and world.a.peer.cookie is None
 
 
@@ -396,15 +303,15 @@ def test_another_private_key_ends_sessions_and_the_peer_that_is_us():
     world = World()
     world.handshake(world.a, world.b)
     private = keys.generate_private()
-    world.a.device.add_peer(keys.public_of(private))
+    world.a.configure(keys.public_of(private))
     world.a.device.set_private_key(private)
     assert not world.a.has_session and len(world.a.device.peers) == 1
-    world.want(world.a)
-    assert world.pass_on(world.a, world.b) == [1]
+    world.a.want_session()
+    assert world.deliver(world.a, world.b) == [1]
     assert world.b.device.verdicts == {"DROP_UNKNOWN_PEER": 1}
     world.a.device.set_private_key(bytes(32))
     assert world.a.device.public_key is None
-    world.want(world.a)
+    world.a.want_session()
     assert world.a.sent == []
 
 
@@ -413,30 +320,30 @@ def test_down_means_no_sessions_and_silence():
     world.handshake(world.a, world.b)
     world.a.device.stop()
     world.advance(1000 * SECOND)
-    world.want(world.a)
-    world.want(world.b)
-    world.pass_on(world.b, world.a)
+    world.a.want_session()
+    world.b.want_session()
+    world.deliver(world.b, world.a)
     assert world.a.sent == [] and not world.a.has_session
     assert set(world.a.device.verdicts) == {"DROP_INTERFACE_DOWN"}
     world.a.device.start(world.now)
     world.advance(0)
-    assert [message[0] for message, _ in world.a.sent] == [1]
+    assert world.a.kinds == [1]
 
 
 def test_messages_leave_from_the_address_that_was_spoken_to():
     world = World()
     home = bytes(10) + b"\xff\xff" + bytes([192, 0, 2, 77])
-    world.want(world.a)
-    assert world.a.locals == [NO_LOCAL]
-    world.b.device.receive(world.a.sent.pop()[0], PLACE["a"], home, world.now)
-    assert world.b.locals == [home]
-    world.b.device._forget_local(world.b.peer)
+    world.a.want_session()
+    assert world.a.sent[-1].source == NO_LOCAL
+    world.b.receive(world.a.sent.pop().message, PLACE["a"], home)
+    assert world.b.sent[-1].source == home
+    world.b.event("local_gone")
     assert world.b.peer.local == NO_LOCAL and world.b.peer.endpoint == PLACE["a"]
 
 
 def test_a_try_without_answer_asks_for_the_name_again():
     world = World()
-    world.want(world.a)
+    world.a.want_session()
     assert world.a.unanswered == []
     world.advance(REKEY_TIMEOUT)
     assert world.a.unanswered == [world.a.peer]
@@ -445,22 +352,30 @@ def test_a_try_without_answer_asks_for_the_name_again():
 def test_ten_thousand_idle_peers_have_no_deadline():
     world = World()
     for number in range(40):
-        world.a.device.add_peer(bytes([7, number]) * 16)
+        world.a.configure(bytes([7, number]) * 16)
     assert world.a.device.next_deadline() is None
 
 
-def test_mistakes_are_explained():
-    world = World()
-    with pytest.raises(ConfigError, match="twice"):
-        world.a.device.add_peer(world.b.device.public_key)
-    with pytest.raises(ConfigError, match="own public key"):
-        world.a.device.add_peer(world.a.device.public_key)
+def workers(side):
+    return sorted(peer.worker for peer in side.device.peers.values())
 
 
 def test_peers_are_spread_over_the_workers():
     world = World()
     for i in range(7):
-        world.a.device.add_peer(bytes([i + 1]) * 32)
-    workers = [peer.worker for peer in world.a.device.peers.values()]
-    assert sorted(workers) == [0, 0, 1, 1, 2, 2, 3, 3]
+        world.a.configure(bytes([i + 1]) * 32)
+    assert workers(world.a) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert world.a.tables.spread_queues == 1 and world.b.tables.spread_queues == 2
+
+
+def test_a_new_peer_takes_the_place_of_one_that_is_gone():
+    world = World()
+    for i in range(7):
+        world.a.configure(bytes([i + 1]) * 32)
+    for peer in list(world.a.device.peers.values()):
+        if peer.worker == 2:
+            world.a.remove(peer.public_key)
+    assert workers(world.a) == [0, 0, 1, 1, 3, 3]
+    for i in range(2):
+        world.a.configure(bytes([i + 101]) * 32)
+    assert workers(world.a) == [0, 0, 1, 1, 2, 2, 3, 3]

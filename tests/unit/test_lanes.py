@@ -22,8 +22,11 @@ from fastpump.constants import (
     SECOND,
     UPGRADE_ATTEMPTS,
 )
-from fastpump.device.device import Device, Surroundings
+from fastpump.device.callbacks import DeviceCallbacks
+from fastpump.device.device import Device
+from fastpump.device.events import ControlPacket, WorkerEvent
 from fastpump.device.lanes import Options
+from fastpump.device.peer_change import PeerChange
 from fastpump.protocol import keys, wire
 from fastpump.protocol.lane_messages import Mode
 from support import plainlanes
@@ -48,11 +51,11 @@ class Side:
         self.device.start(world.now)
 
     def _device(self):
-        return Device(self.tables, Surroundings(
+        return Device(self.tables, DeviceCallbacks(
             transmit=lambda message, where, local: self.sent.append(message),
             transmit_lane=lambda message, where, local, number: self.lane_sent.append(
                 (message, where, number)),
-            ring=self.ring, schedule=lambda: None, unix_ns=lambda: self.world.unix_ns,
+            ring=self.ring, unix_ns=lambda: self.world.unix_ns,
             jitter=lambda limit: 0), socket.AF_INET6, lanes=self.options)
 
     def _pump(self, number, queues):
@@ -72,6 +75,15 @@ class Side:
 
     def ring(self):
         self.rings += 1
+
+    def event(self, name, detail=0):
+        """What a worker reports of the peer."""
+        now = self.world.now
+        self.device.on_event(WorkerEvent(name, self.peer.slot, detail, 0, now), now)
+
+    def configure(self, public_key, **fields):
+        """Change a peer; the fields are PeerChange's."""
+        self.device.configure_peer(PeerChange(public_key, **fields), self.world.now)
 
     @property
     def peer(self):
@@ -93,7 +105,8 @@ class Side:
         """What workers and supervisor do when something has come."""
         for number, pump in enumerate(self.pumps):
             pump.turn(self.world.now)
-            self.device.handle_events(number, self.world.now)
+            for event in self.tables.workers.events(number):
+                self.device.on_event(WorkerEvent(*event), self.world.now)
 
     def hear_session(self, message, other):
         """A transport message: what is inside, handled as worker and supervisor do."""
@@ -105,16 +118,11 @@ class Side:
             bytes(4) + struct.pack("<Q", counter), message[16:], b"")
         keypair = self.peer.keypairs.by_index(index)
         if keypair is self.peer.keypairs.next:
-            self.device._confirm(self.peer, keypair.slot, self.world.now)
-            self.device._watch(self.peer)
+            self.event("confirmed", keypair.slot)
         if not inner:
             return "keepalive"
-        kind = plainlanes.parse_control(inner)[0]
-        verdict = self.device.lanes.receive(self.peer, keypair, inner, self.world.now)
-        if verdict is not None:
-            self.device.verdicts[verdict] += 1
-        self.device._watch(self.peer)
-        return kind
+        self.device.on_control(ControlPacket(self.peer.slot, index, inner), self.world.now)
+        return plainlanes.parse_control(inner)[0]
 
     def hear_lane(self, message, other):
         worker = message[2] % self.tables.queue_count
@@ -131,8 +139,7 @@ class World:
         self.a, self.b = (Side(self, name, count, option) for name, count, option in
                           zip("ab", queues, options, strict=True))
         for one, other in ((self.a, self.b), (self.b, self.a)):
-            peer = one.device.add_peer(other.device.public_key)
-            one.device.set_endpoint(peer, PLACE[other.name])
+            one.configure(other.device.public_key, endpoint=PLACE[other.name])
 
     def advance(self, ns, *, step=SECOND // 10):
         """Let time pass, and carry what is sent meanwhile."""
@@ -147,7 +154,7 @@ class World:
 
     def handshake(self, one, other):
         """A new session, up to the initiator's first message, which has not arrived."""
-        one.device._want_session(one.peer, self.now)
+        one.event("want_session")
         other.device.receive(one.sent.pop(), PLACE[one.name], NO_LOCAL, self.now)
         one.device.receive(other.sent.pop(), PLACE[other.name], NO_LOCAL, self.now)
 
@@ -383,7 +390,7 @@ def test_a_changed_message_makes_no_lanes(worlds):
     kind, fields, _ = plainlanes.parse_control(world.a.lanes.attempts[0].hello)
     fields[3] = b"\2"           # only ChaCha20-Poly1305
     keypair = world.b.peer.keypairs.next
-    world.b.device._confirm(world.b.peer, keypair.slot, world.now)
+    world.b.event("confirmed", keypair.slot)
     world.b.device.lanes.receive(world.b.peer, keypair, plainlanes.control(kind, fields),
                                  world.now)
     world.advance(3 * SECOND)
@@ -398,7 +405,7 @@ def test_both_sides_may_start_at_once(worlds):
     world = worlds()
     a, b = world.a, world.b
     for side in (a, b):
-        side.device._want_session(side.peer, world.now)
+        side.event("want_session")
     crossing = a.sent.pop(), b.sent.pop()
     b.device.receive(crossing[0], PLACE["a"], NO_LOCAL, world.now)
     a.device.receive(crossing[1], PLACE["b"], NO_LOCAL, world.now)
@@ -455,8 +462,7 @@ def test_a_restarted_peer_has_lost_its_lanes(worlds, initiator, transport):
     b.close()
     fresh = world.b = Side(world, "b", 2, Options(transport, socket_count=8))
     fresh.device.set_private_key(private)
-    peer = fresh.device.add_peer(a.device.public_key)
-    fresh.device.set_endpoint(peer, PLACE["a"])
+    fresh.configure(a.device.public_key, endpoint=PLACE["a"])
     old = a.lanes.sets[0]
     one, other = (a, fresh) if initiator == "a" else (fresh, a)
     world.handshake(one, other)
@@ -508,11 +514,11 @@ def test_nothing_is_repeated_in_a_session_that_is_gone(worlds):
     assert world.deliver(a, b) == [HELLO]
     b.sent.clear()
     (attempt,) = b.lanes.attempts
-    b.device._sessions.clear(b.peer)
+    b.device.sessions.clear(b.peer)
     assert silence(world, b, 6) == 0
     assert b.lanes.attempts == []
     with pytest.raises(ValueError, match="is gone"):
-        b.device._sessions.seal(attempt.keypair)
+        b.device.sessions.seal(attempt.keypair)
 
 
 # -- life and death of a lane
@@ -559,10 +565,9 @@ def test_a_lane_that_is_not_answered_dies_and_comes_back(worlds, caplog):
         return {**status(which), "first_unanswered_tx_ns": began if which == slot else 0}
 
     began = world.now
-    tables = Patched(a.tables, lanes=Patched(a.tables.lanes, status=unanswered))
+    tables = Unanswered(a.tables, unanswered)
     a.device.lanes._tables = tables
-    a.device.lanes.lane_unanswered(a.peer, slot, began)
-    a.device._watch(a.peer)
+    a.event("lane_unanswered", slot)
     asked = []
     for _ in range(100):
         world.now += SECOND // 10
@@ -577,15 +582,14 @@ def test_a_lane_that_is_not_answered_dies_and_comes_back(worlds, caplog):
     assert caplog.text.count("is dead") == 1
 
 
-class Patched:
-    """An object with other attributes than its own in places."""
+class Unanswered:
+    """Shared tables in which data on a lane has not been answered."""
 
-    def __init__(self, original, **others):
-        self._original = original
-        self.__dict__.update(others)
+    def __init__(self, tables, lane_status):
+        self._tables, self.lane_status = tables, lane_status
 
     def __getattr__(self, name):
-        return getattr(self._original, name)
+        return getattr(self._tables, name)
 
 
 def test_who_roams_is_asked_and_answers_by_the_session_too(worlds):
@@ -636,7 +640,7 @@ def test_a_flood_of_probes_is_answered_now_and_then(worlds):
 def test_keepalives_keep_each_lane_open(worlds):
     world = worlds()
     for side in (world.a, world.b):
-        side.device.set_persistent_keepalive(side.peer, 25, world.now)
+        side.configure(side.peer.public_key, keepalive_s=25)
     world.settle()
     if world.a.peer.keypairs.current is None:
         world.handshake(world.a, world.b)
@@ -663,12 +667,12 @@ def test_lanes_that_we_opened_follow_the_endpoint(worlds):
     world.handshake(a, world.b)
     world.settle()
     elsewhere = Endpoint(IPv4Address("198.51.100.7"), 4711)
-    a.device.set_endpoint(a.peer, elsewhere)
+    a.configure(a.peer.public_key, endpoint=elsewhere)
     first = a.lanes.sets[0].first
     assert [a.tables.lanes.endpoint(first + n)[0] for n in range(2)] == [
         elsewhere.sockaddr(socket.AF_INET6)] * 2
     before = world.b.tables.lanes.endpoint(world.b.lanes.sets[0].first)
-    world.b.device.set_endpoint(world.b.peer, elsewhere)
+    world.b.configure(world.b.peer.public_key, endpoint=elsewhere)
     assert world.b.tables.lanes.endpoint(world.b.lanes.sets[0].first) == before
 
 

@@ -6,29 +6,28 @@ from ipaddress import ip_address
 
 import pytest
 
-from fastpump._core import SharedTables
 from fastpump.conn import endpoint
 from fastpump.conn.endpoint import Endpoint
-from fastpump.device.device import Device, Surroundings
 from fastpump.errors import ConfigError
 from fastpump.tunnel.resolver import Resolver
+from support.devices import Clock, Side
 
 OLD, NEW = (Endpoint(ip_address(f"192.0.2.{number}"), 51820) for number in (1, 2))
+PEER = bytes(range(32))
+NAME = ("vpn.example.net", 51820)
 
 
 class World:
     """A device with one peer; `asked` are the names that were looked up."""
 
-    def __init__(self, monkeypatch, interval_s, answer=NEW):
+    def __init__(self, monkeypatch, interval_s, answer=NEW, *, name=NAME,
+                 family=socket.AF_INET6):
         self.asked, self.answer = [], answer
         monkeypatch.setattr(endpoint, "resolve", self.resolve)
         self.resolver = Resolver(interval_s)
-        device = self.resolver.device = Device(SharedTables.create(1, 4, 16), Surroundings(
-            transmit=lambda *_: None, ring=lambda: None, schedule=lambda: None,
-            unix_ns=lambda: 0, jitter=lambda _: 0), socket.AF_INET6)
-        self.peer = device.add_peer(bytes(range(32)))
-        device.set_endpoint(self.peer, OLD)
-        self.peer.endpoint_name = ("vpn.example.net", 51820)
+        self.side = Side(Clock(), family=family)
+        self.resolver.device = self.side.device
+        self.peer = self.side.configure(PEER, endpoint=OLD, endpoint_name=name)
 
     def resolve(self, host, port):
         self.asked.append((host, port))
@@ -47,27 +46,27 @@ class World:
 
 
 async def one_failure(world):
-    world.resolver.is_unanswered(world.peer)
+    world.resolver.on_unanswered(world.peer)
 
 
 async def failures_at_once(world):
     for _ in range(3):
-        world.resolver.is_unanswered(world.peer)
+        world.resolver.on_unanswered(world.peer)
 
 
 async def failure_after_it_was_resolved(world):
     world.resolver.note_resolved(world.peer)
-    world.resolver.is_unanswered(world.peer)
+    world.resolver.on_unanswered(world.peer)
 
 
 async def failure_and_then_another_configuration(world):
-    world.resolver.is_unanswered(world.peer)
-    world.peer.endpoint_name = None
+    world.resolver.on_unanswered(world.peer)
+    world.side.configure(PEER, endpoint_name=None)
 
 
 async def failure_of_a_peer_that_is_removed(world):
-    world.resolver.is_unanswered(world.peer)
-    world.resolver.device.remove_peer(world.peer)
+    world.resolver.on_unanswered(world.peer)
+    world.side.remove(PEER)
 
 
 @pytest.mark.parametrize(("scenario", "interval_s", "asked", "where"), [
@@ -81,15 +80,25 @@ async def failure_of_a_peer_that_is_removed(world):
 def test_names_are_asked_for_again(monkeypatch, scenario, interval_s, asked, where):
     world = World(monkeypatch, interval_s)
     assert world.run(scenario) == where
-    assert world.asked == [("vpn.example.net", 51820)] * asked
+    assert world.asked == [NAME] * asked
 
 
 def test_an_address_is_not_asked_for(monkeypatch):
-    world = World(monkeypatch, 30)
-    world.peer.endpoint_name = None
+    world = World(monkeypatch, 30, name=None)
     assert world.run(one_failure) == OLD and world.asked == []
 
 
 def test_a_name_that_does_not_resolve_changes_nothing(monkeypatch):
     world = World(monkeypatch, 30, ConfigError("cannot be resolved"))
+    assert world.run(one_failure) == OLD and len(world.asked) == 1
+
+
+def test_another_address_keeps_the_name(monkeypatch):
+    """It may mean yet another one the next time."""
+    world = World(monkeypatch, 30)
+    assert world.run(one_failure) == NEW and world.peer.endpoint_name == NAME
+
+
+def test_a_name_whose_address_cannot_be_reached_changes_nothing(monkeypatch):
+    world = World(monkeypatch, 30, Endpoint(ip_address("2001:db8::1"), 9), family=socket.AF_INET)
     assert world.run(one_failure) == OLD and len(world.asked) == 1

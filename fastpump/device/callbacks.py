@@ -1,0 +1,37 @@
+"""What a device asks of whoever runs it: the supervisor, or a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastpump.conn.endpoint import Endpoint
+from fastpump.device.peer import Peer
+
+
+def _ignore(*_arguments: object) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCallbacks:
+    """`on_*` say what happened; the others are services that the device uses."""
+
+    transmit: Callable[[bytes, Endpoint, bytes], None]
+    """Send a message to an endpoint, from a source address (or NO_LOCAL)."""
+    ring: Callable[[], None]
+    """Wake all workers, to look at what they have staged."""
+    unix_ns: Callable[[], int]
+    """The wall clock, for TAI64N."""
+    jitter: Callable[[int], int]
+    """A random number below its argument."""
+    transmit_lane: Callable[[bytes, Endpoint, bytes, int | None], None] = _ignore
+    """The same for a lane message: from the lane socket of that number, or our port (None)."""
+    on_deadline: Callable[[], None] = _ignore
+    """`Device.next_deadline` may be earlier than it was."""
+    on_retired: Callable[[], None] = _ignore
+    """Something waits in the shared tables to be wiped (SharedTables.reclaim)."""
+    on_endpoint: Callable[[Endpoint], None] = _ignore
+    """A peer is at this endpoint now: admit its handshakes when others must wait."""
+    on_unanswered: Callable[[Peer], None] = _ignore
+    """An initiation had no answer in time: the endpoint's name may mean another address."""

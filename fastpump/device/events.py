@@ -1,0 +1,119 @@
+"""What workers report, and what each event means for its peer.
+
+A worker reports an event once until it is handled: whoever handles it lets the worker report it
+again (hot/events.pxd).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fastpump._core import OFFLOAD_BITS, SharedTables
+from fastpump.constants import REKEY_TIMEOUT_JITTER
+from fastpump.device.callbacks import DeviceCallbacks
+from fastpump.device.endpoints import Endpoints
+from fastpump.device.handshake import Handshakes
+from fastpump.device.lanes import Lanes
+from fastpump.device.peer import Peer
+
+log = logging.getLogger("fastpump.device")
+
+
+class WorkerEvent(NamedTuple):
+    """An event as SharedTables.worker_events gives it."""
+
+    name: str
+    peer_slot: int
+    """NO_SLOT for an event that is about no peer."""
+    detail: int = 0
+    """By name: the slot of a keypair or lane, or an offload's bit."""
+    error: int = 0
+    """An errno."""
+    at_ns: int = 0
+
+
+class ControlPacket(NamedTuple):
+    """A control packet that a worker received in a session, as SharedTables.worker_controls
+    gives it."""
+
+    peer_slot: int
+    local_index: int
+    """Receiver index of the session."""
+    data: bytes
+
+
+def log_offload_off(event: WorkerEvent) -> None:
+    """A worker found that the kernel refuses an offload, and does without from now on."""
+    name = next((name for name, bit in OFFLOAD_BITS.items() if bit == event.detail),
+                str(event.detail))
+    log.warning("%s failed with errno %d and is off from now on; packets go singly", name,
+                event.error)
+
+
+class PeerEvents:
+    """A method for each event that is about a peer."""
+
+    def __init__(self, tables: SharedTables, handshakes: Handshakes, endpoints: Endpoints,
+                 lanes: Lanes, callbacks: DeviceCallbacks) -> None:
+        self._tables = tables
+        self._handshakes = handshakes
+        self._endpoints = endpoints
+        self._lanes = lanes
+        self._callbacks = callbacks
+        self._methods: dict[str, Callable[[Peer, WorkerEvent, int], None]] = {
+            "want_session": self._want_session,
+            "unanswered_tx": self._unanswered_tx,
+            "unanswered_rx": self._unanswered_rx,
+            "confirmed": self._confirmed,
+            "rekey": self._rekey,
+            "roam": self._roam,
+            "local_gone": self._local_gone,
+            "send_error": self._send_error,
+            "lane_usable": self._lane_usable,
+            "lane_asked": self._lane_asked,
+            "lane_roam": self._lane_roam,
+            "lane_unanswered": self._lane_unanswered,
+        }
+
+    def handle(self, peer: Peer, event: WorkerEvent, now: int) -> None:
+        """Call the event's method."""
+        self._methods[event.name](peer, event, now)
+
+    def _want_session(self, peer: Peer, _event: WorkerEvent, now: int) -> None:
+        self._handshakes.want_session(peer, now)
+
+    def _unanswered_tx(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
+        peer.timers.unanswered_tx(event.at_ns, self._callbacks.jitter(REKEY_TIMEOUT_JITTER))
+
+    def _unanswered_rx(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
+        peer.timers.unanswered_rx(event.at_ns)
+
+    def _confirmed(self, peer: Peer, event: WorkerEvent, now: int) -> None:
+        self._handshakes.confirm(peer, event.detail, now)
+
+    def _rekey(self, peer: Peer, event: WorkerEvent, now: int) -> None:
+        self._handshakes.want_rekey(peer, event.detail, now)
+
+    def _roam(self, peer: Peer, _event: WorkerEvent, _now: int) -> None:
+        self._endpoints.follow(peer)
+
+    def _local_gone(self, peer: Peer, _event: WorkerEvent, _now: int) -> None:
+        self._endpoints.forget_source(peer)
+        self._tables.peers.rearm(peer.slot, "local_gone")
+
+    def _send_error(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
+        log.warning("sending to %s fails with errno %d", peer, event.error)
+
+    def _lane_usable(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
+        self._lanes.lane_usable(peer, event.detail)
+
+    def _lane_asked(self, peer: Peer, event: WorkerEvent, now: int) -> None:
+        self._lanes.lane_asked(peer, event.detail, now)
+
+    def _lane_roam(self, peer: Peer, event: WorkerEvent, now: int) -> None:
+        self._lanes.lane_roams(peer, event.detail, now)
+
+    def _lane_unanswered(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
+        self._lanes.lane_unanswered(peer, event.detail, event.at_ns)

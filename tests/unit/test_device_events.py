@@ -1,0 +1,122 @@
+"""What workers report to a device, and what a device tells whoever runs it."""
+
+import errno
+import socket
+from ipaddress import IPv4Address
+
+import pytest
+
+from fastpump._core import EVENT_NAMES, NO_SLOT, OFFLOAD_BITS
+from fastpump.conn.endpoint import Endpoint
+from fastpump.constants import (
+    KEEPALIVE_TIMEOUT,
+    MAX_HANDSHAKE_ATTEMPTS,
+    REKEY_AFTER_TIME,
+    REKEY_TIMEOUT,
+    ZERO_KEYS_AFTER_TIME,
+)
+from fastpump.device.peer_change import PrefixChange
+from support.devices import World
+
+
+def test_each_event_of_a_worker_is_handled():
+    """Whatever its peer is doing; also of a peer that is gone, or while we are down."""
+    world = World()
+    for name in EVENT_NAMES.values():
+        world.a.event(name, detail=3, error=errno.ENETUNREACH)
+    gone = world.a.peer
+    world.a.remove(gone.public_key)
+    for name in EVENT_NAMES.values():
+        world.a.event(name, peer=gone)
+    world.b.device.stop()
+    for name in EVENT_NAMES.values():
+        world.b.event(name)
+    assert world.b.sent == []
+
+
+def test_what_a_worker_cannot_send_or_offload_is_logged(caplog):
+    world = World()
+    world.a.event("send_error", error=errno.ENETUNREACH)
+    world.a.event("offload_off", OFFLOAD_BITS["udp-gso"], error=errno.EIO)
+    assert f"sending to {world.a.peer} fails with errno {errno.ENETUNREACH}" in caplog.text
+    assert f"udp-gso failed with errno {errno.EIO}" in caplog.text
+
+
+def test_a_rekey_that_lanes_ask_for_late_is_not_done_again():
+    world = World()
+    world.handshake(world.a, world.b)
+    world.pass_time(REKEY_TIMEOUT)
+    world.a.event("rekey", NO_SLOT)         # of a set of lanes from before
+    assert world.a.sent == []
+    world.a.event("rekey", world.a.peer.keypairs.current.slot)
+    assert world.a.kinds == [1]
+
+
+def test_a_peer_that_a_worker_hears_from_elsewhere_is_there():
+    world = World()
+    elsewhere = Endpoint(IPv4Address("198.51.100.7"), 7)
+    world.a.tables.peers.set_endpoint(world.a.peer.slot, elsewhere.sockaddr(socket.AF_INET6))
+    world.a.event("roam")
+    assert world.a.peer.endpoint == elsewhere == world.a.known_endpoints[-1]
+
+
+# -- nobody has to remember to look after the device
+
+def retired_by(action):
+    """Whether the device said that something waits to be wiped, and whether it does."""
+    world = World(allowed_ips=(PrefixChange((bytes(4), 0)),))
+    world.handshake(world.a, world.b)
+    while world.a.tables.retired.reclaim():
+        pass
+    world.a.must_reclaim = False
+    action(world)
+    return world.a.must_reclaim, bool(world.a.tables.retired)
+
+
+def rekey_as_initiator(world):
+    world.pass_time(REKEY_AFTER_TIME)
+    world.handshake(world.a, world.b)
+    world.pass_time(REKEY_AFTER_TIME)
+    world.handshake(world.a, world.b)
+
+
+def rekey_as_responder(world):
+    world.pass_time(REKEY_AFTER_TIME)
+    world.handshake(world.b, world.a)
+    world.pass_time(REKEY_AFTER_TIME)
+    world.handshake(world.b, world.a)
+
+
+def give_up(world):
+    world.advance(REKEY_TIMEOUT)
+    world.a.want_session()
+    for _ in range(MAX_HANDSHAKE_ATTEMPTS):
+        world.advance(REKEY_TIMEOUT)
+
+
+@pytest.mark.parametrize("action", [
+    rekey_as_initiator, rekey_as_responder, give_up,
+    lambda world: world.a.remove(world.b.public_key),
+    lambda world: world.a.configure(world.b.public_key, replaces_allowed_ips=True),
+    lambda world: world.a.configure(world.b.public_key, allowed_ips=(
+        PrefixChange((bytes(4), 0), is_added=False),)),
+    lambda world: world.a.device.set_private_key(bytes(32)),
+    lambda world: world.a.device.stop(),
+    lambda world: world.advance(ZERO_KEYS_AFTER_TIME),
+], ids=["rekey as initiator", "rekey as responder", "given up", "removed",
+        "no allowed IPs", "one allowed IP less", "no key", "down", "old keys"])
+def test_what_is_retired_is_told(action):
+    assert retired_by(action) == (True, True)
+
+
+def test_an_earlier_deadline_is_told():
+    world = World()
+    world.a.event("unanswered_rx")
+    assert world.a.alarm == world.now + KEEPALIVE_TIMEOUT
+    world.a.want_session()
+    assert world.a.alarm == world.now + REKEY_TIMEOUT
+    world.a.configure(world.b.public_key, keepalive_s=25)
+    assert world.a.alarm == world.now       # the first at once
+    world.a.alarm = None
+    world.a.event("unanswered_tx")          # later than that
+    assert world.a.alarm is None
