@@ -13,11 +13,12 @@ from fastpump.hot.constants cimport (
     BUFFER_STRIDE, HELD_BYTES, LANE_FLAGS, LANE_FRAME_FLAGS, RECV_MESSAGES, SEND_MESSAGES,
     SHAPE_BIG, SHAPE_SMALL, SHAPE_SMALL_LEN, STAGED_SLOTS,
 )
-from fastpump.hot.ingress cimport recv_init, take_held
+from fastpump.hot.ingress_delayed cimport ingress_reordered
 from fastpump.hot.linux cimport munmap, now_ns
 from fastpump.hot.loop cimport (
-    loop_doorbell, loop_init, loop_receive, loop_release, loop_run, loop_turn,
+    loop_doorbell, loop_init, loop_receive, loop_release, loop_run, loop_snapshot,
 )
+from fastpump.hot.recv cimport recv_init
 from fastpump.hot.sandbox cimport (
     sandbox_drop_capabilities, sandbox_filter_syscalls, sandbox_tie_to_parent,
 )
@@ -136,11 +137,11 @@ cdef class Pump:
         cdef Worker *worker = self.worker
         worker.now_ns = now_ns() if now is None else now
         with nogil:
-            loop_turn(worker)
+            loop_snapshot(worker)
             loop_release(worker)
             loop_doorbell(worker)
             tun_to_udp(worker)
-            take_held(worker)
+            ingress_reordered(worker)
             loop_receive(worker, <uint64_t>-1)
 
 

@@ -147,120 +147,6 @@ cdef struct Intake:
     uint8_t reply_buffers[INTAKE_MESSAGES][COOKIE_REPLY_LEN]
 
 
-cdef inline bint rate_admits(uint64_t *at_ns, uint64_t now, uint64_t rate,
-                             uint64_t burst) noexcept nogil:
-    """One token of a bucket: `at_ns` is when the bucket will be full again."""
-    cdef uint64_t interval = SECOND_NS // rate
-    if at_ns[0] < now:
-        at_ns[0] = now
-    if at_ns[0] - now > (burst - 1) * interval:
-        return False
-    at_ns[0] += interval
-    return True
-
-
-cdef inline void address_words(uint64_t *words, const uint8_t *sockaddr,
-                               bint whole) noexcept nogil:
-    """A sockaddr's address as two words; of IPv6 only the /64, unless `whole`."""
-    cdef uint16_t family
-    memcpy(&family, sockaddr, 2)
-    words[0] = 0
-    words[1] = 0
-    if family == AF_INET:
-        words[1] = <uint64_t>load_le32(sockaddr + 4) << 32 | 0xffff0000u
-        return
-    words[0] = load_le64(sockaddr + 8)
-    words[1] = load_le64(sockaddr + 16)
-    if not whole and (words[0] != 0 or <uint32_t>words[1] != 0xffff0000u):
-        words[1] = 0
-
-
-cdef inline uint64_t hash_words(const uint64_t *words, const uint64_t *key) noexcept nogil:
-    """Multiply-xorshift with a secret odd key; the top bits are the hash."""
-    cdef uint64_t mixed = (words[0] ^ key[1]) * key[0]
-    mixed = (mixed ^ (mixed >> 29) ^ words[1]) * key[0]
-    return (mixed ^ (mixed >> 32)) * (key[1] | 1)
-
-
-cdef inline bint source_admits(Intake *self, const uint8_t *sockaddr, uint64_t purpose,
-                               uint64_t now) noexcept nogil:
-    """One token of a source's bucket for a purpose (FOR_*)."""
-    cdef uint64_t words[2]
-    if now - self.rehashed_ns > REHASH_NS:
-        self.rehashed_ns = now
-        self.source_key[1] = hash_words(self.source_key, self.known_key) ^ now
-        memset(self.sources, 0, sizeof(self.sources))
-    address_words(words, sockaddr, False)
-    if purpose == FOR_PORT:
-        purpose |= <uint64_t>(load_le32(sockaddr) >> 16) << 8
-    words[1] ^= purpose             # those bits are the same for all sources of a family
-    return rate_admits(&self.sources[hash_words(words, self.source_key) >> 48], now, SOURCE_RATE,
-                       SOURCE_BURST)
-
-
-cdef inline uint32_t known_bit(Intake *self, const uint8_t *sockaddr) noexcept nogil:
-    cdef uint64_t words[2]
-    address_words(words, sockaddr, True)
-    return <uint32_t>(hash_words(words, self.known_key) >> 44)
-
-
-cdef inline void known_add(Intake *self, const uint8_t *sockaddr) noexcept nogil:
-    """Note the address of a peer's endpoint."""
-    cdef uint32_t bit = known_bit(self, sockaddr)
-    self.known[bit >> 3] |= <uint8_t>(1 << (bit & 7))
-
-
-cdef inline int cookie_of(Intake *self, const uint8_t *sockaddr, uint8_t *out) noexcept nogil:
-    """The cookie of a source address and port (WireGuard paper, 5.4.7); 0 or -1."""
-    cdef uint64_t words[2]
-    cdef uint8_t data[18]
-    address_words(words, sockaddr, True)
-    memcpy(data, words, 16)
-    memcpy(data + 16, sockaddr + 2, 2)
-    return mac_compute(&self.mac, self.cookie_secret, 32, data, 18, out)
-
-
-cdef inline bint mac2_is_valid(Intake *self, const uint8_t *message, uint32_t length,
-                               const uint8_t *sockaddr) noexcept nogil:
-    cdef uint8_t cookie[MAC_LEN]
-    cdef uint8_t zeros[MAC_LEN]
-    memset(zeros, 0, MAC_LEN)
-    if memcmp(message + length - MAC_LEN, zeros, MAC_LEN) == 0 \
-            or cookie_of(self, sockaddr, cookie) != 0:
-        return False
-    return mac_is_valid(&self.mac, cookie, MAC_LEN, message, length - MAC_LEN,
-                        message + length - MAC_LEN) != 0
-
-
-cdef inline bint initiation_is_seen(Intake *self, const uint8_t *mac1) noexcept nogil:
-    return self.seen[load_le32(mac1 + 8) & (SEEN_SLOTS - 1)] == load_le64(mac1)
-
-
-cdef inline int intake_weigh(Intake *self, const uint8_t *message, uint32_t length,
-                             const uint8_t *sockaddr, uint64_t now) noexcept nogil:
-    """Step 4, under overload."""
-    cdef uint32_t bit
-    cdef bint is_beyond
-    if mac2_is_valid(self, message, length, sockaddr):
-        return ADMIT_HANDSHAKE if source_admits(self, sockaddr, FOR_COOKIE, now) \
-            else DROP_HANDSHAKE_RATE
-    is_beyond = not source_admits(self, sockaddr, FOR_ADDRESS, now)
-    if is_beyond and not source_admits(self, sockaddr, FOR_PORT, now):
-        return DROP_HANDSHAKE_RATE
-    bit = known_bit(self, sockaddr)
-    if not is_beyond and self.known[bit >> 3] >> (bit & 7) & 1 and rate_admits(
-            &self.known_at_ns, now, KNOWN_RATE, SHARED_BURST):
-        return ADMIT_HANDSHAKE
-    if is_beyond:
-        if rate_admits(&self.neighbour_at_ns, now, NEIGHBOUR_RATE, SHARED_BURST):
-            return ADMIT_HANDSHAKE
-    elif rate_admits(&self.chance_at_ns, now, CHANCE_RATE, SHARED_BURST):
-        return ADMIT_HANDSHAKE
-    if rate_admits(&self.cookie_at_ns, now, COOKIE_RATE, COOKIE_BURST):
-        return SENT_COOKIE_REPLY
-    return DROP_HANDSHAKE_OVERLOAD
-
-
 cdef inline int intake_judge(Intake *self, const uint8_t *message, uint32_t length,
                              const uint8_t *sockaddr, uint64_t now) noexcept nogil:
     """What becomes of one datagram: ADMIT_*, SENT_* or DROP_*."""
@@ -301,50 +187,165 @@ cdef inline int intake_judge(Intake *self, const uint8_t *message, uint32_t leng
     return verdict
 
 
-cdef inline bint cookie_reply_write(Intake *self, uint8_t *reply, const uint8_t *message,
+cdef inline bint initiation_is_seen(Intake *admission, const uint8_t *mac1) noexcept nogil:
+    return admission.seen[load_le32(mac1 + 8) & (SEEN_SLOTS - 1)] == load_le64(mac1)
+
+
+cdef inline int intake_weigh(Intake *self, const uint8_t *message, uint32_t length,
+                             const uint8_t *sockaddr, uint64_t now) noexcept nogil:
+    """Step 4, under overload."""
+    cdef uint32_t bit
+    cdef bint is_beyond
+    if mac2_is_valid(self, message, length, sockaddr):
+        return ADMIT_HANDSHAKE if source_admits(self, sockaddr, FOR_COOKIE, now) \
+            else DROP_HANDSHAKE_RATE
+    is_beyond = not source_admits(self, sockaddr, FOR_ADDRESS, now)
+    if is_beyond and not source_admits(self, sockaddr, FOR_PORT, now):
+        return DROP_HANDSHAKE_RATE
+    bit = known_bit(self, sockaddr)
+    if not is_beyond and self.known[bit >> 3] >> (bit & 7) & 1 and rate_admits(
+            &self.known_at_ns, now, KNOWN_RATE, SHARED_BURST):
+        return ADMIT_HANDSHAKE
+    if is_beyond:
+        if rate_admits(&self.neighbour_at_ns, now, NEIGHBOUR_RATE, SHARED_BURST):
+            return ADMIT_HANDSHAKE
+    elif rate_admits(&self.chance_at_ns, now, CHANCE_RATE, SHARED_BURST):
+        return ADMIT_HANDSHAKE
+    if rate_admits(&self.cookie_at_ns, now, COOKIE_RATE, COOKIE_BURST):
+        return SENT_COOKIE_REPLY
+    return DROP_HANDSHAKE_OVERLOAD
+
+
+cdef inline bint mac2_is_valid(Intake *admission, const uint8_t *message, uint32_t length,
+                               const uint8_t *sockaddr) noexcept nogil:
+    cdef uint8_t cookie[MAC_LEN]
+    cdef uint8_t zeros[MAC_LEN]
+    memset(zeros, 0, MAC_LEN)
+    if memcmp(message + length - MAC_LEN, zeros, MAC_LEN) == 0 \
+            or cookie_of(admission, sockaddr, cookie) != 0:
+        return False
+    return mac_is_valid(&admission.mac, cookie, MAC_LEN, message, length - MAC_LEN,
+                        message + length - MAC_LEN) != 0
+
+
+cdef inline int cookie_of(Intake *admission, const uint8_t *sockaddr, uint8_t *out) noexcept nogil:
+    """The cookie of a source address and port (WireGuard paper, 5.4.7); 0 or -1."""
+    cdef uint64_t words[2]
+    cdef uint8_t data[18]
+    address_words(words, sockaddr, True)
+    memcpy(data, words, 16)
+    memcpy(data + 16, sockaddr + 2, 2)
+    return mac_compute(&admission.mac, admission.cookie_secret, 32, data, 18, out)
+
+
+cdef inline bint source_admits(Intake *admission, const uint8_t *sockaddr, uint64_t purpose,
+                               uint64_t now) noexcept nogil:
+    """One token of a source's bucket for a purpose (FOR_*)."""
+    cdef uint64_t words[2]
+    if now - admission.rehashed_ns > REHASH_NS:
+        admission.rehashed_ns = now
+        admission.source_key[1] = hash_words(admission.source_key, admission.known_key) ^ now
+        memset(admission.sources, 0, sizeof(admission.sources))
+    address_words(words, sockaddr, False)
+    if purpose == FOR_PORT:
+        purpose |= <uint64_t>(load_le32(sockaddr) >> 16) << 8
+    words[1] ^= purpose             # those bits are the same for all sources of a family
+    return rate_admits(&admission.sources[hash_words(words, admission.source_key) >> 48], now,
+                       SOURCE_RATE, SOURCE_BURST)
+
+
+cdef inline void known_add(Intake *admission, const uint8_t *sockaddr) noexcept nogil:
+    """Note the address of a peer's endpoint."""
+    cdef uint32_t bit = known_bit(admission, sockaddr)
+    admission.known[bit >> 3] |= <uint8_t>(1 << (bit & 7))
+
+
+cdef inline uint32_t known_bit(Intake *admission, const uint8_t *sockaddr) noexcept nogil:
+    cdef uint64_t words[2]
+    address_words(words, sockaddr, True)
+    return <uint32_t>(hash_words(words, admission.known_key) >> 44)
+
+
+cdef inline void address_words(uint64_t *words, const uint8_t *sockaddr,
+                               bint whole) noexcept nogil:
+    """A sockaddr's address as two words; of IPv6 only the /64, unless `whole`."""
+    cdef uint16_t family
+    memcpy(&family, sockaddr, 2)
+    words[0] = 0
+    words[1] = 0
+    if family == AF_INET:
+        words[1] = <uint64_t>load_le32(sockaddr + 4) << 32 | 0xffff0000u
+        return
+    words[0] = load_le64(sockaddr + 8)
+    words[1] = load_le64(sockaddr + 16)
+    if not whole and (words[0] != 0 or <uint32_t>words[1] != 0xffff0000u):
+        words[1] = 0
+
+
+cdef inline uint64_t hash_words(const uint64_t *words, const uint64_t *key) noexcept nogil:
+    """Multiply-xorshift with a secret odd key; the top bits are the hash."""
+    cdef uint64_t mixed = (words[0] ^ key[1]) * key[0]
+    mixed = (mixed ^ (mixed >> 29) ^ words[1]) * key[0]
+    return (mixed ^ (mixed >> 32)) * (key[1] | 1)
+
+
+cdef inline bint rate_admits(uint64_t *at_ns, uint64_t now, uint64_t rate,
+                             uint64_t burst) noexcept nogil:
+    """One token of a bucket: `at_ns` is when the bucket will be full again."""
+    cdef uint64_t interval = SECOND_NS // rate
+    if at_ns[0] < now:
+        at_ns[0] = now
+    if at_ns[0] - now > (burst - 1) * interval:
+        return False
+    at_ns[0] += interval
+    return True
+
+
+cdef inline void reply_add(Intake *admission, int fd, const uint8_t *message, uint32_t length,
+                           const sockaddr_in6 *name, uint32_t name_len,
+                           const uint8_t *local) noexcept nogil:
+    """Answer a message with a cookie; the replies leave when there are many, or by
+    `replies_send`."""
+    cdef uint32_t i = admission.reply_count
+    cdef mmsghdr *reply = &admission.replies[i]
+    cdef uint32_t control_len
+    if not cookie_reply_write(admission, admission.reply_buffers[i], message, length,
+                              <uint8_t *>name):
+        return
+    admission.reply_names[i] = name[0]
+    control_len = local_control_write(admission.reply_control[i], local, name.sin6_family)
+    admission.reply_iov[i].iov_base = admission.reply_buffers[i]
+    admission.reply_iov[i].iov_len = COOKIE_REPLY_LEN
+    memset(reply, 0, sizeof(mmsghdr))
+    reply.msg_hdr.msg_name = &admission.reply_names[i]
+    reply.msg_hdr.msg_namelen = name_len
+    reply.msg_hdr.msg_iov = &admission.reply_iov[i]
+    reply.msg_hdr.msg_iovlen = 1
+    if control_len:
+        reply.msg_hdr.msg_control = admission.reply_control[i] + LOCAL_CONTROL_LEN - control_len
+        reply.msg_hdr.msg_controllen = control_len
+    admission.reply_count += 1
+    if admission.reply_count == INTAKE_MESSAGES:
+        replies_send(admission, fd)
+
+
+cdef inline void replies_send(Intake *admission, int fd) noexcept nogil:
+    """What cannot be sent at once is not sent."""
+    cdef uint32_t at = 0
+    cdef int sent
+    while at < admission.reply_count:
+        sent = sendmmsg(fd, &admission.replies[at], admission.reply_count - at, MSG_DONTWAIT)
+        at += <uint32_t>sent if sent > 0 else 1
+    admission.reply_count = 0
+
+
+cdef inline bint cookie_reply_write(Intake *admission, uint8_t *reply, const uint8_t *message,
                                     uint32_t length, const uint8_t *sockaddr) noexcept nogil:
     """Fill a reply (COOKIE_REPLY_LEN bytes) to a message; False if a library fails."""
     cdef uint8_t cookie[MAC_LEN]
     store_le32(reply, COOKIE_REPLY_TYPE)
     memcpy(reply + 4, message + 4, 4)           # the sender's index
-    return (RAND_bytes(reply + 8, 24) == 1 and cookie_of(self, sockaddr, cookie) == 0
-            and xchacha_run(&self.xchacha, 1, self.cookie_key, reply + 8,
+    return (RAND_bytes(reply + 8, 24) == 1 and cookie_of(admission, sockaddr, cookie) == 0
+            and xchacha_run(&admission.xchacha, 1, admission.cookie_key, reply + 8,
                             message + length - 2 * MAC_LEN, MAC_LEN, cookie, reply + 32,
                             MAC_LEN) == 0)
-
-
-cdef inline void replies_send(Intake *self, int fd) noexcept nogil:
-    """What cannot be sent at once is not sent."""
-    cdef uint32_t at = 0
-    cdef int sent
-    while at < self.reply_count:
-        sent = sendmmsg(fd, &self.replies[at], self.reply_count - at, MSG_DONTWAIT)
-        at += <uint32_t>sent if sent > 0 else 1
-    self.reply_count = 0
-
-
-cdef inline void reply_add(Intake *self, int fd, const uint8_t *message, uint32_t length,
-                           const sockaddr_in6 *name, uint32_t name_len,
-                           const uint8_t *local) noexcept nogil:
-    """Answer a message with a cookie; the replies leave when there are many, or by
-    `replies_send`."""
-    cdef uint32_t i = self.reply_count
-    cdef mmsghdr *reply = &self.replies[i]
-    cdef uint32_t control_len
-    if not cookie_reply_write(self, self.reply_buffers[i], message, length, <uint8_t *>name):
-        return
-    self.reply_names[i] = name[0]
-    control_len = local_control_write(self.reply_control[i], local, name.sin6_family)
-    self.reply_iov[i].iov_base = self.reply_buffers[i]
-    self.reply_iov[i].iov_len = COOKIE_REPLY_LEN
-    memset(reply, 0, sizeof(mmsghdr))
-    reply.msg_hdr.msg_name = &self.reply_names[i]
-    reply.msg_hdr.msg_namelen = name_len
-    reply.msg_hdr.msg_iov = &self.reply_iov[i]
-    reply.msg_hdr.msg_iovlen = 1
-    if control_len:
-        reply.msg_hdr.msg_control = self.reply_control[i] + LOCAL_CONTROL_LEN - control_len
-        reply.msg_hdr.msg_controllen = control_len
-    self.reply_count += 1
-    if self.reply_count == INTAKE_MESSAGES:
-        replies_send(self, fd)

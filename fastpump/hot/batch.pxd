@@ -90,15 +90,6 @@ cdef struct SendBatch:
     uint8_t control[SEND_MESSAGES][CONTROL_LEN]
 
 
-cdef inline uint32_t batch_bucket(uint32_t count) noexcept nogil:
-    """Bucket of the log2 histogram: 1, 2-3, 4-7, ... datagrams."""
-    cdef uint32_t bucket = 0
-    while count > 1 and bucket < BATCH_BUCKETS - 1:
-        count >>= 1
-        bucket += 1
-    return bucket
-
-
 cdef inline void send_init(SendBatch *self) noexcept nogil:
     cdef int i
     for i in range(SEND_MESSAGES):
@@ -108,134 +99,6 @@ cdef inline void send_init(SendBatch *self) noexcept nogil:
         self.iov[i].iov_base = self.buffers + <size_t>i * BUFFER_STRIDE
     self.count = 0
     self.bytes = 0
-
-
-cdef inline void send_error_tell(SendBatch *self, uint32_t peer, int error) noexcept nogil:
-    if self.now_ns - self.last_error_event_ns < ERROR_EVENT_INTERVAL_NS:
-        return
-    self.last_error_event_ns = self.now_ns
-    self.has_events |= event_push(self.shared, EVENT_SEND_ERROR, peer, 0, error,
-                                  self.now_ns)
-
-
-cdef inline void send_control_set(SendBatch *self, uint32_t which, bint is_gso) noexcept nogil:
-    cdef SendMessage *info = &self.info[which]
-    cdef uint32_t length = info.local_len + (SEGMENT_CONTROL_LEN if is_gso else 0)
-    self.messages[which].msg_hdr.msg_control = (
-        self.control[which] + LOCAL_CONTROL_LEN - info.local_len if length else NULL)
-    self.messages[which].msg_hdr.msg_controllen = length
-
-
-cdef inline void send_one_by_one(SendBatch *self, uint32_t which) noexcept nogil:
-    """Send the segments of a message that failed as a whole."""
-    cdef SendMessage *info = &self.info[which]
-    cdef mmsghdr message
-    cdef iovec iov
-    cdef uint32_t at = 0, length
-    send_control_set(self, which, False)
-    message = self.messages[which]
-    message.msg_hdr.msg_iov = &iov
-    while at < info.length:
-        length = info.length - at
-        if length > info.segment_len:
-            length = info.segment_len
-        iov.iov_base = <uint8_t *>self.iov[which].iov_base + at
-        iov.iov_len = length
-        self.shared.counters[UDP_TX_CALLS] += 1
-        if sendmmsg(info.fd, &message, 1, MSG_DONTWAIT) == 1:
-            self.shared.counters[UDP_TX_DATAGRAMS] += 1
-            self.shared.counters[UDP_TX_MESSAGES] += 1
-            self.shared.counters[UDP_TX_BYTES] += length
-        elif errno in (EAGAIN, ENOBUFS, ENOMEM):
-            self.shared.verdicts[DROP_SEND_BUFFER_FULL] += 1
-        else:
-            self.shared.verdicts[DROP_SEND_ERROR] += 1
-            send_error_tell(self, info.peer, errno)
-        at += length
-
-
-cdef inline bint send_failed(SendBatch *self, uint32_t which, int error) noexcept nogil:
-    """Deal with one message that sendmmsg refused; False if it is to be tried again."""
-    cdef SendMessage *info = &self.info[which]
-    if info.local_len and error in (EINVAL, EADDRNOTAVAIL, ENETUNREACH):
-        info.local_len = 0
-        if info.endpoint == &self.tables.peers[info.peer].endpoint:
-            self.has_events |= event_push_once(
-                self.shared, &self.tables.peers[info.peer].armed, ARMED_LOCAL_GONE,
-                EVENT_LOCAL_GONE, info.peer, 0, self.now_ns)
-        else:
-            endpoint_forget_local(info.endpoint)
-        return False
-    if error in (ENOBUFS, ENOMEM):
-        self.shared.verdicts[DROP_SEND_BUFFER_FULL] += info.segment_count
-    elif info.segment_count > 1 and error in (EIO, EMSGSIZE, EINVAL):
-        self.shared.verdicts[FAILED_UDP_GSO] += 1
-        if error == EIO and and32(&self.tables.header.offloads, ~<uint32_t>OFFLOAD_UDP_GSO,
-                                  RELAXED) & OFFLOAD_UDP_GSO:
-            self.has_events |= event_push(self.shared, EVENT_OFFLOAD_OFF, NONE,
-                                          OFFLOAD_UDP_GSO, error, self.now_ns)
-        elif error != EIO:
-            self.gso_limit = info.segment_len - 1
-            self.gso_retry_ns = self.now_ns + GSO_RETRY_NS
-        send_one_by_one(self, which)
-    else:
-        self.shared.verdicts[DROP_SEND_ERROR] += info.segment_count
-        send_error_tell(self, info.peer, error)
-    return True
-
-
-cdef inline void send_flush(SendBatch *self) noexcept nogil:
-    """Send everything that was reserved, and empty the batch."""
-    cdef uint32_t sent = 0, end = 0, i, datagrams
-    cdef int result
-    for i in range(self.count):
-        self.iov[i].iov_len = self.info[i].length
-        memcpy(CMSG_DATA(<cmsghdr *>(self.control[i] + LOCAL_CONTROL_LEN)),
-               &self.info[i].segment_len, 2)
-        send_control_set(self, i, self.info[i].segment_count > 1)
-    while sent < self.count:
-        if end <= sent:
-            end = sent + 1
-            while end < self.count and self.info[end].fd == self.info[sent].fd:
-                end += 1
-        result = sendmmsg(self.info[sent].fd, &self.messages[sent], end - sent, MSG_DONTWAIT)
-        self.shared.counters[UDP_TX_CALLS] += 1
-        if result > 0:
-            datagrams = 0
-            for i in range(sent, sent + <uint32_t>result):
-                datagrams += self.info[i].segment_count
-                self.shared.counters[UDP_TX_BYTES] += self.info[i].length
-            self.shared.counters[UDP_TX_MESSAGES] += <uint32_t>result
-            self.shared.counters[UDP_TX_DATAGRAMS] += datagrams
-            self.shared.send_batches[batch_bucket(datagrams)] += 1
-            sent += <uint32_t>result
-        elif errno == EAGAIN:
-            for i in range(sent, end):
-                self.shared.verdicts[DROP_SEND_BUFFER_FULL] += self.info[i].segment_count
-            sent = end
-        elif errno != EINTR:
-            if send_failed(self, sent, errno):
-                sent += 1
-            else:
-                send_control_set(self, sent, self.info[sent].segment_count > 1)
-    self.count = 0
-    self.bytes = 0
-
-
-cdef inline SendMessage *send_latest(SendBatch *self, uint32_t path_id) noexcept nogil:
-    """The latest message of a path; NULL if there is none."""
-    cdef uint32_t i = self.count
-    while i:
-        i -= 1
-        if self.info[i].path_id == path_id:
-            return &self.info[i]
-    return NULL
-
-
-cdef inline bint message_takes(const SendMessage *self, uint32_t length) noexcept nogil:
-    """Whether a datagram can join the message."""
-    return self.is_open and length <= self.segment_len \
-        and self.length + length <= MAX_UDP_PAYLOAD
 
 
 cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
@@ -279,3 +142,140 @@ cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
     control.cmsg_type = UDP_SEGMENT
     control.cmsg_len = CMSG_LEN(sizeof(uint16_t))
     return <uint8_t *>self.iov[i].iov_base
+
+
+cdef inline SendMessage *send_latest(SendBatch *self, uint32_t path_id) noexcept nogil:
+    """The latest message of a path; NULL if there is none."""
+    cdef uint32_t i = self.count
+    while i:
+        i -= 1
+        if self.info[i].path_id == path_id:
+            return &self.info[i]
+    return NULL
+
+
+cdef inline bint message_takes(const SendMessage *self, uint32_t length) noexcept nogil:
+    """Whether a datagram can join the message."""
+    return self.is_open and length <= self.segment_len \
+        and self.length + length <= MAX_UDP_PAYLOAD
+
+
+cdef inline void send_flush(SendBatch *self) noexcept nogil:
+    """Send everything that was reserved, and empty the batch."""
+    cdef uint32_t sent = 0, end = 0, i, datagrams
+    cdef int result
+    for i in range(self.count):
+        self.iov[i].iov_len = self.info[i].length
+        memcpy(CMSG_DATA(<cmsghdr *>(self.control[i] + LOCAL_CONTROL_LEN)),
+               &self.info[i].segment_len, 2)
+        send_control_set(self, i, self.info[i].segment_count > 1)
+    while sent < self.count:
+        if end <= sent:
+            end = sent + 1
+            while end < self.count and self.info[end].fd == self.info[sent].fd:
+                end += 1
+        result = sendmmsg(self.info[sent].fd, &self.messages[sent], end - sent, MSG_DONTWAIT)
+        self.shared.counters[UDP_TX_CALLS] += 1
+        if result > 0:
+            datagrams = 0
+            for i in range(sent, sent + <uint32_t>result):
+                datagrams += self.info[i].segment_count
+                self.shared.counters[UDP_TX_BYTES] += self.info[i].length
+            self.shared.counters[UDP_TX_MESSAGES] += <uint32_t>result
+            self.shared.counters[UDP_TX_DATAGRAMS] += datagrams
+            self.shared.send_batches[batch_bucket(datagrams)] += 1
+            sent += <uint32_t>result
+        elif errno == EAGAIN:
+            for i in range(sent, end):
+                self.shared.verdicts[DROP_SEND_BUFFER_FULL] += self.info[i].segment_count
+            sent = end
+        elif errno != EINTR:
+            if send_failed(self, sent, errno):
+                sent += 1
+            else:
+                send_control_set(self, sent, self.info[sent].segment_count > 1)
+    self.count = 0
+    self.bytes = 0
+
+
+cdef inline void send_control_set(SendBatch *self, uint32_t which, bint is_gso) noexcept nogil:
+    cdef SendMessage *info = &self.info[which]
+    cdef uint32_t length = info.local_len + (SEGMENT_CONTROL_LEN if is_gso else 0)
+    self.messages[which].msg_hdr.msg_control = (
+        self.control[which] + LOCAL_CONTROL_LEN - info.local_len if length else NULL)
+    self.messages[which].msg_hdr.msg_controllen = length
+
+
+cdef inline bint send_failed(SendBatch *self, uint32_t which, int error) noexcept nogil:
+    """Deal with one message that sendmmsg refused; False if it is to be tried again."""
+    cdef SendMessage *info = &self.info[which]
+    if info.local_len and error in (EINVAL, EADDRNOTAVAIL, ENETUNREACH):
+        info.local_len = 0
+        if info.endpoint == &self.tables.peers[info.peer].endpoint:
+            self.has_events |= event_push_once(
+                self.shared, &self.tables.peers[info.peer].armed, ARMED_LOCAL_GONE,
+                EVENT_LOCAL_GONE, info.peer, 0, self.now_ns)
+        else:
+            endpoint_forget_local(info.endpoint)
+        return False
+    if error in (ENOBUFS, ENOMEM):
+        self.shared.verdicts[DROP_SEND_BUFFER_FULL] += info.segment_count
+    elif info.segment_count > 1 and error in (EIO, EMSGSIZE, EINVAL):
+        self.shared.verdicts[FAILED_UDP_GSO] += 1
+        if error == EIO and and32(&self.tables.header.offloads, ~<uint32_t>OFFLOAD_UDP_GSO,
+                                  RELAXED) & OFFLOAD_UDP_GSO:
+            self.has_events |= event_push(self.shared, EVENT_OFFLOAD_OFF, NONE,
+                                          OFFLOAD_UDP_GSO, error, self.now_ns)
+        elif error != EIO:
+            self.gso_limit = info.segment_len - 1
+            self.gso_retry_ns = self.now_ns + GSO_RETRY_NS
+        send_one_by_one(self, which)
+    else:
+        self.shared.verdicts[DROP_SEND_ERROR] += info.segment_count
+        send_error_tell(self, info.peer, error)
+    return True
+
+
+cdef inline void send_one_by_one(SendBatch *self, uint32_t which) noexcept nogil:
+    """Send the segments of a message that failed as a whole."""
+    cdef SendMessage *info = &self.info[which]
+    cdef mmsghdr message
+    cdef iovec iov
+    cdef uint32_t at = 0, length
+    send_control_set(self, which, False)
+    message = self.messages[which]
+    message.msg_hdr.msg_iov = &iov
+    while at < info.length:
+        length = info.length - at
+        if length > info.segment_len:
+            length = info.segment_len
+        iov.iov_base = <uint8_t *>self.iov[which].iov_base + at
+        iov.iov_len = length
+        self.shared.counters[UDP_TX_CALLS] += 1
+        if sendmmsg(info.fd, &message, 1, MSG_DONTWAIT) == 1:
+            self.shared.counters[UDP_TX_DATAGRAMS] += 1
+            self.shared.counters[UDP_TX_MESSAGES] += 1
+            self.shared.counters[UDP_TX_BYTES] += length
+        elif errno in (EAGAIN, ENOBUFS, ENOMEM):
+            self.shared.verdicts[DROP_SEND_BUFFER_FULL] += 1
+        else:
+            self.shared.verdicts[DROP_SEND_ERROR] += 1
+            send_error_tell(self, info.peer, errno)
+        at += length
+
+
+cdef inline void send_error_tell(SendBatch *self, uint32_t peer, int error) noexcept nogil:
+    if self.now_ns - self.last_error_event_ns < ERROR_EVENT_INTERVAL_NS:
+        return
+    self.last_error_event_ns = self.now_ns
+    self.has_events |= event_push(self.shared, EVENT_SEND_ERROR, peer, 0, error,
+                                  self.now_ns)
+
+
+cdef inline uint32_t batch_bucket(uint32_t count) noexcept nogil:
+    """Bucket of the log2 histogram: 1, 2-3, 4-7, ... datagrams."""
+    cdef uint32_t bucket = 0
+    while count > 1 and bucket < BATCH_BUCKETS - 1:
+        count >>= 1
+        bucket += 1
+    return bucket

@@ -21,10 +21,10 @@ cdef enum:
     SEEN_AHEAD = 15
 
 
-cdef inline bint seen_before(const Tables *self, uint64_t name, uint64_t now_ns) noexcept nogil:
+cdef inline bint seen_before(const Tables *tables, uint64_t name, uint64_t now_ns) noexcept nogil:
     """Whether a frame with that name (56 bits) passed already; from now on it has."""
     cdef uint64_t mix = name * <uint64_t>0x9e3779b97f4a7c15u
-    cdef uint64_t *bucket = &self.seen[((mix ^ mix >> 32) % SEEN_BUCKETS) * SEEN_WAYS]
+    cdef uint64_t *bucket = &tables.seen[((mix ^ mix >> 32) % SEEN_BUCKETS) * SEEN_WAYS]
     cdef uint64_t mark = mix & ~<uint64_t>SEEN_TIME_MASK    # 48 bits
     cdef uint64_t time = (now_ns >> SEEN_TIME_SHIFT) & SEEN_TIME_MASK
     cdef uint64_t entry, oldest = 0

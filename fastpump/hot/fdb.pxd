@@ -74,21 +74,21 @@ cdef inline uint32_t mac_hops(uint64_t value) noexcept nogil:
     return <uint32_t>(value >> MAC_HOPS_SHIFT) & 15
 
 
-cdef inline bint mac_is_aged(const Tables *self, uint64_t value, uint32_t now_s) noexcept nogil:
-    return not value & MAC_STATIC and now_s - <uint32_t>value > self.header.mac_ageing_s \
+cdef inline bint mac_is_aged(const Tables *tables, uint64_t value, uint32_t now_s) noexcept nogil:
+    return not value & MAC_STATIC and now_s - <uint32_t>value > tables.header.mac_ageing_s \
         and <int>(now_s - <uint32_t>value) > 0      # another worker may be a second ahead
 
 
-cdef inline MacEntry *mac_bucket(const Tables *self, uint64_t key) noexcept nogil:
+cdef inline MacEntry *mac_bucket(const Tables *tables, uint64_t key) noexcept nogil:
     """Spread by a secret seed: who chooses addresses cannot choose a bucket."""
-    cdef uint64_t mix = (key ^ self.header.mac_seed) * <uint64_t>0x9e3779b97f4a7c15u
-    mix = (mix ^ mix >> 32 ^ self.header.mac_seed >> 17) * <uint64_t>0xd6e8feb86659fd93u
-    return &self.macs[(<uint32_t>(mix >> 32) & (self.header.mac_buckets - 1)) * FDB_WAYS]
+    cdef uint64_t mix = (key ^ tables.header.mac_seed) * <uint64_t>0x9e3779b97f4a7c15u
+    mix = (mix ^ mix >> 32 ^ tables.header.mac_seed >> 17) * <uint64_t>0xd6e8feb86659fd93u
+    return &tables.macs[(<uint32_t>(mix >> 32) & (tables.header.mac_buckets - 1)) * FDB_WAYS]
 
 
-cdef inline MacEntry *mac_find(const Tables *self, uint64_t key) noexcept nogil:
+cdef inline MacEntry *mac_find(const Tables *tables, uint64_t key) noexcept nogil:
     """The entry of an address, aged or not; NULL if there is none."""
-    cdef MacEntry *bucket = mac_bucket(self, key)
+    cdef MacEntry *bucket = mac_bucket(tables, key)
     cdef int i
     for i in range(FDB_WAYS):
         if load64(&bucket[i].key, ACQUIRE) == key:
@@ -96,37 +96,37 @@ cdef inline MacEntry *mac_find(const Tables *self, uint64_t key) noexcept nogil:
     return NULL
 
 
-cdef inline uint32_t mac_lookup(const Tables *self, uint64_t key, uint32_t now_s) noexcept nogil:
+cdef inline uint32_t mac_lookup(const Tables *tables, uint64_t key, uint32_t now_s) noexcept nogil:
     """On whose side an address is: a peer's slot, MAC_LOCAL or MAC_NOBODY."""
-    cdef MacEntry *entry = mac_find(self, key)
+    cdef MacEntry *entry = mac_find(tables, key)
     cdef uint64_t value
     if entry == NULL:
         return MAC_NOBODY
     value = load64(&entry.value, ACQUIRE)
-    if load64(&entry.key, ACQUIRE) != key or mac_is_aged(self, value, now_s):
+    if load64(&entry.key, ACQUIRE) != key or mac_is_aged(tables, value, now_s):
         return MAC_NOBODY
     return mac_owner(value)
 
 
-cdef inline uint32_t *mac_counter(const Tables *self, uint32_t owner) noexcept nogil:
+cdef inline uint32_t *mac_counter(const Tables *tables, uint32_t owner) noexcept nogil:
     if owner == MAC_LOCAL:
-        return &self.header.mac_count_local
-    return &self.peers[owner].mac_count
+        return &tables.header.mac_count_local
+    return &tables.peers[owner].mac_count
 
 
-cdef inline bint mac_has_room(const Tables *self, uint32_t owner) noexcept nogil:
+cdef inline bint mac_has_room(const Tables *tables, uint32_t owner) noexcept nogil:
     # Signed: races may have counted below zero, until the next sweep.
-    return <int32_t>load32(mac_counter(self, owner), RELAXED) \
-        < <int32_t>self.header.mac_limit_per_peer \
-        and <int32_t>load32(&self.header.mac_count, RELAXED) < <int32_t>self.header.mac_limit
+    return <int32_t>load32(mac_counter(tables, owner), RELAXED) \
+        < <int32_t>tables.header.mac_limit_per_peer \
+        and <int32_t>load32(&tables.header.mac_count, RELAXED) < <int32_t>tables.header.mac_limit
 
 
-cdef inline void mac_count_add(const Tables *self, uint32_t owner, int change) noexcept nogil:
-    add32(mac_counter(self, owner), <uint32_t>change, RELAXED)
-    add32(&self.header.mac_count, <uint32_t>change, RELAXED)
+cdef inline void mac_count_add(const Tables *tables, uint32_t owner, int change) noexcept nogil:
+    add32(mac_counter(tables, owner), <uint32_t>change, RELAXED)
+    add32(&tables.header.mac_count, <uint32_t>change, RELAXED)
 
 
-cdef inline MacEntry *mac_victim(const Tables *self, MacEntry *bucket, uint32_t now_s,
+cdef inline MacEntry *mac_victim(const Tables *tables, MacEntry *bucket, uint32_t now_s,
                                  bint *is_busy) noexcept nogil:
     """A free or aged entry; NULL if the bucket is full, or (then `is_busy`) somebody else claims
     an entry of it just now, maybe for the same address."""
@@ -140,42 +140,42 @@ cdef inline MacEntry *mac_victim(const Tables *self, MacEntry *bucket, uint32_t 
             is_busy[0] = True
             return NULL
         if victim == NULL and (key == 0 or mac_is_aged(
-                self, load64(&bucket[i].value, ACQUIRE), now_s)):
+                tables, load64(&bucket[i].value, ACQUIRE), now_s)):
             victim = &bucket[i]
     return victim
 
 
-cdef inline bint mac_claim(const Tables *self, MacEntry *entry, uint32_t now_s,
+cdef inline bint mac_claim(const Tables *tables, MacEntry *entry, uint32_t now_s,
                            uint32_t who) noexcept nogil:
     """Claim a free or aged entry for `who`; False if somebody else was first."""
     cdef uint64_t key = load64(&entry.key, ACQUIRE)
     cdef uint64_t value = load64(&entry.value, ACQUIRE)
-    if mac_key_is_busy(key) or (key != 0 and not mac_is_aged(self, value, now_s)) \
+    if mac_key_is_busy(key) or (key != 0 and not mac_is_aged(tables, value, now_s)) \
             or not cas64(&entry.key, key, mac_busy(who)):
         return False
     if key != 0:
-        mac_count_add(self, mac_owner(value), -1)
+        mac_count_add(tables, mac_owner(value), -1)
     return True
 
 
-cdef inline void mac_fill(const Tables *self, MacEntry *entry, uint64_t key, uint64_t value,
+cdef inline void mac_fill(const Tables *tables, MacEntry *entry, uint64_t key, uint64_t value,
                           uint32_t who) noexcept nogil:
     """Complete a claimed entry; unless the supervisor took us for dead and freed it."""
     store64(&entry.value, value, RELEASE)
     if cas64(&entry.key, mac_busy(who), key):
-        mac_count_add(self, mac_owner(value), 1)
+        mac_count_add(tables, mac_owner(value), 1)
 
 
-cdef inline bint mac_forget(const Tables *self, MacEntry *entry, uint64_t key) noexcept nogil:
+cdef inline bint mac_forget(const Tables *tables, MacEntry *entry, uint64_t key) noexcept nogil:
     """Free an entry, if it still is that address's."""
     cdef uint64_t value = load64(&entry.value, ACQUIRE)
     if not cas64(&entry.key, key, 0):
         return False
-    mac_count_add(self, mac_owner(value), -1)
+    mac_count_add(tables, mac_owner(value), -1)
     return True
 
 
-cdef inline Learned mac_refresh(const Tables *self, MacEntry *entry, uint64_t key, uint32_t owner,
+cdef inline Learned mac_refresh(const Tables *tables, MacEntry *entry, uint64_t key, uint32_t owner,
                                 uint32_t hops, uint32_t now_s) noexcept nogil:
     """An address that is in the table was heard from `owner`."""
     cdef uint64_t value = load64(&entry.value, ACQUIRE)
@@ -190,74 +190,74 @@ cdef inline Learned mac_refresh(const Tables *self, MacEntry *entry, uint64_t ke
     if before == owner:
         cas64(&entry.value, value, fresh)
         return LEARN_KNOWN
-    if <int32_t>load32(mac_counter(self, owner), RELAXED) \
-            >= <int32_t>self.header.mac_limit_per_peer:
-        mac_forget(self, entry, key)
+    if <int32_t>load32(mac_counter(tables, owner), RELAXED) \
+            >= <int32_t>tables.header.mac_limit_per_peer:
+        mac_forget(tables, entry, key)
         return LEARN_FULL
     if not cas64(&entry.value, value, fresh):
         return LEARN_KNOWN          # another worker was first
-    mac_count_add(self, before, -1)
-    mac_count_add(self, owner, 1)
+    mac_count_add(tables, before, -1)
+    mac_count_add(tables, owner, 1)
     return LEARN_MOVED
 
 
-cdef inline Learned mac_learn(const Tables *self, uint64_t key, uint32_t owner, uint32_t hops,
+cdef inline Learned mac_learn(const Tables *tables, uint64_t key, uint32_t owner, uint32_t hops,
                               uint32_t now_s, uint32_t who) noexcept nogil:
     """An address was heard from `owner`, so many relays away. `who`: the worker."""
     cdef MacEntry *entry
     cdef bint is_busy
     cdef int _
     for _ in range(8):
-        entry = mac_find(self, key)
+        entry = mac_find(tables, key)
         if entry != NULL:
-            return mac_refresh(self, entry, key, owner, hops, now_s)
-        entry = mac_victim(self, mac_bucket(self, key), now_s, &is_busy)
+            return mac_refresh(tables, entry, key, owner, hops, now_s)
+        entry = mac_victim(tables, mac_bucket(tables, key), now_s, &is_busy)
         if is_busy:
             continue
-        if entry == NULL or not mac_has_room(self, owner):
+        if entry == NULL or not mac_has_room(tables, owner):
             return LEARN_FULL
-        if mac_claim(self, entry, now_s, who):
-            mac_fill(self, entry, key, mac_value(owner, hops, now_s), who)
+        if mac_claim(tables, entry, now_s, who):
+            mac_fill(tables, entry, key, mac_value(owner, hops, now_s), who)
             return LEARN_NEW
     return LEARN_KNOWN              # others are at it: with the next frame
 
 
 # -- the supervisor's side: entries that it makes, and scans of the whole table
 
-cdef inline bint fdb_add_static(const Tables *self, uint64_t key, uint32_t owner,
+cdef inline bint fdb_add_static(const Tables *tables, uint64_t key, uint32_t owner,
                                 uint32_t now_s) noexcept nogil:
     """Lock an address to a side, whatever was known of it; False when its bucket is full."""
     cdef MacEntry *entry
     cdef bint is_busy
     cdef int _
     for _ in range(1000):
-        entry = mac_find(self, key)
+        entry = mac_find(tables, key)
         if entry != NULL:
-            mac_forget(self, entry, key)
+            mac_forget(tables, entry, key)
             continue
-        entry = mac_victim(self, mac_bucket(self, key), now_s, &is_busy)
+        entry = mac_victim(tables, mac_bucket(tables, key), now_s, &is_busy)
         if entry == NULL and not is_busy:
             return False
-        if entry != NULL and mac_claim(self, entry, now_s, MAC_SUPERVISOR):
-            mac_fill(self, entry, key, MAC_STATIC | mac_value(owner, 0, 0), MAC_SUPERVISOR)
+        if entry != NULL and mac_claim(tables, entry, now_s, MAC_SUPERVISOR):
+            mac_fill(tables, entry, key, MAC_STATIC | mac_value(owner, 0, 0), MAC_SUPERVISOR)
             return True
     return False
 
 
-cdef inline bint fdb_remove(const Tables *self, uint64_t key) noexcept nogil:
+cdef inline bint fdb_remove(const Tables *tables, uint64_t key) noexcept nogil:
     """Forget an address; False if it was not known."""
-    cdef MacEntry *entry = mac_find(self, key)
-    return entry != NULL and mac_forget(self, entry, key)
+    cdef MacEntry *entry = mac_find(tables, key)
+    return entry != NULL and mac_forget(tables, entry, key)
 
 
-cdef inline MacEntry *fdb_next(const Tables *self, uint64_t *position, uint64_t *key,
+cdef inline MacEntry *fdb_next(const Tables *tables, uint64_t *position, uint64_t *key,
                                uint64_t *value) noexcept nogil:
     """The next entry in use, aged or not, and its words; NULL after the last. `position` is 0
     at first."""
-    cdef uint64_t end = <uint64_t>self.header.mac_buckets * FDB_WAYS
+    cdef uint64_t end = <uint64_t>tables.header.mac_buckets * FDB_WAYS
     cdef MacEntry *entry
     while position[0] < end:
-        entry = &self.macs[position[0]]
+        entry = &tables.macs[position[0]]
         position[0] += 1
         key[0] = load64(&entry.key, ACQUIRE)
         value[0] = load64(&entry.value, ACQUIRE)
@@ -266,45 +266,45 @@ cdef inline MacEntry *fdb_next(const Tables *self, uint64_t *position, uint64_t 
     return NULL
 
 
-cdef inline uint32_t fdb_flush(const Tables *self, uint32_t owner,
+cdef inline uint32_t fdb_flush(const Tables *tables, uint32_t owner,
                                bint with_static) noexcept nogil:
     """Forget the addresses of one side, or of all (MAC_NOBODY); how many."""
     cdef uint64_t position = 0, key, value
     cdef uint32_t count = 0
-    cdef MacEntry *entry = fdb_next(self, &position, &key, &value)
+    cdef MacEntry *entry = fdb_next(tables, &position, &key, &value)
     while entry != NULL:
         if (owner == MAC_NOBODY or mac_owner(value) == owner) and (
                 with_static or not value & MAC_STATIC):
-            count += mac_forget(self, entry, key)
-        entry = fdb_next(self, &position, &key, &value)
+            count += mac_forget(tables, entry, key)
+        entry = fdb_next(tables, &position, &key, &value)
     return count
 
 
-cdef inline void fdb_sweep(const Tables *self, uint32_t now_s, uint32_t *counts) noexcept nogil:
+cdef inline void fdb_sweep(const Tables *tables, uint32_t now_s, uint32_t *counts) noexcept nogil:
     """Take aged entries out, and count the others anew. `counts`: a zero for each peer that
     there is room for."""
     cdef uint64_t position = 0, key, value
     cdef uint32_t owner, slot, total = 0, local = 0
-    cdef MacEntry *entry = fdb_next(self, &position, &key, &value)
+    cdef MacEntry *entry = fdb_next(tables, &position, &key, &value)
     while entry != NULL:
         owner = mac_owner(value)
-        if mac_is_aged(self, value, now_s):
+        if mac_is_aged(tables, value, now_s):
             cas64(&entry.key, key, 0)
         else:
             total += 1
             if owner == MAC_LOCAL:
                 local += 1
-            elif owner < self.header.peer_capacity:
+            elif owner < tables.header.peer_capacity:
                 counts[owner] += 1
-        entry = fdb_next(self, &position, &key, &value)
-    store32(&self.header.mac_count, total, RELAXED)
-    store32(&self.header.mac_count_local, local, RELAXED)
-    for slot in range(self.header.peers_end):
-        store32(&self.peers[slot].mac_count, counts[slot], RELAXED)
+        entry = fdb_next(tables, &position, &key, &value)
+    store32(&tables.header.mac_count, total, RELAXED)
+    store32(&tables.header.mac_count_local, local, RELAXED)
+    for slot in range(tables.header.peers_end):
+        store32(&tables.peers[slot].mac_count, counts[slot], RELAXED)
 
 
-cdef inline void fdb_release(const Tables *self, uint32_t who) noexcept nogil:
+cdef inline void fdb_release(const Tables *tables, uint32_t who) noexcept nogil:
     """Free what a dead worker claimed and did not fill."""
     cdef uint64_t i
-    for i in range(<uint64_t>self.header.mac_buckets * FDB_WAYS):
-        cas64(&self.macs[i].key, mac_busy(who), 0)
+    for i in range(<uint64_t>tables.header.mac_buckets * FDB_WAYS):
+        cas64(&tables.macs[i].key, mac_busy(who), 0)

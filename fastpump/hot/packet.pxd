@@ -92,16 +92,16 @@ cdef inline bint packet_has_trailer(const Packet *self) noexcept nogil:
     return self.length != self.link_len + self.ip.total_len
 
 
-cdef inline bint frame_is_for_group(const Packet *self) noexcept nogil:
+cdef inline bint frame_is_for_group(const Packet *frame) noexcept nogil:
     """Broadcast or multicast."""
-    return self.start[0] & 1 != 0
+    return frame.start[0] & 1 != 0
 
 
-cdef inline uint64_t frame_destination(const Packet *self) noexcept nogil:
+cdef inline uint64_t frame_destination(const Packet *frame) noexcept nogil:
     """48 bits."""
-    return <uint64_t>load_be16(self.start) << 32 | load_be32(self.start + 2)
+    return <uint64_t>load_be16(frame.start) << 32 | load_be32(frame.start + 2)
 
 
-cdef inline uint64_t frame_source(const Packet *self) noexcept nogil:
+cdef inline uint64_t frame_source(const Packet *frame) noexcept nogil:
     """48 bits."""
-    return <uint64_t>load_be16(self.start + 6) << 32 | load_be32(self.start + 8)
+    return <uint64_t>load_be16(frame.start + 6) << 32 | load_be32(frame.start + 8)

@@ -19,55 +19,55 @@ from fastpump.hot.constants cimport CONTROL_LEN, CONTROL_RING_LEN, MESSAGE_LEN, 
 from fastpump.hot.shm cimport ADDRESS_LEN, LOCAL_LEN, Control, ControlRing, Message, MessageRing
 
 
-cdef inline bint message_push(MessageRing *self, const uint8_t *data, uint32_t length,
+cdef inline bint message_push(MessageRing *ring, const uint8_t *data, uint32_t length,
                               const void *address, uint32_t address_len,
                               const void *local) noexcept nogil:
     """Copy a datagram in; False if it is too long or the ring is full."""
-    cdef Message *message = &self.messages[self.tail % MESSAGE_RING_LEN]
+    cdef Message *message = &ring.messages[ring.tail % MESSAGE_RING_LEN]
     if length > MESSAGE_LEN or address_len > ADDRESS_LEN:
         return False
-    if self.tail - load64(&self.head, ACQUIRE) >= MESSAGE_RING_LEN:
+    if ring.tail - load64(&ring.head, ACQUIRE) >= MESSAGE_RING_LEN:
         return False
     message.length = length
     message.address_len = address_len
     memcpy(message.data, data, length)
     memcpy(message.address, address, address_len)
     memcpy(message.local, local, LOCAL_LEN)
-    store64(&self.tail, self.tail + 1, RELEASE)
+    store64(&ring.tail, ring.tail + 1, RELEASE)
     return True
 
 
-cdef inline Message *message_first(MessageRing *self) noexcept nogil:
+cdef inline Message *message_first(MessageRing *ring) noexcept nogil:
     """The oldest message, NULL if there is none."""
-    if self.head == load64(&self.tail, ACQUIRE):
+    if ring.head == load64(&ring.tail, ACQUIRE):
         return NULL
-    return &self.messages[self.head % MESSAGE_RING_LEN]
+    return &ring.messages[ring.head % MESSAGE_RING_LEN]
 
 
-cdef inline void message_pop(MessageRing *self) noexcept nogil:
-    store64(&self.head, self.head + 1, RELEASE)
+cdef inline void message_pop(MessageRing *ring) noexcept nogil:
+    store64(&ring.head, ring.head + 1, RELEASE)
 
 
-cdef inline bint control_push(ControlRing *self, uint32_t peer, uint32_t local_index,
+cdef inline bint control_push(ControlRing *ring, uint32_t peer, uint32_t local_index,
                               const uint8_t *data, uint32_t length) noexcept nogil:
     """Copy a control packet in; False if it is too long or the ring is full."""
-    cdef Control *control = &self.controls[self.tail % CONTROL_RING_LEN]
-    if length > CONTROL_LEN or self.tail - load64(&self.head, ACQUIRE) >= CONTROL_RING_LEN:
+    cdef Control *control = &ring.controls[ring.tail % CONTROL_RING_LEN]
+    if length > CONTROL_LEN or ring.tail - load64(&ring.head, ACQUIRE) >= CONTROL_RING_LEN:
         return False
     control.peer = peer
     control.local_index = local_index
     control.length = length
     memcpy(control.data, data, length)
-    store64(&self.tail, self.tail + 1, RELEASE)
+    store64(&ring.tail, ring.tail + 1, RELEASE)
     return True
 
 
-cdef inline Control *control_first(ControlRing *self) noexcept nogil:
+cdef inline Control *control_first(ControlRing *ring) noexcept nogil:
     """The oldest control packet, NULL if there is none."""
-    if self.head == load64(&self.tail, ACQUIRE):
+    if ring.head == load64(&ring.tail, ACQUIRE):
         return NULL
-    return &self.controls[self.head % CONTROL_RING_LEN]
+    return &ring.controls[ring.head % CONTROL_RING_LEN]
 
 
-cdef inline void control_pop(ControlRing *self) noexcept nogil:
-    store64(&self.head, self.head + 1, RELEASE)
+cdef inline void control_pop(ControlRing *ring) noexcept nogil:
+    store64(&ring.head, ring.head + 1, RELEASE)

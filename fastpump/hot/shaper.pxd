@@ -33,54 +33,9 @@ cdef inline void shape_init(Shape *self) noexcept nogil:
         self.big_free[i] = SHAPE_SMALL + SHAPE_BIG - 1 - i
 
 
-cdef inline bint shape_is_used(const Worker *self) noexcept nogil:
+cdef inline bint shape_is_used(const Worker *worker) noexcept nogil:
     """Whether packets may have to wait."""
-    return self.has_limits or self.shape.count != 0
-
-
-cdef inline uint8_t *shape_buffer(const Shape *self, uint32_t slot) noexcept nogil:
-    if slot < SHAPE_SMALL:
-        return self.small + <size_t>slot * SHAPE_SMALL_LEN
-    return self.big + <size_t>(slot - SHAPE_SMALL) * BUFFER_STRIDE
-
-
-cdef inline uint32_t *shape_held(Shape *self, const ShapedPacket *packet) noexcept nogil:
-    return &self.held[2 * packet.peer + packet.way]
-
-
-cdef inline bint shape_slot_take(Shape *self, ShapedPacket *packet, uint32_t room) noexcept nogil:
-    """A buffer of `room` bytes, and some behind them; False if there is none, or the share of
-    the packet's peer is used up."""
-    cdef uint32_t *held = shape_held(self, packet)
-    if room + READ_TAILROOM <= SHAPE_SMALL_LEN:
-        if self.small_free_count == 0 or held[0] >= SHAPE_SHARE:
-            return False
-        held[0] += 1
-        self.small_free_count -= 1
-        packet.slot = self.small_free[self.small_free_count]
-        return True
-    if room + READ_TAILROOM > BUFFER_STRIDE or self.big_free_count == 0 \
-            or held[0] >= SHAPE_SHARE:
-        return False
-    held[0] += SHAPE_BIG_WEIGHT
-    self.big_free_count -= 1
-    packet.slot = self.big_free[self.big_free_count]
-    return True
-
-
-cdef inline void shape_slot_free(Shape *self, const ShapedPacket *packet) noexcept nogil:
-    if packet.slot < SHAPE_SMALL:
-        shape_held(self, packet)[0] -= 1
-        self.small_free[self.small_free_count] = packet.slot
-        self.small_free_count += 1
-    else:
-        shape_held(self, packet)[0] -= SHAPE_BIG_WEIGHT
-        self.big_free[self.big_free_count] = packet.slot
-        self.big_free_count += 1
-
-
-cdef inline bint shaped_is_before(const ShapedPacket *a, const ShapedPacket *b) noexcept nogil:
-    return a.due_ns < b.due_ns or (a.due_ns == b.due_ns and a.sequence < b.sequence)
+    return worker.has_limits or worker.shape.count != 0
 
 
 cdef inline bint shape_admit(Worker *worker, ShapedPacket *packet, uint32_t bytes,
@@ -106,6 +61,36 @@ cdef inline bint shape_admit(Worker *worker, ShapedPacket *packet, uint32_t byte
     last[0] = packet.due_ns = due_ns
     packet.purge_count = load32(&worker.tables.peers[packet.peer].purge_count, RELAXED)
     return True
+
+
+cdef inline bint shape_slot_take(Shape *self, ShapedPacket *packet, uint32_t room) noexcept nogil:
+    """A buffer of `room` bytes, and some behind them; False if there is none, or the share of
+    the packet's peer is used up."""
+    cdef uint32_t *held = shape_held(self, packet)
+    if room + READ_TAILROOM <= SHAPE_SMALL_LEN:
+        if self.small_free_count == 0 or held[0] >= SHAPE_SHARE:
+            return False
+        held[0] += 1
+        self.small_free_count -= 1
+        packet.slot = self.small_free[self.small_free_count]
+        return True
+    if room + READ_TAILROOM > BUFFER_STRIDE or self.big_free_count == 0 \
+            or held[0] >= SHAPE_SHARE:
+        return False
+    held[0] += SHAPE_BIG_WEIGHT
+    self.big_free_count -= 1
+    packet.slot = self.big_free[self.big_free_count]
+    return True
+
+
+cdef inline uint32_t *shape_held(Shape *self, const ShapedPacket *packet) noexcept nogil:
+    return &self.held[2 * packet.peer + packet.way]
+
+
+cdef inline uint8_t *shape_buffer(const Shape *self, uint32_t slot) noexcept nogil:
+    if slot < SHAPE_SMALL:
+        return self.small + <size_t>slot * SHAPE_SMALL_LEN
+    return self.big + <size_t>(slot - SHAPE_SMALL) * BUFFER_STRIDE
 
 
 cdef inline void shape_push(Worker *worker, ShapedPacket *packet) noexcept nogil:
@@ -146,9 +131,24 @@ cdef inline bint shape_pop(Shape *self, uint64_t now_ns, ShapedPacket *packet) n
     return True
 
 
+cdef inline void shape_slot_free(Shape *self, const ShapedPacket *packet) noexcept nogil:
+    if packet.slot < SHAPE_SMALL:
+        shape_held(self, packet)[0] -= 1
+        self.small_free[self.small_free_count] = packet.slot
+        self.small_free_count += 1
+    else:
+        shape_held(self, packet)[0] -= SHAPE_BIG_WEIGHT
+        self.big_free[self.big_free_count] = packet.slot
+        self.big_free_count += 1
+
+
 cdef inline int shape_timeout_ms(const Worker *worker) noexcept nogil:
     """How long until the first packet is due; there is one."""
     cdef uint64_t due_ns = worker.shape.heap[0].due_ns
     if due_ns <= worker.now_ns:
         return 0
     return <int>((due_ns - worker.now_ns + 999999) / 1000000)
+
+
+cdef inline bint shaped_is_before(const ShapedPacket *a, const ShapedPacket *b) noexcept nogil:
+    return a.due_ns < b.due_ns or (a.due_ns == b.due_ns and a.sequence < b.sequence)

@@ -325,14 +325,14 @@ cdef struct Tables:
     uint64_t *seen
 
 
-cdef inline Keypair *keypair_find(Tables *self, uint32_t index, uint32_t worker) noexcept nogil:
+cdef inline Keypair *keypair_find(Tables *tables, uint32_t index, uint32_t worker) noexcept nogil:
     """The live keypair of receiver index `index`, if `worker` receives for it."""
-    cdef Header *header = self.header
+    cdef Header *header = tables.header
     cdef uint32_t slot = (index >> header.worker_bits) & ((1u << header.slot_bits) - 1)
     cdef Keypair *keypair
     if slot >= header.keypair_capacity:
         return NULL
-    keypair = &self.keypairs[slot]
+    keypair = &tables.keypairs[slot]
     if not load32(&keypair.live, ACQUIRE):
         return NULL
     if keypair.local_index != index or keypair.worker != worker:

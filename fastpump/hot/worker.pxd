@@ -6,19 +6,13 @@ from fastpump.hot.aead cimport Aead
 from fastpump.hot.batch cimport SendBatch
 from fastpump.hot.gro cimport Gro
 from fastpump.hot.constants cimport (
-    GRO_MAX_TCP_SEGMENTS, HELD_MESSAGES, MAX_LANE_SOCKETS, MAX_QUEUES, RANDOM_WORDS, RECV_MESSAGES,
+    GRO_MAX_TCP_SEGMENTS, HELD_MESSAGES, MAX_LANE_SOCKETS, MAX_QUEUES, RANDOM_WORDS,
     SHAPE_BIG, SHAPE_SMALL, STAGED_SLOTS,
 )
-from fastpump.hot.pktinfo cimport RECV_CONTROL_LEN
-from fastpump.hot.linux cimport iovec, mmsghdr, sockaddr_in6
+from fastpump.hot.linux cimport iovec, sockaddr_in6
+from fastpump.hot.recv cimport RecvBatch
 from fastpump.hot.shm cimport LOCAL_LEN, Lane, Tables, WorkerShared
-
-cdef struct RecvBatch:
-    uint8_t *buffers                # RECV_MESSAGES of BUFFER_STRIDE
-    mmsghdr messages[RECV_MESSAGES]
-    iovec iov[RECV_MESSAGES]
-    sockaddr_in6 names[RECV_MESSAGES]
-    uint8_t control[RECV_MESSAGES][RECV_CONTROL_LEN]
+from fastpump.hot.verdict cimport PASS, Verdict
 
 cdef struct Relay:
     # A relay header (docs/PROTOCOL.md); a word of 0: none.
@@ -135,3 +129,8 @@ cdef struct Worker:
     uint64_t *session_sent_ns       # by peer: when data left by its session
     Gro gro
     iovec write_iov[GRO_MAX_TCP_SEGMENTS + 1]
+
+
+cdef inline void worker_count(Worker *self, Verdict verdict) noexcept nogil:
+    if verdict != PASS:
+        self.shared.verdicts[verdict] += 1
