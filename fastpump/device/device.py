@@ -283,10 +283,10 @@ class Device:
             self._initiate(peer, now)
         elif action is Action.KEEPALIVE:
             self._keepalive(peer, now)
-        elif action is Action.DISARM_TX:
+        elif action is Action.REARM_TX:
             self._tables.peers.rearm(peer.slot, "unanswered_tx", activity.first_unanswered_tx_ns)
             self._look_again(peer)
-        elif action is Action.DISARM_RX:
+        elif action is Action.REARM_RX:
             self._tables.peers.rearm(peer.slot, "unanswered_rx", activity.first_unanswered_rx_ns)
             self._look_again(peer)
         elif action is Action.GIVE_UP:
@@ -332,13 +332,13 @@ class Device:
                     self._want_session(peer, now)
             elif kind == "roam":
                 self._roam(peer)
-            elif kind == "local_gone":
+            elif kind == "source_address_gone":
                 self._forget_local(peer)
-                self._tables.peers.rearm(peer.slot, "local_gone")
+                self._tables.peers.rearm(peer.slot, "source_address_gone")
             elif kind == "lane_usable":
                 self.lanes.lane_usable(peer, detail)
-            elif kind == "lane_asked":
-                self.lanes.lane_asked(peer, detail, now)
+            elif kind == "lane_echo_request":
+                self.lanes.lane_echo_request(peer, detail, now)
             elif kind == "lane_roam":
                 self.lanes.lane_roams(peer, detail, now)
             elif kind == "lane_unanswered":

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable
 
-from fastpump._core import ADMIT_HANDSHAKE, ADMIT_TRANSPORT, Intake
+from fastpump._core import ADMIT_HANDSHAKE, ADMIT_TRANSPORT, Admission
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import COOKIE_SECRET_MAX_AGE, SECOND
 from fastpump.device.device import Device
@@ -22,13 +22,13 @@ OVERLOAD_HOLD = SECOND
 SLICE = SECOND // 200
 
 Admitted = tuple[int, bytes, bytes, bytes]
-"""What Intake.receive gives: (verdict, message, sockaddr, own address)."""
+"""What Admission.receive gives: (verdict, message, sockaddr, own address)."""
 
 
 class Handshakes:
     """Takes what the intake admits, and serves it to the device."""
 
-    def __init__(self, device: Device, intake: Intake,
+    def __init__(self, device: Device, intake: Admission,
                  pass_on: Callable[[bytes, bytes, bytes], None]) -> None:
         """`pass_on(message, sockaddr, own address)` gives a transport message to its worker."""
         self._device = device
@@ -39,7 +39,7 @@ class Handshakes:
         self.verdicts: Counter[str] = Counter()
 
     def receive(self, fd: int, now: int) -> int:
-        """Receive once from the handshake socket: how many messages came, INTAKE_BATCH at
+        """Receive once from the handshake socket: how many messages came, ADMISSION_BATCH at
         most. OSError is what ICMP said of an earlier send."""
         if now >= self._secret_renewed_at + COOKIE_SECRET_MAX_AGE:
             self._intake.renew_cookie_secret()

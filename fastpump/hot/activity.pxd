@@ -1,4 +1,4 @@
-# Activity: what traffic tells the timers, and where it says that a peer is now.
+# Activity: what traffic means for the timers, and for where a peer is.
 #
 # This file answers "when does a timer move?". Workers only write times into the shared memory,
 # and report the first packet of a kind by an event (hot/events.pxd); the supervisor looks at the
@@ -23,7 +23,7 @@ from libc.string cimport memcmp
 
 from fastpump.hot.atomics cimport RELAXED, RELEASE, and32, load32, or32, store32
 from fastpump.hot.constants cimport (
-    LANE_FLAG_ASK, LANE_REKEY_AFTER_MESSAGES, REKEY_AFTER_MESSAGES,
+    LANE_FLAG_ECHO_REQUEST, LANE_REKEY_AFTER_MESSAGES, REKEY_AFTER_MESSAGES,
 )
 from fastpump.hot.endpoint cimport endpoint_write
 from fastpump.hot.events cimport event_push_once, events_have_room
@@ -31,12 +31,13 @@ from fastpump.hot.lane cimport lane_slot
 from fastpump.hot.linux cimport sockaddr_in6
 from fastpump.hot.recv cimport Sender
 from fastpump.hot.shm cimport (
-    ARMED_ROAM, ARMED_UNANSWERED_RX, ARMED_UNANSWERED_TX, EVENT_CONFIRMED, EVENT_LANE_ASKED,
-    EVENT_LANE_ROAM, EVENT_LANE_UNANSWERED, EVENT_LANE_USABLE, EVENT_REKEY, EVENT_ROAM,
-    EVENT_UNANSWERED_RX, EVENT_UNANSWERED_TX, KEYPAIR_CONFIRM_TOLD, KEYPAIR_INITIATOR,
-    KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, LANE_ASKED, LANE_DEAD, LANE_REKEY_TOLD,
-    LANE_ROAM_TOLD, LANE_UNANSWERED_TOLD, LANE_USABLE, LANE_USABLE_TOLD, LOCAL_LEN, NONE, Endpoint,
-    Keypair, Lane, PeerSlot,
+    EVENT_CONFIRMED, EVENT_LANE_ECHO_REQUEST, EVENT_LANE_ROAM, EVENT_LANE_UNANSWERED,
+    EVENT_LANE_USABLE, EVENT_REKEY, EVENT_ROAM, EVENT_UNANSWERED_RX, EVENT_UNANSWERED_TX,
+    KEYPAIR_CONFIRM_REPORTED, KEYPAIR_INITIATOR, KEYPAIR_REKEY_REPORTED, KEYPAIR_UNCONFIRMED,
+    LANE_DEAD, LANE_ECHO_REPORTED, LANE_REKEY_REPORTED, LANE_ROAM_REPORTED,
+    LANE_UNANSWERED_REPORTED, LANE_USABLE, LANE_USABLE_REPORTED, NONE, REPORTED_ROAM,
+    REPORTED_UNANSWERED_RX, REPORTED_UNANSWERED_TX, SOURCE_ADDRESS_LEN, Endpoint, Keypair, Lane,
+    PeerSlot,
 )
 from fastpump.hot.worker cimport Worker
 
@@ -47,7 +48,7 @@ cdef inline void activity_session_used(Worker *worker, Keypair *keypair,
     if keypair.flags & KEYPAIR_INITIATOR and (
             worker.now_ns >= keypair.rekey_at_ns or counter >= REKEY_AFTER_MESSAGES):
         worker.send.has_events |= event_push_once(
-            worker.shared, &keypair.flags, KEYPAIR_REKEY_TOLD, EVENT_REKEY, keypair.peer,
+            worker.shared, &keypair.flags, KEYPAIR_REKEY_REPORTED, EVENT_REKEY, keypair.peer,
             <uint32_t>(keypair - worker.tables.keypairs), worker.now_ns)
 
 
@@ -59,9 +60,9 @@ cdef inline void activity_sent(Worker *worker, uint32_t index, PeerSlot *peer) n
         peer.first_unanswered_rx_ns = 0
     if not peer.first_unanswered_tx_ns:
         peer.first_unanswered_tx_ns = worker.now_ns
-    if not load32(&peer.armed, RELAXED) & ARMED_UNANSWERED_TX:
+    if not load32(&peer.reported, RELAXED) & REPORTED_UNANSWERED_TX:
         worker.send.has_events |= event_push_once(
-            worker.shared, &peer.armed, ARMED_UNANSWERED_TX, EVENT_UNANSWERED_TX, index, 0,
+            worker.shared, &peer.reported, REPORTED_UNANSWERED_TX, EVENT_UNANSWERED_TX, index, 0,
             worker.now_ns)
 
 
@@ -72,11 +73,11 @@ cdef inline void activity_lane_sent(Worker *worker, Lane *lane, PeerSlot *peer,
     if not lane.first_unanswered_tx_ns:
         lane.first_unanswered_tx_ns = worker.now_ns
         worker.send.has_events |= event_push_once(
-            worker.shared, &lane.bits, LANE_UNANSWERED_TOLD, EVENT_LANE_UNANSWERED, lane.peer,
+            worker.shared, &lane.bits, LANE_UNANSWERED_REPORTED, EVENT_LANE_UNANSWERED, lane.peer,
             lane_slot(&worker.tables, lane), worker.now_ns)
     if worker.now_ns >= lane.rekey_at_ns or counter >= LANE_REKEY_AFTER_MESSAGES:
         worker.send.has_events |= event_push_once(
-            worker.shared, &lane.bits, LANE_REKEY_TOLD, EVENT_REKEY, lane.peer, NONE,
+            worker.shared, &lane.bits, LANE_REKEY_REPORTED, EVENT_REKEY, lane.peer, NONE,
             worker.now_ns)
     activity_sent(worker, lane.peer, peer)
 
@@ -92,7 +93,7 @@ cdef inline void activity_received(Worker *worker, uint32_t index, PeerSlot *pee
         if not peer.first_unanswered_rx_ns:
             peer.first_unanswered_rx_ns = worker.now_ns
         worker.send.has_events |= event_push_once(
-            worker.shared, &peer.armed, ARMED_UNANSWERED_RX, EVENT_UNANSWERED_RX, index, 0,
+            worker.shared, &peer.reported, REPORTED_UNANSWERED_RX, EVENT_UNANSWERED_RX, index, 0,
             worker.now_ns)
 
 
@@ -103,7 +104,7 @@ cdef inline void activity_session_received(Worker *worker, Keypair *keypair, Pee
     cdef uint32_t slot = <uint32_t>(keypair - worker.tables.keypairs)
     activity_received(worker, index, peer, is_data)
     if keypair.flags & KEYPAIR_UNCONFIRMED and event_push_once(
-            worker.shared, &keypair.flags, KEYPAIR_CONFIRM_TOLD, EVENT_CONFIRMED, index, slot,
+            worker.shared, &keypair.flags, KEYPAIR_CONFIRM_REPORTED, EVENT_CONFIRMED, index, slot,
             worker.now_ns):
         # Answer with it at once: a peer that was restarted knows no older one, and the
         # reply to this very packet may leave before the supervisor has woken up.
@@ -111,7 +112,7 @@ cdef inline void activity_session_received(Worker *worker, Keypair *keypair, Pee
         worker.send.has_events = True
     if keypair.flags & KEYPAIR_INITIATOR and worker.now_ns >= keypair.rekey_rx_at_ns:
         worker.send.has_events |= event_push_once(
-            worker.shared, &keypair.flags, KEYPAIR_REKEY_TOLD, EVENT_REKEY, index, slot,
+            worker.shared, &keypair.flags, KEYPAIR_REKEY_REPORTED, EVENT_REKEY, index, slot,
             worker.now_ns)
 
 
@@ -125,21 +126,21 @@ cdef inline void activity_lane_received(Worker *worker, Lane *lane, PeerSlot *pe
     activity_received(worker, lane.peer, peer, is_data)
     if lane.last_rx_ns != worker.now_ns:
         lane.last_rx_ns = worker.now_ns
-    if flags & LANE_FLAG_ASK:
+    if flags & LANE_FLAG_ECHO_REQUEST:
         worker.send.has_events |= event_push_once(
-            worker.shared, &lane.bits, LANE_ASKED, EVENT_LANE_ASKED, lane.peer, slot,
+            worker.shared, &lane.bits, LANE_ECHO_REPORTED, EVENT_LANE_ECHO_REQUEST, lane.peer, slot,
             worker.now_ns)
     elif lane.first_unanswered_tx_ns:
         lane.first_unanswered_tx_ns = 0
-    if not bits & LANE_USABLE and not (flags & LANE_FLAG_ASK and bits & LANE_DEAD):
+    if not bits & LANE_USABLE and not (flags & LANE_FLAG_ECHO_REQUEST and bits & LANE_DEAD):
         and32(&lane.bits, ~<uint32_t>LANE_DEAD, RELAXED)
         or32(&lane.bits, LANE_USABLE, RELEASE)
         worker.send.has_events |= event_push_once(
-            worker.shared, &lane.bits, LANE_USABLE_TOLD, EVENT_LANE_USABLE, lane.peer, slot,
+            worker.shared, &lane.bits, LANE_USABLE_REPORTED, EVENT_LANE_USABLE, lane.peer, slot,
             worker.now_ns)
     if worker.now_ns >= lane.rekey_rx_at_ns:
         worker.send.has_events |= event_push_once(
-            worker.shared, &lane.bits, LANE_REKEY_TOLD, EVENT_REKEY, lane.peer, NONE,
+            worker.shared, &lane.bits, LANE_REKEY_REPORTED, EVENT_REKEY, lane.peer, NONE,
             worker.now_ns)
 
 
@@ -151,10 +152,10 @@ cdef inline void activity_peer_roams(Worker *worker, uint32_t index,
         return
     # Not while the event ring is full: no later packet would differ from what is written.
     if not events_have_room(worker.shared) or not endpoint_write(
-            &peer.endpoint, sender.address, sender.address_len, sender.local):
+            &peer.endpoint, sender.address, sender.address_len, sender.source_address):
         return
     worker.send.has_events |= event_push_once(
-        worker.shared, &peer.armed, ARMED_ROAM, EVENT_ROAM, index, 0, worker.now_ns)
+        worker.shared, &peer.reported, REPORTED_ROAM, EVENT_ROAM, index, 0, worker.now_ns)
 
 
 cdef inline void activity_lane_roams(Worker *worker, Lane *lane,
@@ -164,13 +165,13 @@ cdef inline void activity_lane_roams(Worker *worker, Lane *lane,
     cdef bint was_known = lane.endpoint.length != 0
     if sender_is_at(sender, &lane.endpoint) or not events_have_room(worker.shared) \
             or not endpoint_write(&lane.endpoint, sender.address, sender.address_len,
-                                  sender.local):
+                                  sender.source_address):
         return
     if lane.socket != NONE:
         activity_peer_roams(worker, lane.peer, sender)
     elif was_known:
         worker.send.has_events |= event_push_once(
-            worker.shared, &lane.bits, LANE_ROAM_TOLD, EVENT_LANE_ROAM, lane.peer,
+            worker.shared, &lane.bits, LANE_ROAM_REPORTED, EVENT_LANE_ROAM, lane.peer,
             lane_slot(&worker.tables, lane), worker.now_ns)
 
 
@@ -178,7 +179,7 @@ cdef inline bint sender_is_at(const Sender *self, const Endpoint *endpoint) noex
     """Reads the endpoint without its sequence: a torn read costs one write too many."""
     return endpoint.length == self.address_len and sockaddr_is_equal(
         endpoint.address, <const uint8_t *>self.address, self.address_len) \
-        and memcmp(endpoint.local, self.local, LOCAL_LEN) == 0
+        and memcmp(endpoint.source_address, self.source_address, SOURCE_ADDRESS_LEN) == 0
 
 
 cdef inline bint sockaddr_is_equal(const uint8_t *a, const uint8_t *b,

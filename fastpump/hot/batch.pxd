@@ -7,41 +7,42 @@
 # The endpoint is copied when a message opens. Messages of one socket that stand in a
 # row, mostly all, leave by one call.
 #
-# Control messages: the own address ends at LOCAL_CONTROL_LEN, the segment size follows,
+# Control messages: the source address ends at PKTINFO_LEN, the segment size follows,
 # so that each, both or none is one run of bytes.
 #
 # Errors of sendmmsg concern its first message:
 #   EAGAIN, ENOBUFS, ENOMEM   no room: dropped and counted, never spun on
 #   EINVAL, EADDRNOTAVAIL, ENETUNREACH
-#                             of a message with an own address (hot/pktinfo.pxd), which the
-#                             host may have lost: sent again from one that the kernel
-#                             chooses, and told to the supervisor
+#                             of a message with a source address (hot/pktinfo.pxd), which
+#                             the host may have lost: sent again from one that the kernel
+#                             chooses, and reported to the supervisor
 #   EIO, EMSGSIZE, EINVAL     of a GSO message: sent again one by one. EIO means that
-#                             the way out has no checksum offload (udp_send_skb());
-#                             GSO is switched off for good. The others mean that such
-#                             segments do not fit the way: for a while, datagrams of that size
-#                             go singly from the beginning, and the kernel makes fragments
-#   others                    dropped, counted, told to the supervisor once a second
+#                             the output interface has no checksum offload
+#                             (udp_send_skb()); GSO is switched off for good. The others
+#                             mean that such segments exceed the path MTU: for a while,
+#                             datagrams of that size are sent one by one from the start, and
+#                             the kernel makes fragments
+#   others                    dropped, counted, reported to the supervisor once a second
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
 
 from fastpump.hot.atomics cimport RELAXED, and32
-from fastpump.hot.endpoint cimport endpoint_forget_local, endpoint_read
-from fastpump.hot.events cimport event_push, event_push_once
 from fastpump.hot.constants cimport (
     BATCH_BUCKETS, BUFFER_STRIDE, MAX_GSO_SEGMENTS, MAX_UDP_PAYLOAD, SEND_FLUSH_BYTES,
     SEND_MESSAGES,
 )
+from fastpump.hot.endpoint cimport endpoint_forget_source_address, endpoint_read
+from fastpump.hot.events cimport event_push, event_push_once
 from fastpump.hot.linux cimport (
     CMSG_DATA, CMSG_LEN, EADDRNOTAVAIL, EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE, ENETUNREACH, ENOBUFS,
-    ENOMEM, MSG_DONTWAIT, SOL_UDP, UDP_SEGMENT, cmsghdr, errno, iovec, mmsghdr,
-    sendmmsg, sockaddr_in6,
+    ENOMEM, MSG_DONTWAIT, SOL_UDP, UDP_SEGMENT, cmsghdr, errno, iovec, mmsghdr, sendmmsg,
+    sockaddr_in6,
 )
-from fastpump.hot.pktinfo cimport LOCAL_CONTROL_LEN, local_control_write
+from fastpump.hot.pktinfo cimport PKTINFO_LEN, pktinfo_write
 from fastpump.hot.shm cimport (
-    ARMED_LOCAL_GONE, EVENT_LOCAL_GONE, EVENT_OFFLOAD_OFF, EVENT_SEND_ERROR, LOCAL_LEN, NONE,
-    OFFLOAD_UDP_GSO, Endpoint, Tables, WorkerShared,
+    EVENT_OFFLOAD_OFF, EVENT_SEND_ERROR, EVENT_SOURCE_ADDRESS_GONE, NONE, OFFLOAD_UDP_GSO,
+    REPORTED_SOURCE_ADDRESS_GONE, SOURCE_ADDRESS_LEN, Endpoint, Tables, WorkerShared,
 )
 from fastpump.hot.verdict cimport (
     DROP_SEND_BUFFER_FULL, DROP_SEND_ERROR, FAILED_UDP_GSO, UDP_TX_BYTES, UDP_TX_CALLS,
@@ -49,10 +50,10 @@ from fastpump.hot.verdict cimport (
 )
 
 cdef enum:
-    SEGMENT_CONTROL_LEN = 24        # CMSG_SPACE(sizeof(uint16_t))
-    CONTROL_LEN = 64                # and LOCAL_CONTROL_LEN
+    SEGMENT_CMSG_LEN = 24           # CMSG_SPACE(sizeof(uint16_t))
+    SEND_CMSG_LEN = 64              # and PKTINFO_LEN
     ERROR_EVENT_INTERVAL_NS = 1000000000
-    GSO_RETRY_NS = 1000000000       # ways have other MTUs, now and later
+    GSO_RETRY_NS = 1000000000       # other peers have other path MTUs, and they change
 
 cdef struct Path:
     # Where a datagram goes: by a peer's session, or on a lane.
@@ -69,7 +70,7 @@ cdef struct SendMessage:
     uint32_t length
     uint32_t segment_len
     uint32_t segment_count
-    uint32_t local_len              # of the control message; 0: no own address given
+    uint32_t pktinfo_len            # of the control message; 0: no source address given
     bint is_open
 
 cdef struct SendBatch:
@@ -87,7 +88,7 @@ cdef struct SendBatch:
     mmsghdr messages[SEND_MESSAGES]
     iovec iov[SEND_MESSAGES]
     sockaddr_in6 names[SEND_MESSAGES]
-    uint8_t control[SEND_MESSAGES][CONTROL_LEN]
+    uint8_t control[SEND_MESSAGES][SEND_CMSG_LEN]
 
 
 cdef inline void send_init(SendBatch *self) noexcept nogil:
@@ -108,9 +109,9 @@ cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
     cdef SendMessage *info = send_latest(self, path.id)
     cdef cmsghdr *control
     cdef uint32_t i, name_len
-    cdef uint8_t local[LOCAL_LEN]
+    cdef uint8_t source_address[SOURCE_ADDRESS_LEN]
     cdef uint8_t *room
-    if info != NULL and message_takes(info, length):
+    if info != NULL and send_message_fits(info, length):
         room = <uint8_t *>self.iov[info - self.info].iov_base + info.length
         info.length += length
         info.segment_count += 1
@@ -120,7 +121,7 @@ cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
     if self.count == SEND_MESSAGES or self.bytes >= SEND_FLUSH_BYTES:
         send_flush(self)
     i = self.count
-    name_len = endpoint_read(path.endpoint, <uint8_t *>&self.names[i], local)
+    name_len = endpoint_read(path.endpoint, <uint8_t *>&self.names[i], source_address)
     if name_len == 0:
         return NULL
     self.count += 1
@@ -136,8 +137,8 @@ cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
     info.is_open = (self.tables.header.offloads & OFFLOAD_UDP_GSO) != 0 and (
         self.gso_limit == 0 or length <= self.gso_limit or self.now_ns >= self.gso_retry_ns)
     self.messages[i].msg_hdr.msg_namelen = name_len
-    info.local_len = local_control_write(self.control[i], local, self.names[i].sin6_family)
-    control = <cmsghdr *>(self.control[i] + LOCAL_CONTROL_LEN)
+    info.pktinfo_len = pktinfo_write(self.control[i], source_address, self.names[i].sin6_family)
+    control = <cmsghdr *>(self.control[i] + PKTINFO_LEN)
     control.cmsg_level = SOL_UDP
     control.cmsg_type = UDP_SEGMENT
     control.cmsg_len = CMSG_LEN(sizeof(uint16_t))
@@ -154,7 +155,7 @@ cdef inline SendMessage *send_latest(SendBatch *self, uint32_t path_id) noexcept
     return NULL
 
 
-cdef inline bint message_takes(const SendMessage *self, uint32_t length) noexcept nogil:
+cdef inline bint send_message_fits(const SendMessage *self, uint32_t length) noexcept nogil:
     """Whether a datagram can join the message."""
     return self.is_open and length <= self.segment_len \
         and self.length + length <= MAX_UDP_PAYLOAD
@@ -166,7 +167,7 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
     cdef int result
     for i in range(self.count):
         self.iov[i].iov_len = self.info[i].length
-        memcpy(CMSG_DATA(<cmsghdr *>(self.control[i] + LOCAL_CONTROL_LEN)),
+        memcpy(CMSG_DATA(<cmsghdr *>(self.control[i] + PKTINFO_LEN)),
                &self.info[i].segment_len, 2)
         send_control_set(self, i, self.info[i].segment_count > 1)
     while sent < self.count:
@@ -190,7 +191,7 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
                 self.shared.verdicts[DROP_SEND_BUFFER_FULL] += self.info[i].segment_count
             sent = end
         elif errno != EINTR:
-            if send_failed(self, sent, errno):
+            if send_handle_error(self, sent, errno):
                 sent += 1
             else:
                 send_control_set(self, sent, self.info[sent].segment_count > 1)
@@ -200,23 +201,23 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
 
 cdef inline void send_control_set(SendBatch *self, uint32_t which, bint is_gso) noexcept nogil:
     cdef SendMessage *info = &self.info[which]
-    cdef uint32_t length = info.local_len + (SEGMENT_CONTROL_LEN if is_gso else 0)
+    cdef uint32_t length = info.pktinfo_len + (SEGMENT_CMSG_LEN if is_gso else 0)
     self.messages[which].msg_hdr.msg_control = (
-        self.control[which] + LOCAL_CONTROL_LEN - info.local_len if length else NULL)
+        self.control[which] + PKTINFO_LEN - info.pktinfo_len if length else NULL)
     self.messages[which].msg_hdr.msg_controllen = length
 
 
-cdef inline bint send_failed(SendBatch *self, uint32_t which, int error) noexcept nogil:
+cdef inline bint send_handle_error(SendBatch *self, uint32_t which, int error) noexcept nogil:
     """Deal with one message that sendmmsg refused; False if it is to be tried again."""
     cdef SendMessage *info = &self.info[which]
-    if info.local_len and error in (EINVAL, EADDRNOTAVAIL, ENETUNREACH):
-        info.local_len = 0
+    if info.pktinfo_len and error in (EINVAL, EADDRNOTAVAIL, ENETUNREACH):
+        info.pktinfo_len = 0
         if info.endpoint == &self.tables.peers[info.peer].endpoint:
             self.has_events |= event_push_once(
-                self.shared, &self.tables.peers[info.peer].armed, ARMED_LOCAL_GONE,
-                EVENT_LOCAL_GONE, info.peer, 0, self.now_ns)
+                self.shared, &self.tables.peers[info.peer].reported, REPORTED_SOURCE_ADDRESS_GONE,
+                EVENT_SOURCE_ADDRESS_GONE, info.peer, 0, self.now_ns)
         else:
-            endpoint_forget_local(info.endpoint)
+            endpoint_forget_source_address(info.endpoint)
         return False
     if error in (ENOBUFS, ENOMEM):
         self.shared.verdicts[DROP_SEND_BUFFER_FULL] += info.segment_count
@@ -232,7 +233,7 @@ cdef inline bint send_failed(SendBatch *self, uint32_t which, int error) noexcep
         send_one_by_one(self, which)
     else:
         self.shared.verdicts[DROP_SEND_ERROR] += info.segment_count
-        send_error_tell(self, info.peer, error)
+        send_error_report(self, info.peer, error)
     return True
 
 
@@ -260,11 +261,11 @@ cdef inline void send_one_by_one(SendBatch *self, uint32_t which) noexcept nogil
             self.shared.verdicts[DROP_SEND_BUFFER_FULL] += 1
         else:
             self.shared.verdicts[DROP_SEND_ERROR] += 1
-            send_error_tell(self, info.peer, errno)
+            send_error_report(self, info.peer, errno)
         at += length
 
 
-cdef inline void send_error_tell(SendBatch *self, uint32_t peer, int error) noexcept nogil:
+cdef inline void send_error_report(SendBatch *self, uint32_t peer, int error) noexcept nogil:
     if self.now_ns - self.last_error_event_ns < ERROR_EVENT_INTERVAL_NS:
         return
     self.last_error_event_ns = self.now_ns

@@ -2,8 +2,8 @@
 #
 # payload:  [length, flag][packet] [length, flag][packet] ...
 #
-# A small packet is copied here instead of being sealed. It is sealed when the turn ends, when
-# the next one does not fit or is for another lane, or before a larger packet of the lane: so
+# A small packet is copied here instead of being sealed. It is sealed when the iteration ends,
+# when the next one does not fit or is for another lane, or before a larger packet of the lane: so
 # nothing waits for what has not come yet, and the order on a lane stays. One that stayed alone
 # leaves as a plain lane message.
 
@@ -13,11 +13,11 @@ from libc.string cimport memcpy
 from fastpump.hot.atomics cimport RELAXED, add64
 from fastpump.hot.batch cimport Path
 from fastpump.hot.bytes cimport load_le16, store_le16
-from fastpump.hot.lane cimport lane_path
 from fastpump.hot.constants cimport (
     BUNDLE_ENTRY_HEADER, BUNDLE_ENTRY_PARTIAL, BUNDLE_MAX_PACKET, BUNDLE_PACKETS, FEATURE_BUNDLE,
     LANE_FLAG_BUNDLE, LANE_FLAG_FRAME, LANE_FLAG_PARTIAL,
 )
+from fastpump.hot.lane cimport lane_path
 from fastpump.hot.seal cimport seal_on_lane
 from fastpump.hot.shm cimport Lane
 from fastpump.hot.verdict cimport DROP_NO_ENDPOINT, UDP_TX_BUNDLES

@@ -4,7 +4,7 @@
 #   route       egress_packet: inner destination -> peer, by longest prefix; frames: hot/switch.pxd
 #   shape       egress_shape: what exceeds a rate limit waits, or is dropped (hot/shaper.pxd)
 #   dispatch    egress_dispatch: by the route that the peer has now (hot/tx_route.pxd); without one,
-#               the packet is staged and the supervisor asked for a handshake
+#               the packet is staged and a handshake requested from the supervisor
 #   transmit    egress_transmit, on a lane or a session:
 #     split     a superpacket into segments, in place (hot/split.pxd)
 #     bundle    small packets on a lane (hot/bundle.pxd)
@@ -41,9 +41,10 @@ from fastpump.hot.linux cimport VIRTIO_NET_HDR_GSO_NONE
 from fastpump.hot.lookup cimport lookup_peer
 from fastpump.hot.packet cimport Packet, packet_parse, packet_parse_ip
 from fastpump.hot.seal cimport seal_on_lane, seal_on_session
-from fastpump.hot.shaper cimport shape_admit, shape_buffer, shape_is_used, shape_push
+from fastpump.hot.shaper cimport shaper_buffer, shaper_is_used, shaper_push, shaper_schedule
 from fastpump.hot.shm cimport (
-    ARMED_WANT_SESSION, EVENT_WANT_SESSION, LIMIT_TX, NONE, POLICY_NOTHING, Keypair, Lane, PeerSlot,
+    DIRECTION_TX, EVENT_WANT_SESSION, NONE, POLICY_NOTHING, REPORTED_WANT_SESSION, Keypair, Lane,
+    PeerSlot,
 )
 from fastpump.hot.split cimport Splitter, splitter_init, splitter_next
 from fastpump.hot.staged cimport staged_add, staged_packet, staged_purge, staged_remove
@@ -55,7 +56,7 @@ from fastpump.hot.verdict cimport (
 from fastpump.hot.vnet cimport (
     VnetHeader, vnet_checksum_complete, vnet_is_plain_partial, vnet_load, vnet_segment_count,
 )
-from fastpump.hot.worker cimport Relay, ShapedPacket, Worker, worker_count
+from fastpump.hot.worker cimport Relay, ShaperEntry, Worker, worker_count
 
 
 cdef inline Verdict egress_packet(Worker *worker, const VnetHeader *vnet, uint8_t *start,
@@ -75,8 +76,8 @@ cdef inline Verdict egress_packet(Worker *worker, const VnetHeader *vnet, uint8_
 
 cdef inline Verdict egress_shape(Worker *worker, uint32_t index, const VnetHeader *vnet,
                                  Packet *packet, const Relay *relay) noexcept nogil:
-    """To a peer: now, or when the rate limits let it."""
-    if shape_is_used(worker):
+    """To a peer: now, or when the rate limits allow it."""
+    if shaper_is_used(worker):
         return egress_shape_limited(worker, index, vnet, packet, relay)
     return egress_dispatch(worker, index, vnet, packet, relay)
 
@@ -84,29 +85,29 @@ cdef inline Verdict egress_shape(Worker *worker, uint32_t index, const VnetHeade
 cdef inline Verdict egress_shape_limited(Worker *worker, uint32_t index, const VnetHeader *vnet,
                                          Packet *packet, const Relay *relay) noexcept nogil:
     """Dispatch what no limit delays; a copy of the rest waits in the shaper, or it is dropped."""
-    cdef ShapedPacket shaped
+    cdef ShaperEntry shaped
     cdef uint8_t *buffer
     cdef uint32_t bytes
     shaped.peer = index
-    shaped.way = LIMIT_TX
+    shaped.direction = DIRECTION_TX
     shaped.packet_count = vnet_segment_count(vnet, packet, &bytes)
-    if not shape_admit(worker, &shaped, bytes, packet.length + READ_HEADROOM):
+    if not shaper_schedule(worker, &shaped, bytes, packet.length + READ_HEADROOM):
         return DROP_RATE_LIMIT
     if shaped.slot == NONE:
         return egress_dispatch(worker, index, vnet, packet, relay)
     shaped.relay = relay[0]
     shaped.length = packet.length
-    buffer = shape_buffer(&worker.shape, shaped.slot) + READ_HEADROOM
+    buffer = shaper_buffer(&worker.shaper, shaped.slot) + READ_HEADROOM
     memcpy(buffer - VNET_HEADER_LEN, vnet, VNET_HEADER_LEN)
     memcpy(buffer, packet.start, packet.length)
-    shape_push(worker, &shaped)
+    shaper_push(worker, &shaped)
     return PASS
 
 
-cdef inline Verdict egress_release(Worker *worker, const ShapedPacket *shaped) noexcept nogil:
+cdef inline Verdict egress_release(Worker *worker, const ShaperEntry *shaped) noexcept nogil:
     """What waited for a rate limit is due. Its peer may be gone by now, and another have its
     slot."""
-    cdef uint8_t *buffer = shape_buffer(&worker.shape, shaped.slot) + READ_HEADROOM
+    cdef uint8_t *buffer = shaper_buffer(&worker.shaper, shaped.slot) + READ_HEADROOM
     cdef VnetHeader vnet
     cdef Packet packet
     if load32(&worker.tables.peers[shaped.peer].purge_count, ACQUIRE) != shaped.purge_count:
@@ -131,7 +132,7 @@ cdef inline Verdict egress_dispatch(Worker *worker, uint32_t index, const VnetHe
         return DROP_NO_ENDPOINT
     if tx_route_session(worker, index) == NULL:     # else lanes are waited for
         worker.send.has_events |= event_push_once(
-            worker.shared, &peer.armed, ARMED_WANT_SESSION, EVENT_WANT_SESSION, index, 0,
+            worker.shared, &peer.reported, REPORTED_WANT_SESSION, EVENT_WANT_SESSION, index, 0,
             worker.now_ns)
     if peer.policy == POLICY_NOTHING:
         return DROP_NO_LANES
@@ -205,14 +206,14 @@ cdef inline Verdict egress_transmit_on_lane(Worker *worker, Lane *lane, const Vn
     while segment_len:
         if word:
             store_le64(segment - 16, word)
-            store_le64(segment - 8, relay.origin)
+            store_le64(segment - 8, relay.originator)
         sealed_len = seal_on_lane(worker, lane, &path, counter, flags, segment - before,
                                   segment_len + before)
         if sealed_len == 0:
             break
         wire_bytes += sealed_len
         counter += 1
-        word += is_super        # each has a name of its own (hot/switch.pxd)
+        word += is_super            # each has a flood id of its own (hot/switch.pxd)
         segment_len = splitter_next(&splitter, &segment) if is_super else 0
     if wire_bytes == 0:
         return DROP_NO_ENDPOINT

@@ -1,11 +1,10 @@
 # Worker -> supervisor: a ring of events per worker (one producer, one consumer).
 #
-# Events are rare: each kind is sent at most once per peer until the supervisor has
-# dealt with it (PeerSlot.armed, Keypair.flags). When the ring is full the event is
-# not sent and its bit cleared again, so the next packet tries again (a roaming peer's
-# endpoint is not written before there is room, or no later packet would differ). A worker killed
-# between the two leaves a bit without an event: all bits are cleared on its death
-# (hot/worker_exit.pxd).
+# Events are rare: each kind is reported at most once per peer, keypair or lane until the supervisor
+# has dealt with it and cleared its *_REPORTED bit. When the ring is full the event is not sent and
+# its bit cleared again, so the next packet tries again (a roaming peer's endpoint is not written
+# before there is room, or no later packet would differ). A worker killed between the two leaves a
+# bit without an event: all bits are cleared on its death (hot/worker_exit.pxd).
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -19,10 +18,10 @@ from fastpump.hot.verdict cimport FAILED_EVENT_RING_FULL
 
 cdef inline bint event_push_once(WorkerShared *shared, uint32_t *bits, uint32_t bit, uint32_t kind,
                                  uint32_t peer, uint32_t detail, uint64_t now) noexcept nogil:
-    """Push unless `bit` says that it was told; True if it was pushed now."""
+    """Push unless `bit` says that it was reported; True if it was pushed now."""
     if load32(bits, RELAXED) & bit or or32(bits, bit, SEQ_CST) & bit:
         return False
-    # The bit is set before the event is seen: who handles the event clears it.
+    # The bit is set before the event can be read: whoever handles the event clears it.
     if event_push(shared, kind, peer, detail, 0, now):
         return True
     and32(bits, ~bit, RELAXED)
@@ -47,7 +46,7 @@ cdef inline bint event_push(WorkerShared *shared, uint32_t kind, uint32_t peer, 
 
 
 cdef inline bint events_have_room(WorkerShared *shared) noexcept nogil:
-    """Whether the next event will be told; it stays so, for nobody else adds to the ring."""
+    """Whether the next push will succeed; it stays so, for nobody else adds to the ring."""
     return shared.events_tail - load64(&shared.events_head, ACQUIRE) < EVENT_RING_LEN
 
 

@@ -1,20 +1,22 @@
-# The forwarding database of a TAP: on whose side a MAC address is, per VLAN.
+# The forwarding database of a TAP: at which port a MAC address is, per VLAN: the local port (our
+# interface) or a peer.
 #
 # A hash table of buckets with FDB_WAYS entries of two words. Workers learn and look up without
 # locks. An entry's key changes only from free (or aged) to BUSY by compare and swap, and from
 # there to the new key after the value is written; an entry that is in use changes its value
-# alone, in one word: so a reader finds the right owner, or none. BUSY tells who claims an entry;
-# who finds one in its bucket looks again before it claims another, so an address is there once.
+# alone, in one word: so a reader finds the right owner, or none. BUSY holds the claimant's number;
+# a worker that finds a busy entry in its bucket looks again before it claims another, so an address
+# has one entry.
 #
-# Ageing is exact: who reads compares times. The supervisor sweeps aged entries out, and counts
+# Ageing is exact: readers compare times. The supervisor sweeps aged entries out, and counts
 # anew (what two workers counted wrongly in a race does not last). A static entry does not age,
 # and locks its address: frames from it are taken from its owner only.
 #
-# Bounds: the table never grows, and no entry is evicted to make room. Past a limit (of one side,
+# Bounds: the table never grows, and no entry is evicted to make room. Past a limit (of one port,
 # of all) an address is not learned, and one that moved is forgotten: frames to it are flooded.
 #
-# An address belongs to the side where it was heard last. A flooded frame may come by several
-# ways; the one with fewer hops counts (hot/switch.pxd).
+# An address is at the port where its last frame came in. A flooded frame may come by several
+# routes; the one with the fewest hops counts (hot/switch.pxd).
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
@@ -25,8 +27,9 @@ from fastpump.hot.constants cimport FDB_WAYS, MAX_QUEUES
 from fastpump.hot.shm cimport MacEntry, Tables
 
 cdef enum:
-    MAC_LOCAL = 0x00ffffff          # an owner: our own side of the tunnel
-    MAC_NOBODY = 0x01ffffff         # no owner: not known
+    MAC_LOCAL_PORT = 0x00ffffff     # an owner: our interface
+    MAC_UNKNOWN = 0x01ffffff        # no owner
+    MAC_OWNER_MASK = 0x00ffffff
     MAC_HOPS_SHIFT = 56
     MAC_OWNER_SHIFT = 32
 
@@ -39,8 +42,8 @@ cdef extern from *:
     unsigned long long MAC_STATIC "FASTPUMP_MAC_STATIC"     # of a value
 
 cdef enum:
-    MAC_BUSY = 1                    # of a key that is being claimed: twice who does it, plus this
-    MAC_SUPERVISOR = MAX_QUEUES     # who claims, beside the workers' numbers
+    MAC_BUSY = 1                    # of a key that is being claimed: twice the claimant, plus this
+    MAC_SUPERVISOR = MAX_QUEUES     # the supervisor as a claimant; the others are workers
 
 cdef enum Learned:
     LEARN_KNOWN
@@ -67,7 +70,7 @@ cdef inline uint64_t mac_value(uint32_t owner, uint32_t hops, uint32_t now_s) no
 
 
 cdef inline uint32_t mac_owner(uint64_t value) noexcept nogil:
-    return <uint32_t>(value >> MAC_OWNER_SHIFT) & MAC_LOCAL
+    return <uint32_t>(value >> MAC_OWNER_SHIFT) & MAC_OWNER_MASK
 
 
 cdef inline uint32_t mac_hops(uint64_t value) noexcept nogil:
@@ -80,7 +83,7 @@ cdef inline bint mac_is_aged(const Tables *tables, uint64_t value, uint32_t now_
 
 
 cdef inline MacEntry *mac_bucket(const Tables *tables, uint64_t key) noexcept nogil:
-    """Spread by a secret seed: who chooses addresses cannot choose a bucket."""
+    """Spread by a secret seed, so that a sender who chooses addresses cannot choose a bucket."""
     cdef uint64_t mix = (key ^ tables.header.mac_seed) * <uint64_t>0x9e3779b97f4a7c15u
     mix = (mix ^ mix >> 32 ^ tables.header.mac_seed >> 17) * <uint64_t>0xd6e8feb86659fd93u
     return &tables.macs[(<uint32_t>(mix >> 32) & (tables.header.mac_buckets - 1)) * FDB_WAYS]
@@ -97,20 +100,20 @@ cdef inline MacEntry *mac_find(const Tables *tables, uint64_t key) noexcept nogi
 
 
 cdef inline uint32_t mac_lookup(const Tables *tables, uint64_t key, uint32_t now_s) noexcept nogil:
-    """On whose side an address is: a peer's slot, MAC_LOCAL or MAC_NOBODY."""
+    """Where an address is: at a peer (its slot), MAC_LOCAL_PORT or MAC_UNKNOWN."""
     cdef MacEntry *entry = mac_find(tables, key)
     cdef uint64_t value
     if entry == NULL:
-        return MAC_NOBODY
+        return MAC_UNKNOWN
     value = load64(&entry.value, ACQUIRE)
     if load64(&entry.key, ACQUIRE) != key or mac_is_aged(tables, value, now_s):
-        return MAC_NOBODY
+        return MAC_UNKNOWN
     return mac_owner(value)
 
 
 cdef inline uint32_t *mac_counter(const Tables *tables, uint32_t owner) noexcept nogil:
-    if owner == MAC_LOCAL:
-        return &tables.header.mac_count_local
+    if owner == MAC_LOCAL_PORT:
+        return &tables.header.mac_count_local_port
     return &tables.peers[owner].mac_count
 
 
@@ -128,7 +131,7 @@ cdef inline void mac_count_add(const Tables *tables, uint32_t owner, int change)
 
 cdef inline MacEntry *mac_victim(const Tables *tables, MacEntry *bucket, uint32_t now_s,
                                  bint *is_busy) noexcept nogil:
-    """A free or aged entry; NULL if the bucket is full, or (then `is_busy`) somebody else claims
+    """A free or aged entry; NULL if the bucket is full, or (then `is_busy`) another claims
     an entry of it just now, maybe for the same address."""
     cdef MacEntry *victim = NULL
     cdef uint64_t key
@@ -147,7 +150,7 @@ cdef inline MacEntry *mac_victim(const Tables *tables, MacEntry *bucket, uint32_
 
 cdef inline bint mac_claim(const Tables *tables, MacEntry *entry, uint32_t now_s,
                            uint32_t who) noexcept nogil:
-    """Claim a free or aged entry for `who`; False if somebody else was first."""
+    """Claim a free or aged entry for `who`; False if another was first."""
     cdef uint64_t key = load64(&entry.key, ACQUIRE)
     cdef uint64_t value = load64(&entry.value, ACQUIRE)
     if mac_key_is_busy(key) or (key != 0 and not mac_is_aged(tables, value, now_s)) \
@@ -177,7 +180,7 @@ cdef inline bint mac_forget(const Tables *tables, MacEntry *entry, uint64_t key)
 
 cdef inline Learned mac_refresh(const Tables *tables, MacEntry *entry, uint64_t key, uint32_t owner,
                                 uint32_t hops, uint32_t now_s) noexcept nogil:
-    """An address that is in the table was heard from `owner`."""
+    """A frame came from `owner` whose source is in the table."""
     cdef uint64_t value = load64(&entry.value, ACQUIRE)
     cdef uint64_t fresh = mac_value(owner, hops, now_s)
     cdef uint32_t before = mac_owner(value)
@@ -203,7 +206,7 @@ cdef inline Learned mac_refresh(const Tables *tables, MacEntry *entry, uint64_t 
 
 cdef inline Learned mac_learn(const Tables *tables, uint64_t key, uint32_t owner, uint32_t hops,
                               uint32_t now_s, uint32_t who) noexcept nogil:
-    """An address was heard from `owner`, so many relays away. `who`: the worker."""
+    """A frame came from `owner`, over so many relays. `who`: the claimant, our worker."""
     cdef MacEntry *entry
     cdef bint is_busy
     cdef int _
@@ -226,7 +229,7 @@ cdef inline Learned mac_learn(const Tables *tables, uint64_t key, uint32_t owner
 
 cdef inline bint fdb_add_static(const Tables *tables, uint64_t key, uint32_t owner,
                                 uint32_t now_s) noexcept nogil:
-    """Lock an address to a side, whatever was known of it; False when its bucket is full."""
+    """Lock an address to a port, whatever was known of it; False when its bucket is full."""
     cdef MacEntry *entry
     cdef bint is_busy
     cdef int _
@@ -268,12 +271,12 @@ cdef inline MacEntry *fdb_next(const Tables *tables, uint64_t *position, uint64_
 
 cdef inline uint32_t fdb_flush(const Tables *tables, uint32_t owner,
                                bint with_static) noexcept nogil:
-    """Forget the addresses of one side, or of all (MAC_NOBODY); how many."""
+    """Forget the addresses of one port, or of all (MAC_UNKNOWN); how many."""
     cdef uint64_t position = 0, key, value
     cdef uint32_t count = 0
     cdef MacEntry *entry = fdb_next(tables, &position, &key, &value)
     while entry != NULL:
-        if (owner == MAC_NOBODY or mac_owner(value) == owner) and (
+        if (owner == MAC_UNKNOWN or mac_owner(value) == owner) and (
                 with_static or not value & MAC_STATIC):
             count += mac_forget(tables, entry, key)
         entry = fdb_next(tables, &position, &key, &value)
@@ -292,13 +295,13 @@ cdef inline void fdb_sweep(const Tables *tables, uint32_t now_s, uint32_t *count
             cas64(&entry.key, key, 0)
         else:
             total += 1
-            if owner == MAC_LOCAL:
+            if owner == MAC_LOCAL_PORT:
                 local += 1
             elif owner < tables.header.peer_capacity:
                 counts[owner] += 1
         entry = fdb_next(tables, &position, &key, &value)
     store32(&tables.header.mac_count, total, RELAXED)
-    store32(&tables.header.mac_count_local, local, RELAXED)
+    store32(&tables.header.mac_count_local_port, local, RELAXED)
     for slot in range(tables.header.peers_end):
         store32(&tables.peers[slot].mac_count, counts[slot], RELAXED)
 

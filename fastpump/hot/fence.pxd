@@ -10,7 +10,7 @@
 #   3 receiver   the worker that receives the end marker writes what came before it, and lifts the
 #                fence (`fence_lift`: LANE_DRAINED)
 #   4 receiver   the lane's worker sees that in its loop, and releases what waits. If the end marker
-#                was lost, it does so after HOLD_NS
+#                was lost, it does so after REORDER_TIMEOUT_NS
 #
 # No fence is needed if nothing was sent by the route before within FENCE_AFTER_NS, nor from lane n
 # of a set to lane n of the next, which uses the same sockets; unless both sides opened a set at
@@ -30,8 +30,8 @@ from fastpump.hot.batch cimport Path
 from fastpump.hot.bundle cimport bundle_flush
 from fastpump.hot.bytes cimport load_le16, load_le32, store_le16, store_le32
 from fastpump.hot.constants cimport (
-    CONTROL_END, CONTROL_END_LEN, CONTROL_HELLO, CONTROL_IN_USE_AT, CONTROL_IN_USE_FIELD,
-    CONTROL_MARK, CONTROL_OFFER, FENCE_AFTER_NS, PADDING_MULTIPLE, REJECT_AFTER_MESSAGES,
+    CONTROL_END_MARKER, CONTROL_HELLO, CONTROL_IN_USE_AT, CONTROL_IN_USE_FIELD, CONTROL_MAGIC,
+    CONTROL_OFFER, END_MARKER_LEN, FENCE_AFTER_NS, PADDING_MULTIPLE, REJECT_AFTER_MESSAGES,
     REJECT_AFTER_TIME_NS,
 )
 from fastpump.hot.lane cimport lane_before, lane_path
@@ -65,37 +65,38 @@ cdef inline bint fence_is_needed(const Worker *worker, uint64_t sent_ns) noexcep
 cdef inline bint end_marker_send_on_lane(Worker *worker, const Lane *lane,
                                          Lane *before) noexcept nogil:
     """Send the end marker for a lane on the one before it; False if that has no endpoint."""
-    cdef uint8_t marker[CONTROL_END_LEN + PADDING_MULTIPLE]
+    cdef uint8_t marker[END_MARKER_LEN + PADDING_MULTIPLE]
     cdef Path path
     end_marker_write(marker, lane)
     lane_path(worker, before, &path)
     return seal_on_lane(worker, before, &path, add64(&before.send_counter, 1, RELAXED), 0, marker,
-                        CONTROL_END_LEN) != 0
+                        END_MARKER_LEN) != 0
 
 
 cdef inline bint end_marker_send_on_session(Worker *worker, const Lane *lane) noexcept nogil:
     """Send the end marker for a lane by the session; False if that cannot be sent by."""
-    cdef uint8_t marker[CONTROL_END_LEN + PADDING_MULTIPLE]
+    cdef uint8_t marker[END_MARKER_LEN + PADDING_MULTIPLE]
     cdef Keypair *keypair = tx_route_session(worker, lane.peer)
     if keypair == NULL \
             or load64(&keypair.send_counter, RELAXED) >= REJECT_AFTER_MESSAGES - 1:
         return False
     end_marker_write(marker, lane)
     return seal_on_session(worker, lane.peer, keypair, add64(&keypair.send_counter, 1, RELAXED),
-                           marker, CONTROL_END_LEN) != 0
+                           marker, END_MARKER_LEN) != 0
 
 
 cdef inline void end_marker_write(uint8_t *marker, const Lane *lane) noexcept nogil:
-    marker[0] = CONTROL_MARK
-    marker[1] = CONTROL_END
-    store_le16(marker + 2, CONTROL_END_LEN - 4)
+    marker[0] = CONTROL_MAGIC
+    marker[1] = CONTROL_END_MARKER
+    store_le16(marker + 2, END_MARKER_LEN - 4)
     store_le32(marker + 4, lane.remote_index)
     store_le16(marker + 8, lane.number)
 
 
-cdef inline bint control_is_end_marker(const uint8_t *inner, uint32_t inner_len) noexcept nogil:
+cdef inline bint fence_is_end_marker(const uint8_t *inner, uint32_t inner_len) noexcept nogil:
     """Whether a message holds an end marker."""
-    return inner_len >= CONTROL_END_LEN and inner[0] == CONTROL_MARK and inner[1] == CONTROL_END
+    return inner_len >= END_MARKER_LEN and inner[0] == CONTROL_MAGIC \
+        and inner[1] == CONTROL_END_MARKER
 
 
 cdef inline Verdict fence_lift(Worker *worker, uint32_t peer,

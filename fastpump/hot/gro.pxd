@@ -7,17 +7,17 @@
 #   receive buffer:        [hdr][IP TCP payload 0]  [hdr][IP TCP payload 1] ...
 #   writev:          {vnet}     {IP TCP payload 0}             {payload 1} ...
 #
-# Merged is only what the far kernel's own GRO would have merged (net/ipv4/af_inet.c,
-# tcp_offload.c, udp_offload.c): all of the headers equal but length, id, sequence,
-# checksum, PSH and FIN; contiguous; not behind a shorter segment; PSH and FIN end;
-# SYN, RST, URG, CWR never. All checksums are verified before a merge, because the
+# Only what the peer's kernel would have merged by its own GRO is merged (net/ipv4/af_inet.c,
+# tcp_offload.c, udp_offload.c): all headers equal except length, id, sequence, checksum, PSH
+# and FIN; contiguous; not behind a shorter segment; PSH and FIN end a merge; SYN, RST, URG and
+# CWR are never merged. All checksums are verified before a merge, because the
 # merged packet goes to the kernel with a new header checksum and a partial one; a
 # packet that stays alone keeps its own, right or wrong. Packets whose checksums are
 # partial (they came on a lane, whose AEAD vouches for every byte) merge with their like.
 #
 # Order: items are written in the order of their first packets; a packet that cannot
 # join its flow's open item closes it. So a flow is never reordered. What has no ports
-# to tell its flow by (fragments, packets with IPv4 options) may be overtaken by packets
+# to know its flow by (fragments, packets with IPv4 options) may be overtaken by packets
 # of the same two hosts that merge into an earlier item, as in the kernel's GRO.
 # Frames (TAP): their Ethernet headers must be equal to the last bit, and nothing may follow the
 # IP packet; the offsets of an item count from its IP header, before which the other stands.
@@ -31,21 +31,19 @@ from fastpump.hot.bytes cimport load_be16, load_be32, store_be16
 from fastpump.hot.checksum cimport (
     checksum_fold, checksum_sum, ipv4_checksum_set, l4_checksum_is_valid, l4_checksum_set_partial,
 )
+from fastpump.hot.constants cimport (
+    GRO_FLOW_BUCKETS, GRO_MAX_PIECES, GRO_MAX_TCP_SEGMENTS, GRO_MAX_UDP_SEGMENTS, MAX_PACKET_LEN,
+    VNET_HEADER_LEN,
+)
 from fastpump.hot.flow cimport flow_hash
 from fastpump.hot.ip cimport (
     PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_ECE, TCP_FIN, TCP_PSH, IpPacket, ip_total_len_set,
-)
-from fastpump.hot.constants cimport (
-    GRO_FLOW_BUCKETS, GRO_MAX_PIECES, GRO_MAX_TCP_SEGMENTS, GRO_MAX_UDP_SEGMENTS,
-    MAX_PACKET_LEN, VNET_HEADER_LEN,
 )
 from fastpump.hot.linux cimport (
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, iovec,
 )
 from fastpump.hot.packet cimport Packet, packet_has_trailer
-from fastpump.hot.shm cimport (
-    OFFLOAD_TUN_TCP4, OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6,
-)
+from fastpump.hot.shm cimport OFFLOAD_TUN_TCP4, OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6
 from fastpump.hot.vnet cimport GSO_UDP_L4, VnetHeader, vnet_set_partial
 
 cdef enum:
@@ -207,21 +205,21 @@ cdef inline bint item_is_same_flow(const Item *self, const Candidate *candidate)
 
 cdef inline bint item_merge(Gro *gro, Item *self, const Candidate *candidate) noexcept nogil:
     """Append the packet's payload to the item if that is allowed. Cheap checks first."""
-    cdef uint32_t limit = GRO_MAX_TCP_SEGMENTS if self.is_tcp else GRO_MAX_UDP_SEGMENTS
+    cdef uint32_t max_segments = GRO_MAX_TCP_SEGMENTS if self.is_tcp else GRO_MAX_UDP_SEGMENTS
     cdef uint8_t *start = candidate.packet.ip.start
     cdef Piece *piece
-    if candidate.payload_len > self.segment_size or self.segment_count >= limit:
+    if candidate.payload_len > self.segment_size or self.segment_count >= max_segments:
         return False
     if self.total_len + candidate.payload_len > MAX_PACKET_LEN:
         return False
     if not item_headers_match(self, candidate):
         return False
     if not self.is_partial:
-        if self.segment_count == 1 and not packet_checksums_are_valid(
+        if self.segment_count == 1 and not gro_checksums_are_valid(
                 self.packet, self.is_v6, self.is_tcp, self.l4_at, self.packet_len):
             return False
-        if not packet_checksums_are_valid(start, self.is_v6, self.is_tcp, self.l4_at,
-                                          candidate.packet.ip.total_len):
+        if not gro_checksums_are_valid(start, self.is_v6, self.is_tcp, self.l4_at,
+                                       candidate.packet.ip.total_len):
             return False
     if self.segment_count == 1:
         memcpy(self.saved_header, self.packet, self.header_len)
@@ -287,8 +285,8 @@ cdef inline bint item_headers_match(const Item *self, const Candidate *candidate
     return memcmp(a + 18, b + 18, self.header_len - at - 18) == 0
 
 
-cdef inline bint packet_checksums_are_valid(const uint8_t *packet, bint is_v6, bint is_tcp,
-                                            uint32_t l4_at, uint32_t total_len) noexcept nogil:
+cdef inline bint gro_checksums_are_valid(const uint8_t *packet, bint is_v6, bint is_tcp,
+                                         uint32_t l4_at, uint32_t total_len) noexcept nogil:
     """Of the IPv4 header and of TCP or UDP."""
     if not is_v6 and checksum_fold(checksum_sum(packet, l4_at)) != 0xffff:
         return False

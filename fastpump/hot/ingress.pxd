@@ -11,7 +11,7 @@
 # the tag has proved it (each failure is a verdict):
 #   1 length, type, flags      5 mark the counter; timers, confirmation (hot/activity.pxd)
 #   2 receiver index, lane     6 inner version and length
-#   3 the keys' age            7 inner source in the peer's allowed IPs; a frame's not another's
+#   3 the keys' age            7 inner source: allowed IPs; a frame's: not locked elsewhere
 #   4 replay (quick), AEAD     8 only then: endpoint (roaming), write
 # A keepalive (empty inside) ends behind 5, and moves the endpoint as well. A lane message that
 # comes too early waits (hot/reorder.pxd): before 3 if its keys are not known yet, behind 5 if it
@@ -44,12 +44,12 @@ from fastpump.hot.batch cimport batch_bucket
 from fastpump.hot.bundle cimport BundleEntry, bundle_next
 from fastpump.hot.bytes cimport load_le32, load_le64
 from fastpump.hot.constants cimport (
-    CONTROL_MARK, LANE_FLAG_BUNDLE, LANE_FLAG_FRAME, LANE_FLAG_PARTIAL, LANE_FLAG_RELAY, LANE_TYPE,
-    MESSAGE_LEN, RECV_MESSAGES, RELAY_HEADER_LEN, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN,
-    TRANSPORT_TYPE,
+    CONTROL_MAGIC, LANE_FLAG_BUNDLE, LANE_FLAG_FRAME, LANE_FLAG_PARTIAL, LANE_FLAG_RELAY, LANE_TYPE,
+    MISDELIVERED_LEN, RECV_MESSAGES, RELAY_HEADER_LEN, TAG_LEN, TRANSPORT_HEADER_LEN,
+    TRANSPORT_MIN_LEN, TRANSPORT_TYPE,
 )
 from fastpump.hot.egress cimport egress_flush
-from fastpump.hot.fence cimport control_is_end_marker, fence_check_lanes, fence_lift
+from fastpump.hot.fence cimport fence_is_end_marker, fence_check_lanes, fence_lift
 from fastpump.hot.gro cimport Candidate, gro_is_full, gro_receive, gro_reset
 from fastpump.hot.ip cimport ip_can_be_partial, ip_source
 from fastpump.hot.lane cimport lane_find
@@ -57,9 +57,9 @@ from fastpump.hot.linux cimport EAGAIN, EINTR, errno
 from fastpump.hot.lookup cimport lookup_peer
 from fastpump.hot.packet cimport packet_parse_frame, packet_parse_ip
 from fastpump.hot.recv cimport Sender, Train, recv_batch, recv_prepare, recv_train
-from fastpump.hot.reorder cimport hold_add, hold_wants
+from fastpump.hot.reorder cimport reorder_add, reorder_must_wait
 from fastpump.hot.replay cimport replay_is_fresh, replay_mark
-from fastpump.hot.rings cimport control_push, message_push
+from fastpump.hot.rings cimport control_packet_push, misdelivered_push
 from fastpump.hot.shm cimport LANE_LIVE, POLICY_ANY, Keypair, Lane, PeerSlot, keypair_find
 from fastpump.hot.switch cimport switch_from_peer
 from fastpump.hot.tun_write cimport tun_write_flush
@@ -67,8 +67,8 @@ from fastpump.hot.verdict cimport (
     DROP_CONTROL_FULL, DROP_EXPIRED_KEYPAIR, DROP_HOLD_FULL, DROP_MALFORMED_BUNDLE,
     DROP_MALFORMED_INNER, DROP_MALFORMED_MESSAGE, DROP_MALFORMED_PARTIAL, DROP_NOT_IN_LANES,
     DROP_REPLAYED, DROP_SOURCE_NOT_ALLOWED, DROP_TRUNCATED, DROP_UNAUTHENTIC, DROP_UNKNOWN_INDEX,
-    FAILED_EVENT_RING_FULL, KEEPALIVES_RECEIVED, PASS, UDP_RX_BYTES, UDP_RX_CALLS,
-    UDP_RX_DATAGRAMS, UDP_RX_MESSAGES, Verdict,
+    FAILED_EVENT_RING_FULL, KEEPALIVES_RECEIVED, PASS, UDP_RX_BYTES, UDP_RX_CALLS, UDP_RX_DATAGRAMS,
+    UDP_RX_MESSAGES, Verdict,
 )
 from fastpump.hot.vnet cimport VnetHeader, vnet_set_partial
 from fastpump.hot.worker cimport Relay, Worker, worker_count
@@ -125,9 +125,9 @@ cdef inline Verdict ingress_datagram(Worker *worker, uint8_t *datagram, uint32_t
         return ingress_session(worker, datagram, length, sender)
     if kind == 0 or kind > TRANSPORT_TYPE:
         return DROP_MALFORMED_MESSAGE
-    if not message_push(&worker.shared.up, datagram, length, sender.address, sender.address_len,
-                        sender.local):
-        return DROP_MALFORMED_MESSAGE if length > MESSAGE_LEN else FAILED_EVENT_RING_FULL
+    if not misdelivered_push(&worker.shared.up, datagram, length, sender.address,
+                             sender.address_len, sender.source_address):
+        return DROP_MALFORMED_MESSAGE if length > MISDELIVERED_LEN else FAILED_EVENT_RING_FULL
     worker.send.has_events = True
     return PASS
 
@@ -157,7 +157,7 @@ cdef inline Verdict ingress_session(Worker *worker, uint8_t *datagram, uint32_t 
     replay_mark(&keypair.replay, counter)
     peer = &worker.tables.peers[keypair.peer]
     ingress_count_bytes(worker, keypair.peer, length)
-    is_control = inner_len != 0 and inner[0] == CONTROL_MARK
+    is_control = inner_len != 0 and inner[0] == CONTROL_MAGIC
     activity_session_received(worker, keypair, peer, inner_len != 0 and not is_control)
     if inner_len == 0:
         worker.shared.counters[KEEPALIVES_RECEIVED] += 1
@@ -175,11 +175,11 @@ cdef inline Verdict ingress_session(Worker *worker, uint8_t *datagram, uint32_t 
 cdef inline Verdict ingress_control(Worker *worker, Keypair *keypair, const uint8_t *inner,
                                     uint32_t inner_len) noexcept nogil:
     """A control packet: an end marker is dealt with here, the others are the supervisor's."""
-    if control_is_end_marker(inner, inner_len):
+    if fence_is_end_marker(inner, inner_len):
         return fence_lift(worker, keypair.peer, inner)
     fence_check_lanes(worker, keypair, inner, inner_len)
-    if not control_push(&worker.shared.controls, keypair.peer, keypair.local_index, inner,
-                        inner_len):
+    if not control_packet_push(&worker.shared.controls, keypair.peer, keypair.local_index, inner,
+                               inner_len):
         return DROP_CONTROL_FULL
     worker.send.has_events = True
     return PASS
@@ -196,7 +196,7 @@ cdef inline Verdict ingress_lane(Worker *worker, uint8_t *datagram, uint32_t len
         return DROP_UNKNOWN_INDEX
     if load32(&lane.state, ACQUIRE) == LANE_LIVE:
         return ingress_lane_open(worker, lane, datagram, length, sender, True)
-    return PASS if hold_add(worker, lane, datagram, length, False, sender) else DROP_HOLD_FULL
+    return PASS if reorder_add(worker, lane, datagram, length, False, sender) else DROP_HOLD_FULL
 
 
 cdef inline Verdict ingress_lane_open(Worker *worker, Lane *lane, uint8_t *datagram,
@@ -220,8 +220,8 @@ cdef inline Verdict ingress_lane_open(Worker *worker, Lane *lane, uint8_t *datag
     lane.rx_bytes += length
     activity_lane_received(worker, lane, &worker.tables.peers[lane.peer], datagram[1],
                            inner_len != 0)
-    if may_wait and hold_wants(lane, datagram[1]):
-        return PASS if hold_add(worker, lane, datagram, length, True, sender) else DROP_HOLD_FULL
+    if may_wait and reorder_must_wait(lane, datagram[1]):
+        return PASS if reorder_add(worker, lane, datagram, length, True, sender) else DROP_HOLD_FULL
     return ingress_lane_inner(worker, lane, datagram, length, sender)
 
 
@@ -237,7 +237,7 @@ cdef inline Verdict ingress_lane_inner(Worker *worker, Lane *lane, uint8_t *data
     elif flags & LANE_FLAG_RELAY:
         verdict = ingress_relayed(worker, lane.peer, inner, inner_len, flags)
     elif not flags & (LANE_FLAG_BUNDLE | LANE_FLAG_FRAME) \
-            and control_is_end_marker(inner, inner_len):
+            and fence_is_end_marker(inner, inner_len):
         verdict = fence_lift(worker, lane.peer, inner)
     elif (flags & LANE_FLAG_FRAME != 0) != worker.is_tap:
         verdict = DROP_MALFORMED_INNER
@@ -259,7 +259,7 @@ cdef inline Verdict ingress_relayed(Worker *worker, uint32_t peer, uint8_t *inne
             LANE_FLAG_FRAME | LANE_FLAG_BUNDLE) != LANE_FLAG_FRAME:
         return DROP_MALFORMED_INNER
     relay.word = load_le64(inner)
-    relay.origin = load_le64(inner + 8)
+    relay.originator = load_le64(inner + 8)
     return ingress_frame(worker, peer, inner + RELAY_HEADER_LEN, inner_len - RELAY_HEADER_LEN,
                          flags & LANE_FLAG_PARTIAL != 0, &relay)
 
@@ -344,13 +344,14 @@ cdef inline void ingress_finish(Worker *worker) noexcept nogil:
 cdef inline void ingress_count_bytes(Worker *worker, uint32_t peer,
                                      uint32_t length) noexcept nogil:
     """Count an authentic message for its peer; messages in a row touch its counter once."""
-    if worker.run.peer != peer:
+    if worker.receive_run.peer != peer:
         ingress_count_flush(worker)
-        worker.run.peer = peer
-    worker.run.bytes += length
+        worker.receive_run.peer = peer
+    worker.receive_run.bytes += length
 
 
 cdef inline void ingress_count_flush(Worker *worker) noexcept nogil:
-    if worker.run.bytes:
-        add64(&worker.tables.peers[worker.run.peer].rx_bytes, worker.run.bytes, RELAXED)
-    worker.run.bytes = 0
+    if worker.receive_run.bytes:
+        add64(&worker.tables.peers[worker.receive_run.peer].rx_bytes, worker.receive_run.bytes,
+              RELAXED)
+    worker.receive_run.bytes = 0

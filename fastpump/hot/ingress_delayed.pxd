@@ -16,62 +16,62 @@ from fastpump.hot.ingress cimport (
 )
 from fastpump.hot.linux cimport sockaddr_in6
 from fastpump.hot.recv cimport Sender
-from fastpump.hot.reorder cimport hold_compact, hold_is_over, reorder_lane
-from fastpump.hot.rings cimport message_first, message_pop
-from fastpump.hot.shm cimport LANE_LIVE, Lane, Message
+from fastpump.hot.reorder cimport reorder_check, reorder_compact, reorder_lane
+from fastpump.hot.rings cimport misdelivered_first, misdelivered_pop
+from fastpump.hot.shm cimport LANE_LIVE, Lane, Misdelivered
 from fastpump.hot.verdict cimport DROP_UNKNOWN_INDEX, Verdict
-from fastpump.hot.worker cimport HeldMessage, Worker, worker_count
+from fastpump.hot.worker cimport ReorderEntry, Worker, worker_count
 
 
 cdef inline void ingress_misdelivered(Worker *worker) noexcept nogil:
     """Transport messages that the supervisor's socket received (hot/rings.pxd)."""
-    cdef Message *message = message_first(&worker.shared.down)
+    cdef Misdelivered *datagram = misdelivered_first(&worker.shared.down)
     cdef Sender sender
-    while message != NULL:
-        sender.address = <sockaddr_in6 *>message.address
-        sender.address_len = message.address_len
-        sender.local = message.local
-        worker_count(worker, ingress_datagram(worker, message.data, message.length, &sender))
+    while datagram != NULL:
+        sender.address = <sockaddr_in6 *>datagram.address
+        sender.address_len = datagram.address_len
+        sender.source_address = datagram.source_address
+        worker_count(worker, ingress_datagram(worker, datagram.data, datagram.length, &sender))
         ingress_finish(worker)      # before the slot is handed back: what was opened lies in it
-        message_pop(&worker.shared.down)
-        message = message_first(&worker.shared.down)
+        misdelivered_pop(&worker.shared.down)
+        datagram = misdelivered_first(&worker.shared.down)
 
 
 cdef inline void ingress_reordered(Worker *worker) noexcept nogil:
     """Lane messages that have waited long enough (hot/reorder.pxd). What may pass is decided from
     the newest to the oldest: others drain lanes meanwhile, and none may pass one before it."""
-    cdef HeldMessage *held
-    cdef uint32_t i, count = worker.hold.count, kept = 0
+    cdef ReorderEntry *entry
+    cdef uint32_t i, count = worker.reorder.count, kept = 0
     if count == 0:
         return
     for i in range(count):
-        held = &worker.hold.messages[count - 1 - i]
-        held.may_pass = hold_is_over(worker, held)
+        entry = &worker.reorder.entries[count - 1 - i]
+        entry.may_pass = reorder_check(worker, entry)
     for i in range(count):
-        held = &worker.hold.messages[i]
-        if held.may_pass:
-            worker_count(worker, ingress_reordered_message(worker, held))
+        entry = &worker.reorder.entries[i]
+        if entry.may_pass:
+            worker_count(worker, ingress_reordered_message(worker, entry))
         else:
-            worker.hold.messages[kept] = held[0]
+            worker.reorder.entries[kept] = entry[0]
             kept += 1
     ingress_finish(worker)
-    hold_compact(&worker.hold, kept)
+    reorder_compact(&worker.reorder, kept)
 
 
-cdef inline Verdict ingress_reordered_message(Worker *worker, HeldMessage *held) noexcept nogil:
+cdef inline Verdict ingress_reordered_message(Worker *worker, ReorderEntry *entry) noexcept nogil:
     """One of them; its lane is found again, for the whole set may be gone."""
-    cdef uint8_t *datagram = worker.hold.buffer + held.at
-    cdef Lane *lane = reorder_lane(worker, held)
+    cdef uint8_t *datagram = worker.reorder.buffer + entry.at
+    cdef Lane *lane = reorder_lane(worker, entry)
     cdef Sender sender
     if lane == NULL:
         return DROP_UNKNOWN_INDEX
-    if lane.held_count:
-        lane.held_count -= 1
+    if lane.reorder_count:
+        lane.reorder_count -= 1
     if load32(&lane.state, ACQUIRE) != LANE_LIVE:
         return DROP_UNKNOWN_INDEX
-    sender.address = &held.remote
-    sender.address_len = held.remote_len
-    sender.local = held.local
-    if held.is_opened:
-        return ingress_lane_inner(worker, lane, datagram, held.length, &sender)
-    return ingress_lane_open(worker, lane, datagram, held.length, &sender, False)
+    sender.address = &entry.sender
+    sender.address_len = entry.sender_len
+    sender.source_address = entry.source_address
+    if entry.is_opened:
+        return ingress_lane_inner(worker, lane, datagram, entry.length, &sender)
+    return ingress_lane_open(worker, lane, datagram, entry.length, &sender, False)

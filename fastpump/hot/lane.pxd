@@ -1,9 +1,9 @@
 # Lanes: which one a message came on, and which one a packet leaves on (docs/PROTOCOL.md).
 #
-# The lanes of a set lie in a row in the table; the set's receiver index says where, and the
-# lane number in the message which. Lane n is the job of worker n modulo queues: it alone
-# receives on it, so it owns the replay window, and it alone sends on it, unless the
-# own lanes of another worker are dead.
+# The lanes of a set lie in a row in the table; the set's receiver index gives the place of lane 0,
+# and the lane number in the message counts on from there. Lane n is the job of worker n modulo
+# queues: it alone receives on it, so it owns the replay window, and it alone sends on it, unless
+# another worker's lane is dead, whose flows then take any usable one.
 #
 # Sockets: one side of a set, the opener, has a socket of its own for each of its lanes; the
 # other side's lanes share its port, where steering goes by the lane number. Lane n of an
@@ -12,16 +12,19 @@
 #
 # A worker sends on its own lane of the newest set as soon as that is usable, else on that of
 # the set before; if its own lane of the newest set is dead, on any usable lane; else
-# by the session. A lane that was not heard yet is not dead: to take another meanwhile would
-# reorder flows when it is.
+# by the session. A lane on which nothing was received yet is not dead: to take another meanwhile
+# would reorder flows later. The first message on a lane goes through hot/fence.pxd.
+#
+# What is done to a lane's messages is named by the stage that does it: seal_on_lane,
+# egress_transmit_on_lane, ingress_lane_open, activity_lane_sent.
 
 from libc.stdint cimport uint32_t
 
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, load32, load64
 from fastpump.hot.batch cimport Path
+from fastpump.hot.constants cimport LANE_REJECT_AFTER_MESSAGES
 from fastpump.hot.flow cimport flow_hash
 from fastpump.hot.ip cimport IpPacket
-from fastpump.hot.constants cimport LANE_REJECT_AFTER_MESSAGES
 from fastpump.hot.shm cimport (
     LANE_DEAD, LANE_FREE, LANE_LIVE, LANE_USABLE, NONE, Lane, PeerSlot, Tables,
 )
@@ -59,7 +62,7 @@ cdef inline Lane *lane_choose(Worker *worker, uint32_t index, PeerSlot *peer,
     lanes = lane_set(worker, newest)
     if lanes == NULL:
         return NULL
-    own = &lanes[lane_own(worker, lanes.count, ip)]
+    own = &lanes[lane_own_number(worker, lanes.count, ip)]
     if lane_is_usable(worker, own, index):
         return own
     older = lane_set(worker, load32(&peer.lanes[1], ACQUIRE))
@@ -69,14 +72,14 @@ cdef inline Lane *lane_choose(Worker *worker, uint32_t index, PeerSlot *peer,
             lane = lane_any_usable(worker, older, index)
         return lane
     if older != NULL:
-        lane = &older[lane_own(worker, older.count, ip)]
+        lane = &older[lane_own_number(worker, older.count, ip)]
         if lane_is_usable(worker, lane, index):
             return lane
     return NULL
 
 
-cdef inline uint32_t lane_own(const Worker *worker, uint32_t count,
-                              const IpPacket *ip) noexcept nogil:
+cdef inline uint32_t lane_own_number(const Worker *worker, uint32_t count,
+                                     const IpPacket *ip) noexcept nogil:
     """The number of our lane that a packet belongs to: with fewer queues than the peer we
     have several, and a flow keeps to one."""
     cdef uint32_t own_count

@@ -1,8 +1,18 @@
-# The worker's loop: wait, then give each direction a bounded turn.
+# The worker's loop: wait, then do a bounded amount of work in each direction. An iteration:
 #
-# Under load the wait is asked with timeout 0, so that neither direction starves the
-# other; when both are empty it blocks, and a lone packet is on its way as soon as
-# it arrives. With busy polling the worker first spins for a while.
+#   snapshot     the time, and what the supervisor may change between two iterations
+#   release      what has waited for its rate limit (hot/shaper.pxd)
+#   doorbell     misdelivered datagrams, and packets staged for a session that is there now
+#   tun_to_udp   hot/tun_read.pxd, then hot/egress.pxd
+#   reordered    lane messages that came too early (hot/reorder.pxd)
+#   udp_to_tun   hot/ingress.pxd, each socket
+#   report       wake the supervisor if there are events
+#   wait         until something is ready or due
+#
+# Under load the wait has timeout 0, so that neither direction starves the other; when both are
+# empty it blocks, and a lone packet is on its way as soon as it arrives. With busy polling the
+# worker first spins for a while. The epoch changes with each iteration, and is even exactly while
+# the wait blocks: it shows when a worker has let go of all pointers (hot/reclaim.pxd).
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -11,16 +21,16 @@ from fastpump.hot.egress cimport egress_dispatch_staged, egress_flush, egress_re
 from fastpump.hot.ingress cimport udp_to_tun
 from fastpump.hot.ingress_delayed cimport ingress_misdelivered, ingress_reordered
 from fastpump.hot.linux cimport (
-    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, epoll_create1, epoll_ctl, epoll_event,
-    epoll_wait, errno, now_ns, read, write,
+    EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno,
+    now_ns, read, write,
 )
-from fastpump.hot.shaper cimport shape_pop, shape_slot_free, shape_timeout_ms
-from fastpump.hot.shm cimport LIMIT_RX, NONE
+from fastpump.hot.shaper cimport shaper_pop, shaper_slot_free, shaper_timeout_ms
+from fastpump.hot.shm cimport DIRECTION_RX, NONE
 from fastpump.hot.staged cimport staged_purge
 from fastpump.hot.tun_read cimport tun_to_udp
 from fastpump.hot.tun_write cimport tun_write_release
 from fastpump.hot.verdict cimport WAKEUPS
-from fastpump.hot.worker cimport ShapedPacket, Worker, worker_count
+from fastpump.hot.worker cimport ShaperEntry, Worker, worker_count
 
 cdef enum:
     READY_TUN = 1
@@ -28,7 +38,7 @@ cdef enum:
     READY_DOORBELL = 4
     READY_LANE_SHIFT = 3            # the bits from there on: our lane sockets
     LOOP_EVENTS = 40
-    HOLD_POLL_MS = 1                # others tell nobody that what we wait for was delivered
+    REORDER_POLL_MS = 1             # no one wakes us when another worker lifts a fence
 
 
 cdef inline int loop_init(Worker *worker) noexcept nogil:
@@ -63,18 +73,18 @@ cdef inline void loop_run(Worker *worker) noexcept nogil:
     cdef bint has_more
     cdef int timeout
     store64(&worker.shared.epoch, epoch, SEQ_CST)
-    worker.send.has_events = True     # tells the supervisor that this worker runs
-    while not worker.interface_gone:
+    worker.send.has_events = True   # the first wake-up says that this worker runs
+    while not worker.is_interface_gone:
         worker.now_ns = now_ns()
         loop_snapshot(worker)
         has_more = False
-        if worker.shape.count:
+        if worker.shaper.count:
             loop_release(worker)
         if ready & READY_DOORBELL:
             loop_doorbell(worker)
         if ready & READY_TUN:
             has_more |= tun_to_udp(worker)
-        if worker.hold.count:
+        if worker.reorder.count:
             ingress_reordered(worker)
         has_more |= loop_receive(worker, ready)
         if worker.send.has_events:
@@ -90,23 +100,23 @@ cdef inline void loop_run(Worker *worker) noexcept nogil:
 
 
 cdef inline void loop_snapshot(Worker *worker) noexcept nogil:
-    """What may change between two turns, and is the same during one."""
+    """What may change between two iterations, and is the same during one."""
     worker.send.now_ns = worker.now_ns
     worker.now_s = <uint32_t>(worker.now_ns / 1000000000)
     worker.mtu = load32(&worker.tables.header.mtu, RELAXED)
     worker.spread_queues = load32(&worker.tables.header.spread_queues, RELAXED)
-    worker.has_limits = load32(&worker.tables.header.has_limits, RELAXED) != 0
+    worker.has_rate_limits = load32(&worker.tables.header.has_rate_limits, RELAXED) != 0
 
 
 cdef inline void loop_release(Worker *worker) noexcept nogil:
-    """Let go what has waited for its rate limit."""
-    cdef ShapedPacket shaped
-    while shape_pop(&worker.shape, worker.now_ns, &shaped):
-        if shaped.way == LIMIT_RX:
+    """Send and write what has waited for its rate limit."""
+    cdef ShaperEntry shaped
+    while shaper_pop(&worker.shaper, worker.now_ns, &shaped):
+        if shaped.direction == DIRECTION_RX:
             tun_write_release(worker, &shaped)
         else:
             worker_count(worker, egress_release(worker, &shaped))
-        shape_slot_free(&worker.shape, &shaped)
+        shaper_slot_free(&worker.shaper, &shaped)
     egress_flush(worker)
 
 
@@ -120,7 +130,7 @@ cdef inline void loop_doorbell(Worker *worker) noexcept nogil:
 
 
 cdef inline bint loop_receive(Worker *worker, uint64_t ready) noexcept nogil:
-    """A turn of each socket that is ready; True if one may hold more."""
+    """An iteration of each socket that is ready; True if one may hold more."""
     cdef uint32_t i
     cdef bint has_more = False
     if ready & READY_UDP:
@@ -134,10 +144,10 @@ cdef inline bint loop_receive(Worker *worker, uint64_t ready) noexcept nogil:
 
 cdef inline int loop_timeout(const Worker *worker) noexcept nogil:
     """How long to wait, ms, if nothing is ready."""
-    cdef int timeout = HOLD_POLL_MS if worker.hold.count else -1
+    cdef int timeout = REORDER_POLL_MS if worker.reorder.count else -1
     cdef int release
-    if worker.shape.count:
-        release = shape_timeout_ms(worker)
+    if worker.shaper.count:
+        release = shaper_timeout_ms(worker)
         if timeout < 0 or release < timeout:
             timeout = release
     return timeout

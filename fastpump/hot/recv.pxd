@@ -11,21 +11,21 @@ from fastpump.hot.constants cimport BUFFER_STRIDE, RECV_MESSAGES
 from fastpump.hot.linux cimport (
     MSG_DONTWAIT, MSG_TRUNC, iovec, mmsghdr, msghdr, recvmmsg, sockaddr_in6,
 )
-from fastpump.hot.pktinfo cimport RECV_CONTROL_LEN, control_read
-from fastpump.hot.shm cimport LOCAL_LEN
+from fastpump.hot.pktinfo cimport RECV_CMSG_LEN, cmsg_read
+from fastpump.hot.shm cimport SOURCE_ADDRESS_LEN
 
 cdef struct RecvBatch:
     uint8_t *buffers                # RECV_MESSAGES of BUFFER_STRIDE
     mmsghdr messages[RECV_MESSAGES]
     iovec iov[RECV_MESSAGES]
     sockaddr_in6 names[RECV_MESSAGES]
-    uint8_t control[RECV_MESSAGES][RECV_CONTROL_LEN]
+    uint8_t control[RECV_MESSAGES][RECV_CMSG_LEN]
 
 cdef struct Sender:
     # Who sent a datagram, and the address of ours that it came to: the answer's source.
     const sockaddr_in6 *address
     uint32_t address_len
-    const uint8_t *local            # LOCAL_LEN
+    const uint8_t *source_address   # SOURCE_ADDRESS_LEN
 
 cdef struct Train:
     # One message.
@@ -34,7 +34,7 @@ cdef struct Train:
     uint32_t segment_len            # of each but the last
     bint is_truncated               # larger than the buffer: nothing of it is any use
     Sender sender
-    uint8_t local[LOCAL_LEN]
+    uint8_t source_address[SOURCE_ADDRESS_LEN]
 
 
 cdef inline void recv_init(RecvBatch *self) noexcept nogil:
@@ -67,8 +67,8 @@ cdef inline void recv_train(RecvBatch *self, uint32_t which, Train *train) noexc
     cdef msghdr *message = &self.messages[which].msg_hdr
     train.datagram = <uint8_t *>self.iov[which].iov_base
     train.length = self.messages[which].msg_len
-    train.segment_len = control_read(message, train.length, train.local)
+    train.segment_len = cmsg_read(message, train.length, train.source_address)
     train.is_truncated = message.msg_flags & MSG_TRUNC != 0
     train.sender.address = &self.names[which]
     train.sender.address_len = message.msg_namelen
-    train.sender.local = train.local
+    train.sender.source_address = train.source_address

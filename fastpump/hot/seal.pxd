@@ -1,7 +1,8 @@
-# Seal into the send batch: a transport message of a session, or a lane message.
+# Seal into the send batch: a lane message, or a transport message of a session.
 #
-# The bytes behind a packet, which a transport message's padding borrows, may be the next
-# segment's payload: they are put back. A lane message has no padding.
+# Whoever calls has taken the counter from the lane's or keypair's send_counter. The bytes behind a
+# packet, which a transport message's padding borrows, may be the next segment's payload: they are
+# put back. A lane message has no padding.
 
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy, memset

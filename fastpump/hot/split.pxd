@@ -15,7 +15,7 @@
 # As the kernel's tcp_gso_segment() and __udp_gso_segment() do it: IPv4 ids count up,
 # sequence numbers advance, CWR stays on the first segment only, PSH and FIN go to
 # the last only. Checksums are written complete; or partial (CHECKSUM_PARTIAL: the
-# pseudo-header's sum), where the transport can say so.
+# pseudo-header's sum), where the transport can mark them so.
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy

@@ -35,12 +35,12 @@ cdef inline bint tun_to_udp(Worker *worker) noexcept nogil:
                       BUFFER_STRIDE - READ_HEADROOM - READ_TAILROOM)
         if length < VNET_HEADER_LEN:
             if length < 0 and errno not in (EAGAIN, EINTR, EBADFD):
-                # A packet that a vnet header cannot describe, say: the kernel dropped it.
+                # For example a packet that a vnet header cannot describe.
                 worker.shared.verdicts[FAILED_INTERFACE_READ] += 1
                 reads += 1
                 continue
             has_more = False
-            worker.interface_gone = length < 0 and errno == EBADFD
+            worker.is_interface_gone = length < 0 and errno == EBADFD
             break
         reads += 1
         bytes_read += <uint32_t>length

@@ -1,8 +1,8 @@
 # Write what was coalesced (hot/gro.pxd) to the interface, one writev a packet or superpacket:
 #
 #   flush     all items, in order
-#   limit     what exceeds a rate waits in a copy, or is dropped (hot/shaper.pxd); it is written by
-#             tun_write_release when it is due
+#   shape     what exceeds a rate limit waits in a copy, or is dropped (hot/shaper.pxd); it is
+#             written by tun_write_release when it is due
 #   queue     ours, or one chosen by the flow's hash ("Queues" in hot/ingress.pxd)
 #   write     vnet header, packet, further payloads
 #
@@ -14,18 +14,18 @@ from libc.stdint cimport uint32_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from fastpump.hot.atomics cimport RELAXED, and32, load32
+from fastpump.hot.constants cimport VNET_HEADER_LEN
 from fastpump.hot.events cimport event_push
 from fastpump.hot.gro cimport Item, gro_reset, item_finish
-from fastpump.hot.constants cimport VNET_HEADER_LEN
 from fastpump.hot.linux cimport EAGAIN, EINVAL, EIO, ENOBUFS, ENOMEM, errno, iovec, writev
-from fastpump.hot.shaper cimport shape_admit, shape_buffer, shape_is_used, shape_push
-from fastpump.hot.shm cimport EVENT_OFFLOAD_OFF, LIMIT_RX, NONE
+from fastpump.hot.shaper cimport shaper_buffer, shaper_is_used, shaper_push, shaper_schedule
+from fastpump.hot.shm cimport DIRECTION_RX, EVENT_OFFLOAD_OFF, NONE
 from fastpump.hot.verdict cimport (
     DROP_INTERFACE_DOWN, DROP_INTERFACE_ERROR, DROP_INTERFACE_FULL, DROP_RATE_LIMIT, FAILED_TUN_GSO,
     TUN_TX_BYTES, TUN_TX_PACKETS, TUN_TX_SUPERPACKETS, TUN_TX_WRITES,
 )
 from fastpump.hot.vnet cimport VnetHeader
-from fastpump.hot.worker cimport ShapedPacket, Worker
+from fastpump.hot.worker cimport ShaperEntry, Worker
 
 
 cdef inline void tun_write_flush(Worker *worker) noexcept nogil:
@@ -38,17 +38,17 @@ cdef inline void tun_write_flush(Worker *worker) noexcept nogil:
 
 cdef inline void tun_write_item(Worker *worker, Item *item) noexcept nogil:
     cdef int count = item_finish(&worker.gro, item, worker.write_iov)
-    if shape_is_used(worker) and not tun_write_limited(worker, item, count):
+    if shaper_is_used(worker) and not tun_write_shape(worker, item, count):
         return
     if tun_write_vector(worker, tun_write_queue(worker, item), worker.write_iov, count,
                         item.segment_count, item.link_len + item.total_len):
         worker.shared.counters[TUN_TX_SUPERPACKETS] += item.segment_count > 1
     elif errno == EINVAL and item.segment_count > 1:
         # The kernel takes vnet headers but not this kind of superpacket.
-        tun_write_offload_failed(worker, item.offload)
+        tun_write_disable_offload(worker, item.offload)
         tun_write_one_by_one(worker, item)
     else:
-        tun_write_failed(worker, errno, item.segment_count)
+        tun_write_count_error(worker, errno, item.segment_count)
 
 
 cdef inline int tun_write_queue(Worker *worker, const Item *item) noexcept nogil:
@@ -70,38 +70,38 @@ cdef inline bint tun_write_vector(Worker *worker, int fd, const iovec *iov, int 
     return True
 
 
-cdef inline bint tun_write_limited(Worker *worker, const Item *item, int count) noexcept nogil:
-    """Whether the rate limits let an item, finished as write_iov, pass now; else it waits in
-    a copy, or is dropped."""
-    cdef ShapedPacket shaped
+cdef inline bint tun_write_shape(Worker *worker, const Item *item, int count) noexcept nogil:
+    """True if an item, finished as write_iov, is to be written now; else it waits in a copy for its
+    rate limit, or was dropped."""
+    cdef ShaperEntry shaped
     cdef uint8_t *buffer
     cdef uint32_t bytes = item.link_len + item.total_len
     cdef int i
     shaped.length = VNET_HEADER_LEN + bytes
     bytes += (item.segment_count - 1) * (item.link_len + item.header_len)
     shaped.peer = item.peer
-    shaped.way = LIMIT_RX
+    shaped.direction = DIRECTION_RX
     shaped.packet_count = item.segment_count
-    if not shape_admit(worker, &shaped, bytes, shaped.length):
+    if not shaper_schedule(worker, &shaped, bytes, shaped.length):
         worker.shared.verdicts[DROP_RATE_LIMIT] += item.segment_count
         return False
     if shaped.slot == NONE:
         return True
     shaped.fd = tun_write_queue(worker, item)
     shaped.offload = item.offload if item.segment_count > 1 else 0
-    buffer = shape_buffer(&worker.shape, shaped.slot)
+    buffer = shaper_buffer(&worker.shaper, shaped.slot)
     for i in range(count):
         memcpy(buffer, worker.write_iov[i].iov_base, worker.write_iov[i].iov_len)
         buffer += worker.write_iov[i].iov_len
-    shape_push(worker, &shaped)
+    shaper_push(worker, &shaped)
     return False
 
 
-cdef inline void tun_write_release(Worker *worker, const ShapedPacket *shaped) noexcept nogil:
+cdef inline void tun_write_release(Worker *worker, const ShaperEntry *shaped) noexcept nogil:
     """What waited for a rate limit is due."""
     cdef iovec iov
     cdef int error
-    iov.iov_base = shape_buffer(&worker.shape, shaped.slot)
+    iov.iov_base = shaper_buffer(&worker.shaper, shaped.slot)
     iov.iov_len = shaped.length
     if tun_write_vector(worker, shaped.fd, &iov, 1, shaped.packet_count,
                         shaped.length - VNET_HEADER_LEN):
@@ -109,11 +109,11 @@ cdef inline void tun_write_release(Worker *worker, const ShapedPacket *shaped) n
         return
     error = errno
     if error == EINVAL and shaped.offload:
-        tun_write_offload_failed(worker, shaped.offload)
-    tun_write_failed(worker, error, shaped.packet_count)
+        tun_write_disable_offload(worker, shaped.offload)
+    tun_write_count_error(worker, error, shaped.packet_count)
 
 
-cdef inline void tun_write_failed(Worker *worker, int error, uint32_t packets) noexcept nogil:
+cdef inline void tun_write_count_error(Worker *worker, int error, uint32_t packets) noexcept nogil:
     if error == EIO:
         worker.shared.verdicts[DROP_INTERFACE_DOWN] += packets
     elif error in (EAGAIN, ENOBUFS, ENOMEM):
@@ -122,7 +122,7 @@ cdef inline void tun_write_failed(Worker *worker, int error, uint32_t packets) n
         worker.shared.verdicts[DROP_INTERFACE_ERROR] += packets
 
 
-cdef inline void tun_write_offload_failed(Worker *worker, uint32_t offload) noexcept nogil:
+cdef inline void tun_write_disable_offload(Worker *worker, uint32_t offload) noexcept nogil:
     """Make no such superpackets any more."""
     worker.shared.verdicts[FAILED_TUN_GSO] += 1
     if and32(&worker.tables.header.offloads, ~offload, RELAXED) & offload:
@@ -147,10 +147,10 @@ cdef inline void tun_write_one_by_one(Worker *worker, Item *item) noexcept nogil
     iov[1].iov_base = item.packet - item.link_len
     iov[1].iov_len = item.link_len + item.packet_len
     if not tun_write_vector(worker, fd, iov, 2, 1, <uint32_t>iov[1].iov_len):
-        tun_write_failed(worker, errno, 1)
+        tun_write_count_error(worker, errno, 1)
     while piece:
         iov[1].iov_base = worker.gro.pieces[piece - 1].start - item.header_len - item.link_len
         iov[1].iov_len = worker.gro.pieces[piece - 1].length + item.header_len + item.link_len
         if not tun_write_vector(worker, fd, iov, 2, 1, <uint32_t>iov[1].iov_len):
-            tun_write_failed(worker, errno, 1)
+            tun_write_count_error(worker, errno, 1)
         piece = worker.gro.pieces[piece - 1].next

@@ -43,8 +43,8 @@ class Action(enum.Enum):
     GIVE_UP = "give up"
     KEEPALIVE = "keepalive"
     ZERO_KEYS = "zero keys"
-    DISARM_TX = "disarm tx"     # let the data plane tell of the next unanswered packet
-    DISARM_RX = "disarm rx"
+    REARM_TX = "rearm tx"     # let the data plane tell of the next unanswered packet
+    REARM_RX = "rearm rx"
 
 
 @dataclass(slots=True)
@@ -136,21 +136,21 @@ class Timers:
         due = first + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT
         self.new_handshake_at = None
         if first == 0:
-            return [Action.DISARM_TX]
+            return [Action.REARM_TX]
         if now < due:
             self.new_handshake_at = due
             return []
-        return [Action.INITIATE, Action.DISARM_TX]
+        return [Action.INITIATE, Action.REARM_TX]
 
     def _keepalive(self, now: int, activity: Activity) -> list[Action]:
         first = activity.first_unanswered_rx_ns
         self.keepalive_at = None
         if first == 0:
-            return [Action.DISARM_RX]
+            return [Action.REARM_RX]
         if now < first + KEEPALIVE_TIMEOUT:
             self.keepalive_at = first + KEEPALIVE_TIMEOUT
             return []
-        return [Action.KEEPALIVE, Action.DISARM_RX]
+        return [Action.KEEPALIVE, Action.REARM_RX]
 
     def _persistent(self, now: int, activity: Activity) -> list[Action]:
         due = max(activity.last_tx_ns, activity.last_rx_ns) + self.persistent_interval_ns

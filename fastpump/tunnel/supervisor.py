@@ -24,7 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from fastpump._core import INTAKE_BATCH, Intake, SharedTables
+from fastpump._core import ADMISSION_BATCH, Admission, SharedTables
 from fastpump.clock import now_ns
 from fastpump.conn.endpoint import Endpoint
 from fastpump.conn.sockets import SocketGroup, preferred_family
@@ -76,7 +76,7 @@ class Supervisor:
             interface_is_gone=lambda: self.stop("because the interface was deleted"),
             cannot_start=self._fail), pin=pin, busy_poll_us=busy_poll_us)
         self.family = preferred_family()
-        self._intake = Intake()
+        self._intake = Admission()
         self.device = Device(tables, Surroundings(
             transmit=self._transmit, transmit_lane=self._transmit_lane,
             ring=self._workers.ring, schedule=self._schedule,
@@ -293,7 +293,7 @@ class Supervisor:
             except OSError as error:    # what ICMP said of an earlier send
                 log.debug("handshake socket: %s", error)
                 continue
-            if count < INTAKE_BATCH:
+            if count < ADMISSION_BATCH:
                 break
         self._serve_handshakes()
 

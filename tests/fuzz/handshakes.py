@@ -6,7 +6,7 @@ import socket
 from collections import deque
 from ipaddress import IPv4Address
 
-from fastpump._core import Intake, SharedTables
+from fastpump._core import Admission, SharedTables
 from fastpump.conn.endpoint import NO_LOCAL, Endpoint
 from fastpump.constants import (
     REKEY_TIMEOUT,
@@ -52,7 +52,7 @@ class Side:
         self.passed_on, self.used = 0, set()
         self.tables = SharedTables.create(2, peer_count, 8)
         self.tables.close()
-        self.intake = Intake()
+        self.intake = Admission()
         self.device = Device(self.tables, Surroundings(
             transmit=self.transmit, ring=lambda: None, schedule=lambda: None,
             unix_ns=lambda: world.unix_ns, jitter=world.rng.randrange,

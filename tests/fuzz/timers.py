@@ -116,7 +116,7 @@ class Clock:
         elif what <= 4 and peer.keypairs.current is not None:
             self.notes.data_received(peer, self.now)
         elif what == 5:
-            self.notes.tell(peer, rng.choice(("rekey", "roam", "local_gone")), self.now)
+            self.notes.tell(peer, rng.choice(("rekey", "roam", "source_address_gone")), self.now)
         elif what == 6:     # what may still come of a peer or keypair that is gone
             self.notes.events[rng.randrange(2)].append((
                 rng.choice(("want_session", "unanswered_tx", "unanswered_rx", "confirmed",
@@ -242,9 +242,9 @@ def check_timers_alone(rng):
                     timers.initiation_sent(now, 0)
                 elif action is Action.KEEPALIVE:
                     last_tx, first_rx = now, 0
-                elif action is Action.DISARM_TX:
+                elif action is Action.REARM_TX:
                     first_tx = 0
-                elif action is Action.DISARM_RX:
+                elif action is Action.REARM_RX:
                     first_rx = 0
             assert timers.attempts < MAX_HANDSHAKE_ATTEMPTS
         check_quiet(timers, now, Activity(first_tx, first_rx, last_tx, last_rx))
@@ -261,8 +261,8 @@ def check_quiet(timers, now, activity):
         assert count <= 2 * MAX_HANDSHAKE_ATTEMPTS + 12, "timers that never end"
         if Action.INITIATE in actions:
             timers.initiation_sent(now, REKEY_TIMEOUT_JITTER)
-        if Action.DISARM_TX in actions:
+        if Action.REARM_TX in actions:
             activity = activity._replace(first_unanswered_tx_ns=0)
-        if Action.DISARM_RX in actions:
+        if Action.REARM_RX in actions:
             activity = activity._replace(first_unanswered_rx_ns=0)
     assert now - begin <= 1000 * SECOND + KEEPALIVE_TIMEOUT

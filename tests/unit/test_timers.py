@@ -5,9 +5,9 @@ import pytest
 from fastpump.constants import SECOND
 from fastpump.protocol.timers import Action, Activity, Timers
 
-INITIATE, GIVE_UP, KEEPALIVE, ZERO_KEYS, DISARM_TX, DISARM_RX = (
-    Action.INITIATE, Action.GIVE_UP, Action.KEEPALIVE, Action.ZERO_KEYS, Action.DISARM_TX,
-    Action.DISARM_RX)
+INITIATE, GIVE_UP, KEEPALIVE, ZERO_KEYS, REARM_TX, REARM_RX = (
+    Action.INITIATE, Action.GIVE_UP, Action.KEEPALIVE, Action.ZERO_KEYS, Action.REARM_TX,
+    Action.REARM_RX)
 
 
 def activity(tx=0, rx=0, last_tx=0, last_rx=0):
@@ -34,24 +34,24 @@ TABLE = [
      [(105, QUIET, [INITIATE])]),
     ("a silent peer gets a handshake 15 seconds after the first unanswered packet",
      lambda t: t.unanswered_tx(at(100), 0),
-     [(114.9, activity(tx=100), []), (115, activity(tx=100), [INITIATE, DISARM_TX])]),
+     [(114.9, activity(tx=100), []), (115, activity(tx=100), [INITIATE, REARM_TX])]),
     ("an answer moves it on",
      lambda t: t.unanswered_tx(at(100), 0),
      [(115, activity(tx=110), []), (124, activity(tx=110), []),
-      (125, activity(tx=110), [INITIATE, DISARM_TX])]),
+      (125, activity(tx=110), [INITIATE, REARM_TX])]),
     ("all answered: stop watching",
      lambda t: t.unanswered_tx(at(100), 0),
-     [(115, activity(tx=0), [DISARM_TX]), (130, activity(tx=0), [])]),
+     [(115, activity(tx=0), [REARM_TX]), (130, activity(tx=0), [])]),
     ("ten seconds of silence after data came: a keepalive",
      lambda t: t.unanswered_rx(at(100)),
-     [(109.9, activity(rx=100), []), (110, activity(rx=100), [KEEPALIVE, DISARM_RX]),
+     [(109.9, activity(rx=100), []), (110, activity(rx=100), [KEEPALIVE, REARM_RX]),
       (120, activity(rx=0), [])]),
     ("data went back meanwhile: no keepalive",
      lambda t: t.unanswered_rx(at(100)),
-     [(110, activity(rx=0), [DISARM_RX])]),
+     [(110, activity(rx=0), [REARM_RX])]),
     ("data went back and more came: later",
      lambda t: t.unanswered_rx(at(100)),
-     [(110, activity(rx=104), []), (114, activity(rx=104), [KEEPALIVE, DISARM_RX])]),
+     [(110, activity(rx=104), []), (114, activity(rx=104), [KEEPALIVE, REARM_RX])]),
     ("persistent keepalive: at once, then after every silence",
      lambda t: t.set_persistent(at(25), at(100)),
      [(100, QUIET, [KEEPALIVE]), (125, activity(last_tx=100), [KEEPALIVE]),
