@@ -20,7 +20,7 @@ LOCAL_SIDE: int
 ADMIT_HANDSHAKE: int
 ADMIT_TRANSPORT: int
 SENT_COOKIE_REPLY: int
-INTAKE_BATCH: int
+ADMISSION_BATCH: int
 BACKENDS: tuple[str, ...]
 
 class NewKeypair(NamedTuple):
@@ -182,7 +182,7 @@ class Pump:
     def run(self) -> None: ...
     def turn(self, now: int | None = None) -> None: ...
 
-class Intake:
+class Admission:
     def __init__(self) -> None: ...
     def set_keys(self, mac1_key: bytes | None, cookie_key: bytes | None) -> None: ...
     def renew_cookie_secret(self) -> None: ...

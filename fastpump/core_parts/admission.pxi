@@ -10,41 +10,41 @@ from libc.string cimport memcpy
 
 from fastpump.hot cimport admission
 from fastpump.hot.admission cimport (
-    COOKIE_REPLY_LEN, INTAKE_MESSAGES, INTAKE_STRIDE, Intake as IntakeState, cookie_reply_write,
-    intake_judge, known_add, mac_free, mac_init, replies_send, reply_add, xchacha_free,
-    xchacha_init,
+    ADMISSION_MESSAGES, ADMISSION_STRIDE, COOKIE_REPLY_LEN, Admission as AdmissionState,
+    admission_judge, cookie_reply_write, keyed_hash_free, keyed_hash_init, known_add, replies_send,
+    reply_add, xchacha_free, xchacha_init,
 )
 from fastpump.hot.linux cimport (
     EAGAIN, EINTR, MSG_DONTWAIT, MSG_TRUNC, errno, msghdr, munmap, recvmmsg, sockaddr_in6,
 )
-from fastpump.hot.pktinfo cimport RECV_CONTROL_LEN, control_read
-from fastpump.hot.shm cimport ADDRESS_LEN, LOCAL_LEN
+from fastpump.hot.pktinfo cimport RECV_CMSG_LEN, cmsg_read
+from fastpump.hot.shm cimport ADDRESS_LEN, SOURCE_ADDRESS_LEN
 
 ADMIT_HANDSHAKE = admission.ADMIT_HANDSHAKE
 ADMIT_TRANSPORT = admission.ADMIT_TRANSPORT
 SENT_COOKIE_REPLY = admission.SENT_COOKIE_REPLY
-INTAKE_BATCH = INTAKE_MESSAGES
+ADMISSION_BATCH = ADMISSION_MESSAGES
 
 cdef enum:
-    INTAKE_BUFFERS = INTAKE_MESSAGES * INTAKE_STRIDE
+    ADMISSION_BUFFERS = ADMISSION_MESSAGES * ADMISSION_STRIDE
 
 
-cdef class Intake:
+cdef class Admission:
     """What is let in of the datagrams at the handshake socket (hot/admission.pxd).
 
     Times are CLOCK_BOOTTIME, ns. `verdicts` counts what was dropped, by name.
     """
 
-    cdef IntakeState *state
+    cdef AdmissionState *state
 
     def __init__(self):
-        cdef IntakeState *state
+        cdef AdmissionState *state
         cdef int i
         if self.state != NULL:
             raise ValueError("already set up")
-        state = self.state = <IntakeState *>map_memory(sizeof(IntakeState), -1)
-        state.buffers = <uint8_t *>map_memory(INTAKE_BUFFERS, -1)
-        if mac_init(&state.mac) != 0 or xchacha_init(&state.xchacha) != 0:
+        state = self.state = <AdmissionState *>map_memory(sizeof(AdmissionState), -1)
+        state.buffers = <uint8_t *>map_memory(ADMISSION_BUFFERS, -1)
+        if keyed_hash_init(&state.keyed_hash) != 0 or xchacha_init(&state.xchacha) != 0:
             raise OSError("libcrypto lacks BLAKE2s or ChaCha20")
         keys = os.urandom(32)
         memcpy(state.source_key, PyBytes_AS_STRING(keys), 16)
@@ -52,20 +52,20 @@ cdef class Intake:
         state.source_key[0] |= 1
         state.known_key[0] |= 1
         self.renew_cookie_secret()
-        for i in range(INTAKE_MESSAGES):
+        for i in range(ADMISSION_MESSAGES):
             state.messages[i].msg_hdr.msg_name = &state.names[i]
             state.messages[i].msg_hdr.msg_iov = &state.iov[i]
             state.messages[i].msg_hdr.msg_iovlen = 1
             state.messages[i].msg_hdr.msg_control = state.control[i]
-            state.iov[i].iov_base = state.buffers + <size_t>i * INTAKE_STRIDE
+            state.iov[i].iov_base = state.buffers + <size_t>i * ADMISSION_STRIDE
 
     def __dealloc__(self):
         if self.state != NULL:
-            mac_free(&self.state.mac)
+            keyed_hash_free(&self.state.keyed_hash)
             xchacha_free(&self.state.xchacha)
             if self.state.buffers != NULL:
-                munmap(self.state.buffers, INTAKE_BUFFERS)
-            munmap(self.state, sizeof(IntakeState))
+                munmap(self.state.buffers, ADMISSION_BUFFERS)
+            munmap(self.state, sizeof(AdmissionState))
 
     def set_keys(self, mac1_key, cookie_key):
         """The keys of mac1 for messages to us and of our cookie replies (32 bytes each);
@@ -120,7 +120,7 @@ cdef class Intake:
         """ADMIT_HANDSHAKE, ADMIT_TRANSPORT, SENT_COOKIE_REPLY (which only `receive` does);
         None if it was dropped."""
         self.check_sockaddr(sockaddr)
-        cdef int verdict = intake_judge(
+        cdef int verdict = admission_judge(
             self.state, <const uint8_t *>PyBytes_AS_STRING(message), <uint32_t>len(message),
             <const uint8_t *>PyBytes_AS_STRING(sockaddr), now)
         self.state.verdicts[verdict] += 1
@@ -130,19 +130,19 @@ cdef class Intake:
         """Receive once from a socket, judge, and send cookies: (how many messages came,
         [(verdict, data, sockaddr, local)] of what is let in). OSError is what ICMP said of
         an earlier send."""
-        cdef IntakeState *state = self.state
+        cdef AdmissionState *state = self.state
         cdef msghdr *message
         cdef uint8_t *data
-        cdef uint8_t local[LOCAL_LEN]
+        cdef uint8_t local[SOURCE_ADDRESS_LEN]
         cdef uint32_t left, length, segment_len
         cdef int i, received, verdict
-        for i in range(INTAKE_MESSAGES):
+        for i in range(ADMISSION_MESSAGES):
             message = &state.messages[i].msg_hdr
             message.msg_namelen = sizeof(sockaddr_in6)
-            message.msg_controllen = RECV_CONTROL_LEN
-            state.iov[i].iov_len = INTAKE_STRIDE
+            message.msg_controllen = RECV_CMSG_LEN
+            state.iov[i].iov_len = ADMISSION_STRIDE
         with nogil:
-            received = recvmmsg(fd, state.messages, INTAKE_MESSAGES, MSG_DONTWAIT, NULL)
+            received = recvmmsg(fd, state.messages, ADMISSION_MESSAGES, MSG_DONTWAIT, NULL)
         if received < 0:
             if errno in (EAGAIN, EINTR):
                 return 0, []
@@ -152,10 +152,10 @@ cdef class Intake:
             message = &state.messages[i].msg_hdr
             left = 0 if message.msg_flags & MSG_TRUNC else state.messages[i].msg_len
             data = <uint8_t *>state.iov[i].iov_base
-            segment_len = control_read(message, left, local)
+            segment_len = cmsg_read(message, left, local)
             while left:
                 length = left if left < segment_len else segment_len
-                verdict = intake_judge(state, data, length, <uint8_t *>&state.names[i], now)
+                verdict = admission_judge(state, data, length, <uint8_t *>&state.names[i], now)
                 state.verdicts[verdict] += 1
                 if verdict == admission.SENT_COOKIE_REPLY:
                     reply_add(state, fd, data, length, &state.names[i], message.msg_namelen,
@@ -165,7 +165,7 @@ cdef class Intake:
                         verdict, PyBytes_FromStringAndSize(<char *>data, length),
                         PyBytes_FromStringAndSize(<char *>&state.names[i],
                                                   message.msg_namelen),
-                        PyBytes_FromStringAndSize(<char *>local, LOCAL_LEN)))
+                        PyBytes_FromStringAndSize(<char *>local, SOURCE_ADDRESS_LEN)))
                 data += length
                 left -= length
         replies_send(state, fd)

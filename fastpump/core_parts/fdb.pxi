@@ -4,12 +4,12 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastpump.hot.fdb cimport (
-    MAC_LOCAL, MAC_NOBODY, MAC_STATIC, MAC_VALID, fdb_add_static, fdb_flush, fdb_next, fdb_remove,
-    fdb_sweep, mac_is_aged, mac_key, mac_lookup, mac_owner,
+    MAC_LOCAL_PORT, MAC_STATIC, MAC_UNKNOWN, MAC_VALID, fdb_add_static, fdb_flush, fdb_next,
+    fdb_remove, fdb_sweep, mac_is_aged, mac_key, mac_lookup, mac_owner,
 )
 from fastpump.hot.shm cimport Header, Tables
 
-LOCAL_SIDE = MAC_LOCAL
+LOCAL_SIDE = MAC_LOCAL_PORT
 
 
 cdef class Fdb:
@@ -33,7 +33,7 @@ cdef class Fdb:
         """A static entry: the address is on that side, and locked to it. MemoryError when there
         is no room for it."""
         cdef uint64_t key = self.key_of(mac, vlan)
-        if owner != MAC_LOCAL:
+        if owner != MAC_LOCAL_PORT:
             self.mapping.peer(owner)
         if not fdb_add_static(&self.mapping.tables, key, owner, seconds(now)):
             raise MemoryError("there is no room for that MAC address")
@@ -46,7 +46,7 @@ cdef class Fdb:
         """On whose side an address is; None when unknown."""
         cdef uint32_t owner = mac_lookup(&self.mapping.tables, self.key_of(mac, vlan),
                                          seconds(now))
-        return None if owner == MAC_NOBODY else owner
+        return None if owner == MAC_UNKNOWN else owner
 
     def entries(self, uint64_t now):
         """All that is known: [(address, VLAN, owner, is_static, age in seconds)]."""
@@ -63,7 +63,7 @@ cdef class Fdb:
 
     def flush(self, owner=None, *, bint with_static=True):
         """Forget the addresses of one side, or all; how many."""
-        return fdb_flush(&self.mapping.tables, MAC_NOBODY if owner is None else owner, with_static)
+        return fdb_flush(&self.mapping.tables, MAC_UNKNOWN if owner is None else owner, with_static)
 
     def sweep(self, uint64_t now):
         """Take aged entries out, and count the others anew."""
@@ -78,7 +78,7 @@ cdef class Fdb:
         """(all, of our own side, {peer's slot: of that peer})."""
         cdef Header *header = self.mapping.tables.header
         cdef uint32_t slot
-        return (header.mac_count, header.mac_count_local, {
+        return (header.mac_count, header.mac_count_local_port, {
             slot: self.mapping.tables.peers[slot].mac_count for slot in range(header.peers_end)
             if self.mapping.tables.peers[slot].live})
 

@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memset
 from fastpump.hot cimport constants
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, add64, and32, load32, store32
 from fastpump.hot.shm cimport (
-    KEYPAIR_INITIATOR, KEYPAIR_REKEY_TOLD, KEYPAIR_UNCONFIRMED, Header, Keypair,
+    KEYPAIR_INITIATOR, KEYPAIR_REKEY_REPORTED, KEYPAIR_UNCONFIRMED, Header, Keypair,
 )
 
 REJECT_AFTER_MESSAGES = constants.REJECT_AFTER_MESSAGES
@@ -80,7 +80,7 @@ cdef class Keypairs(SlotTable):
 
     def rearm_rekey(self, uint32_t slot):
         """Let the workers ask for a rekey again (the last attempt failed)."""
-        and32(&self.at(slot).flags, ~<uint32_t>KEYPAIR_REKEY_TOLD, RELAXED)
+        and32(&self.at(slot).flags, ~<uint32_t>KEYPAIR_REKEY_REPORTED, RELAXED)
 
     def take_counter(self, uint32_t slot, uint32_t local_index):
         """A send counter, taken atomically: nobody else gets it. ValueError if the slot's

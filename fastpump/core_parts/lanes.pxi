@@ -13,18 +13,19 @@ from fastpump.hot.atomics cimport (
     RELAXED, RELEASE, SEQ_CST, add64, and32, load32, load64, or32, store32,
 )
 from fastpump.hot.shm cimport (
-    LANE_ASKED, LANE_DEAD, LANE_FREE, LANE_LIVE, LANE_REKEY_TOLD, LANE_RESERVED, LANE_ROAM_TOLD,
-    LANE_UNANSWERED_TOLD, LANE_USABLE, LANE_USABLE_TOLD, LOCAL_LEN, NONE, Header, Lane,
+    LANE_DEAD, LANE_ECHO_REPORTED, LANE_FREE, LANE_LIVE, LANE_REKEY_REPORTED, LANE_RESERVED,
+    LANE_ROAM_REPORTED, LANE_UNANSWERED_REPORTED, LANE_USABLE, LANE_USABLE_REPORTED, NONE,
+    SOURCE_ADDRESS_LEN, Header, Lane,
 )
 
 FEATURE_PARTIAL, FEATURE_BUNDLE = constants.FEATURE_PARTIAL, constants.FEATURE_BUNDLE
 MAX_LANES = constants.MAX_LANES
 LANE_BITS = {
-    "asked": LANE_ASKED,
-    "usable_told": LANE_USABLE_TOLD,
-    "unanswered_told": LANE_UNANSWERED_TOLD,
-    "rekey_told": LANE_REKEY_TOLD,
-    "roam_told": LANE_ROAM_TOLD,
+    "echo_reported": LANE_ECHO_REPORTED,
+    "usable_reported": LANE_USABLE_REPORTED,
+    "unanswered_reported": LANE_UNANSWERED_REPORTED,
+    "rekey_reported": LANE_REKEY_REPORTED,
+    "roam_reported": LANE_ROAM_REPORTED,
 }
 
 NewLanes = namedtuple("NewLanes", (
@@ -163,7 +164,7 @@ cdef class Lanes(SlotTable):
         """(sockaddr, own address) as the lane's worker has them; (b"", zeros) for unknown."""
         return endpoint_load(&self.at(slot).endpoint)
 
-    def set_endpoint(self, uint32_t slot, bytes sockaddr, bytes local=bytes(LOCAL_LEN)):
+    def set_endpoint(self, uint32_t slot, bytes sockaddr, bytes local=bytes(SOURCE_ADDRESS_LEN)):
         """As of a peer."""
         endpoint_store(&self.at(slot).endpoint, sockaddr, local)
 

@@ -2,10 +2,10 @@
 
 from libc.stdint cimport uint64_t
 
-from fastpump.hot.shm cimport LIMIT_RX, LIMIT_TX, Bucket, Limiter
+from fastpump.hot.shm cimport DIRECTION_RX, DIRECTION_TX, Bucket, Limiter
 from fastpump.hot.token_bucket cimport bucket_set, limiter_of_peer, limits_publish
 
-LIMIT_WAYS = {"tx": LIMIT_TX, "rx": LIMIT_RX}
+DIRECTIONS = {"tx": DIRECTION_TX, "rx": DIRECTION_RX}
 
 
 cdef class Limiters:
@@ -17,11 +17,11 @@ cdef class Limiters:
         self.mapping = mapping
 
     def set(self, peer, str way, bytes_bucket, ops_bucket, uint64_t now):
-        """The token buckets of a peer, or of the interface (None), one `way` (LIMIT_WAYS): each
+        """The token buckets of a peer, or of the interface (None), one `way` (DIRECTIONS): each
         (tokens, refill time in ns, one-time burst), or None for no limit. They begin full.
         `now`: CLOCK_BOOTTIME, ns."""
-        cdef int which = LIMIT_WAYS[way]
-        cdef Limiter *limiter = &self.mapping.tables.limits[which]
+        cdef int which = DIRECTIONS[way]
+        cdef Limiter *limiter = &self.mapping.tables.limiters[which]
         if peer is not None:
             self.mapping.peer(peer)
             limiter = limiter_of_peer(&self.mapping.tables, peer, which)

@@ -8,18 +8,19 @@ from fastpump.hot.atomics cimport (
 )
 from fastpump.hot.fdb cimport fdb_flush
 from fastpump.hot.shm cimport (
-    ARMED_LOCAL_GONE, ARMED_ROAM, ARMED_UNANSWERED_RX, ARMED_UNANSWERED_TX, ARMED_WANT_SESSION,
-    LOCAL_LEN, NONE, POLICY_ANY, POLICY_LANES, POLICY_NOTHING, PeerSlot,
+    NONE, POLICY_ANY, POLICY_LANES, POLICY_NOTHING, REPORTED_ROAM, REPORTED_SOURCE_ADDRESS_GONE,
+    REPORTED_UNANSWERED_RX, REPORTED_UNANSWERED_TX, REPORTED_WANT_SESSION, SOURCE_ADDRESS_LEN,
+    PeerSlot,
 )
 from fastpump.hot.token_bucket cimport limits_clear
 
 POLICIES = {"any": POLICY_ANY, "lanes": POLICY_LANES, "nothing": POLICY_NOTHING}
-ARMED_BITS = {
-    "unanswered_tx": ARMED_UNANSWERED_TX,
-    "unanswered_rx": ARMED_UNANSWERED_RX,
-    "want_session": ARMED_WANT_SESSION,
-    "roam": ARMED_ROAM,
-    "local_gone": ARMED_LOCAL_GONE,
+REPORTED_BITS = {
+    "unanswered_tx": REPORTED_UNANSWERED_TX,
+    "unanswered_rx": REPORTED_UNANSWERED_RX,
+    "want_session": REPORTED_WANT_SESSION,
+    "roam": REPORTED_ROAM,
+    "source_address_gone": REPORTED_SOURCE_ADDRESS_GONE,
 }
 NO_SLOT = NONE
 
@@ -60,7 +61,7 @@ cdef class Peers(SlotTable):
         fdb_flush(&self.mapping.tables, slot, True)     # what a worker learned in the meantime
         return SlotTable.recycle(self, slot)
 
-    def set_endpoint(self, uint32_t slot, bytes sockaddr, bytes local=bytes(LOCAL_LEN)):
+    def set_endpoint(self, uint32_t slot, bytes sockaddr, bytes local=bytes(SOURCE_ADDRESS_LEN)):
         """`sockaddr`: a struct sockaddr_in or sockaddr_in6 as bytes; b"" for unknown.
         `local`: the own address to send from, 16 bytes; zeros: the kernel's choice."""
         endpoint_store(&self.mapping.peer(slot).endpoint, sockaddr, local)
@@ -71,7 +72,7 @@ cdef class Peers(SlotTable):
 
     def set_id(self, uint32_t slot, uint64_t id):
         """What relay headers say of frames that came in at the peer (docs/PROTOCOL.md)."""
-        store64(&self.mapping.peer(slot).id, id, SEQ_CST)
+        store64(&self.mapping.peer(slot).originator_id, id, SEQ_CST)
 
     def set_policy(self, uint32_t slot, str policy):
         """What the peer's data may travel by: "any" way, "lanes" only, or "nothing"."""
@@ -94,17 +95,17 @@ cdef class Peers(SlotTable):
         add32(&self.mapping.peer(slot).purge_count, 1, RELEASE)
 
     def rearm(self, uint32_t slot, str what, uint64_t handled_ns=0):
-        """Let workers send the event of that name (ARMED_BITS) for the peer again. `handled_ns`:
+        """Let workers send the event of that name (REPORTED_BITS) for the peer again. `handled_ns`:
         the first unanswered packet that was dealt with; a later one is not forgotten."""
         cdef PeerSlot *peer = self.mapping.peer(slot)
-        cdef uint32_t bit = ARMED_BITS[what]
-        if handled_ns and bit == ARMED_UNANSWERED_TX and (
+        cdef uint32_t bit = REPORTED_BITS[what]
+        if handled_ns and bit == REPORTED_UNANSWERED_TX and (
                 peer.first_unanswered_tx_ns == handled_ns):
             peer.first_unanswered_tx_ns = 0
-        if handled_ns and bit == ARMED_UNANSWERED_RX and (
+        if handled_ns and bit == REPORTED_UNANSWERED_RX and (
                 peer.first_unanswered_rx_ns == handled_ns):
             peer.first_unanswered_rx_ns = 0
-        and32(&peer.armed, ~bit, SEQ_CST)
+        and32(&peer.reported, ~bit, SEQ_CST)
 
     def record_sent(self, uint32_t slot, uint64_t now, uint64_t wire_bytes):
         """The supervisor sent something authenticated to the peer (a keepalive)."""

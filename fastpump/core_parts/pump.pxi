@@ -10,18 +10,19 @@ from fastpump.hot.aead cimport aead_free
 from fastpump.hot.arena cimport Arena, arena_take
 from fastpump.hot.batch cimport send_init
 from fastpump.hot.constants cimport (
-    BUFFER_STRIDE, HELD_BYTES, LANE_FLAGS, LANE_FRAME_FLAGS, RECV_MESSAGES, SEND_MESSAGES,
-    SHAPE_BIG, SHAPE_SMALL, SHAPE_SMALL_LEN, STAGED_SLOTS,
+    BUFFER_STRIDE, LANE_FLAGS, LANE_FRAME_FLAGS, RECV_MESSAGES, REORDER_BYTES, SEND_MESSAGES,
+    SHAPER_BIG, SHAPER_SMALL, SHAPER_SMALL_LEN, STAGED_SLOTS,
 )
-from fastpump.hot.ingress cimport recv_init, take_held
+from fastpump.hot.ingress_delayed cimport ingress_reordered
 from fastpump.hot.linux cimport munmap, now_ns
 from fastpump.hot.loop cimport (
-    loop_doorbell, loop_init, loop_receive, loop_release, loop_run, loop_turn,
+    loop_doorbell, loop_init, loop_receive, loop_release, loop_run, loop_snapshot,
 )
+from fastpump.hot.recv cimport recv_init
 from fastpump.hot.sandbox cimport (
     sandbox_drop_capabilities, sandbox_filter_syscalls, sandbox_tie_to_parent,
 )
-from fastpump.hot.shaper cimport shape_init
+from fastpump.hot.shaper cimport shaper_init
 from fastpump.hot.staged cimport staged_init
 from fastpump.hot.tun_read cimport tun_to_udp
 from fastpump.hot.worker cimport Worker
@@ -41,11 +42,11 @@ cdef Worker *worker_lay_out(Arena *arena, Worker *unplaced, size_t peer_capacity
     self.staged.buffers = <uint8_t *>arena_take(arena, STAGED_SLOTS * BUFFER_STRIDE)
     self.bundle.buffer = <uint8_t *>arena_take(arena, BUFFER_STRIDE)
     self.frame_buffer = <uint8_t *>arena_take(arena, BUFFER_STRIDE)
-    self.shape.big = <uint8_t *>arena_take(arena, SHAPE_BIG * BUFFER_STRIDE)
-    self.shape.small = <uint8_t *>arena_take(arena, SHAPE_SMALL * SHAPE_SMALL_LEN)
-    self.hold.buffer = <uint8_t *>arena_take(arena, HELD_BYTES)
-    self.shape.due_ns = <uint64_t *>arena_take(arena, 2 * peer_capacity * sizeof(uint64_t))
-    self.shape.held = <uint32_t *>arena_take(arena, 2 * peer_capacity * sizeof(uint32_t))
+    self.shaper.big = <uint8_t *>arena_take(arena, SHAPER_BIG * BUFFER_STRIDE)
+    self.shaper.small = <uint8_t *>arena_take(arena, SHAPER_SMALL * SHAPER_SMALL_LEN)
+    self.reorder.buffer = <uint8_t *>arena_take(arena, REORDER_BYTES)
+    self.shaper.due_ns = <uint64_t *>arena_take(arena, 2 * peer_capacity * sizeof(uint64_t))
+    self.shaper.in_use = <uint32_t *>arena_take(arena, 2 * peer_capacity * sizeof(uint32_t))
     self.session_sent_ns = <uint64_t *>arena_take(arena, peer_capacity * sizeof(uint64_t))
     self.staged.per_peer = <uint16_t *>arena_take(arena, peer_capacity * sizeof(uint16_t))
     return self
@@ -98,7 +99,7 @@ cdef class Pump:
         send_init(&worker.send)
         recv_init(&worker.recv)
         staged_init(&worker.staged)
-        shape_init(&worker.shape)
+        shaper_init(&worker.shaper)
         backend_start(&worker.aead, backend)
         error = loop_init(worker)
         if error < 0:
@@ -136,11 +137,11 @@ cdef class Pump:
         cdef Worker *worker = self.worker
         worker.now_ns = now_ns() if now is None else now
         with nogil:
-            loop_turn(worker)
+            loop_snapshot(worker)
             loop_release(worker)
             loop_doorbell(worker)
             tun_to_udp(worker)
-            take_held(worker)
+            ingress_reordered(worker)
             loop_receive(worker, <uint64_t>-1)
 
 

@@ -10,8 +10,8 @@ from fastpump.hot.atomics cimport RELAXED, SEQ_CST, load32, store32, store64
 from fastpump.hot.constants cimport FDB_WAYS, MAX_QUEUES
 from fastpump.hot.layout cimport tables_lay_out
 from fastpump.hot.shm cimport (
-    OFFLOAD_TUN_TCP4, OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6, OFFLOAD_UDP_GSO,
-    Header, Tables,
+    OFFLOAD_TUN_TCP4, OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6, OFFLOAD_UDP_GSO, Header,
+    Tables,
 )
 
 OFFLOAD_BITS = {
@@ -143,7 +143,7 @@ cdef class SharedTables:
 
     def set_own_id(self, uint64_t id):
         """What relay headers say of frames that come in here (docs/PROTOCOL.md)."""
-        store64(&self.mapping.tables.header.own_id, id, SEQ_CST)
+        store64(&self.mapping.tables.header.originator_id, id, SEQ_CST)
 
     def configure_switch(self, *, bint is_relay, uint32_t ageing_s, uint32_t limit_per_peer,
                          uint64_t storm_limit):

@@ -3,19 +3,18 @@
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 
-from fastpump.hot.constants cimport BATCH_BUCKETS, CONTROL_LEN, MESSAGE_LEN
+from fastpump.hot.constants cimport BATCH_BUCKETS, CONTROL_PACKET_LEN, MISDELIVERED_LEN
 from fastpump.hot.events cimport event_first, event_pop, events_end
 from fastpump.hot.fdb cimport fdb_release
 from fastpump.hot.rings cimport (
-    control_first, control_pop, message_first, message_pop, message_push,
+    control_packet_first, control_packet_pop, misdelivered_first, misdelivered_pop,
+    misdelivered_push,
 )
 from fastpump.hot.shm cimport (
-    ADDRESS_LEN, LOCAL_LEN, Control, ControlRing, Event, Message, MessageRing, Tables,
-    WorkerShared,
+    ADDRESS_LEN, SOURCE_ADDRESS_LEN, ControlPacket, ControlPacketRing, Event, Misdelivered,
+    MisdeliveredRing, Tables, WorkerShared,
 )
-from fastpump.hot.worker_exit cimport (
-    keypair_release, lane_release, peer_release, worker_release,
-)
+from fastpump.hot.worker_exit cimport keypair_release, lane_release, peer_release, worker_release
 
 
 cdef class Workers:
@@ -59,36 +58,37 @@ cdef class Workers:
 
     def messages(self, uint32_t number):
         """Take the handshake messages that reached a worker: [(data, sockaddr, local)]."""
-        cdef MessageRing *ring = &self.mapping.worker(number).up
-        cdef Message *message = message_first(ring)
+        cdef MisdeliveredRing *ring = &self.mapping.worker(number).up
+        cdef Misdelivered *datagram = misdelivered_first(ring)
         taken = []
-        while message != NULL:
+        while datagram != NULL:
             taken.append((
-                PyBytes_FromStringAndSize(<char *>message.data,
-                                          min(message.length, <uint32_t>MESSAGE_LEN)),
-                PyBytes_FromStringAndSize(<char *>message.address, ADDRESS_LEN),
-                PyBytes_FromStringAndSize(<char *>message.local, LOCAL_LEN)))
-            message_pop(ring)
-            message = message_first(ring)
+                PyBytes_FromStringAndSize(<char *>datagram.data,
+                                          min(datagram.length, <uint32_t>MISDELIVERED_LEN)),
+                PyBytes_FromStringAndSize(<char *>datagram.address, ADDRESS_LEN),
+                PyBytes_FromStringAndSize(<char *>datagram.source_address, SOURCE_ADDRESS_LEN)))
+            misdelivered_pop(ring)
+            datagram = misdelivered_first(ring)
         return taken
 
     def controls(self, uint32_t number):
         """Take the control packets that a worker received: [(peer, local index of the session,
         data)]; padding may follow in `data`."""
-        cdef ControlRing *ring = &self.mapping.worker(number).controls
-        cdef Control *control = control_first(ring)
+        cdef ControlPacketRing *ring = &self.mapping.worker(number).controls
+        cdef ControlPacket *control = control_packet_first(ring)
         taken = []
         while control != NULL:
             taken.append((control.peer, control.local_index, PyBytes_FromStringAndSize(
-                <char *>control.data, min(control.length, <uint32_t>CONTROL_LEN))))
-            control_pop(ring)
-            control = control_first(ring)
+                <char *>control.data, min(control.length, <uint32_t>CONTROL_PACKET_LEN))))
+            control_packet_pop(ring)
+            control = control_packet_first(ring)
         return taken
 
-    def inject(self, uint32_t number, bytes data, bytes sockaddr, bytes local=bytes(LOCAL_LEN)):
+    def inject(self, uint32_t number, bytes data, bytes sockaddr,
+               bytes local=bytes(SOURCE_ADDRESS_LEN)):
         """Give a worker a transport message that reached the supervisor; ring its doorbell
         afterwards. False if it is too long or the ring is full."""
-        return bool(message_push(
+        return bool(misdelivered_push(
             &self.mapping.worker(number).down, <const uint8_t *>PyBytes_AS_STRING(data),
             <uint32_t>len(data), PyBytes_AS_STRING(sockaddr), <uint32_t>len(sockaddr),
             PyBytes_AS_STRING(local)))

@@ -69,10 +69,10 @@ class PeerEvents:
             "confirmed": self._confirmed,
             "rekey": self._rekey,
             "roam": self._roam,
-            "local_gone": self._local_gone,
+            "source_address_gone": self._local_gone,
             "send_error": self._send_error,
             "lane_usable": self._lane_usable,
-            "lane_asked": self._lane_asked,
+            "lane_echo_request": self._lane_asked,
             "lane_roam": self._lane_roam,
             "lane_unanswered": self._lane_unanswered,
         }
@@ -101,7 +101,7 @@ class PeerEvents:
 
     def _local_gone(self, peer: Peer, _event: WorkerEvent, _now: int) -> None:
         self._endpoints.forget_source(peer)
-        self._tables.peers.rearm(peer.slot, "local_gone")
+        self._tables.peers.rearm(peer.slot, "source_address_gone")
 
     def _send_error(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
         log.warning("sending to %s fails with errno %d", peer, event.error)
@@ -110,7 +110,7 @@ class PeerEvents:
         self._lanes.lane_usable(peer, event.detail)
 
     def _lane_asked(self, peer: Peer, event: WorkerEvent, now: int) -> None:
-        self._lanes.lane_asked(peer, event.detail, now)
+        self._lanes.lane_echo_request(peer, event.detail, now)
 
     def _lane_roam(self, peer: Peer, event: WorkerEvent, now: int) -> None:
         self._lanes.lane_roams(peer, event.detail, now)

@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastpump._core import ADMIT_HANDSHAKE, ADMIT_TRANSPORT, Intake
+from fastpump._core import ADMIT_HANDSHAKE, ADMIT_TRANSPORT, Admission
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import COOKIE_SECRET_MAX_AGE, SECOND
 from fastpump.device.device import Device
@@ -44,7 +44,7 @@ class QueueCallbacks:
 class HandshakeQueue:
     """Takes what the intake admits, and serves it to the device."""
 
-    def __init__(self, device: Device, intake: Intake, callbacks: QueueCallbacks) -> None:
+    def __init__(self, device: Device, intake: Admission, callbacks: QueueCallbacks) -> None:
         self._device = device
         self._intake = intake
         self._callbacks = callbacks
@@ -53,7 +53,7 @@ class HandshakeQueue:
         self.verdicts: Counter[str] = Counter()
 
     def receive(self, fd: int, now: int) -> int:
-        """Receive once from the handshake socket: how many messages came, INTAKE_BATCH at
+        """Receive once from the handshake socket: how many messages came, ADMISSION_BATCH at
         most. OSError is what ICMP said of an earlier send."""
         if now >= self._secret_renewed_at + COOKIE_SECRET_MAX_AGE:
             self._intake.renew_cookie_secret()

@@ -281,7 +281,7 @@ class Lanes:
         if found is None:
             return
         lane_set, number = found
-        self._tables.lanes.rearm(slot, "usable_told")
+        self._tables.lanes.rearm(slot, "usable_reported")
         lane_set.probes.pop(number, None)
         if number in lane_set.dead:
             lane_set.dead.discard(number)
@@ -290,12 +290,12 @@ class Lanes:
         if self._options.transport == "lanes":
             self._world.ring()
 
-    def lane_asked(self, peer: Peer, slot: int, now: int) -> None:
+    def lane_echo_request(self, peer: Peer, slot: int, now: int) -> None:
         """The peer wants an answer on a lane."""
         found = self._find(self._by_peer[peer], slot)
         if found is None:
             return
-        self._tables.lanes.rearm(slot, "asked")
+        self._tables.lanes.rearm(slot, "echo_reported")
         state = self._by_peer[peer]
         if state.session_answer_at is None:
             state.session_answer_at = max(now, state.session_answered_at + SECOND)
@@ -327,8 +327,8 @@ class Lanes:
         too, so that its endpoint follows."""
         found = self._find(self._by_peer[peer], slot)
         if found is not None:
-            self._tables.lanes.rearm(slot, "roam_told")
-            self._send_lane(*found, wire.LANE_FLAG_ASK, now)
+            self._tables.lanes.rearm(slot, "roam_reported")
+            self._send_lane(*found, wire.LANE_FLAG_ECHO_REQUEST, now)
 
     def lane_unanswered(self, peer: Peer, slot: int, at: int) -> None:
         """Data left on a lane at `at`, the first since the peer was heard there."""
@@ -341,7 +341,7 @@ class Lanes:
         """Let the workers ask for a new session again; the last attempt failed."""
         for lane_set in self._by_peer[peer].sets:
             for slot in range(lane_set.first, lane_set.first + lane_set.count):
-                self._tables.lanes.rearm(slot, "rekey_told")
+                self._tables.lanes.rearm(slot, "rekey_reported")
 
     def endpoint_changed(self, peer: Peer, before: Endpoint | None, after: Endpoint,
                          local: bytes) -> None:
@@ -673,7 +673,7 @@ class Lanes:
         if status["is_usable"]:
             if not status["first_unanswered_tx_ns"]:
                 del lane_set.probes[number]
-                self._tables.lanes.rearm(slot, "unanswered_told")
+                self._tables.lanes.rearm(slot, "unanswered_reported")
                 # A packet may have passed just before its event was allowed again.
                 first = self._tables.lanes.status(slot)["first_unanswered_tx_ns"]
                 if first:
@@ -698,7 +698,7 @@ class Lanes:
                                "lets its UDP port not pass; its flows take others", number, peer)
         probe.sent += 1
         probe.due_at = now + interval
-        self._send_lane(lane_set, number, wire.LANE_FLAG_ASK, now)
+        self._send_lane(lane_set, number, wire.LANE_FLAG_ECHO_REQUEST, now)
 
     def _complain(self, lane_set: LaneSet, message: str, *about: object) -> None:
         """Log about a lane; a peer with many of them does not fill the log."""

@@ -1,4 +1,4 @@
-# Intake: which handshake messages are worth a Diffie-Hellman, decided at line rate.
+# Admission control: which handshake messages are worth a Diffie-Hellman, decided at line rate.
 #
 # It stands between the handshake socket and the device, in the supervisor. In order:
 #   1 length and type
@@ -31,21 +31,19 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcmp, memcpy, memset
 
 from fastpump.hot.bytes cimport load_le32, load_le64, store_le32
-from fastpump.hot.linux cimport (
-    AF_INET, MSG_DONTWAIT, iovec, mmsghdr, sendmmsg, sockaddr_in6,
-)
-from fastpump.hot.pktinfo cimport LOCAL_CONTROL_LEN, RECV_CONTROL_LEN, local_control_write
+from fastpump.hot.linux cimport AF_INET, MSG_DONTWAIT, iovec, mmsghdr, sendmmsg, sockaddr_in6
+from fastpump.hot.pktinfo cimport PKTINFO_LEN, RECV_CMSG_LEN, pktinfo_write
 
 
-cdef extern from "mac.h" nogil:
-    ctypedef struct Mac:
+cdef extern from "keyed_hash.h" nogil:
+    ctypedef struct KeyedHash:
         pass
-    int mac_init(Mac *self)
-    void mac_free(Mac *self)
-    int mac_compute(Mac *self, const uint8_t *key, size_t key_len, const uint8_t *data,
-                    size_t length, uint8_t *out)
-    int mac_is_valid(Mac *self, const uint8_t *key, size_t key_len, const uint8_t *data,
-                     size_t length, const uint8_t *mac)
+    int keyed_hash_init(KeyedHash *self)
+    void keyed_hash_free(KeyedHash *self)
+    int keyed_hash_compute(KeyedHash *self, const uint8_t *key, size_t key_len,
+                           const uint8_t *data, size_t length, uint8_t *out)
+    int keyed_hash_is_valid(KeyedHash *self, const uint8_t *key, size_t key_len,
+                            const uint8_t *data, size_t length, const uint8_t *hash)
 
 cdef extern from "xchacha.h" nogil:
     ctypedef struct XChaCha:
@@ -61,8 +59,8 @@ cdef extern from "<openssl/rand.h>" nogil:
     int RAND_bytes(uint8_t *buf, int length)
 
 cdef enum:
-    INTAKE_MESSAGES = 32            # of one recvmmsg; each may be a GRO train
-    INTAKE_STRIDE = 65536
+    ADMISSION_MESSAGES = 32         # of one recvmmsg; each may be a GRO train
+    ADMISSION_STRIDE = 65536
     INITIATION_TYPE = 1
     RESPONSE_TYPE = 2
     COOKIE_REPLY_TYPE = 3
@@ -73,7 +71,7 @@ cdef enum:
 
     SOURCE_BUCKETS = 65536
     KNOWN_BYTES = 131072            # a bit for each hash
-    SEEN_SLOTS = 16384
+    INITIATION_SLOTS = 16384
 
     # Messages per second, and how many at once (GCRA, ITU-T I.371).
     SOURCE_RATE = 20                # as the kernel's ratelimiter.c
@@ -116,8 +114,8 @@ cdef enum:
     DROP_HANDSHAKE_OVERLOAD         # too many in all
     ADMISSION_COUNT
 
-cdef struct Intake:
-    Mac mac
+cdef struct Admission:
+    KeyedHash keyed_hash
     bint has_identity
     uint8_t mac1_key[32]
     XChaCha xchacha
@@ -132,31 +130,139 @@ cdef struct Intake:
     uint64_t known_at_ns, chance_at_ns, neighbour_at_ns, cookie_at_ns, reply_at_ns
     uint64_t verdicts[ADMISSION_COUNT]
     uint64_t sources[SOURCE_BUCKETS]
-    uint64_t seen[SEEN_SLOTS]
+    uint64_t initiations[INITIATION_SLOTS]
     uint8_t known[KNOWN_BYTES]
-    mmsghdr messages[INTAKE_MESSAGES]
-    iovec iov[INTAKE_MESSAGES]
-    sockaddr_in6 names[INTAKE_MESSAGES]
-    uint8_t control[INTAKE_MESSAGES][RECV_CONTROL_LEN]
-    uint8_t *buffers                # INTAKE_MESSAGES of INTAKE_STRIDE
+    mmsghdr messages[ADMISSION_MESSAGES]
+    iovec iov[ADMISSION_MESSAGES]
+    sockaddr_in6 names[ADMISSION_MESSAGES]
+    uint8_t control[ADMISSION_MESSAGES][RECV_CMSG_LEN]
+    uint8_t *buffers                # ADMISSION_MESSAGES of ADMISSION_STRIDE
     uint32_t reply_count
-    mmsghdr replies[INTAKE_MESSAGES]
-    iovec reply_iov[INTAKE_MESSAGES]
-    sockaddr_in6 reply_names[INTAKE_MESSAGES]
-    uint8_t reply_control[INTAKE_MESSAGES][LOCAL_CONTROL_LEN]
-    uint8_t reply_buffers[INTAKE_MESSAGES][COOKIE_REPLY_LEN]
+    mmsghdr replies[ADMISSION_MESSAGES]
+    iovec reply_iov[ADMISSION_MESSAGES]
+    sockaddr_in6 reply_names[ADMISSION_MESSAGES]
+    uint8_t reply_control[ADMISSION_MESSAGES][PKTINFO_LEN]
+    uint8_t reply_buffers[ADMISSION_MESSAGES][COOKIE_REPLY_LEN]
 
 
-cdef inline bint rate_admits(uint64_t *at_ns, uint64_t now, uint64_t rate,
-                             uint64_t burst) noexcept nogil:
-    """One token of a bucket: `at_ns` is when the bucket will be full again."""
-    cdef uint64_t interval = SECOND_NS // rate
-    if at_ns[0] < now:
-        at_ns[0] = now
-    if at_ns[0] - now > (burst - 1) * interval:
+cdef inline int admission_judge(Admission *self, const uint8_t *message, uint32_t length,
+                                const uint8_t *sockaddr, uint64_t now) noexcept nogil:
+    """What becomes of one datagram: ADMIT_*, SENT_* or DROP_*."""
+    cdef uint32_t kind
+    cdef int verdict
+    cdef const uint8_t *mac1 = message + length - 2 * MAC_LEN
+    if length < COOKIE_REPLY_LEN:
+        return DROP_MALFORMED_HANDSHAKE if length < 32 or message[0] != 4 else ADMIT_TRANSPORT
+    kind = load_le32(message)
+    if kind == 4:
+        return ADMIT_TRANSPORT
+    if kind == COOKIE_REPLY_TYPE and length == COOKIE_REPLY_LEN:
+        if not source_take(self, sockaddr, FOR_REPLY, now):
+            return DROP_HANDSHAKE_RATE
+        if not rate_take(&self.reply_at_ns, now, REPLY_RATE, SHARED_BURST):
+            return DROP_HANDSHAKE_OVERLOAD
+        return ADMIT_HANDSHAKE
+    if not (kind == INITIATION_TYPE and length == INITIATION_LEN
+            or kind == RESPONSE_TYPE and length == RESPONSE_LEN):
+        return DROP_MALFORMED_HANDSHAKE
+    if not self.has_identity or not keyed_hash_is_valid(
+            &self.keyed_hash, self.mac1_key, 32, message, length - 2 * MAC_LEN, mac1):
+        return DROP_INVALID_MAC1
+    if kind == INITIATION_TYPE and initiation_is_repeated(self, mac1):
+        return DROP_REPLAYED_INITIATION
+    verdict = ADMIT_HANDSHAKE
+    if now < self.overload_until_ns:
+        verdict = admission_judge_overloaded(self, message, length, sockaddr, now)
+    if verdict == ADMIT_HANDSHAKE:
+        if kind == INITIATION_TYPE:
+            self.initiations[load_le32(mac1 + 8) & (INITIATION_SLOTS - 1)] = load_le64(mac1)
+        if now - self.window_start_ns > LOAD_WINDOW_NS:
+            self.window_start_ns = now
+            self.window_count = 0
+        self.window_count += 1
+        if self.window_count > LOAD_COUNT:
+            self.overload_until_ns = now + LOAD_HOLD_NS
+    return verdict
+
+
+cdef inline bint initiation_is_repeated(Admission *admission, const uint8_t *mac1) noexcept nogil:
+    return admission.initiations[load_le32(mac1 + 8) & (INITIATION_SLOTS - 1)] == load_le64(mac1)
+
+
+cdef inline int admission_judge_overloaded(Admission *self, const uint8_t *message, uint32_t length,
+                                           const uint8_t *sockaddr, uint64_t now) noexcept nogil:
+    """Step 4, under overload."""
+    cdef uint32_t bit
+    cdef bint is_beyond
+    if mac2_is_valid(self, message, length, sockaddr):
+        return ADMIT_HANDSHAKE if source_take(self, sockaddr, FOR_COOKIE, now) \
+            else DROP_HANDSHAKE_RATE
+    is_beyond = not source_take(self, sockaddr, FOR_ADDRESS, now)
+    if is_beyond and not source_take(self, sockaddr, FOR_PORT, now):
+        return DROP_HANDSHAKE_RATE
+    bit = known_bit(self, sockaddr)
+    if not is_beyond and self.known[bit >> 3] >> (bit & 7) & 1 and rate_take(
+            &self.known_at_ns, now, KNOWN_RATE, SHARED_BURST):
+        return ADMIT_HANDSHAKE
+    if is_beyond:
+        if rate_take(&self.neighbour_at_ns, now, NEIGHBOUR_RATE, SHARED_BURST):
+            return ADMIT_HANDSHAKE
+    elif rate_take(&self.chance_at_ns, now, CHANCE_RATE, SHARED_BURST):
+        return ADMIT_HANDSHAKE
+    if rate_take(&self.cookie_at_ns, now, COOKIE_RATE, COOKIE_BURST):
+        return SENT_COOKIE_REPLY
+    return DROP_HANDSHAKE_OVERLOAD
+
+
+cdef inline bint mac2_is_valid(Admission *admission, const uint8_t *message, uint32_t length,
+                               const uint8_t *sockaddr) noexcept nogil:
+    cdef uint8_t cookie[MAC_LEN]
+    cdef uint8_t zeros[MAC_LEN]
+    memset(zeros, 0, MAC_LEN)
+    if memcmp(message + length - MAC_LEN, zeros, MAC_LEN) == 0 \
+            or cookie_of(admission, sockaddr, cookie) != 0:
         return False
-    at_ns[0] += interval
-    return True
+    return keyed_hash_is_valid(&admission.keyed_hash, cookie, MAC_LEN, message, length - MAC_LEN,
+                               message + length - MAC_LEN) != 0
+
+
+cdef inline int cookie_of(Admission *admission, const uint8_t *sockaddr,
+                          uint8_t *out) noexcept nogil:
+    """The cookie of a source address and port (WireGuard paper, 5.4.7); 0 or -1."""
+    cdef uint64_t words[2]
+    cdef uint8_t data[18]
+    address_words(words, sockaddr, True)
+    memcpy(data, words, 16)
+    memcpy(data + 16, sockaddr + 2, 2)
+    return keyed_hash_compute(&admission.keyed_hash, admission.cookie_secret, 32, data, 18, out)
+
+
+cdef inline bint source_take(Admission *admission, const uint8_t *sockaddr, uint64_t purpose,
+                             uint64_t now) noexcept nogil:
+    """One token of a source's bucket for a purpose (FOR_*)."""
+    cdef uint64_t words[2]
+    if now - admission.rehashed_ns > REHASH_NS:
+        admission.rehashed_ns = now
+        admission.source_key[1] = hash_words(admission.source_key, admission.known_key) ^ now
+        memset(admission.sources, 0, sizeof(admission.sources))
+    address_words(words, sockaddr, False)
+    if purpose == FOR_PORT:
+        purpose |= <uint64_t>(load_le32(sockaddr) >> 16) << 8
+    words[1] ^= purpose             # those bits are the same for all sources of a family
+    return rate_take(&admission.sources[hash_words(words, admission.source_key) >> 48], now,
+                     SOURCE_RATE, SOURCE_BURST)
+
+
+cdef inline void known_add(Admission *admission, const uint8_t *sockaddr) noexcept nogil:
+    """Enter the address of a peer's endpoint."""
+    cdef uint32_t bit = known_bit(admission, sockaddr)
+    admission.known[bit >> 3] |= <uint8_t>(1 << (bit & 7))
+
+
+cdef inline uint32_t known_bit(Admission *admission, const uint8_t *sockaddr) noexcept nogil:
+    cdef uint64_t words[2]
+    address_words(words, sockaddr, True)
+    return <uint32_t>(hash_words(words, admission.known_key) >> 44)
 
 
 cdef inline void address_words(uint64_t *words, const uint8_t *sockaddr,
@@ -182,169 +288,63 @@ cdef inline uint64_t hash_words(const uint64_t *words, const uint64_t *key) noex
     return (mixed ^ (mixed >> 32)) * (key[1] | 1)
 
 
-cdef inline bint source_admits(Intake *self, const uint8_t *sockaddr, uint64_t purpose,
-                               uint64_t now) noexcept nogil:
-    """One token of a source's bucket for a purpose (FOR_*)."""
-    cdef uint64_t words[2]
-    if now - self.rehashed_ns > REHASH_NS:
-        self.rehashed_ns = now
-        self.source_key[1] = hash_words(self.source_key, self.known_key) ^ now
-        memset(self.sources, 0, sizeof(self.sources))
-    address_words(words, sockaddr, False)
-    if purpose == FOR_PORT:
-        purpose |= <uint64_t>(load_le32(sockaddr) >> 16) << 8
-    words[1] ^= purpose             # those bits are the same for all sources of a family
-    return rate_admits(&self.sources[hash_words(words, self.source_key) >> 48], now, SOURCE_RATE,
-                       SOURCE_BURST)
-
-
-cdef inline uint32_t known_bit(Intake *self, const uint8_t *sockaddr) noexcept nogil:
-    cdef uint64_t words[2]
-    address_words(words, sockaddr, True)
-    return <uint32_t>(hash_words(words, self.known_key) >> 44)
-
-
-cdef inline void known_add(Intake *self, const uint8_t *sockaddr) noexcept nogil:
-    """Note the address of a peer's endpoint."""
-    cdef uint32_t bit = known_bit(self, sockaddr)
-    self.known[bit >> 3] |= <uint8_t>(1 << (bit & 7))
-
-
-cdef inline int cookie_of(Intake *self, const uint8_t *sockaddr, uint8_t *out) noexcept nogil:
-    """The cookie of a source address and port (WireGuard paper, 5.4.7); 0 or -1."""
-    cdef uint64_t words[2]
-    cdef uint8_t data[18]
-    address_words(words, sockaddr, True)
-    memcpy(data, words, 16)
-    memcpy(data + 16, sockaddr + 2, 2)
-    return mac_compute(&self.mac, self.cookie_secret, 32, data, 18, out)
-
-
-cdef inline bint mac2_is_valid(Intake *self, const uint8_t *message, uint32_t length,
-                               const uint8_t *sockaddr) noexcept nogil:
-    cdef uint8_t cookie[MAC_LEN]
-    cdef uint8_t zeros[MAC_LEN]
-    memset(zeros, 0, MAC_LEN)
-    if memcmp(message + length - MAC_LEN, zeros, MAC_LEN) == 0 \
-            or cookie_of(self, sockaddr, cookie) != 0:
+cdef inline bint rate_take(uint64_t *at_ns, uint64_t now, uint64_t rate,
+                           uint64_t burst) noexcept nogil:
+    """One token of a bucket: `at_ns` is when the bucket will be full again."""
+    cdef uint64_t interval = SECOND_NS // rate
+    if at_ns[0] < now:
+        at_ns[0] = now
+    if at_ns[0] - now > (burst - 1) * interval:
         return False
-    return mac_is_valid(&self.mac, cookie, MAC_LEN, message, length - MAC_LEN,
-                        message + length - MAC_LEN) != 0
+    at_ns[0] += interval
+    return True
 
 
-cdef inline bint initiation_is_seen(Intake *self, const uint8_t *mac1) noexcept nogil:
-    return self.seen[load_le32(mac1 + 8) & (SEEN_SLOTS - 1)] == load_le64(mac1)
+cdef inline void reply_add(Admission *admission, int fd, const uint8_t *message, uint32_t length,
+                           const sockaddr_in6 *name, uint32_t name_len,
+                           const uint8_t *source_address) noexcept nogil:
+    """Answer a message with a cookie; the replies leave when there are many, or by
+    `replies_send`."""
+    cdef uint32_t i = admission.reply_count
+    cdef mmsghdr *reply = &admission.replies[i]
+    cdef uint32_t control_len
+    if not cookie_reply_write(admission, admission.reply_buffers[i], message, length,
+                              <uint8_t *>name):
+        return
+    admission.reply_names[i] = name[0]
+    control_len = pktinfo_write(admission.reply_control[i], source_address, name.sin6_family)
+    admission.reply_iov[i].iov_base = admission.reply_buffers[i]
+    admission.reply_iov[i].iov_len = COOKIE_REPLY_LEN
+    memset(reply, 0, sizeof(mmsghdr))
+    reply.msg_hdr.msg_name = &admission.reply_names[i]
+    reply.msg_hdr.msg_namelen = name_len
+    reply.msg_hdr.msg_iov = &admission.reply_iov[i]
+    reply.msg_hdr.msg_iovlen = 1
+    if control_len:
+        reply.msg_hdr.msg_control = admission.reply_control[i] + PKTINFO_LEN - control_len
+        reply.msg_hdr.msg_controllen = control_len
+    admission.reply_count += 1
+    if admission.reply_count == ADMISSION_MESSAGES:
+        replies_send(admission, fd)
 
 
-cdef inline int intake_weigh(Intake *self, const uint8_t *message, uint32_t length,
-                             const uint8_t *sockaddr, uint64_t now) noexcept nogil:
-    """Step 4, under overload."""
-    cdef uint32_t bit
-    cdef bint is_beyond
-    if mac2_is_valid(self, message, length, sockaddr):
-        return ADMIT_HANDSHAKE if source_admits(self, sockaddr, FOR_COOKIE, now) \
-            else DROP_HANDSHAKE_RATE
-    is_beyond = not source_admits(self, sockaddr, FOR_ADDRESS, now)
-    if is_beyond and not source_admits(self, sockaddr, FOR_PORT, now):
-        return DROP_HANDSHAKE_RATE
-    bit = known_bit(self, sockaddr)
-    if not is_beyond and self.known[bit >> 3] >> (bit & 7) & 1 and rate_admits(
-            &self.known_at_ns, now, KNOWN_RATE, SHARED_BURST):
-        return ADMIT_HANDSHAKE
-    if is_beyond:
-        if rate_admits(&self.neighbour_at_ns, now, NEIGHBOUR_RATE, SHARED_BURST):
-            return ADMIT_HANDSHAKE
-    elif rate_admits(&self.chance_at_ns, now, CHANCE_RATE, SHARED_BURST):
-        return ADMIT_HANDSHAKE
-    if rate_admits(&self.cookie_at_ns, now, COOKIE_RATE, COOKIE_BURST):
-        return SENT_COOKIE_REPLY
-    return DROP_HANDSHAKE_OVERLOAD
+cdef inline void replies_send(Admission *admission, int fd) noexcept nogil:
+    """What cannot be sent at once is not sent."""
+    cdef uint32_t at = 0
+    cdef int sent
+    while at < admission.reply_count:
+        sent = sendmmsg(fd, &admission.replies[at], admission.reply_count - at, MSG_DONTWAIT)
+        at += <uint32_t>sent if sent > 0 else 1
+    admission.reply_count = 0
 
 
-cdef inline int intake_judge(Intake *self, const uint8_t *message, uint32_t length,
-                             const uint8_t *sockaddr, uint64_t now) noexcept nogil:
-    """What becomes of one datagram: ADMIT_*, SENT_* or DROP_*."""
-    cdef uint32_t kind
-    cdef int verdict
-    cdef const uint8_t *mac1 = message + length - 2 * MAC_LEN
-    if length < COOKIE_REPLY_LEN:
-        return DROP_MALFORMED_HANDSHAKE if length < 32 or message[0] != 4 else ADMIT_TRANSPORT
-    kind = load_le32(message)
-    if kind == 4:
-        return ADMIT_TRANSPORT
-    if kind == COOKIE_REPLY_TYPE and length == COOKIE_REPLY_LEN:
-        if not source_admits(self, sockaddr, FOR_REPLY, now):
-            return DROP_HANDSHAKE_RATE
-        if not rate_admits(&self.reply_at_ns, now, REPLY_RATE, SHARED_BURST):
-            return DROP_HANDSHAKE_OVERLOAD
-        return ADMIT_HANDSHAKE
-    if not (kind == INITIATION_TYPE and length == INITIATION_LEN
-            or kind == RESPONSE_TYPE and length == RESPONSE_LEN):
-        return DROP_MALFORMED_HANDSHAKE
-    if not self.has_identity or not mac_is_valid(
-            &self.mac, self.mac1_key, 32, message, length - 2 * MAC_LEN, mac1):
-        return DROP_INVALID_MAC1
-    if kind == INITIATION_TYPE and initiation_is_seen(self, mac1):
-        return DROP_REPLAYED_INITIATION
-    verdict = ADMIT_HANDSHAKE
-    if now < self.overload_until_ns:
-        verdict = intake_weigh(self, message, length, sockaddr, now)
-    if verdict == ADMIT_HANDSHAKE:
-        if kind == INITIATION_TYPE:
-            self.seen[load_le32(mac1 + 8) & (SEEN_SLOTS - 1)] = load_le64(mac1)
-        if now - self.window_start_ns > LOAD_WINDOW_NS:
-            self.window_start_ns = now
-            self.window_count = 0
-        self.window_count += 1
-        if self.window_count > LOAD_COUNT:
-            self.overload_until_ns = now + LOAD_HOLD_NS
-    return verdict
-
-
-cdef inline bint cookie_reply_write(Intake *self, uint8_t *reply, const uint8_t *message,
+cdef inline bint cookie_reply_write(Admission *admission, uint8_t *reply, const uint8_t *message,
                                     uint32_t length, const uint8_t *sockaddr) noexcept nogil:
     """Fill a reply (COOKIE_REPLY_LEN bytes) to a message; False if a library fails."""
     cdef uint8_t cookie[MAC_LEN]
     store_le32(reply, COOKIE_REPLY_TYPE)
     memcpy(reply + 4, message + 4, 4)           # the sender's index
-    return (RAND_bytes(reply + 8, 24) == 1 and cookie_of(self, sockaddr, cookie) == 0
-            and xchacha_run(&self.xchacha, 1, self.cookie_key, reply + 8,
+    return (RAND_bytes(reply + 8, 24) == 1 and cookie_of(admission, sockaddr, cookie) == 0
+            and xchacha_run(&admission.xchacha, 1, admission.cookie_key, reply + 8,
                             message + length - 2 * MAC_LEN, MAC_LEN, cookie, reply + 32,
                             MAC_LEN) == 0)
-
-
-cdef inline void replies_send(Intake *self, int fd) noexcept nogil:
-    """What cannot be sent at once is not sent."""
-    cdef uint32_t at = 0
-    cdef int sent
-    while at < self.reply_count:
-        sent = sendmmsg(fd, &self.replies[at], self.reply_count - at, MSG_DONTWAIT)
-        at += <uint32_t>sent if sent > 0 else 1
-    self.reply_count = 0
-
-
-cdef inline void reply_add(Intake *self, int fd, const uint8_t *message, uint32_t length,
-                           const sockaddr_in6 *name, uint32_t name_len,
-                           const uint8_t *local) noexcept nogil:
-    """Answer a message with a cookie; the replies leave when there are many, or by
-    `replies_send`."""
-    cdef uint32_t i = self.reply_count
-    cdef mmsghdr *reply = &self.replies[i]
-    cdef uint32_t control_len
-    if not cookie_reply_write(self, self.reply_buffers[i], message, length, <uint8_t *>name):
-        return
-    self.reply_names[i] = name[0]
-    control_len = local_control_write(self.reply_control[i], local, name.sin6_family)
-    self.reply_iov[i].iov_base = self.reply_buffers[i]
-    self.reply_iov[i].iov_len = COOKIE_REPLY_LEN
-    memset(reply, 0, sizeof(mmsghdr))
-    reply.msg_hdr.msg_name = &self.reply_names[i]
-    reply.msg_hdr.msg_namelen = name_len
-    reply.msg_hdr.msg_iov = &self.reply_iov[i]
-    reply.msg_hdr.msg_iovlen = 1
-    if control_len:
-        reply.msg_hdr.msg_control = self.reply_control[i] + LOCAL_CONTROL_LEN - control_len
-        reply.msg_hdr.msg_controllen = control_len
-    self.reply_count += 1
-    if self.reply_count == INTAKE_MESSAGES:
-        replies_send(self, fd)

@@ -7,41 +7,42 @@
 # The endpoint is copied when a message opens. Messages of one socket that stand in a
 # row, mostly all, leave by one call.
 #
-# Control messages: the own address ends at LOCAL_CONTROL_LEN, the segment size follows,
+# Control messages: the source address ends at PKTINFO_LEN, the segment size follows,
 # so that each, both or none is one run of bytes.
 #
 # Errors of sendmmsg concern its first message:
 #   EAGAIN, ENOBUFS, ENOMEM   no room: dropped and counted, never spun on
 #   EINVAL, EADDRNOTAVAIL, ENETUNREACH
-#                             of a message with an own address (hot/pktinfo.pxd), which the
-#                             host may have lost: sent again from one that the kernel
-#                             chooses, and told to the supervisor
+#                             of a message with a source address (hot/pktinfo.pxd), which
+#                             the host may have lost: sent again from one that the kernel
+#                             chooses, and reported to the supervisor
 #   EIO, EMSGSIZE, EINVAL     of a GSO message: sent again one by one. EIO means that
-#                             the way out has no checksum offload (udp_send_skb());
-#                             GSO is switched off for good. The others mean that such
-#                             segments do not fit the way: for a while, datagrams of that size
-#                             go singly from the beginning, and the kernel makes fragments
-#   others                    dropped, counted, told to the supervisor once a second
+#                             the output interface has no checksum offload
+#                             (udp_send_skb()); GSO is switched off for good. The others
+#                             mean that such segments exceed the path MTU: for a while,
+#                             datagrams of that size are sent one by one from the start, and
+#                             the kernel makes fragments
+#   others                    dropped, counted, reported to the supervisor once a second
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
 
 from fastpump.hot.atomics cimport RELAXED, and32
-from fastpump.hot.endpoint cimport endpoint_forget_local, endpoint_read
-from fastpump.hot.events cimport event_push, event_push_once
 from fastpump.hot.constants cimport (
     BATCH_BUCKETS, BUFFER_STRIDE, MAX_GSO_SEGMENTS, MAX_UDP_PAYLOAD, SEND_FLUSH_BYTES,
     SEND_MESSAGES,
 )
+from fastpump.hot.endpoint cimport endpoint_forget_source_address, endpoint_read
+from fastpump.hot.events cimport event_push, event_push_once
 from fastpump.hot.linux cimport (
     CMSG_DATA, CMSG_LEN, EADDRNOTAVAIL, EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE, ENETUNREACH, ENOBUFS,
-    ENOMEM, MSG_DONTWAIT, SOL_UDP, UDP_SEGMENT, cmsghdr, errno, iovec, mmsghdr,
-    sendmmsg, sockaddr_in6,
+    ENOMEM, MSG_DONTWAIT, SOL_UDP, UDP_SEGMENT, cmsghdr, errno, iovec, mmsghdr, sendmmsg,
+    sockaddr_in6,
 )
-from fastpump.hot.pktinfo cimport LOCAL_CONTROL_LEN, local_control_write
+from fastpump.hot.pktinfo cimport PKTINFO_LEN, pktinfo_write
 from fastpump.hot.shm cimport (
-    ARMED_LOCAL_GONE, EVENT_LOCAL_GONE, EVENT_OFFLOAD_OFF, EVENT_SEND_ERROR, LOCAL_LEN, NONE,
-    OFFLOAD_UDP_GSO, Endpoint, Tables, WorkerShared,
+    EVENT_OFFLOAD_OFF, EVENT_SEND_ERROR, EVENT_SOURCE_ADDRESS_GONE, NONE, OFFLOAD_UDP_GSO,
+    REPORTED_SOURCE_ADDRESS_GONE, SOURCE_ADDRESS_LEN, Endpoint, Tables, WorkerShared,
 )
 from fastpump.hot.verdict cimport (
     DROP_SEND_BUFFER_FULL, DROP_SEND_ERROR, FAILED_UDP_GSO, UDP_TX_BYTES, UDP_TX_CALLS,
@@ -49,10 +50,10 @@ from fastpump.hot.verdict cimport (
 )
 
 cdef enum:
-    SEGMENT_CONTROL_LEN = 24        # CMSG_SPACE(sizeof(uint16_t))
-    CONTROL_LEN = 64                # and LOCAL_CONTROL_LEN
+    SEGMENT_CMSG_LEN = 24           # CMSG_SPACE(sizeof(uint16_t))
+    SEND_CMSG_LEN = 64              # and PKTINFO_LEN
     ERROR_EVENT_INTERVAL_NS = 1000000000
-    GSO_RETRY_NS = 1000000000       # ways have other MTUs, now and later
+    GSO_RETRY_NS = 1000000000       # other peers have other path MTUs, and they change
 
 cdef struct Path:
     # Where a datagram goes: by a peer's session, or on a lane.
@@ -69,7 +70,7 @@ cdef struct SendMessage:
     uint32_t length
     uint32_t segment_len
     uint32_t segment_count
-    uint32_t local_len              # of the control message; 0: no own address given
+    uint32_t pktinfo_len            # of the control message; 0: no source address given
     bint is_open
 
 cdef struct SendBatch:
@@ -87,16 +88,7 @@ cdef struct SendBatch:
     mmsghdr messages[SEND_MESSAGES]
     iovec iov[SEND_MESSAGES]
     sockaddr_in6 names[SEND_MESSAGES]
-    uint8_t control[SEND_MESSAGES][CONTROL_LEN]
-
-
-cdef inline uint32_t batch_bucket(uint32_t count) noexcept nogil:
-    """Bucket of the log2 histogram: 1, 2-3, 4-7, ... datagrams."""
-    cdef uint32_t bucket = 0
-    while count > 1 and bucket < BATCH_BUCKETS - 1:
-        count >>= 1
-        bucket += 1
-    return bucket
+    uint8_t control[SEND_MESSAGES][SEND_CMSG_LEN]
 
 
 cdef inline void send_init(SendBatch *self) noexcept nogil:
@@ -110,20 +102,139 @@ cdef inline void send_init(SendBatch *self) noexcept nogil:
     self.bytes = 0
 
 
-cdef inline void send_error_tell(SendBatch *self, uint32_t peer, int error) noexcept nogil:
-    if self.now_ns - self.last_error_event_ns < ERROR_EVENT_INTERVAL_NS:
-        return
-    self.last_error_event_ns = self.now_ns
-    self.has_events |= event_push(self.shared, EVENT_SEND_ERROR, peer, 0, error,
-                                  self.now_ns)
+cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
+                                  uint32_t length) noexcept nogil:
+    """Room for one datagram of `length` bytes on a path; NULL if its endpoint is
+    unknown. The caller fills all of it before the next call."""
+    cdef SendMessage *info = send_latest(self, path.id)
+    cdef cmsghdr *control
+    cdef uint32_t i, name_len
+    cdef uint8_t source_address[SOURCE_ADDRESS_LEN]
+    cdef uint8_t *room
+    if info != NULL and send_message_fits(info, length):
+        room = <uint8_t *>self.iov[info - self.info].iov_base + info.length
+        info.length += length
+        info.segment_count += 1
+        info.is_open = length == info.segment_len and info.segment_count < MAX_GSO_SEGMENTS
+        self.bytes += length
+        return room
+    if self.count == SEND_MESSAGES or self.bytes >= SEND_FLUSH_BYTES:
+        send_flush(self)
+    i = self.count
+    name_len = endpoint_read(path.endpoint, <uint8_t *>&self.names[i], source_address)
+    if name_len == 0:
+        return NULL
+    self.count += 1
+    self.bytes += length
+    info = &self.info[i]
+    info.path_id = path.id
+    info.peer = path.peer
+    info.fd = path.fd
+    info.endpoint = path.endpoint
+    info.length = length
+    info.segment_len = length
+    info.segment_count = 1
+    info.is_open = (self.tables.header.offloads & OFFLOAD_UDP_GSO) != 0 and (
+        self.gso_limit == 0 or length <= self.gso_limit or self.now_ns >= self.gso_retry_ns)
+    self.messages[i].msg_hdr.msg_namelen = name_len
+    info.pktinfo_len = pktinfo_write(self.control[i], source_address, self.names[i].sin6_family)
+    control = <cmsghdr *>(self.control[i] + PKTINFO_LEN)
+    control.cmsg_level = SOL_UDP
+    control.cmsg_type = UDP_SEGMENT
+    control.cmsg_len = CMSG_LEN(sizeof(uint16_t))
+    return <uint8_t *>self.iov[i].iov_base
+
+
+cdef inline SendMessage *send_latest(SendBatch *self, uint32_t path_id) noexcept nogil:
+    """The latest message of a path; NULL if there is none."""
+    cdef uint32_t i = self.count
+    while i:
+        i -= 1
+        if self.info[i].path_id == path_id:
+            return &self.info[i]
+    return NULL
+
+
+cdef inline bint send_message_fits(const SendMessage *self, uint32_t length) noexcept nogil:
+    """Whether a datagram can join the message."""
+    return self.is_open and length <= self.segment_len \
+        and self.length + length <= MAX_UDP_PAYLOAD
+
+
+cdef inline void send_flush(SendBatch *self) noexcept nogil:
+    """Send everything that was reserved, and empty the batch."""
+    cdef uint32_t sent = 0, end = 0, i, datagrams
+    cdef int result
+    for i in range(self.count):
+        self.iov[i].iov_len = self.info[i].length
+        memcpy(CMSG_DATA(<cmsghdr *>(self.control[i] + PKTINFO_LEN)),
+               &self.info[i].segment_len, 2)
+        send_control_set(self, i, self.info[i].segment_count > 1)
+    while sent < self.count:
+        if end <= sent:
+            end = sent + 1
+            while end < self.count and self.info[end].fd == self.info[sent].fd:
+                end += 1
+        result = sendmmsg(self.info[sent].fd, &self.messages[sent], end - sent, MSG_DONTWAIT)
+        self.shared.counters[UDP_TX_CALLS] += 1
+        if result > 0:
+            datagrams = 0
+            for i in range(sent, sent + <uint32_t>result):
+                datagrams += self.info[i].segment_count
+                self.shared.counters[UDP_TX_BYTES] += self.info[i].length
+            self.shared.counters[UDP_TX_MESSAGES] += <uint32_t>result
+            self.shared.counters[UDP_TX_DATAGRAMS] += datagrams
+            self.shared.send_batches[batch_bucket(datagrams)] += 1
+            sent += <uint32_t>result
+        elif errno == EAGAIN:
+            for i in range(sent, end):
+                self.shared.verdicts[DROP_SEND_BUFFER_FULL] += self.info[i].segment_count
+            sent = end
+        elif errno != EINTR:
+            if send_handle_error(self, sent, errno):
+                sent += 1
+            else:
+                send_control_set(self, sent, self.info[sent].segment_count > 1)
+    self.count = 0
+    self.bytes = 0
 
 
 cdef inline void send_control_set(SendBatch *self, uint32_t which, bint is_gso) noexcept nogil:
     cdef SendMessage *info = &self.info[which]
-    cdef uint32_t length = info.local_len + (SEGMENT_CONTROL_LEN if is_gso else 0)
+    cdef uint32_t length = info.pktinfo_len + (SEGMENT_CMSG_LEN if is_gso else 0)
     self.messages[which].msg_hdr.msg_control = (
-        self.control[which] + LOCAL_CONTROL_LEN - info.local_len if length else NULL)
+        self.control[which] + PKTINFO_LEN - info.pktinfo_len if length else NULL)
     self.messages[which].msg_hdr.msg_controllen = length
+
+
+cdef inline bint send_handle_error(SendBatch *self, uint32_t which, int error) noexcept nogil:
+    """Deal with one message that sendmmsg refused; False if it is to be tried again."""
+    cdef SendMessage *info = &self.info[which]
+    if info.pktinfo_len and error in (EINVAL, EADDRNOTAVAIL, ENETUNREACH):
+        info.pktinfo_len = 0
+        if info.endpoint == &self.tables.peers[info.peer].endpoint:
+            self.has_events |= event_push_once(
+                self.shared, &self.tables.peers[info.peer].reported, REPORTED_SOURCE_ADDRESS_GONE,
+                EVENT_SOURCE_ADDRESS_GONE, info.peer, 0, self.now_ns)
+        else:
+            endpoint_forget_source_address(info.endpoint)
+        return False
+    if error in (ENOBUFS, ENOMEM):
+        self.shared.verdicts[DROP_SEND_BUFFER_FULL] += info.segment_count
+    elif info.segment_count > 1 and error in (EIO, EMSGSIZE, EINVAL):
+        self.shared.verdicts[FAILED_UDP_GSO] += 1
+        if error == EIO and and32(&self.tables.header.offloads, ~<uint32_t>OFFLOAD_UDP_GSO,
+                                  RELAXED) & OFFLOAD_UDP_GSO:
+            self.has_events |= event_push(self.shared, EVENT_OFFLOAD_OFF, NONE,
+                                          OFFLOAD_UDP_GSO, error, self.now_ns)
+        elif error != EIO:
+            self.gso_limit = info.segment_len - 1
+            self.gso_retry_ns = self.now_ns + GSO_RETRY_NS
+        send_one_by_one(self, which)
+    else:
+        self.shared.verdicts[DROP_SEND_ERROR] += info.segment_count
+        send_error_report(self, info.peer, error)
+    return True
 
 
 cdef inline void send_one_by_one(SendBatch *self, uint32_t which) noexcept nogil:
@@ -150,132 +261,22 @@ cdef inline void send_one_by_one(SendBatch *self, uint32_t which) noexcept nogil
             self.shared.verdicts[DROP_SEND_BUFFER_FULL] += 1
         else:
             self.shared.verdicts[DROP_SEND_ERROR] += 1
-            send_error_tell(self, info.peer, errno)
+            send_error_report(self, info.peer, errno)
         at += length
 
 
-cdef inline bint send_failed(SendBatch *self, uint32_t which, int error) noexcept nogil:
-    """Deal with one message that sendmmsg refused; False if it is to be tried again."""
-    cdef SendMessage *info = &self.info[which]
-    if info.local_len and error in (EINVAL, EADDRNOTAVAIL, ENETUNREACH):
-        info.local_len = 0
-        if info.endpoint == &self.tables.peers[info.peer].endpoint:
-            self.has_events |= event_push_once(
-                self.shared, &self.tables.peers[info.peer].armed, ARMED_LOCAL_GONE,
-                EVENT_LOCAL_GONE, info.peer, 0, self.now_ns)
-        else:
-            endpoint_forget_local(info.endpoint)
-        return False
-    if error in (ENOBUFS, ENOMEM):
-        self.shared.verdicts[DROP_SEND_BUFFER_FULL] += info.segment_count
-    elif info.segment_count > 1 and error in (EIO, EMSGSIZE, EINVAL):
-        self.shared.verdicts[FAILED_UDP_GSO] += 1
-        if error == EIO and and32(&self.tables.header.offloads, ~<uint32_t>OFFLOAD_UDP_GSO,
-                                  RELAXED) & OFFLOAD_UDP_GSO:
-            self.has_events |= event_push(self.shared, EVENT_OFFLOAD_OFF, NONE,
-                                          OFFLOAD_UDP_GSO, error, self.now_ns)
-        elif error != EIO:
-            self.gso_limit = info.segment_len - 1
-            self.gso_retry_ns = self.now_ns + GSO_RETRY_NS
-        send_one_by_one(self, which)
-    else:
-        self.shared.verdicts[DROP_SEND_ERROR] += info.segment_count
-        send_error_tell(self, info.peer, error)
-    return True
+cdef inline void send_error_report(SendBatch *self, uint32_t peer, int error) noexcept nogil:
+    if self.now_ns - self.last_error_event_ns < ERROR_EVENT_INTERVAL_NS:
+        return
+    self.last_error_event_ns = self.now_ns
+    self.has_events |= event_push(self.shared, EVENT_SEND_ERROR, peer, 0, error,
+                                  self.now_ns)
 
 
-cdef inline void send_flush(SendBatch *self) noexcept nogil:
-    """Send everything that was reserved, and empty the batch."""
-    cdef uint32_t sent = 0, end = 0, i, datagrams
-    cdef int result
-    for i in range(self.count):
-        self.iov[i].iov_len = self.info[i].length
-        memcpy(CMSG_DATA(<cmsghdr *>(self.control[i] + LOCAL_CONTROL_LEN)),
-               &self.info[i].segment_len, 2)
-        send_control_set(self, i, self.info[i].segment_count > 1)
-    while sent < self.count:
-        if end <= sent:
-            end = sent + 1
-            while end < self.count and self.info[end].fd == self.info[sent].fd:
-                end += 1
-        result = sendmmsg(self.info[sent].fd, &self.messages[sent], end - sent, MSG_DONTWAIT)
-        self.shared.counters[UDP_TX_CALLS] += 1
-        if result > 0:
-            datagrams = 0
-            for i in range(sent, sent + <uint32_t>result):
-                datagrams += self.info[i].segment_count
-                self.shared.counters[UDP_TX_BYTES] += self.info[i].length
-            self.shared.counters[UDP_TX_MESSAGES] += <uint32_t>result
-            self.shared.counters[UDP_TX_DATAGRAMS] += datagrams
-            self.shared.send_batches[batch_bucket(datagrams)] += 1
-            sent += <uint32_t>result
-        elif errno == EAGAIN:
-            for i in range(sent, end):
-                self.shared.verdicts[DROP_SEND_BUFFER_FULL] += self.info[i].segment_count
-            sent = end
-        elif errno != EINTR:
-            if send_failed(self, sent, errno):
-                sent += 1
-            else:
-                send_control_set(self, sent, self.info[sent].segment_count > 1)
-    self.count = 0
-    self.bytes = 0
-
-
-cdef inline SendMessage *send_latest(SendBatch *self, uint32_t path_id) noexcept nogil:
-    """The latest message of a path; NULL if there is none."""
-    cdef uint32_t i = self.count
-    while i:
-        i -= 1
-        if self.info[i].path_id == path_id:
-            return &self.info[i]
-    return NULL
-
-
-cdef inline bint message_takes(const SendMessage *self, uint32_t length) noexcept nogil:
-    """Whether a datagram can join the message."""
-    return self.is_open and length <= self.segment_len \
-        and self.length + length <= MAX_UDP_PAYLOAD
-
-
-cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
-                                  uint32_t length) noexcept nogil:
-    """Room for one datagram of `length` bytes on a path; NULL if its endpoint is
-    unknown. The caller fills all of it before the next call."""
-    cdef SendMessage *info = send_latest(self, path.id)
-    cdef cmsghdr *control
-    cdef uint32_t i, name_len
-    cdef uint8_t local[LOCAL_LEN]
-    cdef uint8_t *room
-    if info != NULL and message_takes(info, length):
-        room = <uint8_t *>self.iov[info - self.info].iov_base + info.length
-        info.length += length
-        info.segment_count += 1
-        info.is_open = length == info.segment_len and info.segment_count < MAX_GSO_SEGMENTS
-        self.bytes += length
-        return room
-    if self.count == SEND_MESSAGES or self.bytes >= SEND_FLUSH_BYTES:
-        send_flush(self)
-    i = self.count
-    name_len = endpoint_read(path.endpoint, <uint8_t *>&self.names[i], local)
-    if name_len == 0:
-        return NULL
-    self.count += 1
-    self.bytes += length
-    info = &self.info[i]
-    info.path_id = path.id
-    info.peer = path.peer
-    info.fd = path.fd
-    info.endpoint = path.endpoint
-    info.length = length
-    info.segment_len = length
-    info.segment_count = 1
-    info.is_open = (self.tables.header.offloads & OFFLOAD_UDP_GSO) != 0 and (
-        self.gso_limit == 0 or length <= self.gso_limit or self.now_ns >= self.gso_retry_ns)
-    self.messages[i].msg_hdr.msg_namelen = name_len
-    info.local_len = local_control_write(self.control[i], local, self.names[i].sin6_family)
-    control = <cmsghdr *>(self.control[i] + LOCAL_CONTROL_LEN)
-    control.cmsg_level = SOL_UDP
-    control.cmsg_type = UDP_SEGMENT
-    control.cmsg_len = CMSG_LEN(sizeof(uint16_t))
-    return <uint8_t *>self.iov[i].iov_base
+cdef inline uint32_t batch_bucket(uint32_t count) noexcept nogil:
+    """Bucket of the log2 histogram: 1, 2-3, 4-7, ... datagrams."""
+    cdef uint32_t bucket = 0
+    while count > 1 and bucket < BATCH_BUCKETS - 1:
+        count >>= 1
+        bucket += 1
+    return bucket

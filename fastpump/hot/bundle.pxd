@@ -2,8 +2,8 @@
 #
 # payload:  [length, flag][packet] [length, flag][packet] ...
 #
-# A small packet is copied here instead of being sealed. It is sealed when the turn ends, when
-# the next one does not fit or is for another lane, or before a larger packet of the lane: so
+# A small packet is copied here instead of being sealed. It is sealed when the iteration ends,
+# when the next one does not fit or is for another lane, or before a larger packet of the lane: so
 # nothing waits for what has not come yet, and the order on a lane stays. One that stayed alone
 # leaves as a plain lane message.
 
@@ -13,12 +13,12 @@ from libc.string cimport memcpy
 from fastpump.hot.atomics cimport RELAXED, add64
 from fastpump.hot.batch cimport Path
 from fastpump.hot.bytes cimport load_le16, store_le16
-from fastpump.hot.lane cimport lane_path
 from fastpump.hot.constants cimport (
     BUNDLE_ENTRY_HEADER, BUNDLE_ENTRY_PARTIAL, BUNDLE_MAX_PACKET, BUNDLE_PACKETS, FEATURE_BUNDLE,
     LANE_FLAG_BUNDLE, LANE_FLAG_FRAME, LANE_FLAG_PARTIAL,
 )
-from fastpump.hot.seal cimport lane_seal
+from fastpump.hot.lane cimport lane_path
+from fastpump.hot.seal cimport seal_on_lane
 from fastpump.hot.shm cimport Lane
 from fastpump.hot.verdict cimport DROP_NO_ENDPOINT, UDP_TX_BUNDLES
 from fastpump.hot.worker cimport Bundle, Worker
@@ -32,34 +32,6 @@ cdef struct BundleEntry:
 cdef inline bint bundle_takes(const Lane *lane, uint32_t packet_len) noexcept nogil:
     """Whether a packet of that length may be bundled on the lane."""
     return packet_len <= BUNDLE_MAX_PACKET and lane.features & FEATURE_BUNDLE != 0
-
-
-cdef inline void bundle_flush(Worker *worker) noexcept nogil:
-    """Seal what waits."""
-    cdef Bundle *self = &worker.bundle
-    cdef Lane *lane = self.lane
-    cdef uint32_t count = self.count, sealed_len
-    cdef uint64_t counter
-    cdef Path path
-    if count == 0:
-        return
-    self.count = 0
-    lane_path(worker, lane, &path)
-    counter = add64(&lane.send_counter, 1, RELAXED)
-    if count == 1:
-        sealed_len = lane_seal(worker, lane, &path, counter, self.first_flags,
-                               self.buffer + BUNDLE_ENTRY_HEADER,
-                               self.length - BUNDLE_ENTRY_HEADER)
-    else:
-        sealed_len = lane_seal(worker, lane, &path, counter,
-                               LANE_FLAG_BUNDLE | (self.first_flags & LANE_FLAG_FRAME),
-                               self.buffer, self.length)
-        worker.shared.counters[UDP_TX_BUNDLES] += 1
-    if sealed_len == 0:
-        worker.shared.verdicts[DROP_NO_ENDPOINT] += count
-        return
-    lane.tx_bytes += sealed_len
-    add64(&worker.tables.peers[lane.peer].tx_bytes, sealed_len, RELAXED)
 
 
 cdef inline void bundle_add(Worker *worker, Lane *lane, const uint8_t *packet,
@@ -79,6 +51,34 @@ cdef inline void bundle_add(Worker *worker, Lane *lane, const uint8_t *packet,
     memcpy(self.buffer + self.length + BUNDLE_ENTRY_HEADER, packet, packet_len)
     self.length += needed
     self.count += 1
+
+
+cdef inline void bundle_flush(Worker *worker) noexcept nogil:
+    """Seal what waits."""
+    cdef Bundle *self = &worker.bundle
+    cdef Lane *lane = self.lane
+    cdef uint32_t count = self.count, sealed_len
+    cdef uint64_t counter
+    cdef Path path
+    if count == 0:
+        return
+    self.count = 0
+    lane_path(worker, lane, &path)
+    counter = add64(&lane.send_counter, 1, RELAXED)
+    if count == 1:
+        sealed_len = seal_on_lane(worker, lane, &path, counter, self.first_flags,
+                                  self.buffer + BUNDLE_ENTRY_HEADER,
+                                  self.length - BUNDLE_ENTRY_HEADER)
+    else:
+        sealed_len = seal_on_lane(worker, lane, &path, counter,
+                                  LANE_FLAG_BUNDLE | (self.first_flags & LANE_FLAG_FRAME),
+                                  self.buffer, self.length)
+        worker.shared.counters[UDP_TX_BUNDLES] += 1
+    if sealed_len == 0:
+        worker.shared.verdicts[DROP_NO_ENDPOINT] += count
+        return
+    lane.tx_bytes += sealed_len
+    add64(&worker.tables.peers[lane.peer].tx_bytes, sealed_len, RELAXED)
 
 
 cdef inline bint bundle_next(uint8_t **at, uint32_t *left, BundleEntry *entry) noexcept nogil:

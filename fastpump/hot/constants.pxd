@@ -1,4 +1,4 @@
-# Sizes and limits of the hot path. Python's copies, where it needs one, are
+# Constants of the hot path. Python's copies, where it needs one, are
 # exported by core_parts/ from here, so that there is one definition of each.
 
 cdef enum:
@@ -15,16 +15,16 @@ cdef enum:
     LANE_FLAG_PARTIAL = 0x01
     LANE_FLAG_BUNDLE = 0x02
     LANE_FLAG_FENCE = 0x04
-    LANE_FLAG_ASK = 0x08
+    LANE_FLAG_ECHO_REQUEST = 0x08   # to be answered on this lane
     LANE_FLAG_FRAME = 0x10          # TAP: the payload is a frame, or a bundle of them
     LANE_FLAG_RELAY = 0x20          # with a relay header before it
     LANE_FLAGS = 0x0f               # of packets
     LANE_FRAME_FLAGS = 0x3f
     FEATURE_PARTIAL = 1
     FEATURE_BUNDLE = 2
-    CONTROL_MARK = 0xf0             # the first byte of a control packet
-    CONTROL_END = 4                 # its second: the kind
-    CONTROL_END_LEN = 10
+    CONTROL_MAGIC = 0xf0            # the first byte of a control packet
+    CONTROL_END_MARKER = 4          # its second: the kind
+    END_MARKER_LEN = 10
     CONTROL_HELLO = 1
     CONTROL_OFFER = 2
     CONTROL_IN_USE_AT = 7           # behind the header and a field's head
@@ -40,17 +40,16 @@ cdef enum:
     BUNDLE_ENTRY_PARTIAL = 0x8000   # in the header; the rest is the length
     BUNDLE_PACKETS = 64
 
-    # Relay header: 7 bytes that name a flooded frame (0: not flooded), 1 byte of hops, 8 of
-    # who brought it in.
+    # Relay header: 7 bytes of flood id (0: not flooded), 1 byte of hops, 8 of the originator.
     RELAY_HEADER_LEN = 16
-    RELAY_NAME_BITS = 56            # of the first word; the hops are above
+    FLOOD_ID_BITS = 56              # of the first word; the hops are above
     RELAY_MAX_HOPS = 8
-    RELAY_MAX_FRAMES = 0xfff        # that share a name, but for the low bits
+    RELAY_MAX_FRAMES = 0xfff        # of a superpacket, whose flood ids differ in the low bits
 
     # The switch's tables (hot/fdb.pxd, hot/duplicates.pxd).
     FDB_WAYS = 8
-    SEEN_WAYS = 8
-    SEEN_BUCKETS = 8192
+    DUPLICATES_WAYS = 8
+    DUPLICATES_BUCKETS = 8192
     RANDOM_WORDS = 64               # taken from the kernel at once
 
     # Kernel (include/linux/udp.h, net/ipv4/udp.c, drivers/net/tun.c).
@@ -65,9 +64,9 @@ cdef enum:
     READ_HEADROOM = 64              # the vnet header lies right before the packet
     READ_TAILROOM = 64              # padding is written behind it
 
-    # Batches: what one turn of the loop may do before it looks at the other side.
+    # Batches: what one iteration of the loop may do before it looks at the other direction.
     SEND_MESSAGES = 64
-    SEND_FLUSH_BYTES = 524288       # more than a turn's reads become: one sendmmsg a turn
+    SEND_FLUSH_BYTES = 524288       # more than an iteration's reads become: one sendmmsg each
     TUN_READ_BUDGET = 64
     TUN_READ_BYTES = 262144
     RECV_MESSAGES = 8
@@ -84,25 +83,25 @@ cdef enum:
     STAGED_FLOODED_PER_PEER = 8     # of that, frames that are flooded
 
     # Lane messages that wait for their keys, or for what was sent before them.
-    HELD_MESSAGES = 1024
-    HELD_BYTES = 2097152
-    HOLD_NS = 20000000
+    REORDER_MESSAGES = 1024
+    REORDER_BYTES = 2097152
+    REORDER_TIMEOUT_NS = 20000000
     # A session this long without data has nothing under way that a lane could overtake.
     FENCE_AFTER_NS = 1000000000
 
     # Packets that wait for their rate limit; see hot/shaper.pxd.
-    SHAPE_SMALL = 4096
-    SHAPE_SMALL_LEN = 2048
-    SHAPE_BIG = 128
-    SHAPE_BIG_WEIGHT = 32           # a big slot counts for so many small ones
-    SHAPE_SHARE = 2048              # of small ones, of one peer and way
-    SHAPE_HORIZON_NS = 250000000
+    SHAPER_SMALL = 4096
+    SHAPER_SMALL_LEN = 2048
+    SHAPER_BIG = 128
+    SHAPER_BIG_WEIGHT = 32          # a big slot counts for so many small ones
+    SHAPER_SHARE = 2048             # of small ones, of one peer and direction
+    SHAPER_HORIZON_NS = 250000000
 
     EVENT_RING_LEN = 4096
     CONTROL_RING_LEN = 32
-    CONTROL_LEN = 1504              # a control packet and its padding
-    MESSAGE_RING_LEN = 64
-    MESSAGE_LEN = 160               # an initiation has 148 bytes
+    CONTROL_PACKET_LEN = 1504       # a control packet and its padding
+    MISDELIVERED_RING_LEN = 64
+    MISDELIVERED_LEN = 160          # an initiation has 148 bytes
     BATCH_BUCKETS = 8               # log2 histogram of datagrams per system call
 
     # RFC 6479 with 64-bit words: 8192 bits, of which one word is being refilled.
@@ -114,9 +113,9 @@ cdef extern from *:
     #define FASTPUMP_REJECT_AFTER_MESSAGES (UINT64_MAX - (1ULL << 13))
     #define FASTPUMP_REKEY_AFTER_MESSAGES (1ULL << 60)
     #define FASTPUMP_REJECT_AFTER_TIME_NS 180000000000ULL
-    #define FASTPUMP_RELAY_NAME_MASK ((1ULL << 56) - 1)
+    #define FASTPUMP_FLOOD_ID_MASK ((1ULL << 56) - 1)
     """
     unsigned long long REJECT_AFTER_MESSAGES "FASTPUMP_REJECT_AFTER_MESSAGES"
     unsigned long long REKEY_AFTER_MESSAGES "FASTPUMP_REKEY_AFTER_MESSAGES"
     unsigned long long REJECT_AFTER_TIME_NS "FASTPUMP_REJECT_AFTER_TIME_NS"
-    unsigned long long RELAY_NAME_MASK "FASTPUMP_RELAY_NAME_MASK"
+    unsigned long long FLOOD_ID_MASK "FASTPUMP_FLOOD_ID_MASK"

@@ -11,25 +11,26 @@ from libc.string cimport memcpy, memset
 
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, fence, load32, or32, store32
 from fastpump.hot.linux cimport sched_yield
-from fastpump.hot.shm cimport ADDRESS_LEN, LOCAL_LEN, Endpoint
+from fastpump.hot.shm cimport ADDRESS_LEN, SOURCE_ADDRESS_LEN, Endpoint
 
 
 cdef inline bint endpoint_write(Endpoint *self, const void *address, uint32_t length,
-                                const uint8_t *local) noexcept nogil:
-    """False, and nothing is written, if somebody else is writing it now."""
+                                const uint8_t *source_address) noexcept nogil:
+    """False, and nothing is written, if another process is writing it now."""
     cdef uint32_t before = or32(&self.sequence, 1, ACQUIRE)
     if before & 1:
         return False
     fence(RELEASE)
     memcpy(self.address, address, length)
-    memcpy(self.local, local, LOCAL_LEN)
+    memcpy(self.source_address, source_address, SOURCE_ADDRESS_LEN)
     self.length = length
     store32(&self.sequence, before + 2, RELEASE)
     return True
 
 
-cdef inline uint32_t endpoint_read(Endpoint *self, uint8_t *out, uint8_t *local) noexcept nogil:
-    """Copy the address and the own address to send from; the address's length, 0 when it
+cdef inline uint32_t endpoint_read(Endpoint *self, uint8_t *out,
+                                   uint8_t *source_address) noexcept nogil:
+    """Copy the address and the source address to send from; the address's length, 0 when it
     is unknown. Retries while they change (which takes a few nanoseconds; bounded all the
     same)."""
     cdef uint32_t before, length
@@ -40,20 +41,20 @@ cdef inline uint32_t endpoint_read(Endpoint *self, uint8_t *out, uint8_t *local)
             continue
         length = self.length
         memcpy(out, self.address, ADDRESS_LEN)
-        memcpy(local, self.local, LOCAL_LEN)
+        memcpy(source_address, self.source_address, SOURCE_ADDRESS_LEN)
         fence(ACQUIRE)
         if load32(&self.sequence, RELAXED) == before:
             return length
     return 0
 
 
-cdef inline void endpoint_forget_local(Endpoint *self) noexcept nogil:
-    """Let the kernel choose the own address, until somebody is heard there again."""
+cdef inline void endpoint_forget_source_address(Endpoint *self) noexcept nogil:
+    """Let the kernel choose the source address, until the peer sends again."""
     cdef uint8_t address[ADDRESS_LEN]
-    cdef uint8_t local[LOCAL_LEN]
-    cdef uint32_t length = endpoint_read(self, address, local)
-    memset(local, 0, LOCAL_LEN)
-    endpoint_write(self, address, length, local)
+    cdef uint8_t source_address[SOURCE_ADDRESS_LEN]
+    cdef uint32_t length = endpoint_read(self, address, source_address)
+    memset(source_address, 0, SOURCE_ADDRESS_LEN)
+    endpoint_write(self, address, length, source_address)
 
 
 # -- the supervisor's side: it may wait, and repairs
@@ -64,15 +65,15 @@ cdef inline void endpoint_unlock(Endpoint *self) noexcept nogil:
 
 
 cdef inline void endpoint_set(Endpoint *self, const void *address, uint32_t length,
-                              const uint8_t *local) noexcept nogil:
+                              const uint8_t *source_address) noexcept nogil:
     """Write it, whoever has the lock."""
     cdef int _
     for _ in range(1000):
-        if endpoint_write(self, address, length, local):
+        if endpoint_write(self, address, length, source_address):
             return
         sched_yield()               # a worker is writing
     endpoint_unlock(self)
-    endpoint_write(self, address, length, local)
+    endpoint_write(self, address, length, source_address)
 
 
 cdef inline bint endpoint_is_torn(Endpoint *self) noexcept nogil:

@@ -1,11 +1,10 @@
 # Worker -> supervisor: a ring of events per worker (one producer, one consumer).
 #
-# Events are rare: each kind is sent at most once per peer until the supervisor has
-# dealt with it (PeerSlot.armed, Keypair.flags). When the ring is full the event is
-# not sent and its bit cleared again, so the next packet tries again (a roaming peer's
-# endpoint is not written before there is room, or no later packet would differ). A worker killed
-# between the two leaves a bit without an event: all bits are cleared on its death
-# (hot/worker_exit.pxd).
+# Events are rare: each kind is reported at most once per peer, keypair or lane until the supervisor
+# has dealt with it and cleared its *_REPORTED bit. When the ring is full the event is not sent and
+# its bit cleared again, so the next packet tries again (a roaming peer's endpoint is not written
+# before there is room, or no later packet would differ). A worker killed between the two leaves a
+# bit without an event: all bits are cleared on its death (hot/worker_exit.pxd).
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -17,57 +16,57 @@ from fastpump.hot.shm cimport Event, WorkerShared
 from fastpump.hot.verdict cimport FAILED_EVENT_RING_FULL
 
 
-cdef inline bint events_have_room(WorkerShared *self) noexcept nogil:
-    """Whether the next event will be told; it stays so, for nobody else adds to the ring."""
-    return self.events_tail - load64(&self.events_head, ACQUIRE) < EVENT_RING_LEN
-
-
-cdef inline bint event_push(WorkerShared *self, uint32_t kind, uint32_t peer, uint32_t detail,
-                            uint32_t error, uint64_t now) noexcept nogil:
-    cdef uint64_t tail = self.events_tail
-    cdef Event *event
-    if not events_have_room(self):
-        self.verdicts[FAILED_EVENT_RING_FULL] += 1
-        return False
-    event = &self.events[tail % EVENT_RING_LEN]
-    event.kind = kind
-    event.peer = peer
-    event.detail = detail
-    event.error = error
-    event.at_ns = now
-    store64(&self.events_tail, tail + 1, RELEASE)
-    return True
-
-
-cdef inline bint event_push_once(WorkerShared *self, uint32_t *bits, uint32_t bit, uint32_t kind,
+cdef inline bint event_push_once(WorkerShared *shared, uint32_t *bits, uint32_t bit, uint32_t kind,
                                  uint32_t peer, uint32_t detail, uint64_t now) noexcept nogil:
-    """Push unless `bit` says that it was told; True if it was pushed now."""
+    """Push unless `bit` says that it was reported; True if it was pushed now."""
     if load32(bits, RELAXED) & bit or or32(bits, bit, SEQ_CST) & bit:
         return False
-    # The bit is set before the event is seen: who handles the event clears it.
-    if event_push(self, kind, peer, detail, 0, now):
+    # The bit is set before the event can be read: whoever handles the event clears it.
+    if event_push(shared, kind, peer, detail, 0, now):
         return True
     and32(bits, ~bit, RELAXED)
     return False
 
 
+cdef inline bint event_push(WorkerShared *shared, uint32_t kind, uint32_t peer, uint32_t detail,
+                            uint32_t error, uint64_t now) noexcept nogil:
+    cdef uint64_t tail = shared.events_tail
+    cdef Event *event
+    if not events_have_room(shared):
+        shared.verdicts[FAILED_EVENT_RING_FULL] += 1
+        return False
+    event = &shared.events[tail % EVENT_RING_LEN]
+    event.kind = kind
+    event.peer = peer
+    event.detail = detail
+    event.error = error
+    event.at_ns = now
+    store64(&shared.events_tail, tail + 1, RELEASE)
+    return True
+
+
+cdef inline bint events_have_room(WorkerShared *shared) noexcept nogil:
+    """Whether the next push will succeed; it stays so, for nobody else adds to the ring."""
+    return shared.events_tail - load64(&shared.events_head, ACQUIRE) < EVENT_RING_LEN
+
+
 # -- the supervisor's side
 
-cdef inline uint64_t events_end(WorkerShared *self) noexcept nogil:
+cdef inline uint64_t events_end(WorkerShared *shared) noexcept nogil:
     """Up to where there are events now. A worker that claims more than the ring holds is not
     believed, and loses them."""
-    cdef uint64_t tail = load64(&self.events_tail, ACQUIRE)
-    if tail - self.events_head > EVENT_RING_LEN:
-        store64(&self.events_head, tail, RELEASE)
+    cdef uint64_t tail = load64(&shared.events_tail, ACQUIRE)
+    if tail - shared.events_head > EVENT_RING_LEN:
+        store64(&shared.events_head, tail, RELEASE)
     return tail
 
 
-cdef inline Event *event_first(WorkerShared *self, uint64_t end) noexcept nogil:
+cdef inline Event *event_first(WorkerShared *shared, uint64_t end) noexcept nogil:
     """The oldest event before `end`; NULL if there is none."""
-    if self.events_head == end:
+    if shared.events_head == end:
         return NULL
-    return &self.events[self.events_head % EVENT_RING_LEN]
+    return &shared.events[shared.events_head % EVENT_RING_LEN]
 
 
-cdef inline void event_pop(WorkerShared *self) noexcept nogil:
-    store64(&self.events_head, self.events_head + 1, RELEASE)
+cdef inline void event_pop(WorkerShared *shared) noexcept nogil:
+    store64(&shared.events_head, shared.events_head + 1, RELEASE)

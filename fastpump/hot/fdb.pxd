@@ -1,20 +1,22 @@
-# The forwarding database of a TAP: on whose side a MAC address is, per VLAN.
+# The forwarding database of a TAP: at which port a MAC address is, per VLAN: the local port (our
+# interface) or a peer.
 #
 # A hash table of buckets with FDB_WAYS entries of two words. Workers learn and look up without
 # locks. An entry's key changes only from free (or aged) to BUSY by compare and swap, and from
 # there to the new key after the value is written; an entry that is in use changes its value
-# alone, in one word: so a reader finds the right owner, or none. BUSY tells who claims an entry;
-# who finds one in its bucket looks again before it claims another, so an address is there once.
+# alone, in one word: so a reader finds the right owner, or none. BUSY holds the claimant's number;
+# a worker that finds a busy entry in its bucket looks again before it claims another, so an address
+# has one entry.
 #
-# Ageing is exact: who reads compares times. The supervisor sweeps aged entries out, and counts
+# Ageing is exact: readers compare times. The supervisor sweeps aged entries out, and counts
 # anew (what two workers counted wrongly in a race does not last). A static entry does not age,
 # and locks its address: frames from it are taken from its owner only.
 #
-# Bounds: the table never grows, and no entry is evicted to make room. Past a limit (of one side,
+# Bounds: the table never grows, and no entry is evicted to make room. Past a limit (of one port,
 # of all) an address is not learned, and one that moved is forgotten: frames to it are flooded.
 #
-# An address belongs to the side where it was heard last. A flooded frame may come by several
-# ways; the one with fewer hops counts (hot/switch.pxd).
+# An address is at the port where its last frame came in. A flooded frame may come by several
+# routes; the one with the fewest hops counts (hot/switch.pxd).
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
@@ -25,8 +27,9 @@ from fastpump.hot.constants cimport FDB_WAYS, MAX_QUEUES
 from fastpump.hot.shm cimport MacEntry, Tables
 
 cdef enum:
-    MAC_LOCAL = 0x00ffffff          # an owner: our own side of the tunnel
-    MAC_NOBODY = 0x01ffffff         # no owner: not known
+    MAC_LOCAL_PORT = 0x00ffffff     # an owner: our interface
+    MAC_UNKNOWN = 0x01ffffff        # no owner
+    MAC_OWNER_MASK = 0x00ffffff
     MAC_HOPS_SHIFT = 56
     MAC_OWNER_SHIFT = 32
 
@@ -39,8 +42,8 @@ cdef extern from *:
     unsigned long long MAC_STATIC "FASTPUMP_MAC_STATIC"     # of a value
 
 cdef enum:
-    MAC_BUSY = 1                    # of a key that is being claimed: twice who does it, plus this
-    MAC_SUPERVISOR = MAX_QUEUES     # who claims, beside the workers' numbers
+    MAC_BUSY = 1                    # of a key that is being claimed: twice the claimant, plus this
+    MAC_SUPERVISOR = MAX_QUEUES     # the supervisor as a claimant; the others are workers
 
 cdef enum Learned:
     LEARN_KNOWN
@@ -67,28 +70,28 @@ cdef inline uint64_t mac_value(uint32_t owner, uint32_t hops, uint32_t now_s) no
 
 
 cdef inline uint32_t mac_owner(uint64_t value) noexcept nogil:
-    return <uint32_t>(value >> MAC_OWNER_SHIFT) & MAC_LOCAL
+    return <uint32_t>(value >> MAC_OWNER_SHIFT) & MAC_OWNER_MASK
 
 
 cdef inline uint32_t mac_hops(uint64_t value) noexcept nogil:
     return <uint32_t>(value >> MAC_HOPS_SHIFT) & 15
 
 
-cdef inline bint mac_is_aged(const Tables *self, uint64_t value, uint32_t now_s) noexcept nogil:
-    return not value & MAC_STATIC and now_s - <uint32_t>value > self.header.mac_ageing_s \
+cdef inline bint mac_is_aged(const Tables *tables, uint64_t value, uint32_t now_s) noexcept nogil:
+    return not value & MAC_STATIC and now_s - <uint32_t>value > tables.header.mac_ageing_s \
         and <int>(now_s - <uint32_t>value) > 0      # another worker may be a second ahead
 
 
-cdef inline MacEntry *mac_bucket(const Tables *self, uint64_t key) noexcept nogil:
-    """Spread by a secret seed: who chooses addresses cannot choose a bucket."""
-    cdef uint64_t mix = (key ^ self.header.mac_seed) * <uint64_t>0x9e3779b97f4a7c15u
-    mix = (mix ^ mix >> 32 ^ self.header.mac_seed >> 17) * <uint64_t>0xd6e8feb86659fd93u
-    return &self.macs[(<uint32_t>(mix >> 32) & (self.header.mac_buckets - 1)) * FDB_WAYS]
+cdef inline MacEntry *mac_bucket(const Tables *tables, uint64_t key) noexcept nogil:
+    """Spread by a secret seed, so that a sender who chooses addresses cannot choose a bucket."""
+    cdef uint64_t mix = (key ^ tables.header.mac_seed) * <uint64_t>0x9e3779b97f4a7c15u
+    mix = (mix ^ mix >> 32 ^ tables.header.mac_seed >> 17) * <uint64_t>0xd6e8feb86659fd93u
+    return &tables.macs[(<uint32_t>(mix >> 32) & (tables.header.mac_buckets - 1)) * FDB_WAYS]
 
 
-cdef inline MacEntry *mac_find(const Tables *self, uint64_t key) noexcept nogil:
+cdef inline MacEntry *mac_find(const Tables *tables, uint64_t key) noexcept nogil:
     """The entry of an address, aged or not; NULL if there is none."""
-    cdef MacEntry *bucket = mac_bucket(self, key)
+    cdef MacEntry *bucket = mac_bucket(tables, key)
     cdef int i
     for i in range(FDB_WAYS):
         if load64(&bucket[i].key, ACQUIRE) == key:
@@ -96,39 +99,39 @@ cdef inline MacEntry *mac_find(const Tables *self, uint64_t key) noexcept nogil:
     return NULL
 
 
-cdef inline uint32_t mac_lookup(const Tables *self, uint64_t key, uint32_t now_s) noexcept nogil:
-    """On whose side an address is: a peer's slot, MAC_LOCAL or MAC_NOBODY."""
-    cdef MacEntry *entry = mac_find(self, key)
+cdef inline uint32_t mac_lookup(const Tables *tables, uint64_t key, uint32_t now_s) noexcept nogil:
+    """Where an address is: at a peer (its slot), MAC_LOCAL_PORT or MAC_UNKNOWN."""
+    cdef MacEntry *entry = mac_find(tables, key)
     cdef uint64_t value
     if entry == NULL:
-        return MAC_NOBODY
+        return MAC_UNKNOWN
     value = load64(&entry.value, ACQUIRE)
-    if load64(&entry.key, ACQUIRE) != key or mac_is_aged(self, value, now_s):
-        return MAC_NOBODY
+    if load64(&entry.key, ACQUIRE) != key or mac_is_aged(tables, value, now_s):
+        return MAC_UNKNOWN
     return mac_owner(value)
 
 
-cdef inline uint32_t *mac_counter(const Tables *self, uint32_t owner) noexcept nogil:
-    if owner == MAC_LOCAL:
-        return &self.header.mac_count_local
-    return &self.peers[owner].mac_count
+cdef inline uint32_t *mac_counter(const Tables *tables, uint32_t owner) noexcept nogil:
+    if owner == MAC_LOCAL_PORT:
+        return &tables.header.mac_count_local_port
+    return &tables.peers[owner].mac_count
 
 
-cdef inline bint mac_has_room(const Tables *self, uint32_t owner) noexcept nogil:
+cdef inline bint mac_has_room(const Tables *tables, uint32_t owner) noexcept nogil:
     # Signed: races may have counted below zero, until the next sweep.
-    return <int32_t>load32(mac_counter(self, owner), RELAXED) \
-        < <int32_t>self.header.mac_limit_per_peer \
-        and <int32_t>load32(&self.header.mac_count, RELAXED) < <int32_t>self.header.mac_limit
+    return <int32_t>load32(mac_counter(tables, owner), RELAXED) \
+        < <int32_t>tables.header.mac_limit_per_peer \
+        and <int32_t>load32(&tables.header.mac_count, RELAXED) < <int32_t>tables.header.mac_limit
 
 
-cdef inline void mac_count_add(const Tables *self, uint32_t owner, int change) noexcept nogil:
-    add32(mac_counter(self, owner), <uint32_t>change, RELAXED)
-    add32(&self.header.mac_count, <uint32_t>change, RELAXED)
+cdef inline void mac_count_add(const Tables *tables, uint32_t owner, int change) noexcept nogil:
+    add32(mac_counter(tables, owner), <uint32_t>change, RELAXED)
+    add32(&tables.header.mac_count, <uint32_t>change, RELAXED)
 
 
-cdef inline MacEntry *mac_victim(const Tables *self, MacEntry *bucket, uint32_t now_s,
+cdef inline MacEntry *mac_victim(const Tables *tables, MacEntry *bucket, uint32_t now_s,
                                  bint *is_busy) noexcept nogil:
-    """A free or aged entry; NULL if the bucket is full, or (then `is_busy`) somebody else claims
+    """A free or aged entry; NULL if the bucket is full, or (then `is_busy`) another claims
     an entry of it just now, maybe for the same address."""
     cdef MacEntry *victim = NULL
     cdef uint64_t key
@@ -140,44 +143,44 @@ cdef inline MacEntry *mac_victim(const Tables *self, MacEntry *bucket, uint32_t 
             is_busy[0] = True
             return NULL
         if victim == NULL and (key == 0 or mac_is_aged(
-                self, load64(&bucket[i].value, ACQUIRE), now_s)):
+                tables, load64(&bucket[i].value, ACQUIRE), now_s)):
             victim = &bucket[i]
     return victim
 
 
-cdef inline bint mac_claim(const Tables *self, MacEntry *entry, uint32_t now_s,
+cdef inline bint mac_claim(const Tables *tables, MacEntry *entry, uint32_t now_s,
                            uint32_t who) noexcept nogil:
-    """Claim a free or aged entry for `who`; False if somebody else was first."""
+    """Claim a free or aged entry for `who`; False if another was first."""
     cdef uint64_t key = load64(&entry.key, ACQUIRE)
     cdef uint64_t value = load64(&entry.value, ACQUIRE)
-    if mac_key_is_busy(key) or (key != 0 and not mac_is_aged(self, value, now_s)) \
+    if mac_key_is_busy(key) or (key != 0 and not mac_is_aged(tables, value, now_s)) \
             or not cas64(&entry.key, key, mac_busy(who)):
         return False
     if key != 0:
-        mac_count_add(self, mac_owner(value), -1)
+        mac_count_add(tables, mac_owner(value), -1)
     return True
 
 
-cdef inline void mac_fill(const Tables *self, MacEntry *entry, uint64_t key, uint64_t value,
+cdef inline void mac_fill(const Tables *tables, MacEntry *entry, uint64_t key, uint64_t value,
                           uint32_t who) noexcept nogil:
     """Complete a claimed entry; unless the supervisor took us for dead and freed it."""
     store64(&entry.value, value, RELEASE)
     if cas64(&entry.key, mac_busy(who), key):
-        mac_count_add(self, mac_owner(value), 1)
+        mac_count_add(tables, mac_owner(value), 1)
 
 
-cdef inline bint mac_forget(const Tables *self, MacEntry *entry, uint64_t key) noexcept nogil:
+cdef inline bint mac_forget(const Tables *tables, MacEntry *entry, uint64_t key) noexcept nogil:
     """Free an entry, if it still is that address's."""
     cdef uint64_t value = load64(&entry.value, ACQUIRE)
     if not cas64(&entry.key, key, 0):
         return False
-    mac_count_add(self, mac_owner(value), -1)
+    mac_count_add(tables, mac_owner(value), -1)
     return True
 
 
-cdef inline Learned mac_refresh(const Tables *self, MacEntry *entry, uint64_t key, uint32_t owner,
+cdef inline Learned mac_refresh(const Tables *tables, MacEntry *entry, uint64_t key, uint32_t owner,
                                 uint32_t hops, uint32_t now_s) noexcept nogil:
-    """An address that is in the table was heard from `owner`."""
+    """A frame came from `owner` whose source is in the table."""
     cdef uint64_t value = load64(&entry.value, ACQUIRE)
     cdef uint64_t fresh = mac_value(owner, hops, now_s)
     cdef uint32_t before = mac_owner(value)
@@ -190,74 +193,74 @@ cdef inline Learned mac_refresh(const Tables *self, MacEntry *entry, uint64_t ke
     if before == owner:
         cas64(&entry.value, value, fresh)
         return LEARN_KNOWN
-    if <int32_t>load32(mac_counter(self, owner), RELAXED) \
-            >= <int32_t>self.header.mac_limit_per_peer:
-        mac_forget(self, entry, key)
+    if <int32_t>load32(mac_counter(tables, owner), RELAXED) \
+            >= <int32_t>tables.header.mac_limit_per_peer:
+        mac_forget(tables, entry, key)
         return LEARN_FULL
     if not cas64(&entry.value, value, fresh):
         return LEARN_KNOWN          # another worker was first
-    mac_count_add(self, before, -1)
-    mac_count_add(self, owner, 1)
+    mac_count_add(tables, before, -1)
+    mac_count_add(tables, owner, 1)
     return LEARN_MOVED
 
 
-cdef inline Learned mac_learn(const Tables *self, uint64_t key, uint32_t owner, uint32_t hops,
+cdef inline Learned mac_learn(const Tables *tables, uint64_t key, uint32_t owner, uint32_t hops,
                               uint32_t now_s, uint32_t who) noexcept nogil:
-    """An address was heard from `owner`, so many relays away. `who`: the worker."""
+    """A frame came from `owner`, over so many relays. `who`: the claimant, our worker."""
     cdef MacEntry *entry
     cdef bint is_busy
     cdef int _
     for _ in range(8):
-        entry = mac_find(self, key)
+        entry = mac_find(tables, key)
         if entry != NULL:
-            return mac_refresh(self, entry, key, owner, hops, now_s)
-        entry = mac_victim(self, mac_bucket(self, key), now_s, &is_busy)
+            return mac_refresh(tables, entry, key, owner, hops, now_s)
+        entry = mac_victim(tables, mac_bucket(tables, key), now_s, &is_busy)
         if is_busy:
             continue
-        if entry == NULL or not mac_has_room(self, owner):
+        if entry == NULL or not mac_has_room(tables, owner):
             return LEARN_FULL
-        if mac_claim(self, entry, now_s, who):
-            mac_fill(self, entry, key, mac_value(owner, hops, now_s), who)
+        if mac_claim(tables, entry, now_s, who):
+            mac_fill(tables, entry, key, mac_value(owner, hops, now_s), who)
             return LEARN_NEW
     return LEARN_KNOWN              # others are at it: with the next frame
 
 
 # -- the supervisor's side: entries that it makes, and scans of the whole table
 
-cdef inline bint fdb_add_static(const Tables *self, uint64_t key, uint32_t owner,
+cdef inline bint fdb_add_static(const Tables *tables, uint64_t key, uint32_t owner,
                                 uint32_t now_s) noexcept nogil:
-    """Lock an address to a side, whatever was known of it; False when its bucket is full."""
+    """Lock an address to a port, whatever was known of it; False when its bucket is full."""
     cdef MacEntry *entry
     cdef bint is_busy
     cdef int _
     for _ in range(1000):
-        entry = mac_find(self, key)
+        entry = mac_find(tables, key)
         if entry != NULL:
-            mac_forget(self, entry, key)
+            mac_forget(tables, entry, key)
             continue
-        entry = mac_victim(self, mac_bucket(self, key), now_s, &is_busy)
+        entry = mac_victim(tables, mac_bucket(tables, key), now_s, &is_busy)
         if entry == NULL and not is_busy:
             return False
-        if entry != NULL and mac_claim(self, entry, now_s, MAC_SUPERVISOR):
-            mac_fill(self, entry, key, MAC_STATIC | mac_value(owner, 0, 0), MAC_SUPERVISOR)
+        if entry != NULL and mac_claim(tables, entry, now_s, MAC_SUPERVISOR):
+            mac_fill(tables, entry, key, MAC_STATIC | mac_value(owner, 0, 0), MAC_SUPERVISOR)
             return True
     return False
 
 
-cdef inline bint fdb_remove(const Tables *self, uint64_t key) noexcept nogil:
+cdef inline bint fdb_remove(const Tables *tables, uint64_t key) noexcept nogil:
     """Forget an address; False if it was not known."""
-    cdef MacEntry *entry = mac_find(self, key)
-    return entry != NULL and mac_forget(self, entry, key)
+    cdef MacEntry *entry = mac_find(tables, key)
+    return entry != NULL and mac_forget(tables, entry, key)
 
 
-cdef inline MacEntry *fdb_next(const Tables *self, uint64_t *position, uint64_t *key,
+cdef inline MacEntry *fdb_next(const Tables *tables, uint64_t *position, uint64_t *key,
                                uint64_t *value) noexcept nogil:
     """The next entry in use, aged or not, and its words; NULL after the last. `position` is 0
     at first."""
-    cdef uint64_t end = <uint64_t>self.header.mac_buckets * FDB_WAYS
+    cdef uint64_t end = <uint64_t>tables.header.mac_buckets * FDB_WAYS
     cdef MacEntry *entry
     while position[0] < end:
-        entry = &self.macs[position[0]]
+        entry = &tables.macs[position[0]]
         position[0] += 1
         key[0] = load64(&entry.key, ACQUIRE)
         value[0] = load64(&entry.value, ACQUIRE)
@@ -266,45 +269,45 @@ cdef inline MacEntry *fdb_next(const Tables *self, uint64_t *position, uint64_t 
     return NULL
 
 
-cdef inline uint32_t fdb_flush(const Tables *self, uint32_t owner,
+cdef inline uint32_t fdb_flush(const Tables *tables, uint32_t owner,
                                bint with_static) noexcept nogil:
-    """Forget the addresses of one side, or of all (MAC_NOBODY); how many."""
+    """Forget the addresses of one port, or of all (MAC_UNKNOWN); how many."""
     cdef uint64_t position = 0, key, value
     cdef uint32_t count = 0
-    cdef MacEntry *entry = fdb_next(self, &position, &key, &value)
+    cdef MacEntry *entry = fdb_next(tables, &position, &key, &value)
     while entry != NULL:
-        if (owner == MAC_NOBODY or mac_owner(value) == owner) and (
+        if (owner == MAC_UNKNOWN or mac_owner(value) == owner) and (
                 with_static or not value & MAC_STATIC):
-            count += mac_forget(self, entry, key)
-        entry = fdb_next(self, &position, &key, &value)
+            count += mac_forget(tables, entry, key)
+        entry = fdb_next(tables, &position, &key, &value)
     return count
 
 
-cdef inline void fdb_sweep(const Tables *self, uint32_t now_s, uint32_t *counts) noexcept nogil:
+cdef inline void fdb_sweep(const Tables *tables, uint32_t now_s, uint32_t *counts) noexcept nogil:
     """Take aged entries out, and count the others anew. `counts`: a zero for each peer that
     there is room for."""
     cdef uint64_t position = 0, key, value
     cdef uint32_t owner, slot, total = 0, local = 0
-    cdef MacEntry *entry = fdb_next(self, &position, &key, &value)
+    cdef MacEntry *entry = fdb_next(tables, &position, &key, &value)
     while entry != NULL:
         owner = mac_owner(value)
-        if mac_is_aged(self, value, now_s):
+        if mac_is_aged(tables, value, now_s):
             cas64(&entry.key, key, 0)
         else:
             total += 1
-            if owner == MAC_LOCAL:
+            if owner == MAC_LOCAL_PORT:
                 local += 1
-            elif owner < self.header.peer_capacity:
+            elif owner < tables.header.peer_capacity:
                 counts[owner] += 1
-        entry = fdb_next(self, &position, &key, &value)
-    store32(&self.header.mac_count, total, RELAXED)
-    store32(&self.header.mac_count_local, local, RELAXED)
-    for slot in range(self.header.peers_end):
-        store32(&self.peers[slot].mac_count, counts[slot], RELAXED)
+        entry = fdb_next(tables, &position, &key, &value)
+    store32(&tables.header.mac_count, total, RELAXED)
+    store32(&tables.header.mac_count_local_port, local, RELAXED)
+    for slot in range(tables.header.peers_end):
+        store32(&tables.peers[slot].mac_count, counts[slot], RELAXED)
 
 
-cdef inline void fdb_release(const Tables *self, uint32_t who) noexcept nogil:
+cdef inline void fdb_release(const Tables *tables, uint32_t who) noexcept nogil:
     """Free what a dead worker claimed and did not fill."""
     cdef uint64_t i
-    for i in range(<uint64_t>self.header.mac_buckets * FDB_WAYS):
-        cas64(&self.macs[i].key, mac_busy(who), 0)
+    for i in range(<uint64_t>tables.header.mac_buckets * FDB_WAYS):
+        cas64(&tables.macs[i].key, mac_busy(who), 0)

@@ -7,7 +7,7 @@ from fastpump.hot.ip cimport PROTOCOL_TCP, PROTOCOL_UDP, IpPacket
 
 
 cdef inline uint32_t flow_hash(const IpPacket *ip) noexcept nogil:
-    """0 for what has no ports to tell its flow by."""
+    """0 for what has no ports to know its flow by."""
     cdef uint64_t mix
     cdef uint32_t hash
     cdef int i

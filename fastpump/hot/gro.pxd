@@ -7,17 +7,17 @@
 #   receive buffer:        [hdr][IP TCP payload 0]  [hdr][IP TCP payload 1] ...
 #   writev:          {vnet}     {IP TCP payload 0}             {payload 1} ...
 #
-# Merged is only what the far kernel's own GRO would have merged (net/ipv4/af_inet.c,
-# tcp_offload.c, udp_offload.c): all of the headers equal but length, id, sequence,
-# checksum, PSH and FIN; contiguous; not behind a shorter segment; PSH and FIN end;
-# SYN, RST, URG, CWR never. All checksums are verified before a merge, because the
+# Only what the peer's kernel would have merged by its own GRO is merged (net/ipv4/af_inet.c,
+# tcp_offload.c, udp_offload.c): all headers equal except length, id, sequence, checksum, PSH
+# and FIN; contiguous; not behind a shorter segment; PSH and FIN end a merge; SYN, RST, URG and
+# CWR are never merged. All checksums are verified before a merge, because the
 # merged packet goes to the kernel with a new header checksum and a partial one; a
 # packet that stays alone keeps its own, right or wrong. Packets whose checksums are
 # partial (they came on a lane, whose AEAD vouches for every byte) merge with their like.
 #
 # Order: items are written in the order of their first packets; a packet that cannot
 # join its flow's open item closes it. So a flow is never reordered. What has no ports
-# to tell its flow by (fragments, packets with IPv4 options) may be overtaken by packets
+# to know its flow by (fragments, packets with IPv4 options) may be overtaken by packets
 # of the same two hosts that merge into an earlier item, as in the kernel's GRO.
 # Frames (TAP): their Ethernet headers must be equal to the last bit, and nothing may follow the
 # IP packet; the offsets of an item count from its IP header, before which the other stands.
@@ -31,21 +31,19 @@ from fastpump.hot.bytes cimport load_be16, load_be32, store_be16
 from fastpump.hot.checksum cimport (
     checksum_fold, checksum_sum, ipv4_checksum_set, l4_checksum_is_valid, l4_checksum_set_partial,
 )
+from fastpump.hot.constants cimport (
+    GRO_FLOW_BUCKETS, GRO_MAX_PIECES, GRO_MAX_TCP_SEGMENTS, GRO_MAX_UDP_SEGMENTS, MAX_PACKET_LEN,
+    VNET_HEADER_LEN,
+)
 from fastpump.hot.flow cimport flow_hash
 from fastpump.hot.ip cimport (
     PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_ECE, TCP_FIN, TCP_PSH, IpPacket, ip_total_len_set,
-)
-from fastpump.hot.constants cimport (
-    GRO_FLOW_BUCKETS, GRO_MAX_PIECES, GRO_MAX_TCP_SEGMENTS, GRO_MAX_UDP_SEGMENTS,
-    MAX_PACKET_LEN, VNET_HEADER_LEN,
 )
 from fastpump.hot.linux cimport (
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, iovec,
 )
 from fastpump.hot.packet cimport Packet, packet_has_trailer
-from fastpump.hot.shm cimport (
-    OFFLOAD_TUN_TCP4, OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6,
-)
+from fastpump.hot.shm cimport OFFLOAD_TUN_TCP4, OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6
 from fastpump.hot.vnet cimport GSO_UDP_L4, VnetHeader, vnet_set_partial
 
 cdef enum:
@@ -117,6 +115,43 @@ cdef inline bint gro_is_full(const Gro *self) noexcept nogil:
     return self.item_count == GRO_MAX_PIECES or self.piece_count == GRO_MAX_PIECES
 
 
+cdef inline void gro_receive(Gro *self, Candidate *candidate) noexcept nogil:
+    """Take one packet: merge it, or append it. The caller sees to it that there is
+    room (`gro_is_full`)."""
+    cdef Item *item
+    cdef uint8_t *l4
+    cdef uint32_t bucket
+    candidate_classify(candidate)
+    if candidate.flow_class == FLOW_NONE:
+        gro_append(self, candidate)
+        return
+    bucket = candidate.flow_hash % GRO_FLOW_BUCKETS
+    if self.buckets[bucket]:
+        item = &self.items[self.buckets[bucket] - 1]
+        if item_is_same_flow(item, candidate):
+            if candidate.flow_class == FLOW_MERGES and item.is_open and item_merge(
+                    self, item, candidate):
+                return
+            item.is_open = False
+    if candidate.flow_class == FLOW_ENDS:
+        gro_append(self, candidate)
+        return
+    item = gro_append(self, candidate)
+    self.buckets[bucket] = self.item_count
+    item.l4_at = candidate.packet.ip.header_len
+    l4 = item.packet + item.l4_at
+    item.header_len = candidate.header_len
+    item.segment_size = candidate.payload_len
+    item.is_tcp = candidate.is_tcp
+    item.added_flags = 0
+    item.offload = candidate.offload
+    item.last_id = 0 if item.is_v6 else load_be16(item.packet + 4)
+    item.next_sequence = load_be32(l4 + 4) + candidate.payload_len if item.is_tcp else 0
+    item.is_open = (self.offloads & candidate.offload) != 0
+    if item.is_tcp and l4[13] & (TCP_PSH | TCP_FIN):
+        item.is_open = False
+
+
 cdef inline void candidate_classify(Candidate *self) noexcept nogil:
     """Set the flow class, and for those with ports the hash and lengths."""
     cdef IpPacket *ip = &self.packet.ip
@@ -168,6 +203,50 @@ cdef inline bint item_is_same_flow(const Item *self, const Candidate *candidate)
     return memcmp(a + 12, b + 12, 12) == 0     # addresses and, right behind, ports
 
 
+cdef inline bint item_merge(Gro *gro, Item *self, const Candidate *candidate) noexcept nogil:
+    """Append the packet's payload to the item if that is allowed. Cheap checks first."""
+    cdef uint32_t max_segments = GRO_MAX_TCP_SEGMENTS if self.is_tcp else GRO_MAX_UDP_SEGMENTS
+    cdef uint8_t *start = candidate.packet.ip.start
+    cdef Piece *piece
+    if candidate.payload_len > self.segment_size or self.segment_count >= max_segments:
+        return False
+    if self.total_len + candidate.payload_len > MAX_PACKET_LEN:
+        return False
+    if not item_headers_match(self, candidate):
+        return False
+    if not self.is_partial:
+        if self.segment_count == 1 and not gro_checksums_are_valid(
+                self.packet, self.is_v6, self.is_tcp, self.l4_at, self.packet_len):
+            return False
+        if not gro_checksums_are_valid(start, self.is_v6, self.is_tcp, self.l4_at,
+                                       candidate.packet.ip.total_len):
+            return False
+    if self.segment_count == 1:
+        memcpy(self.saved_header, self.packet, self.header_len)
+        if not self.is_v6:
+            self.id_step = <uint16_t>(load_be16(start + 4) - self.last_id)
+    piece = &gro.pieces[gro.piece_count]
+    gro.piece_count += 1
+    piece.start = start + candidate.header_len
+    piece.length = candidate.payload_len
+    piece.next = 0
+    if self.last_piece:
+        gro.pieces[self.last_piece - 1].next = gro.piece_count
+    else:
+        self.first_piece = gro.piece_count
+    self.last_piece = gro.piece_count
+    self.segment_count += 1
+    self.total_len += candidate.payload_len
+    self.next_sequence += candidate.payload_len
+    if not self.is_v6:
+        self.last_id = load_be16(start + 4)
+    if self.is_tcp:
+        self.added_flags |= start[self.l4_at + 13] & (TCP_PSH | TCP_FIN)
+    if candidate.payload_len < self.segment_size or self.added_flags:
+        self.is_open = False
+    return True
+
+
 cdef inline bint item_headers_match(const Item *self, const Candidate *candidate) noexcept nogil:
     """Whether everything that the kernel's GRO wants equal is equal."""
     cdef const uint8_t *a = self.packet
@@ -206,57 +285,13 @@ cdef inline bint item_headers_match(const Item *self, const Candidate *candidate
     return memcmp(a + 18, b + 18, self.header_len - at - 18) == 0
 
 
-cdef inline bint packet_checksums_are_valid(const uint8_t *packet, bint is_v6, bint is_tcp,
-                                            uint32_t l4_at, uint32_t total_len) noexcept nogil:
+cdef inline bint gro_checksums_are_valid(const uint8_t *packet, bint is_v6, bint is_tcp,
+                                         uint32_t l4_at, uint32_t total_len) noexcept nogil:
     """Of the IPv4 header and of TCP or UDP."""
     if not is_v6 and checksum_fold(checksum_sum(packet, l4_at)) != 0xffff:
         return False
     return l4_checksum_is_valid(packet, is_v6, PROTOCOL_TCP if is_tcp else PROTOCOL_UDP,
                                 packet + l4_at, total_len - l4_at)
-
-
-cdef inline bint item_merge(Gro *gro, Item *self, const Candidate *candidate) noexcept nogil:
-    """Append the packet's payload to the item if that is allowed. Cheap checks first."""
-    cdef uint32_t limit = GRO_MAX_TCP_SEGMENTS if self.is_tcp else GRO_MAX_UDP_SEGMENTS
-    cdef uint8_t *start = candidate.packet.ip.start
-    cdef Piece *piece
-    if candidate.payload_len > self.segment_size or self.segment_count >= limit:
-        return False
-    if self.total_len + candidate.payload_len > MAX_PACKET_LEN:
-        return False
-    if not item_headers_match(self, candidate):
-        return False
-    if not self.is_partial:
-        if self.segment_count == 1 and not packet_checksums_are_valid(
-                self.packet, self.is_v6, self.is_tcp, self.l4_at, self.packet_len):
-            return False
-        if not packet_checksums_are_valid(start, self.is_v6, self.is_tcp, self.l4_at,
-                                          candidate.packet.ip.total_len):
-            return False
-    if self.segment_count == 1:
-        memcpy(self.saved_header, self.packet, self.header_len)
-        if not self.is_v6:
-            self.id_step = <uint16_t>(load_be16(start + 4) - self.last_id)
-    piece = &gro.pieces[gro.piece_count]
-    gro.piece_count += 1
-    piece.start = start + candidate.header_len
-    piece.length = candidate.payload_len
-    piece.next = 0
-    if self.last_piece:
-        gro.pieces[self.last_piece - 1].next = gro.piece_count
-    else:
-        self.first_piece = gro.piece_count
-    self.last_piece = gro.piece_count
-    self.segment_count += 1
-    self.total_len += candidate.payload_len
-    self.next_sequence += candidate.payload_len
-    if not self.is_v6:
-        self.last_id = load_be16(start + 4)
-    if self.is_tcp:
-        self.added_flags |= start[self.l4_at + 13] & (TCP_PSH | TCP_FIN)
-    if candidate.payload_len < self.segment_size or self.added_flags:
-        self.is_open = False
-    return True
 
 
 cdef inline Item *gro_append(Gro *self, const Candidate *candidate) noexcept nogil:
@@ -281,41 +316,23 @@ cdef inline Item *gro_append(Gro *self, const Candidate *candidate) noexcept nog
     return item
 
 
-cdef inline void gro_receive(Gro *self, Candidate *candidate) noexcept nogil:
-    """Take one packet: merge it, or append it. The caller sees to it that there is
-    room (`gro_is_full`)."""
-    cdef Item *item
-    cdef uint8_t *l4
-    cdef uint32_t bucket
-    candidate_classify(candidate)
-    if candidate.flow_class == FLOW_NONE:
-        gro_append(self, candidate)
-        return
-    bucket = candidate.flow_hash % GRO_FLOW_BUCKETS
-    if self.buckets[bucket]:
-        item = &self.items[self.buckets[bucket] - 1]
-        if item_is_same_flow(item, candidate):
-            if candidate.flow_class == FLOW_MERGES and item.is_open and item_merge(
-                    self, item, candidate):
-                return
-            item.is_open = False
-    if candidate.flow_class == FLOW_ENDS:
-        gro_append(self, candidate)
-        return
-    item = gro_append(self, candidate)
-    self.buckets[bucket] = self.item_count
-    item.l4_at = candidate.packet.ip.header_len
-    l4 = item.packet + item.l4_at
-    item.header_len = candidate.header_len
-    item.segment_size = candidate.payload_len
-    item.is_tcp = candidate.is_tcp
-    item.added_flags = 0
-    item.offload = candidate.offload
-    item.last_id = 0 if item.is_v6 else load_be16(item.packet + 4)
-    item.next_sequence = load_be32(l4 + 4) + candidate.payload_len if item.is_tcp else 0
-    item.is_open = (self.offloads & candidate.offload) != 0
-    if item.is_tcp and l4[13] & (TCP_PSH | TCP_FIN):
-        item.is_open = False
+cdef inline int item_finish(Gro *gro, Item *self, iovec *iov) noexcept nogil:
+    """Complete the headers; fill `iov` (of at least GRO_MAX_TCP_SEGMENTS + 1 entries) and give
+    the number of entries."""
+    cdef uint32_t next_piece = self.first_piece
+    cdef int count = 2
+    if self.segment_count > 1:
+        item_finish_superpacket(self)
+    iov[0].iov_base = &self.vnet
+    iov[0].iov_len = VNET_HEADER_LEN
+    iov[1].iov_base = self.packet - self.link_len
+    iov[1].iov_len = self.link_len + self.packet_len
+    while next_piece:
+        iov[count].iov_base = gro.pieces[next_piece - 1].start
+        iov[count].iov_len = gro.pieces[next_piece - 1].length
+        next_piece = gro.pieces[next_piece - 1].next
+        count += 1
+    return count
 
 
 cdef inline void item_finish_superpacket(Item *self) noexcept nogil:
@@ -339,22 +356,3 @@ cdef inline void item_finish_superpacket(Item *self) noexcept nogil:
     l4_checksum_set_partial(
         self.packet, self.is_v6, PROTOCOL_TCP if self.is_tcp else PROTOCOL_UDP, l4,
         self.total_len - self.l4_at, self.vnet.csum_offset)
-
-
-cdef inline int item_finish(Gro *gro, Item *self, iovec *iov) noexcept nogil:
-    """Complete the headers; fill `iov` (of at least GRO_MAX_TCP_SEGMENTS + 1 entries) and give
-    the number of entries."""
-    cdef uint32_t next_piece = self.first_piece
-    cdef int count = 2
-    if self.segment_count > 1:
-        item_finish_superpacket(self)
-    iov[0].iov_base = &self.vnet
-    iov[0].iov_len = VNET_HEADER_LEN
-    iov[1].iov_base = self.packet - self.link_len
-    iov[1].iov_len = self.link_len + self.packet_len
-    while next_piece:
-        iov[count].iov_base = gro.pieces[next_piece - 1].start
-        iov[count].iov_len = gro.pieces[next_piece - 1].length
-        next_piece = gro.pieces[next_piece - 1].next
-        count += 1
-    return count

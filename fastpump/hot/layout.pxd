@@ -6,7 +6,7 @@
 from libc.stdint cimport uint64_t, uint8_t
 
 from fastpump.hot.arena cimport PAGE, Arena, arena_take
-from fastpump.hot.constants cimport FDB_WAYS, SEEN_BUCKETS, SEEN_WAYS
+from fastpump.hot.constants cimport DUPLICATES_BUCKETS, DUPLICATES_WAYS, FDB_WAYS
 from fastpump.hot.shm cimport (
     Header, Keypair, Lane, Limiter, MacEntry, PeerSlot, Tables, TrieNode, WorkerShared,
 )
@@ -24,10 +24,11 @@ cdef inline size_t tables_lay_out(Tables *self, const Header *header, void *memo
     self.keypairs = <Keypair *>arena_take(&arena, header.keypair_capacity * sizeof(Keypair))
     self.lanes = <Lane *>arena_take(&arena, header.lane_capacity * sizeof(Lane))
     self.nodes = <TrieNode *>arena_take(&arena, header.node_capacity * sizeof(TrieNode))
-    self.limits = <Limiter *>arena_take(
+    self.limiters = <Limiter *>arena_take(
         &arena, 2 * (1 + <size_t>header.peer_capacity) * sizeof(Limiter))
     if header.is_tap:
         self.macs = <MacEntry *>arena_take(
             &arena, header.mac_buckets * FDB_WAYS * sizeof(MacEntry))
-        self.seen = <uint64_t *>arena_take(&arena, SEEN_BUCKETS * SEEN_WAYS * sizeof(uint64_t))
+        self.duplicates = <uint64_t *>arena_take(
+            &arena, DUPLICATES_BUCKETS * DUPLICATES_WAYS * sizeof(uint64_t))
     return arena.used

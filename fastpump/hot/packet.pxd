@@ -2,8 +2,8 @@
 # be one, behind VLAN tags (IEEE 802.1Q, also stacked).
 #
 # A frame is carried whole, whatever is in it. If it is an IP packet, all that is done to packets
-# (split, coalesce, partial checksums) is done to it behind its Ethernet header; for what is none,
-# `ip` is that of a fragment of no protocol, which all of that leaves alone.
+# (split, coalesce, partial checksums) is done to it behind its Ethernet header; otherwise
+# `ip` describes a fragment of no protocol, which none of that touches.
 
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 
@@ -30,7 +30,7 @@ cdef struct Packet:
 
 
 cdef inline bint packet_parse_ip(Packet *self, uint8_t *start, uint32_t available) noexcept nogil:
-    """What a TUN carries; False if it is no whole IP packet."""
+    """What a TUN carries; False if it is not a whole IP packet."""
     self.start = start
     self.link_len = 0
     self.vlan = 0
@@ -46,8 +46,8 @@ cdef inline bint ethertype_is_vlan(uint32_t ethertype) noexcept nogil:
 
 
 cdef inline bint packet_parse_frame(Packet *self, uint8_t *start, uint32_t length) noexcept nogil:
-    """What a TAP carries; False if it is no whole Ethernet frame, or has a source that is
-    none (a group address)."""
+    """What a TAP carries; False if it is not a whole Ethernet frame, or its source is a
+    group address."""
     cdef uint32_t at = ETHERNET_HEADER_LEN, ethertype, version
     cdef int tags
     if length < ETHERNET_HEADER_LEN or start[6] & 1:
@@ -92,16 +92,16 @@ cdef inline bint packet_has_trailer(const Packet *self) noexcept nogil:
     return self.length != self.link_len + self.ip.total_len
 
 
-cdef inline bint frame_is_for_group(const Packet *self) noexcept nogil:
+cdef inline bint frame_is_for_group(const Packet *frame) noexcept nogil:
     """Broadcast or multicast."""
-    return self.start[0] & 1 != 0
+    return frame.start[0] & 1 != 0
 
 
-cdef inline uint64_t frame_destination(const Packet *self) noexcept nogil:
+cdef inline uint64_t frame_destination(const Packet *frame) noexcept nogil:
     """48 bits."""
-    return <uint64_t>load_be16(self.start) << 32 | load_be32(self.start + 2)
+    return <uint64_t>load_be16(frame.start) << 32 | load_be32(frame.start + 2)
 
 
-cdef inline uint64_t frame_source(const Packet *self) noexcept nogil:
+cdef inline uint64_t frame_source(const Packet *frame) noexcept nogil:
     """48 bits."""
-    return <uint64_t>load_be16(self.start + 6) << 32 | load_be32(self.start + 8)
+    return <uint64_t>load_be16(frame.start + 6) << 32 | load_be32(frame.start + 8)

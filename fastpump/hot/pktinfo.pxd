@@ -1,9 +1,9 @@
-# The own address of a datagram: to which one it came, and from which one it leaves.
+# The source address of what we send: the address of ours that the peer's datagrams come to.
 #
-# A host with several addresses must answer from the one that it was asked at, or a
-# peer's firewall drops the answer ("sticky" source address, as the kernel's WireGuard).
-# recvmmsg tells it (IPV6_PKTINFO; IP_PKTINFO on a host without IPv6), the peer's slot
-# keeps it with the endpoint, and sendmmsg is told. The interface is left to routing.
+# A host with several addresses must answer from the one that it received on, or a peer's firewall
+# drops the answer (wireguard-go's "sticky sockets"; the kernel's WireGuard does the same). recvmmsg
+# reports it (IPV6_PKTINFO; IP_PKTINFO on a host without IPv6), the peer's slot keeps it with the
+# endpoint, and sendmmsg is given it. The interface is left to routing.
 #
 # A dual-stack socket takes and gives IPV6_PKTINFO with v4-mapped addresses for IPv4 too
 # (ip_cmsg_send() and ip6_datagram_recv_common_ctl() of the kernel).
@@ -13,62 +13,63 @@ from libc.string cimport memcpy, memset
 
 from fastpump.hot.bytes cimport load_le64
 from fastpump.hot.linux cimport (
-    AF_INET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, IP_PKTINFO, IPPROTO_IP,
-    IPPROTO_IPV6, IPV6_PKTINFO, SOL_UDP, UDP_GRO, cmsghdr, in6_pktinfo, in_pktinfo, msghdr,
+    AF_INET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, IPPROTO_IP, IPPROTO_IPV6,
+    IPV6_PKTINFO, IP_PKTINFO, SOL_UDP, UDP_GRO, cmsghdr, in6_pktinfo, in_pktinfo, msghdr,
 )
-from fastpump.hot.shm cimport LOCAL_LEN
+from fastpump.hot.shm cimport SOURCE_ADDRESS_LEN
 
 cdef enum:
-    LOCAL_CONTROL_LEN = 40          # CMSG_SPACE(sizeof(struct in6_pktinfo)), the larger one
-    RECV_CONTROL_LEN = 64           # that, and CMSG_SPACE(sizeof(int)) for UDP_GRO
+    PKTINFO_LEN = 40                # CMSG_SPACE(sizeof(struct in6_pktinfo)), the larger one
+    RECV_CMSG_LEN = 64              # that, and CMSG_SPACE(sizeof(int)) for UDP_GRO
 
 
-cdef inline bint local_is_known(const uint8_t *local) noexcept nogil:
-    return (load_le64(local) | load_le64(local + 8)) != 0
+cdef inline bint source_address_is_known(const uint8_t *source_address) noexcept nogil:
+    return (load_le64(source_address) | load_le64(source_address + 8)) != 0
 
 
-cdef inline uint32_t control_read(msghdr *message, uint32_t length, uint8_t *local) noexcept nogil:
+cdef inline uint32_t cmsg_read(msghdr *message, uint32_t length,
+                               uint8_t *source_address) noexcept nogil:
     """What came with a message: the size of the datagrams in it (`length` if it is a single
-    one), and the address it came to."""
+    one), and the address of ours that it came to."""
     cdef cmsghdr *control = CMSG_FIRSTHDR(message)
     cdef in_pktinfo info4
     cdef int segment_len = 0
-    memset(local, 0, LOCAL_LEN)
+    memset(source_address, 0, SOURCE_ADDRESS_LEN)
     while control != NULL:
         if control.cmsg_level == SOL_UDP and control.cmsg_type == UDP_GRO:
             memcpy(&segment_len, CMSG_DATA(control), sizeof(int))
         elif control.cmsg_level == IPPROTO_IPV6 and control.cmsg_type == IPV6_PKTINFO:
-            memcpy(local, CMSG_DATA(control), LOCAL_LEN)
+            memcpy(source_address, CMSG_DATA(control), SOURCE_ADDRESS_LEN)
         elif control.cmsg_level == IPPROTO_IP and control.cmsg_type == IP_PKTINFO:
             memcpy(&info4, CMSG_DATA(control), sizeof(in_pktinfo))
-            memset(local + 10, 0xff, 2)
-            memcpy(local + 12, &info4.ipi_spec_dst, 4)
+            memset(source_address + 10, 0xff, 2)
+            memcpy(source_address + 12, &info4.ipi_spec_dst, 4)
         control = CMSG_NXTHDR(message, control)
     return <uint32_t>segment_len if segment_len > 0 else length
 
 
-cdef inline uint32_t local_control_write(uint8_t *control, const uint8_t *local,
-                                         uint16_t family) noexcept nogil:
-    """Write the control message for an own address so that it ends at LOCAL_CONTROL_LEN;
-    how long it is, 0 when the address is not known and the kernel shall choose."""
+cdef inline uint32_t pktinfo_write(uint8_t *control, const uint8_t *source_address,
+                                   uint16_t family) noexcept nogil:
+    """Write the control message for a source address so that it ends at PKTINFO_LEN; how long it
+    is, 0 when the address is unknown and the kernel chooses."""
     cdef in_pktinfo info4
     cdef in6_pktinfo info6
     cdef cmsghdr *header = <cmsghdr *>control
-    if not local_is_known(local):
+    if not source_address_is_known(source_address):
         return 0
     if family == AF_INET:
         header = <cmsghdr *>(control + 8)           # CMSG_SPACE(12) is 32
         memset(&info4, 0, sizeof(in_pktinfo))
-        memcpy(&info4.ipi_spec_dst, local + 12, 4)
+        memcpy(&info4.ipi_spec_dst, source_address + 12, 4)
         header.cmsg_level = IPPROTO_IP
         header.cmsg_type = IP_PKTINFO
         header.cmsg_len = CMSG_LEN(sizeof(in_pktinfo))
         memcpy(CMSG_DATA(header), &info4, sizeof(in_pktinfo))
-        return LOCAL_CONTROL_LEN - 8
+        return PKTINFO_LEN - 8
     memset(&info6, 0, sizeof(in6_pktinfo))
-    memcpy(&info6.ipi6_addr, local, LOCAL_LEN)
+    memcpy(&info6.ipi6_addr, source_address, SOURCE_ADDRESS_LEN)
     header.cmsg_level = IPPROTO_IPV6
     header.cmsg_type = IPV6_PKTINFO
     header.cmsg_len = CMSG_LEN(sizeof(in6_pktinfo))
     memcpy(CMSG_DATA(header), &info6, sizeof(in6_pktinfo))
-    return LOCAL_CONTROL_LEN
+    return PKTINFO_LEN

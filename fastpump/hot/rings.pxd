@@ -1,73 +1,79 @@
 # Datagrams and control packets between worker and supervisor, in rings.
 #
-# Handshake-sized datagrams: one ring each way per worker.
+# Misdelivered datagrams: one ring in each direction per worker. The kernel's GRO may put a shorter
+# datagram behind others of its 4-tuple and hand the train to one socket, chosen by its first
+# datagram. So a handshake message can end a train of transport messages (and reach a worker), and a
+# transport message can follow a handshake message (and reach the supervisor). Whoever receives such
+# a datagram passes it on; none is longer than the handshake message it travelled with, or is one.
 #
-# The kernel's GRO may put a shorter datagram behind others of its 4-tuple and hand the
-# train to one socket, chosen by its first datagram. So a handshake message can end a
-# train of transport messages (and reach a worker), and a transport message can follow a
-# handshake message (and reach the supervisor). Whoever finds a stray passes it on; none
-# is longer than the handshake message it travelled with, or is one.
+# Control packets (docs/PROTOCOL.md) come inside a session, and are the supervisor's: one ring up
+# per worker.
 #
-# Control packets (docs/PROTOCOL.md) come inside a session, and are the supervisor's: one
-# ring up per worker.
+# Each ring has one producer and one consumer: a slot is written before `tail` is moved, and used
+# up before `head` is.
 
 from libc.stdint cimport uint32_t, uint8_t
 from libc.string cimport memcpy
 
 from fastpump.hot.atomics cimport ACQUIRE, RELEASE, load64, store64
-from fastpump.hot.constants cimport CONTROL_LEN, CONTROL_RING_LEN, MESSAGE_LEN, MESSAGE_RING_LEN
-from fastpump.hot.shm cimport ADDRESS_LEN, LOCAL_LEN, Control, ControlRing, Message, MessageRing
+from fastpump.hot.constants cimport (
+    CONTROL_PACKET_LEN, CONTROL_RING_LEN, MISDELIVERED_LEN, MISDELIVERED_RING_LEN,
+)
+from fastpump.hot.shm cimport (
+    ADDRESS_LEN, SOURCE_ADDRESS_LEN, ControlPacket, ControlPacketRing, Misdelivered,
+    MisdeliveredRing,
+)
 
 
-cdef inline bint message_push(MessageRing *self, const uint8_t *data, uint32_t length,
-                              const void *address, uint32_t address_len,
-                              const void *local) noexcept nogil:
+cdef inline bint misdelivered_push(MisdeliveredRing *ring, const uint8_t *data, uint32_t length,
+                                   const void *address, uint32_t address_len,
+                                   const void *source_address) noexcept nogil:
     """Copy a datagram in; False if it is too long or the ring is full."""
-    cdef Message *message = &self.messages[self.tail % MESSAGE_RING_LEN]
-    if length > MESSAGE_LEN or address_len > ADDRESS_LEN:
+    cdef Misdelivered *datagram = &ring.datagrams[ring.tail % MISDELIVERED_RING_LEN]
+    if length > MISDELIVERED_LEN or address_len > ADDRESS_LEN:
         return False
-    if self.tail - load64(&self.head, ACQUIRE) >= MESSAGE_RING_LEN:
+    if ring.tail - load64(&ring.head, ACQUIRE) >= MISDELIVERED_RING_LEN:
         return False
-    message.length = length
-    message.address_len = address_len
-    memcpy(message.data, data, length)
-    memcpy(message.address, address, address_len)
-    memcpy(message.local, local, LOCAL_LEN)
-    store64(&self.tail, self.tail + 1, RELEASE)
+    datagram.length = length
+    datagram.address_len = address_len
+    memcpy(datagram.data, data, length)
+    memcpy(datagram.address, address, address_len)
+    memcpy(datagram.source_address, source_address, SOURCE_ADDRESS_LEN)
+    store64(&ring.tail, ring.tail + 1, RELEASE)
     return True
 
 
-cdef inline Message *message_first(MessageRing *self) noexcept nogil:
-    """The oldest message, NULL if there is none."""
-    if self.head == load64(&self.tail, ACQUIRE):
+cdef inline Misdelivered *misdelivered_first(MisdeliveredRing *ring) noexcept nogil:
+    """The oldest datagram, NULL if there is none."""
+    if ring.head == load64(&ring.tail, ACQUIRE):
         return NULL
-    return &self.messages[self.head % MESSAGE_RING_LEN]
+    return &ring.datagrams[ring.head % MISDELIVERED_RING_LEN]
 
 
-cdef inline void message_pop(MessageRing *self) noexcept nogil:
-    store64(&self.head, self.head + 1, RELEASE)
+cdef inline void misdelivered_pop(MisdeliveredRing *ring) noexcept nogil:
+    store64(&ring.head, ring.head + 1, RELEASE)
 
 
-cdef inline bint control_push(ControlRing *self, uint32_t peer, uint32_t local_index,
-                              const uint8_t *data, uint32_t length) noexcept nogil:
+cdef inline bint control_packet_push(ControlPacketRing *ring, uint32_t peer, uint32_t local_index,
+                                     const uint8_t *data, uint32_t length) noexcept nogil:
     """Copy a control packet in; False if it is too long or the ring is full."""
-    cdef Control *control = &self.controls[self.tail % CONTROL_RING_LEN]
-    if length > CONTROL_LEN or self.tail - load64(&self.head, ACQUIRE) >= CONTROL_RING_LEN:
+    cdef ControlPacket *packet = &ring.packets[ring.tail % CONTROL_RING_LEN]
+    if length > CONTROL_PACKET_LEN or ring.tail - load64(&ring.head, ACQUIRE) >= CONTROL_RING_LEN:
         return False
-    control.peer = peer
-    control.local_index = local_index
-    control.length = length
-    memcpy(control.data, data, length)
-    store64(&self.tail, self.tail + 1, RELEASE)
+    packet.peer = peer
+    packet.local_index = local_index
+    packet.length = length
+    memcpy(packet.data, data, length)
+    store64(&ring.tail, ring.tail + 1, RELEASE)
     return True
 
 
-cdef inline Control *control_first(ControlRing *self) noexcept nogil:
+cdef inline ControlPacket *control_packet_first(ControlPacketRing *ring) noexcept nogil:
     """The oldest control packet, NULL if there is none."""
-    if self.head == load64(&self.tail, ACQUIRE):
+    if ring.head == load64(&ring.tail, ACQUIRE):
         return NULL
-    return &self.controls[self.head % CONTROL_RING_LEN]
+    return &ring.packets[ring.head % CONTROL_RING_LEN]
 
 
-cdef inline void control_pop(ControlRing *self) noexcept nogil:
-    store64(&self.head, self.head + 1, RELEASE)
+cdef inline void control_packet_pop(ControlPacketRing *ring) noexcept nogil:
+    store64(&ring.head, ring.head + 1, RELEASE)

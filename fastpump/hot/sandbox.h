@@ -2,7 +2,7 @@
  * pump. Everything else answers EPERM.
  *
  * The list follows the comments in linux.pxd: the reads, writes, sends, receives and
- * waits of the loop; getrandom for the names of flooded frames; clock_gettime for clock sources
+ * waits of the loop; getrandom for flood ids; clock_gettime for clock sources
  * that the vDSO cannot read; exit.
  */
 #ifndef FASTPUMP_SANDBOX_H

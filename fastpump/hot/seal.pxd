@@ -1,7 +1,8 @@
-# Seal into the send batch: a transport message of a session, or a lane message.
+# Seal into the send batch: a lane message, or a transport message of a session.
 #
-# The bytes behind a packet, which a transport message's padding borrows, may be the next
-# segment's payload: they are put back. A lane message has no padding.
+# Whoever calls has taken the counter from the lane's or keypair's send_counter. The bytes behind a
+# packet, which a transport message's padding borrows, may be the next segment's payload: they are
+# put back. A lane message has no padding.
 
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy, memset
@@ -17,29 +18,39 @@ from fastpump.hot.shm cimport Keypair, Lane
 from fastpump.hot.worker cimport Worker
 
 
-cdef inline uint32_t padding_len(uint32_t packet_len, uint32_t mtu) noexcept nogil:
-    """Zero bytes behind the packet: to a multiple of 16, not beyond the MTU
-    (WireGuard paper, 5.4.6; the kernel's calculate_skb_padding())."""
-    cdef uint32_t padded = (packet_len + PADDING_MULTIPLE - 1) & ~<uint32_t>(PADDING_MULTIPLE - 1)
-    if padded > mtu:
-        padded = mtu
-    return padded - packet_len if padded > packet_len else 0
+cdef inline uint32_t seal_on_lane(Worker *worker, Lane *lane, const Path *path, uint64_t counter,
+                                  uint32_t flags, const uint8_t *payload,
+                                  uint32_t payload_len) noexcept nogil:
+    """Seal one payload; the datagram's length, 0 if the lane's endpoint is unknown."""
+    cdef uint8_t nonce[12]
+    cdef uint8_t *message = send_reserve(&worker.send, path, payload_len + TRANSPORT_OVERHEAD)
+    if message == NULL:
+        return 0
+    if lane.is_fenced:
+        flags |= LANE_FLAG_FENCE
+    store_le32(message, LANE_TYPE | flags << 8 | lane.number << 16)
+    store_le32(message + 4, lane.remote_index)
+    store_le64(message + 8, counter)
+    nonce_set(nonce, counter)
+    aead_seal(&worker.aead, lane.cipher, lane.send_key, nonce, message, TRANSPORT_HEADER_LEN,
+              payload, message + TRANSPORT_HEADER_LEN, payload_len)
+    return payload_len + TRANSPORT_OVERHEAD
 
 
-cdef inline uint32_t session_seal(Worker *self, uint32_t peer, Keypair *keypair,
-                                  uint64_t counter, uint8_t *packet,
-                                  uint32_t packet_len) noexcept nogil:
+cdef inline uint32_t seal_on_session(Worker *worker, uint32_t peer, Keypair *keypair,
+                                     uint64_t counter, uint8_t *packet,
+                                     uint32_t packet_len) noexcept nogil:
     """Seal one packet; the datagram's length, 0 if the peer's endpoint is unknown."""
-    cdef uint32_t padding = padding_len(packet_len, self.mtu)
+    cdef uint32_t padding = seal_padding_len(packet_len, worker.mtu)
     cdef uint32_t sealed_len = packet_len + padding
     cdef uint8_t behind[PADDING_MULTIPLE]
     cdef uint8_t nonce[12]
     cdef uint8_t *message
     cdef Path path
     path.id = path.peer = peer
-    path.fd = self.udp_fd
-    path.endpoint = &self.tables.peers[peer].endpoint
-    message = send_reserve(&self.send, &path, sealed_len + TRANSPORT_OVERHEAD)
+    path.fd = worker.udp_fd
+    path.endpoint = &worker.tables.peers[peer].endpoint
+    message = send_reserve(&worker.send, &path, sealed_len + TRANSPORT_OVERHEAD)
     if message == NULL:
         return 0
     memcpy(behind, packet + packet_len, PADDING_MULTIPLE)
@@ -49,27 +60,17 @@ cdef inline uint32_t session_seal(Worker *self, uint32_t peer, Keypair *keypair,
     store_le32(message + 4, keypair.remote_index)
     store_le64(message + 8, counter)
     nonce_set(nonce, counter)
-    aead_seal(&self.aead, AEAD_CHACHA20_POLY1305, keypair.send_key, nonce, NULL, 0,
+    aead_seal(&worker.aead, AEAD_CHACHA20_POLY1305, keypair.send_key, nonce, NULL, 0,
               packet, message + TRANSPORT_HEADER_LEN, sealed_len)
     if padding:
         memcpy(packet + packet_len, behind, PADDING_MULTIPLE)
     return sealed_len + TRANSPORT_OVERHEAD
 
 
-cdef inline uint32_t lane_seal(Worker *self, Lane *lane, const Path *path, uint64_t counter,
-                               uint32_t flags, const uint8_t *payload,
-                               uint32_t payload_len) noexcept nogil:
-    """Seal one payload; the datagram's length, 0 if the lane's endpoint is unknown."""
-    cdef uint8_t nonce[12]
-    cdef uint8_t *message = send_reserve(&self.send, path, payload_len + TRANSPORT_OVERHEAD)
-    if message == NULL:
-        return 0
-    if lane.is_fenced:
-        flags |= LANE_FLAG_FENCE
-    store_le32(message, LANE_TYPE | flags << 8 | lane.number << 16)
-    store_le32(message + 4, lane.remote_index)
-    store_le64(message + 8, counter)
-    nonce_set(nonce, counter)
-    aead_seal(&self.aead, lane.cipher, lane.send_key, nonce, message, TRANSPORT_HEADER_LEN,
-              payload, message + TRANSPORT_HEADER_LEN, payload_len)
-    return payload_len + TRANSPORT_OVERHEAD
+cdef inline uint32_t seal_padding_len(uint32_t packet_len, uint32_t mtu) noexcept nogil:
+    """Zero bytes behind the packet: to a multiple of 16, not beyond the MTU
+    (WireGuard paper, 5.4.6; the kernel's calculate_skb_padding())."""
+    cdef uint32_t padded = (packet_len + PADDING_MULTIPLE - 1) & ~<uint32_t>(PADDING_MULTIPLE - 1)
+    if padded > mtu:
+        padded = mtu
+    return padded - packet_len if padded > packet_len else 0

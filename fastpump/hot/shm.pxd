@@ -1,26 +1,25 @@
 # The memory that the supervisor and its workers share: one mapping, no locks.
 #
 # A Header, then arrays of WorkerShared, PeerSlot, Keypair, Lane, TrieNode, Limiter and, of a TAP,
-# MacEntry and uint64_t seen: hot/layout.pxd.
+# MacEntry and flood ids (`duplicates`): hot/layout.pxd.
 #
 # Who writes what (everybody reads everything):
 #   supervisor  Header, the trie, a peer's send_keypair and lanes, a keypair or a lane
 #               before it is published and after it is retired.
-#   the session's worker   takes the peer's lanes away when the peer says that it lost them.
+#   the session's worker   takes the peer's lanes away when the peer has lost them (hot/fence.pxd).
 #   the keypair's worker   also send_keypair, when the first message confirms it.
 #   whoever gets the odd sequence of an Endpoint   the supervisor, or the worker that
-#               hears the peer from elsewhere (its answer must go there already).
-#   any worker  Keypair.send_counter, the peer's counters and `armed` bits (atomic),
+#               receives from another address (its answer must go there already).
+#   any worker  Keypair.send_counter, the peer's counters and `reported` bits (atomic),
 #               the peer's activity times (plain stores; a lost race moves a timer
-#               by less than one turn of a loop), its own WorkerShared.
+#               by less than one iteration of a loop), its own WorkerShared.
 #   the keypair's worker alone   Keypair.replay. Its number stands in the low bits
 #               of the receiver index, and steering keeps to it.
 #   the lane's worker alone      all of a Lane that packets change. Exceptions: Lane.bits
 #               and Lane.send_counter, both atomic (the supervisor sends probes, and other
-#               workers send while their own lanes are dead), and notes for timers, where
+#               workers send while their own lanes are dead), and the times for timers, where
 #               a lost race moves a timer.
-#
-#   any worker  MacEntry (hot/fdb.pxd), seen[] (hot/duplicates.pxd),
+#   any worker  MacEntry (hot/fdb.pxd), duplicates[] (hot/duplicates.pxd),
 #               Bucket (hot/token_bucket.pxd): atomic.
 #
 # Who owns a (key, counter) pair: whoever takes the counter from `send_counter` by
@@ -35,53 +34,54 @@ from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from fastpump.hot.aead cimport AEAD_KEY_LEN
 from fastpump.hot.atomics cimport ACQUIRE, load32
 from fastpump.hot.constants cimport (
-    BATCH_BUCKETS, CONTROL_LEN, CONTROL_RING_LEN, EVENT_RING_LEN, MESSAGE_LEN,
-    MESSAGE_RING_LEN, REPLAY_WORDS,
+    BATCH_BUCKETS, CONTROL_PACKET_LEN, CONTROL_RING_LEN, EVENT_RING_LEN, MISDELIVERED_LEN,
+    MISDELIVERED_RING_LEN, REPLAY_WORDS,
 )
 from fastpump.hot.verdict cimport COUNTER_COUNT, VERDICT_COUNT
 
 cdef enum:
     NONE = 0xffffffff
     ADDRESS_LEN = 28                # struct sockaddr_in6; an IPv4 endpoint is v4-mapped
-    LOCAL_LEN = 16                  # an own address, IPv4 v4-mapped; zeros: unknown
+    SOURCE_ADDRESS_LEN = 16         # one of ours; IPv4 v4-mapped; zeros: unknown
 
-# Bits of PeerSlot.armed: an event of this kind is under way, do not tell again.
+# Bits of PeerSlot.reported: an event of this kind was sent, and is not sent again before the
+# supervisor has dealt with it and cleared the bit. So for all *_REPORTED.
 cdef enum:
-    ARMED_UNANSWERED_TX = 1
-    ARMED_UNANSWERED_RX = 2
-    ARMED_WANT_SESSION = 4
-    ARMED_ROAM = 8
-    ARMED_LOCAL_GONE = 16
+    REPORTED_UNANSWERED_TX = 1
+    REPORTED_UNANSWERED_RX = 2
+    REPORTED_WANT_SESSION = 4
+    REPORTED_ROAM = 8
+    REPORTED_SOURCE_ADDRESS_GONE = 16
 
 # Bits of Keypair.flags.
 cdef enum:
     KEYPAIR_INITIATOR = 1
     KEYPAIR_UNCONFIRMED = 2         # responder: nothing received on it yet
-    KEYPAIR_CONFIRM_TOLD = 4
-    KEYPAIR_REKEY_TOLD = 8
+    KEYPAIR_CONFIRM_REPORTED = 4
+    KEYPAIR_REKEY_REPORTED = 8
 
 # Lane.state.
 cdef enum:
     LANE_FREE = 0
-    LANE_RESERVED                   # its index was told, its keys are not known yet
+    LANE_RESERVED                   # the peer knows its index, but its keys are not known yet
     LANE_LIVE
 
 # Bits of Lane.bits.
 cdef enum:
-    LANE_USABLE = 1                 # the peer was heard on it: send on it
-    LANE_DRAINED = 2                # what the peer sent before it has been delivered
-    LANE_ASKED = 4                  # the peer wants an answer; told
-    LANE_USABLE_TOLD = 8
-    LANE_REKEY_TOLD = 16
-    LANE_UNANSWERED_TOLD = 32
-    LANE_ROAM_TOLD = 128
-    LANE_DEAD = 64                  # nobody answers on it: its flows may take others
+    LANE_USABLE = 1                 # the peer sent on it: send on it, too
+    LANE_DRAINED = 2                # what the peer sent before it has been written (hot/fence.pxd)
+    LANE_ECHO_REPORTED = 4          # the peer wants an echo reply
+    LANE_USABLE_REPORTED = 8
+    LANE_REKEY_REPORTED = 16
+    LANE_UNANSWERED_REPORTED = 32
+    LANE_DEAD = 64                  # no answer on it: its flows may take others
+    LANE_ROAM_REPORTED = 128
 
 # PeerSlot.policy: what data may travel by.
 cdef enum:
     POLICY_ANY
     POLICY_LANES                    # lanes only; packets wait for them
-    POLICY_NOTHING                  # lanes only, and the peer does not do them
+    POLICY_NOTHING                  # lanes only, and the peer does not support them
 
 # Bits of Header.offloads: what is in use now. Workers clear a bit when it fails.
 cdef enum:
@@ -94,46 +94,46 @@ cdef enum:
 # Event.kind. Their names in Python are these, without EVENT_, in lower case.
 cdef enum:
     EVENT_WANT_SESSION = 1          # a packet waits for a session of `peer`
-    EVENT_UNANSWERED_TX             # data sent; arm the timer of a silent peer
-    EVENT_UNANSWERED_RX             # data received; arm the passive keepalive
+    EVENT_UNANSWERED_TX             # data sent: start the timer of a silent peer
+    EVENT_UNANSWERED_RX             # data received: start the timer of the passive keepalive
     EVENT_CONFIRMED                 # first message on the responder's new keypair
     EVENT_REKEY                     # the keypair in use is old
-    EVENT_ROAM                      # `peer` was heard from elsewhere
+    EVENT_ROAM                      # `peer` sends from another address
     EVENT_OFFLOAD_OFF               # `detail` is the OFFLOAD_* bit, `error` the errno
     EVENT_SEND_ERROR                # `error` is the errno of sendmmsg
-    EVENT_LOCAL_GONE                # nothing can be sent from the peer's `local` any more
-    EVENT_LANE_USABLE               # the peer was heard on the lane in slot `detail`
-    EVENT_LANE_ASKED                # it wants to be answered there
-    EVENT_LANE_UNANSWERED           # data left on it, the first since it was heard there
-    EVENT_LANE_ROAM                 # it was heard from elsewhere
+    EVENT_SOURCE_ADDRESS_GONE       # sendmmsg refused the peer's `source_address`
+    EVENT_LANE_USABLE               # first message on the lane in slot `detail`
+    EVENT_LANE_ECHO_REQUEST         # the peer wants an echo reply on it
+    EVENT_LANE_UNANSWERED           # data left on it, the first since the peer last sent on it
+    EVENT_LANE_ROAM                 # the peer sends on it from another address
     EVENT_COUNT
 
-cdef struct Message:
+cdef struct Misdelivered:
     # A handshake-sized datagram that reached the wrong socket; see hot/rings.pxd.
     uint32_t length
     uint32_t address_len
     uint8_t address[ADDRESS_LEN]
-    uint8_t local[LOCAL_LEN]
-    uint8_t data[MESSAGE_LEN]
+    uint8_t source_address[SOURCE_ADDRESS_LEN]
+    uint8_t data[MISDELIVERED_LEN]
 
-cdef struct MessageRing:
+cdef struct MisdeliveredRing:
     uint64_t head                   # written by the consumer
     uint64_t padding[7]
     uint64_t tail                   # written by the producer
-    Message messages[MESSAGE_RING_LEN]
+    Misdelivered datagrams[MISDELIVERED_RING_LEN]
 
-cdef struct Control:
+cdef struct ControlPacket:
     # A control packet that came in the session with receiver index `local_index`.
     uint32_t peer
     uint32_t local_index
     uint32_t length
-    uint8_t data[CONTROL_LEN]
+    uint8_t data[CONTROL_PACKET_LEN]
 
-cdef struct ControlRing:
+cdef struct ControlPacketRing:
     uint64_t head                   # written by the consumer
     uint64_t padding[7]
     uint64_t tail                   # written by the producer
-    Control controls[CONTROL_RING_LEN]
+    ControlPacket packets[CONTROL_RING_LEN]
 
 cdef struct Event:
     uint32_t kind
@@ -163,8 +163,8 @@ cdef extern from *:
 
 # Which Limiter of two.
 cdef enum:
-    LIMIT_TX                        # from the interface into the tunnel
-    LIMIT_RX
+    DIRECTION_TX                    # from the interface into the tunnel
+    DIRECTION_RX
 
 cdef struct Header:
     uint32_t queue_count
@@ -180,7 +180,7 @@ cdef struct Header:
     uint32_t mtu
     uint32_t spread_queues          # how many queues a peer's flows are written to
     uint32_t peers_end              # no peer has this slot, or one behind it
-    uint32_t has_limits             # somebody has a rate limit
+    uint32_t has_rate_limits        # somewhere: the interface, or any peer
     # TAP only.
     uint32_t is_tap
     uint32_t is_relay
@@ -189,16 +189,16 @@ cdef struct Header:
     uint32_t mac_limit_per_peer
     uint32_t mac_ageing_s
     uint64_t mac_seed
-    uint64_t own_id                 # of a TAP, in relay headers: who brought a frame in
+    uint64_t originator_id          # ours, in relay headers of frames that come in here
     uint64_t padding[7]
     # Written by all workers.
     uint32_t mac_count              # learned, of all; counted anew when the table is swept
-    uint32_t mac_count_local        # of those, on our side
+    uint32_t mac_count_local_port   # of those, at our local port
     Bucket storm                    # flooded frames from the interface
-    Bucket moves                    # of them, those that only tell where a host is now
+    Bucket moves                    # of them, those that only announce where a host is now
 
 cdef struct WorkerShared:
-    uint64_t epoch                  # odd: inside a turn of the loop; even: waiting
+    uint64_t epoch                  # odd: in an iteration of the loop; even: waiting
     uint64_t padding[7]
     uint64_t events_head            # written by the supervisor
     uint64_t padding2[7]
@@ -208,16 +208,16 @@ cdef struct WorkerShared:
     uint64_t send_batches[BATCH_BUCKETS]
     uint64_t recv_batches[BATCH_BUCKETS]
     Event events[EVENT_RING_LEN]
-    MessageRing up                  # handshake messages for the supervisor
-    MessageRing down                # transport messages for the worker
-    ControlRing controls            # for the supervisor
+    MisdeliveredRing up             # handshake messages, for the supervisor
+    MisdeliveredRing down           # transport messages, for the worker
+    ControlPacketRing controls      # for the supervisor
 
 cdef struct Endpoint:
     # Where a peer is, and what datagrams to it leave from (hot/endpoint.pxd). One line.
     uint32_t sequence               # odd while it is being written
     uint32_t length                 # 0: unknown
     uint8_t address[ADDRESS_LEN]
-    uint8_t local[LOCAL_LEN]
+    uint8_t source_address[SOURCE_ADDRESS_LEN]
     uint8_t padding[12]
 
 cdef struct PeerSlot:
@@ -227,11 +227,11 @@ cdef struct PeerSlot:
     uint32_t purge_count            # moves when staged packets must be dropped
     uint32_t policy                 # POLICY_*
     uint32_t lanes[2]               # lane 0's slot of the newest set, the one before; or NONE
-    uint64_t id                     # as own_id has it, of the peer
+    uint64_t originator_id          # in relay headers of frames that come in at the peer
     uint8_t padding0[32]
     Endpoint endpoint               # of the session
     # Line 2: written by all workers.
-    uint32_t armed
+    uint32_t reported               # REPORTED_*
     uint32_t mac_count              # learned
     uint64_t first_unanswered_tx_ns  # 0: every data message was answered
     uint64_t last_tx_ns
@@ -245,7 +245,7 @@ cdef struct PeerSlot:
     uint64_t padding3[1]
 
 cdef struct Replay:
-    uint64_t newest                 # highest counter seen, plus one
+    uint64_t newest                 # highest counter accepted, plus one
     uint64_t bitmap[REPLAY_WORDS]
 
 cdef struct Keypair:
@@ -290,12 +290,12 @@ cdef struct Lane:
     uint64_t send_counter
     uint64_t padding1[6]
     # Line 3 and on: the lane's worker's.
-    uint64_t first_unanswered_tx_ns  # 0: was heard since
+    uint64_t first_unanswered_tx_ns     # 0: the peer sent on it since
     uint64_t last_tx_ns, last_rx_ns
     uint64_t tx_bytes, rx_bytes
-    uint64_t held_count             # messages that wait (hot/reorder.pxd)
+    uint64_t reorder_count          # messages that wait (hot/reorder.pxd)
     uint32_t is_started             # something was sent on it
-    uint32_t is_fenced              # an END was sent for it
+    uint32_t is_fenced              # an end marker was sent for it (hot/fence.pxd)
     uint64_t last_data_ns           # as last_tx_ns, of data
     uint8_t send_key[AEAD_KEY_LEN]
     uint8_t receive_key[AEAD_KEY_LEN]
@@ -310,7 +310,7 @@ cdef struct TrieNode:
 
 cdef struct MacEntry:
     uint64_t key                    # MAC_*: address and VLAN; 0: free
-    uint64_t value                  # whose it is, when it was heard
+    uint64_t value                  # owner, hops, time of the last frame from it
 
 cdef struct Tables:
     # A process's view: pointers into its own mapping.
@@ -320,19 +320,19 @@ cdef struct Tables:
     Keypair *keypairs
     Lane *lanes
     TrieNode *nodes
-    Limiter *limits                 # [0], [1]: the interface's LIMIT_TX, LIMIT_RX; then by peer
+    Limiter *limiters               # by DIRECTION_*: two of the interface; then two of each peer
     MacEntry *macs
-    uint64_t *seen
+    uint64_t *duplicates
 
 
-cdef inline Keypair *keypair_find(Tables *self, uint32_t index, uint32_t worker) noexcept nogil:
+cdef inline Keypair *keypair_find(Tables *tables, uint32_t index, uint32_t worker) noexcept nogil:
     """The live keypair of receiver index `index`, if `worker` receives for it."""
-    cdef Header *header = self.header
+    cdef Header *header = tables.header
     cdef uint32_t slot = (index >> header.worker_bits) & ((1u << header.slot_bits) - 1)
     cdef Keypair *keypair
     if slot >= header.keypair_capacity:
         return NULL
-    keypair = &self.keypairs[slot]
+    keypair = &tables.keypairs[slot]
     if not load32(&keypair.live, ACQUIRE):
         return NULL
     if keypair.local_index != index or keypair.worker != worker:

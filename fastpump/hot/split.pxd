@@ -15,7 +15,7 @@
 # As the kernel's tcp_gso_segment() and __udp_gso_segment() do it: IPv4 ids count up,
 # sequence numbers advance, CWR stays on the first segment only, PSH and FIN go to
 # the last only. Checksums are written complete; or partial (CHECKSUM_PARTIAL: the
-# pseudo-header's sum), where the transport can say so.
+# pseudo-header's sum), where the transport can mark them so.
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
@@ -119,15 +119,6 @@ cdef inline bint splitter_init(Splitter *self, const VnetHeader *vnet,
     return True
 
 
-cdef inline void splitter_checksum(const Splitter *self, uint8_t *packet, uint8_t protocol,
-                                   uint32_t l4_len, uint32_t check_offset) noexcept nogil:
-    cdef uint8_t *l4 = packet + self.l4_at
-    if self.leaves_partial:
-        checksum_store(l4 + check_offset, checksum_fold(self.pseudo_sum + checksum_word(l4_len)))
-    else:
-        l4_checksum_set(packet + self.ip_at, self.is_v6, protocol, l4, l4_len, check_offset)
-
-
 cdef inline uint32_t splitter_next(Splitter *self, uint8_t **segment) noexcept nogil:
     """The next segment, complete, and its length; 0 when there is none left.
 
@@ -166,3 +157,12 @@ cdef inline uint32_t splitter_next(Splitter *self, uint8_t **segment) noexcept n
     self.index += 1
     segment[0] = start
     return total_len
+
+
+cdef inline void splitter_checksum(const Splitter *self, uint8_t *packet, uint8_t protocol,
+                                   uint32_t l4_len, uint32_t check_offset) noexcept nogil:
+    cdef uint8_t *l4 = packet + self.l4_at
+    if self.leaves_partial:
+        checksum_store(l4 + check_offset, checksum_fold(self.pseudo_sum + checksum_word(l4_len)))
+    else:
+        l4_checksum_set(packet + self.ip_at, self.is_v6, protocol, l4, l4_len, check_offset)

@@ -1,7 +1,7 @@
 # Staged packets: what came for a peer while there was no session to seal it with.
 #
 # Per worker, in the order of arrival, at most STAGED_PER_PEER of one peer: then its
-# oldest gives way, as in the kernel's WireGuard. They leave, before anything newer
+# oldest is dropped, as in the kernel's WireGuard. They leave, before anything newer
 # of that peer, as soon as the worker sees a session: at the peer's next packet, or
 # when the supervisor rings the doorbell. They are dropped when the supervisor moves
 # the peer's purge_count (the handshake failed, or the peer was removed).
@@ -55,7 +55,7 @@ cdef inline void staged_add(Worker *worker, uint32_t peer, const uint8_t *packet
                 staged_remove(self, position)
                 break
         worker.shared.verdicts[DROP_STAGED_FULL] += 1
-    if self.free_count == 0:        # other peers hold all of it: the newest gives way
+    if self.free_count == 0:        # other peers use all of it: the newest is dropped
         worker.shared.verdicts[DROP_STAGED_FULL] += 1
         return
     self.free_count -= 1

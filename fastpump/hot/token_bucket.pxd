@@ -3,10 +3,11 @@
 # token for itself from another; what comes first are the tokens of the burst.
 #
 # A bucket is a point in time: when it was, or will be, empty (`empty_ns`). Taking tokens moves
-# that point on, by one compare and swap, so all workers share a bucket without locks, and a
-# rate is exact whoever uses it. A packet has to wait until the bucket holds what it takes; it
-# takes it at once all the same, so the next one waits longer: packets of one bucket are due
-# in order. A packet larger than the bucket waits until the bucket is full, and leaves it in debt.
+# that point on, by one compare and swap, so all workers share a bucket without locks, and its
+# rate is exact for all of them together. A packet has to wait until the bucket holds what it
+# takes; it takes it at once all the same, so the next one waits longer: packets of one bucket are
+# due in order. A packet larger than the bucket waits until the bucket is full, and leaves it in
+# debt.
 #
 # Bytes: of packets as they would be without offloads, from the IP header on (TUN) or the
 # Ethernet header (TAP). Operations: such packets.
@@ -80,32 +81,35 @@ cdef inline bint bucket_try(Bucket *self, uint64_t tokens, uint64_t now_ns) noex
     return True
 
 
-cdef inline Limiter *limiter_of_peer(const Tables *tables, uint32_t peer, int way) noexcept nogil:
-    return &tables.limits[2 + 2 * peer + way]
+cdef inline Limiter *limiter_of_peer(const Tables *tables, uint32_t peer,
+                                     int direction) noexcept nogil:
+    return &tables.limiters[2 + 2 * peer + direction]
 
 
 cdef inline uint64_t longer(uint64_t a, uint64_t b) noexcept nogil:
     return a if a > b else b
 
 
-cdef inline uint64_t limit_wait(const Tables *tables, uint32_t peer, int way, uint32_t length,
-                                uint32_t packet_count, uint64_t now_ns) noexcept nogil:
-    """How long packets of a peer would have to wait for all limits, were they to pass."""
-    cdef Limiter *whole = &tables.limits[way]
-    cdef Limiter *own = limiter_of_peer(tables, peer, way)
-    return longer(longer(bucket_wait(&whole.bytes, length, now_ns),
-                         bucket_wait(&whole.ops, packet_count, now_ns)),
+cdef inline uint64_t limiter_wait(const Tables *tables, uint32_t peer, int direction,
+                                  uint32_t length, uint32_t packet_count,
+                                  uint64_t now_ns) noexcept nogil:
+    """How long packets of a peer would have to wait for all limits, ns."""
+    cdef Limiter *interface = &tables.limiters[direction]
+    cdef Limiter *own = limiter_of_peer(tables, peer, direction)
+    return longer(longer(bucket_wait(&interface.bytes, length, now_ns),
+                         bucket_wait(&interface.ops, packet_count, now_ns)),
                   longer(bucket_wait(&own.bytes, length, now_ns),
                          bucket_wait(&own.ops, packet_count, now_ns)))
 
 
-cdef inline uint64_t limit_take(const Tables *tables, uint32_t peer, int way, uint32_t length,
-                                uint32_t packet_count, uint64_t now_ns) noexcept nogil:
-    """They pass; how long they have to wait."""
-    cdef Limiter *whole = &tables.limits[way]
-    cdef Limiter *own = limiter_of_peer(tables, peer, way)
-    return longer(longer(bucket_take(&whole.bytes, length, now_ns),
-                         bucket_take(&whole.ops, packet_count, now_ns)),
+cdef inline uint64_t limiter_take(const Tables *tables, uint32_t peer, int direction,
+                                  uint32_t length, uint32_t packet_count,
+                                  uint64_t now_ns) noexcept nogil:
+    """Take their tokens from all limits; how long they have to wait, ns."""
+    cdef Limiter *interface = &tables.limiters[direction]
+    cdef Limiter *own = limiter_of_peer(tables, peer, direction)
+    return longer(longer(bucket_take(&interface.bytes, length, now_ns),
+                         bucket_take(&interface.ops, packet_count, now_ns)),
                   longer(bucket_take(&own.bytes, length, now_ns),
                          bucket_take(&own.ops, packet_count, now_ns)))
 
@@ -124,18 +128,18 @@ cdef inline void bucket_set(Bucket *self, uint64_t size, uint64_t refill_ns, uin
 
 
 cdef inline void limits_publish(const Tables *tables) noexcept nogil:
-    """Tell the workers whether anybody has a limit; without one they look at no bucket."""
+    """Let the workers know whether there is any limit; without one they look at no bucket."""
     cdef const Limiter *limiter
     cdef uint32_t i
     cdef bint has_limits = False
     for i in range(2 + 2 * tables.header.peers_end):
-        limiter = &tables.limits[i]
+        limiter = &tables.limiters[i]
         has_limits |= limiter.bytes.size != 0 or limiter.ops.size != 0
-    store32(&tables.header.has_limits, has_limits, SEQ_CST)
+    store32(&tables.header.has_rate_limits, has_limits, SEQ_CST)
 
 
 cdef inline void limits_clear(const Tables *tables, uint32_t peer) noexcept nogil:
     """A peer that is removed has none."""
     memset(limiter_of_peer(tables, peer, 0), 0, 2 * sizeof(Limiter))
-    if tables.header.has_limits:
+    if tables.header.has_rate_limits:
         limits_publish(tables)

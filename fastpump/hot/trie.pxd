@@ -11,10 +11,10 @@ from fastpump.hot.shm cimport NONE, Tables, TrieNode
 
 
 cdef inline uint32_t common_bits(const uint64_t *a, const uint64_t *b,
-                                 uint32_t limit) noexcept nogil:
-    """How many leading bits are equal, `limit` at most."""
+                                 uint32_t max_count) noexcept nogil:
+    """How many leading bits are equal, `max_count` at most."""
     cdef uint32_t count = 0
-    while count < limit and prefix_bit(a, count) == prefix_bit(b, count):
+    while count < max_count and prefix_bit(a, count) == prefix_bit(b, count):
         count += 1
     return count
 

@@ -12,14 +12,14 @@ cdef enum:
     DROP_MALFORMED_PACKET           # from the interface: no IP packet, or a lying vnet header
     DROP_NO_PEER                    # no allowed IPs cover the destination
     DROP_NO_ENDPOINT                # the peer's address is not known yet
-    DROP_STAGED_FULL                # the oldest packet that waited for a session gave way
+    DROP_STAGED_FULL                # the oldest packet that waited for a session was dropped
     DROP_STAGED_TIMEOUT             # the handshake failed; what waited for it is gone
     DROP_COUNTER_LIMIT              # REJECT_AFTER_MESSAGES
-    DROP_NO_LANES                   # lanes are demanded, and the peer does not do them
+    DROP_NO_LANES                   # lanes are demanded, and the peer does not support them
     DROP_TOO_BIG                    # larger than any UDP datagram can carry
-    DROP_LOCAL_FRAME                # TAP: the destination is on the side that it came from
-    DROP_STORM                      # more flooded frames than the storm limit, either way
-    DROP_RATE_LIMIT                 # too much waits for its rate limit already, either way
+    DROP_LOCAL_FRAME                # TAP: the destination is at the port that it came from
+    DROP_STORM                      # more flooded frames than the storm limit, either direction
+    DROP_RATE_LIMIT                 # too much waits for its rate limit already, either direction
     DROP_SEND_BUFFER_FULL           # EAGAIN, ENOBUFS, ENOMEM of sendmmsg
     DROP_SEND_ERROR                 # any other error of sendmmsg (unreachable, filtered, ...)
     # udp_to_tun
@@ -27,7 +27,7 @@ cdef enum:
     DROP_TRUNCATED                  # larger than the receive buffer
     DROP_UNKNOWN_INDEX              # no session of this worker has that receiver index
     DROP_EXPIRED_KEYPAIR            # REJECT_AFTER_TIME
-    DROP_REPLAYED                   # counter seen before, or behind the window
+    DROP_REPLAYED                   # counter accepted before, or behind the window
     DROP_UNAUTHENTIC                # the tag does not match
     DROP_MALFORMED_INNER            # authentic, but no IP packet inside
     DROP_CONTROL_FULL               # more control packets than the supervisor reads
@@ -36,8 +36,8 @@ cdef enum:
     DROP_NOT_IN_LANES               # lanes are demanded, and this came by the session
     DROP_HOLD_FULL                  # came before its lane's keys, and there was no room
     DROP_SOURCE_NOT_ALLOWED         # inner source address not in the peer's allowed IPs
-    DROP_MAC_LOCKED                 # a frame whose source is locked to another side, either way
-    DROP_DUPLICATE_FRAME            # a flooded frame that came another way before
+    DROP_MAC_LOCKED  # a frame whose source is locked to another port, either direction
+    DROP_DUPLICATE_FRAME            # a flooded frame that came by another route before
     DROP_HOP_LIMIT                  # relayed too often
     DROP_INTERFACE_DOWN             # EIO of write: the interface is down
     DROP_INTERFACE_FULL             # EAGAIN, ENOBUFS, ENOMEM of write
@@ -46,8 +46,8 @@ cdef enum:
     FAILED_UDP_GSO                  # a GSO send failed; sent again segment by segment
     FAILED_TUN_GSO                  # a GSO write failed; written again segment by segment
     FAILED_INTERFACE_READ           # a read failed, but the interface lives
-    FAILED_MAC_LIMIT                # a source was not learned: its side, or the table, is full
-    FAILED_EVENT_RING_FULL          # the supervisor is behind; told again later
+    FAILED_MAC_LIMIT  # a source was not learned: its port's share, or the table, is full
+    FAILED_EVENT_RING_FULL          # the supervisor is behind; reported again later
     VERDICT_COUNT
 
 # What a worker counts; shown in lower case.

@@ -1,8 +1,8 @@
 # The virtio-net header in front of every packet of a TUN/TAP queue opened with
 # IFF_VNET_HDR (include/uapi/linux/virtio_net.h; native byte order on TUN).
 #
-# What the kernel says of csum_start and csum_offset is used after a bounds check;
-# its hdr_len is wrong on forwarded packets and is not used at all.
+# The kernel's csum_start and csum_offset are used after a bounds check; its hdr_len is wrong
+# on forwarded packets and is not used at all.
 
 from libc.stdint cimport uint16_t, uint32_t, uint8_t
 from libc.string cimport memcpy
@@ -53,7 +53,7 @@ cdef inline bint vnet_checksum_complete(const VnetHeader *self, Packet *packet) 
 cdef inline bint vnet_is_plain_partial(const VnetHeader *self,
                                        const Packet *packet) noexcept nogil:
     """Whether the checksum that the header leaves to us is that of a TCP or UDP header right
-    behind the IP header: its place needs not be told."""
+    behind the IP header: the receiver can find its place."""
     return self.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 \
         and self.csum_start == packet.link_len + packet.ip.header_len \
         and self.csum_offset == ip_check_offset(&packet.ip) and ip_can_be_partial(&packet.ip)

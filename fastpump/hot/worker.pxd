@@ -1,29 +1,24 @@
-# A worker's private state: one struct, allocated once, zeroed, never grown.
+# A worker's private state: one struct, allocated once, zeroed, never grown. `of the iteration`:
+# set or emptied by each iteration of the loop (hot/loop.pxd).
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 
 from fastpump.hot.aead cimport Aead
 from fastpump.hot.batch cimport SendBatch
-from fastpump.hot.gro cimport Gro
 from fastpump.hot.constants cimport (
-    GRO_MAX_TCP_SEGMENTS, HELD_MESSAGES, MAX_LANE_SOCKETS, MAX_QUEUES, RANDOM_WORDS, RECV_MESSAGES,
-    SHAPE_BIG, SHAPE_SMALL, STAGED_SLOTS,
+    GRO_MAX_TCP_SEGMENTS, MAX_LANE_SOCKETS, MAX_QUEUES, RANDOM_WORDS, REORDER_MESSAGES, SHAPER_BIG,
+    SHAPER_SMALL, STAGED_SLOTS,
 )
-from fastpump.hot.pktinfo cimport RECV_CONTROL_LEN
-from fastpump.hot.linux cimport iovec, mmsghdr, sockaddr_in6
-from fastpump.hot.shm cimport LOCAL_LEN, Lane, Tables, WorkerShared
-
-cdef struct RecvBatch:
-    uint8_t *buffers                # RECV_MESSAGES of BUFFER_STRIDE
-    mmsghdr messages[RECV_MESSAGES]
-    iovec iov[RECV_MESSAGES]
-    sockaddr_in6 names[RECV_MESSAGES]
-    uint8_t control[RECV_MESSAGES][RECV_CONTROL_LEN]
+from fastpump.hot.gro cimport Gro
+from fastpump.hot.linux cimport iovec, sockaddr_in6
+from fastpump.hot.recv cimport RecvBatch
+from fastpump.hot.shm cimport SOURCE_ADDRESS_LEN, Lane, Tables, WorkerShared
+from fastpump.hot.verdict cimport PASS, Verdict
 
 cdef struct Relay:
-    # A relay header (docs/PROTOCOL.md); a word of 0: none.
-    uint64_t word                   # name and hops
-    uint64_t origin
+    # A relay header (docs/PROTOCOL.md); both parts of `word` 0: none.
+    uint64_t word                   # flood id (0: not flooded) and hops
+    uint64_t originator             # who brought the frame into the network of tunnels
 
 cdef struct StagedPacket:
     uint32_t peer
@@ -46,32 +41,32 @@ cdef struct ReceiveRun:
     uint32_t peer
     uint64_t bytes
 
-cdef struct HeldMessage:
+cdef struct ReorderEntry:
     uint64_t until_ns
     bint is_opened                  # else it is as it came
-    bint may_pass                   # of this turn
+    bint may_pass                   # of the iteration
     uint32_t at                     # in the buffer
     uint32_t length
-    uint32_t remote_len
-    sockaddr_in6 remote
-    uint8_t local[LOCAL_LEN]
+    uint32_t sender_len
+    sockaddr_in6 sender
+    uint8_t source_address[SOURCE_ADDRESS_LEN]
 
-cdef struct Hold:
+cdef struct ReorderBuffer:
     # Lane messages that came too early, oldest first; see hot/reorder.pxd.
     uint32_t count
     uint32_t bytes
-    HeldMessage messages[HELD_MESSAGES]
-    uint8_t *buffer                 # HELD_BYTES
+    ReorderEntry entries[REORDER_MESSAGES]
+    uint8_t *buffer                 # REORDER_BYTES
 
 cdef struct Bundle:
-    # Small packets that wait for the end of the turn; see hot/bundle.pxd.
+    # Small packets that wait for the end of the iteration; see hot/bundle.pxd.
     Lane *lane
     uint32_t count
     uint32_t length
     uint32_t first_flags            # of the first packet, should it stay alone
     uint8_t *buffer                 # BUFFER_STRIDE
 
-cdef struct ShapedPacket:
+cdef struct ShaperEntry:
     uint64_t due_ns
     uint64_t sequence               # of arrival
     Relay relay
@@ -80,22 +75,22 @@ cdef struct ShapedPacket:
     uint32_t slot
     uint32_t length
     uint32_t packet_count           # of a superpacket
-    int way                         # LIMIT_*
-    int fd                          # LIMIT_RX: the queue that it goes to
-    uint32_t offload                # LIMIT_RX: what a superpacket needs
+    int direction                   # DIRECTION_*
+    int fd                          # DIRECTION_RX: the queue that it goes to
+    uint32_t offload                # DIRECTION_RX: what a superpacket needs
 
-cdef struct Shape:
+cdef struct Shaper:
     # Packets that wait for a rate limit, the next one first; see hot/shaper.pxd.
     uint32_t count
     uint64_t sequence
-    ShapedPacket heap[SHAPE_SMALL + SHAPE_BIG]
+    ShaperEntry heap[SHAPER_SMALL + SHAPER_BIG]
     uint32_t small_free_count, big_free_count
-    uint32_t small_free[SHAPE_SMALL]
-    uint32_t big_free[SHAPE_BIG]
-    uint8_t *small                  # SHAPE_SMALL of SHAPE_SMALL_LEN
-    uint8_t *big                    # SHAPE_BIG of BUFFER_STRIDE
-    uint64_t *due_ns                # by peer and way: of the last that was put in
-    uint32_t *held                  # by peer and way: small slots' worth
+    uint32_t small_free[SHAPER_SMALL]
+    uint32_t big_free[SHAPER_BIG]
+    uint8_t *small                  # SHAPER_SMALL of SHAPER_SMALL_LEN
+    uint8_t *big                    # SHAPER_BIG of BUFFER_STRIDE
+    uint64_t *due_ns                # by peer and direction: of the last that was put in
+    uint32_t *in_use                # by peer and direction: slots, counted in small ones
 
 cdef struct Worker:
     Tables tables
@@ -104,34 +99,39 @@ cdef struct Worker:
     int tun_fd                      # this worker's queue: what it reads
     int tun_fds[MAX_QUEUES]         # all queues, to write to
     uint32_t queue_count
-    uint32_t spread_queues          # of this turn; 1: write to the own queue only
+    uint32_t spread_queues          # of the iteration; 1: write to this worker's queue only
     int udp_fd
     int lane_fds[MAX_LANE_SOCKETS]  # of all workers, to send from; see hot/lane.pxd
     uint32_t own_lane_fds           # we receive on every queue_count-th of them, from `number` on
-    int doorbell_fd                 # eventfd: the supervisor wants a look at what is staged
-    int event_fd                    # eventfd: tells the supervisor of events
+    int doorbell_fd                 # eventfd: the supervisor changed what staged packets wait for
+    int event_fd                    # eventfd: wakes the supervisor to read events
     int epoll_fd
     uint64_t busy_poll_ns
-    uint64_t now_ns                 # of this turn of the loop
+    uint64_t now_ns                 # of the iteration
     uint32_t now_s
-    uint32_t mtu                    # of this turn
-    bint has_limits                 # likewise
+    uint32_t mtu                    # of the iteration
+    bint has_rate_limits            # of the iteration
     bint is_tap
     uint32_t lane_flags             # that lane messages may have
-    bint interface_gone
+    bint is_interface_gone
     uint8_t *read_buffer
     Aead aead
     SendBatch send
     RecvBatch recv
-    ReceiveRun run
+    ReceiveRun receive_run
     Staged staged
-    Hold hold
+    ReorderBuffer reorder
     Bundle bundle
-    Shape shape
+    Shaper shaper
     uint8_t *frame_buffer           # BUFFER_STRIDE, for a copy of a flooded or relayed frame
-    uint64_t flooded_bytes          # of this turn
+    uint64_t flooded_bytes          # of the iteration
     uint64_t random[RANDOM_WORDS]
     uint32_t random_left
     uint64_t *session_sent_ns       # by peer: when data left by its session
     Gro gro
     iovec write_iov[GRO_MAX_TCP_SEGMENTS + 1]
+
+
+cdef inline void worker_count(Worker *self, Verdict verdict) noexcept nogil:
+    if verdict != PASS:
+        self.shared.verdicts[verdict] += 1

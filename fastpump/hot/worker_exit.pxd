@@ -1,8 +1,8 @@
 # What a worker leaves behind that was killed at any instruction, and how it is put right.
 #
 #   its epoch       odd, if it died in an iteration: no grace period would end (hot/reclaim.pxd)
-#   "once" bits     of peers, keypairs and lanes: set, but the event that they stand for was
-#                   not pushed (hot/events.pxd). All are cleared: what is still true is told again
+#   reported bits   of peers, keypairs and lanes: set, but the event that they stand for was
+#                   not pushed (hot/events.pxd). All are cleared: what is still true is sent again
 #   an Endpoint     locked, half written (hot/endpoint.pxd)
 #   a MacEntry      claimed, not filled (hot/fdb.pxd)
 #   its lanes       messages that it held for reordering went with its private memory
@@ -15,8 +15,9 @@ from libc.stdint cimport uint32_t
 from fastpump.hot.atomics cimport SEQ_CST, and32, store32, store64
 from fastpump.hot.endpoint cimport endpoint_repair
 from fastpump.hot.shm cimport (
-    KEYPAIR_CONFIRM_TOLD, KEYPAIR_REKEY_TOLD, LANE_ASKED, LANE_FREE, LANE_REKEY_TOLD,
-    LANE_ROAM_TOLD, LANE_UNANSWERED_TOLD, LANE_USABLE_TOLD, Keypair, Lane, PeerSlot, WorkerShared,
+    KEYPAIR_CONFIRM_REPORTED, KEYPAIR_REKEY_REPORTED, LANE_ECHO_REPORTED, LANE_FREE,
+    LANE_REKEY_REPORTED, LANE_ROAM_REPORTED, LANE_UNANSWERED_REPORTED, LANE_USABLE_REPORTED,
+    Keypair, Lane, PeerSlot, WorkerShared,
 )
 
 
@@ -27,22 +28,22 @@ cdef inline void worker_release(WorkerShared *self) noexcept nogil:
 
 cdef inline bint peer_release(PeerSlot *self) noexcept nogil:
     """True if its endpoint was torn, and is unknown now."""
-    store32(&self.armed, 0, SEQ_CST)
+    store32(&self.reported, 0, SEQ_CST)
     return endpoint_repair(&self.endpoint)
 
 
 cdef inline void keypair_release(Keypair *self) noexcept nogil:
-    cdef uint32_t told = KEYPAIR_REKEY_TOLD | KEYPAIR_CONFIRM_TOLD
-    and32(&self.flags, ~told, SEQ_CST)
+    cdef uint32_t reported = KEYPAIR_REKEY_REPORTED | KEYPAIR_CONFIRM_REPORTED
+    and32(&self.flags, ~reported, SEQ_CST)
 
 
 cdef inline void lane_release(Lane *self, uint32_t worker) noexcept nogil:
-    cdef uint32_t told = (LANE_ASKED | LANE_USABLE_TOLD | LANE_REKEY_TOLD
-                          | LANE_UNANSWERED_TOLD | LANE_ROAM_TOLD)
+    cdef uint32_t reported = (LANE_ECHO_REPORTED | LANE_USABLE_REPORTED | LANE_REKEY_REPORTED
+                              | LANE_UNANSWERED_REPORTED | LANE_ROAM_REPORTED)
     if self.state == LANE_FREE:
         return
     if self.worker == worker:
-        self.held_count = 0
+        self.reorder_count = 0
         self.first_unanswered_tx_ns = 0
-        and32(&self.bits, ~told, SEQ_CST)
+        and32(&self.bits, ~reported, SEQ_CST)
     endpoint_repair(&self.endpoint)     # the peer's next message says where it is

@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fastpump._core import INTAKE_BATCH, Intake, SharedTables
+from fastpump._core import ADMISSION_BATCH, Admission, SharedTables
 from fastpump.clock import now_ns
 from fastpump.conn.endpoint import Endpoint
 from fastpump.conn.sockets import SocketGroup, preferred_family
@@ -92,7 +92,7 @@ class Supervisor:
             on_interface_gone=lambda: self.stop("because the interface was deleted"),
             on_cannot_start=self._fail), options.workers)
         self.family = preferred_family()
-        self._intake = Intake()
+        self._intake = Admission()
         self.device = Device(tables, DeviceCallbacks(
             transmit=self._transmit, transmit_lane=self._transmit_lane,
             ring=self._workers.ring, unix_ns=time.time_ns, jitter=random.randrange,
@@ -312,7 +312,7 @@ class Supervisor:
             except OSError as error:    # what ICMP said of an earlier send
                 log.debug("handshake socket: %s", error)
                 continue
-            if count < INTAKE_BATCH:
+            if count < ADMISSION_BATCH:
                 break
         self._serve_handshakes()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 
-from fastpump._core import Intake, SharedTables
+from fastpump._core import Admission, SharedTables
 from fastpump.conn.endpoint import NO_LOCAL
 from fastpump.constants import (
     REKEY_TIMEOUT,
@@ -46,7 +46,7 @@ class Side(devices.Side):
     """One end: a device behind its intake; its peers' slots are as few as can be."""
 
     def __init__(self, world, name, private, peer_count):
-        self.world, self.intake = world, Intake()
+        self.world, self.intake = world, Admission()
         self.passed_on, self.used = 0, set()
         super().__init__(world, name, tables=SharedTables.create(2, peer_count, 8),
                          private_key=private, jitter=world.rng.randrange)

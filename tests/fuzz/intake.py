@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from hashlib import blake2s
 
-from fastpump._core import ADMIT_HANDSHAKE, ADMIT_TRANSPORT, SENT_COOKIE_REPLY, Intake
+from fastpump._core import ADMIT_HANDSHAKE, ADMIT_TRANSPORT, SENT_COOKIE_REPLY, Admission
 from fastpump.constants import (
     SECOND,
 )
@@ -32,7 +32,7 @@ def random_sockaddr(rng):
 def check_intake(rng):
     """Any bytes from any address get the verdict that their length, type and mac1 earn, and
     each is counted once; overload only ever lets less in."""
-    intake, inputs = Intake(), []
+    intake, inputs = Admission(), []
     key, cookie_key = rng.randbytes(32), rng.randbytes(32)
     intake.set_keys(key, cookie_key)
     has_key = rng.random() < 0.95

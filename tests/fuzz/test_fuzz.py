@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastpump._core import Intake
+from fastpump._core import Admission
 from fastpump.config import file as config_file
 from fastpump.errors import ConfigError
 from fuzz import __main__ as fuzz
@@ -81,7 +81,7 @@ def test_the_soak_ends_at_a_failure_and_says_how_to_repeat_it(bug, told):
 
 def test_a_sockaddr_that_is_shorter_than_its_family_is_refused():
     """Not read beyond its end: a caller's bug is a ValueError."""
-    intake, rng = Intake(), random.Random(1)
+    intake, rng = Admission(), random.Random(1)
     for family in (0, 10, 65535):
         sockaddr = family.to_bytes(2, sys.byteorder) + rng.randbytes(14)
         for call in (lambda where: intake.cookie_reply(bytes(148), where), intake.add_known,

@@ -136,7 +136,7 @@ class Player(devices.Side):
         elif what <= 4 and peer.keypairs.current is not None:
             self.notes.data_received(peer, self.now)
         elif what == 5:
-            self.notes.report(peer, rng.choice(("rekey", "roam", "local_gone")), self.now)
+            self.notes.report(peer, rng.choice(("rekey", "roam", "source_address_gone")), self.now)
         elif what == 6:     # what may still come of a peer or keypair that is gone
             self.notes.events[rng.randrange(2)].append(WorkerEvent(
                 rng.choice(("want_session", "unanswered_tx", "unanswered_rx", "confirmed",

@@ -388,11 +388,11 @@ def test_the_lane_of_a_probe_tells_the_supervisor(one, two):
     two.send_lane(two.plain().seal(b"", ASK, counter=8))
     two.send_lane(two.plain().seal(b"", ASK, counter=9))
     one.turn()
-    assert one.events() == ["lane_asked"]
-    one.tables.lanes.rearm(one.first, "asked")
+    assert one.events() == ["lane_echo_request"]
+    one.tables.lanes.rearm(one.first, "echo_reported")
     two.send_lane(two.plain().seal(b"", ASK, counter=10))
     one.turn()
-    assert one.events() == ["lane_asked"]
+    assert one.events() == ["lane_echo_request"]
 
 
 def test_who_asks_does_not_hear_us(one, two):
@@ -520,7 +520,7 @@ def test_an_old_lane_asks_for_a_new_session_once(one, two):
         one.turn(START + REKEY_AFTER_TIME)
     assert one.events().count("rekey") == 1
     two.send_lane(two.plain().seal(GOOD, counter=3))
-    one.tables.lanes.rearm(one.first, "rekey_told")
+    one.tables.lanes.rearm(one.first, "rekey_reported")
     one.turn(START + REKEY_AFTER_TIME)
     assert one.events().count("rekey") == 1
 
@@ -659,7 +659,7 @@ def test_lane_messages_wait_for_their_keys():
     two.install_lanes()
     two.turn()
     assert two.take() == [PLAIN + SMALL]
-    assert set(two.events()) >= {"lane_asked", "lane_usable"}
+    assert set(two.events()) >= {"lane_echo_request", "lane_usable"}
     closing((one, two))
 
 

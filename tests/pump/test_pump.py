@@ -399,7 +399,7 @@ def test_an_own_address_that_is_gone_is_given_up(one, two):
     one.turn()
     two.turn()
     assert len(two.take()) >= 2
-    assert one.events().count("local_gone") == 1 and one.verdicts() == {}
+    assert one.events().count("source_address_gone") == 1 and one.verdicts() == {}
 
 
 def test_a_worker_killed_while_it_wrote_an_endpoint(one, two):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastpump._core import ADMIT_HANDSHAKE, ADMIT_TRANSPORT, SENT_COOKIE_REPLY, Intake
+from fastpump._core import ADMIT_HANDSHAKE, ADMIT_TRANSPORT, SENT_COOKIE_REPLY, Admission
 from fastpump.conn.endpoint import NO_LOCAL, Endpoint
 from fastpump.constants import SECOND
 from fastpump.protocol import cookie, keys, wire
@@ -36,7 +36,7 @@ def cookie_for(intake, sockaddr):
 
 @pytest.fixture
 def intake():
-    made = Intake()
+    made = Admission()
     made.set_keys(KEY, COOKIE_KEY)
     return made
 
@@ -213,7 +213,7 @@ def test_cookies_are_sent_from_the_address_that_was_asked(intake):
 
 @given(st.binary(max_size=200), st.booleans())
 def test_no_datagram_breaks_it(data, is_overloaded):
-    intake = Intake()
+    intake = Admission()
     intake.set_keys(KEY, COOKIE_KEY)
     if is_overloaded:
         intake.declare_overload(START + SECOND)

@@ -337,7 +337,7 @@ def test_messages_leave_from_the_address_that_was_spoken_to():
     assert world.a.sent[-1].source == NO_LOCAL
     world.b.receive(world.a.sent.pop().message, PLACE["a"], home)
     assert world.b.sent[-1].source == home
-    world.b.event("local_gone")
+    world.b.event("source_address_gone")
     assert world.b.peer.local == NO_LOCAL and world.b.peer.endpoint == PLACE["a"]
 
 

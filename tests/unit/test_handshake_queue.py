@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from fastpump._core import Intake
+from fastpump._core import Admission
 from fastpump.conn.endpoint import NO_LOCAL
 from fastpump.constants import REKEY_TIMEOUT
 from fastpump.device.handshake_queue import HandshakeQueue, QueueCallbacks
@@ -14,7 +14,7 @@ from support.devices import PLACE, World
 
 def served(world, *, on_slice):
     """b serves the initiation that a has sent."""
-    intake = Intake()
+    intake = Admission()
     intake.set_keys(cookie.mac1_key(world.b.public_key), cookie.cookie_key(world.b.public_key))
     queue = HandshakeQueue(world.b.device, intake, QueueCallbacks(on_slice, lambda *_: None))
     (initiation,) = world.drop(world.a)
@@ -42,6 +42,6 @@ def test_a_session_that_was_just_confirmed_outlives_the_next_initiation(is_hande
 
 def test_an_empty_queue_hands_nothing_over():
     world = World()
-    queue = HandshakeQueue(world.b.device, Intake(), QueueCallbacks(
+    queue = HandshakeQueue(world.b.device, Admission(), QueueCallbacks(
         lambda: pytest.fail("there is no slice"), lambda *_: None))
     assert queue.serve(lambda: world.now) is False

@@ -1,0 +1,190 @@
+# Activity: what traffic means for the timers, and for where a peer is.
+#
+# This file answers "when does a timer move?". Workers only write times into the shared memory,
+# and report the first packet of a kind by an event (hot/events.pxd); the supervisor looks at the
+# times when a timer fires (protocol/timers.py). The functions are called
+#
+#   before sealing    activity_session_used    the session's age: rekey
+#   after sealing     activity_sent, activity_lane_sent
+#   after opening     activity_received (by one of the next two), before what is inside is judged:
+#                     activity_session_received    confirmation of a responder's keys; rekey
+#                     activity_lane_received       the lane is usable; echo requests; rekey
+#   after all checks  activity_peer_roams, activity_lane_roams
+#
+# Who owns what: times are plain stores by whichever worker sends or receives for the peer; a lost
+# race moves a timer by less than one iteration of a loop. An endpoint is written by whoever gets
+# its sequence (hot/shm.pxd), at once: the answer to this very packet may leave before the
+# supervisor has woken up.
+#
+# Invariant: nothing here is called for a message whose tag has not been verified.
+
+from libc.stdint cimport uint32_t, uint64_t, uint8_t
+from libc.string cimport memcmp
+
+from fastpump.hot.atomics cimport RELAXED, RELEASE, and32, load32, or32, store32
+from fastpump.hot.constants cimport (
+    LANE_FLAG_ECHO_REQUEST, LANE_REKEY_AFTER_MESSAGES, REKEY_AFTER_MESSAGES,
+)
+from fastpump.hot.endpoint cimport endpoint_write
+from fastpump.hot.events cimport event_push_once, events_have_room
+from fastpump.hot.lane cimport lane_slot
+from fastpump.hot.linux cimport sockaddr_in6
+from fastpump.hot.recv cimport Sender
+from fastpump.hot.shm cimport (
+    EVENT_CONFIRMED, EVENT_LANE_ECHO_REQUEST, EVENT_LANE_ROAM, EVENT_LANE_UNANSWERED,
+    EVENT_LANE_USABLE, EVENT_REKEY, EVENT_ROAM, EVENT_UNANSWERED_RX, EVENT_UNANSWERED_TX,
+    KEYPAIR_CONFIRM_REPORTED, KEYPAIR_INITIATOR, KEYPAIR_REKEY_REPORTED, KEYPAIR_UNCONFIRMED,
+    LANE_DEAD, LANE_ECHO_REPORTED, LANE_REKEY_REPORTED, LANE_ROAM_REPORTED,
+    LANE_UNANSWERED_REPORTED, LANE_USABLE, LANE_USABLE_REPORTED, NONE, REPORTED_ROAM,
+    REPORTED_UNANSWERED_RX, REPORTED_UNANSWERED_TX, SOURCE_ADDRESS_LEN, Endpoint, Keypair, Lane,
+    PeerSlot,
+)
+from fastpump.hot.worker cimport Worker
+
+
+cdef inline void activity_session_used(Worker *worker, Keypair *keypair,
+                                       uint64_t counter) noexcept nogil:
+    """A session's initiator sends with it: is it time for the next one?"""
+    if keypair.flags & KEYPAIR_INITIATOR and (
+            worker.now_ns >= keypair.rekey_at_ns or counter >= REKEY_AFTER_MESSAGES):
+        worker.send.has_events |= event_push_once(
+            worker.shared, &keypair.flags, KEYPAIR_REKEY_REPORTED, EVENT_REKEY, keypair.peer,
+            <uint32_t>(keypair - worker.tables.keypairs), worker.now_ns)
+
+
+cdef inline void activity_sent(Worker *worker, uint32_t index, PeerSlot *peer) noexcept nogil:
+    """Data went out, and with it whatever the peer was owed."""
+    if peer.last_tx_ns != worker.now_ns:
+        peer.last_tx_ns = worker.now_ns
+    if peer.first_unanswered_rx_ns:
+        peer.first_unanswered_rx_ns = 0
+    if not peer.first_unanswered_tx_ns:
+        peer.first_unanswered_tx_ns = worker.now_ns
+    if not load32(&peer.reported, RELAXED) & REPORTED_UNANSWERED_TX:
+        worker.send.has_events |= event_push_once(
+            worker.shared, &peer.reported, REPORTED_UNANSWERED_TX, EVENT_UNANSWERED_TX, index, 0,
+            worker.now_ns)
+
+
+cdef inline void activity_lane_sent(Worker *worker, Lane *lane, PeerSlot *peer,
+                                    uint64_t counter) noexcept nogil:
+    """Data went out on a lane; `counter` is the last that it took."""
+    lane.last_tx_ns = lane.last_data_ns = worker.now_ns
+    if not lane.first_unanswered_tx_ns:
+        lane.first_unanswered_tx_ns = worker.now_ns
+        worker.send.has_events |= event_push_once(
+            worker.shared, &lane.bits, LANE_UNANSWERED_REPORTED, EVENT_LANE_UNANSWERED, lane.peer,
+            lane_slot(&worker.tables, lane), worker.now_ns)
+    if worker.now_ns >= lane.rekey_at_ns or counter >= LANE_REKEY_AFTER_MESSAGES:
+        worker.send.has_events |= event_push_once(
+            worker.shared, &lane.bits, LANE_REKEY_REPORTED, EVENT_REKEY, lane.peer, NONE,
+            worker.now_ns)
+    activity_sent(worker, lane.peer, peer)
+
+
+cdef inline void activity_received(Worker *worker, uint32_t index, PeerSlot *peer,
+                                   bint is_data) noexcept nogil:
+    """A message was authentic; `is_data`: neither a keepalive nor a control packet."""
+    if peer.last_rx_ns != worker.now_ns:
+        peer.last_rx_ns = worker.now_ns
+    if peer.first_unanswered_tx_ns:
+        peer.first_unanswered_tx_ns = 0
+    if is_data:
+        if not peer.first_unanswered_rx_ns:
+            peer.first_unanswered_rx_ns = worker.now_ns
+        worker.send.has_events |= event_push_once(
+            worker.shared, &peer.reported, REPORTED_UNANSWERED_RX, EVENT_UNANSWERED_RX, index, 0,
+            worker.now_ns)
+
+
+cdef inline void activity_session_received(Worker *worker, Keypair *keypair, PeerSlot *peer,
+                                           bint is_data) noexcept nogil:
+    """Timers, confirmation and rekeying of a session."""
+    cdef uint32_t index = keypair.peer
+    cdef uint32_t slot = <uint32_t>(keypair - worker.tables.keypairs)
+    activity_received(worker, index, peer, is_data)
+    if keypair.flags & KEYPAIR_UNCONFIRMED and event_push_once(
+            worker.shared, &keypair.flags, KEYPAIR_CONFIRM_REPORTED, EVENT_CONFIRMED, index, slot,
+            worker.now_ns):
+        # Answer with it at once: a peer that was restarted knows no older one, and the
+        # reply to this very packet may leave before the supervisor has woken up.
+        store32(&peer.send_keypair, slot, RELEASE)
+        worker.send.has_events = True
+    if keypair.flags & KEYPAIR_INITIATOR and worker.now_ns >= keypair.rekey_rx_at_ns:
+        worker.send.has_events |= event_push_once(
+            worker.shared, &keypair.flags, KEYPAIR_REKEY_REPORTED, EVENT_REKEY, index, slot,
+            worker.now_ns)
+
+
+cdef inline void activity_lane_received(Worker *worker, Lane *lane, PeerSlot *peer,
+                                        uint32_t flags, bint is_data) noexcept nogil:
+    """Timers of a lane and of its peer. An authentic message makes the lane usable; but an echo
+    request says that the peer may not receive from us, so it answers nothing that we sent, and
+    does not bring a dead lane back."""
+    cdef uint32_t slot = lane_slot(&worker.tables, lane)
+    cdef uint32_t bits = load32(&lane.bits, RELAXED)
+    activity_received(worker, lane.peer, peer, is_data)
+    if lane.last_rx_ns != worker.now_ns:
+        lane.last_rx_ns = worker.now_ns
+    if flags & LANE_FLAG_ECHO_REQUEST:
+        worker.send.has_events |= event_push_once(
+            worker.shared, &lane.bits, LANE_ECHO_REPORTED, EVENT_LANE_ECHO_REQUEST, lane.peer, slot,
+            worker.now_ns)
+    elif lane.first_unanswered_tx_ns:
+        lane.first_unanswered_tx_ns = 0
+    if not bits & LANE_USABLE and not (flags & LANE_FLAG_ECHO_REQUEST and bits & LANE_DEAD):
+        and32(&lane.bits, ~<uint32_t>LANE_DEAD, RELAXED)
+        or32(&lane.bits, LANE_USABLE, RELEASE)
+        worker.send.has_events |= event_push_once(
+            worker.shared, &lane.bits, LANE_USABLE_REPORTED, EVENT_LANE_USABLE, lane.peer, slot,
+            worker.now_ns)
+    if worker.now_ns >= lane.rekey_rx_at_ns:
+        worker.send.has_events |= event_push_once(
+            worker.shared, &lane.bits, LANE_REKEY_REPORTED, EVENT_REKEY, lane.peer, NONE,
+            worker.now_ns)
+
+
+cdef inline void activity_peer_roams(Worker *worker, uint32_t index,
+                                     const Sender *sender) noexcept nogil:
+    """Send to where the peer is now, from the address of ours that it sends to."""
+    cdef PeerSlot *peer = &worker.tables.peers[index]
+    if sender_is_at(sender, &peer.endpoint):
+        return
+    # Not while the event ring is full: no later packet would differ from what is written.
+    if not events_have_room(worker.shared) or not endpoint_write(
+            &peer.endpoint, sender.address, sender.address_len, sender.source_address):
+        return
+    worker.send.has_events |= event_push_once(
+        worker.shared, &peer.reported, REPORTED_ROAM, EVENT_ROAM, index, 0, worker.now_ns)
+
+
+cdef inline void activity_lane_roams(Worker *worker, Lane *lane,
+                                     const Sender *sender) noexcept nogil:
+    """A lane roams by itself. If we opened it, it comes from where the session comes from; else
+    the supervisor may find out where that is now."""
+    cdef bint was_known = lane.endpoint.length != 0
+    if sender_is_at(sender, &lane.endpoint) or not events_have_room(worker.shared) \
+            or not endpoint_write(&lane.endpoint, sender.address, sender.address_len,
+                                  sender.source_address):
+        return
+    if lane.socket != NONE:
+        activity_peer_roams(worker, lane.peer, sender)
+    elif was_known:
+        worker.send.has_events |= event_push_once(
+            worker.shared, &lane.bits, LANE_ROAM_REPORTED, EVENT_LANE_ROAM, lane.peer,
+            lane_slot(&worker.tables, lane), worker.now_ns)
+
+
+cdef inline bint sender_is_at(const Sender *self, const Endpoint *endpoint) noexcept nogil:
+    """Reads the endpoint without its sequence: a torn read costs one write too many."""
+    return endpoint.length == self.address_len and sockaddr_is_equal(
+        endpoint.address, <const uint8_t *>self.address, self.address_len) \
+        and memcmp(endpoint.source_address, self.source_address, SOURCE_ADDRESS_LEN) == 0
+
+
+cdef inline bint sockaddr_is_equal(const uint8_t *a, const uint8_t *b,
+                                   uint32_t length) noexcept nogil:
+    """Compare without sin6_flowinfo, which is no part of the address."""
+    if length < sizeof(sockaddr_in6):
+        return memcmp(a, b, 8) == 0         # sockaddr_in: family, port, address
+    return memcmp(a, b, 4) == 0 and memcmp(a + 8, b + 8, 20) == 0

@@ -1,0 +1,77 @@
+# udp_to_tun of what comes later, or by a detour: two more entries to hot/ingress.pxd.
+#
+#   misdelivered   transport messages that the supervisor's socket received, and passed on by a ring
+#                  (hot/rings.pxd): all checks are still to come
+#   reordered      lane messages that came too early and have waited long enough
+#                  (hot/reorder.pxd): from check 3 on if their lane had no keys, else from 6
+#
+# As in udp_to_tun, what was opened lies where it came in: the ring's slot, or the reorder buffer,
+# is used again only after ingress_finish has written it to the interface.
+
+from libc.stdint cimport uint32_t, uint8_t
+
+from fastpump.hot.atomics cimport ACQUIRE, load32
+from fastpump.hot.ingress cimport (
+    ingress_datagram, ingress_finish, ingress_lane_inner, ingress_lane_open,
+)
+from fastpump.hot.linux cimport sockaddr_in6
+from fastpump.hot.recv cimport Sender
+from fastpump.hot.reorder cimport reorder_check, reorder_compact, reorder_lane
+from fastpump.hot.rings cimport misdelivered_first, misdelivered_pop
+from fastpump.hot.shm cimport LANE_LIVE, Lane, Misdelivered
+from fastpump.hot.verdict cimport DROP_UNKNOWN_INDEX, Verdict
+from fastpump.hot.worker cimport ReorderEntry, Worker, worker_count
+
+
+cdef inline void ingress_misdelivered(Worker *worker) noexcept nogil:
+    """Transport messages that the supervisor's socket received (hot/rings.pxd)."""
+    cdef Misdelivered *datagram = misdelivered_first(&worker.shared.down)
+    cdef Sender sender
+    while datagram != NULL:
+        sender.address = <sockaddr_in6 *>datagram.address
+        sender.address_len = datagram.address_len
+        sender.source_address = datagram.source_address
+        worker_count(worker, ingress_datagram(worker, datagram.data, datagram.length, &sender))
+        ingress_finish(worker)      # before the slot is handed back: what was opened lies in it
+        misdelivered_pop(&worker.shared.down)
+        datagram = misdelivered_first(&worker.shared.down)
+
+
+cdef inline void ingress_reordered(Worker *worker) noexcept nogil:
+    """Lane messages that have waited long enough (hot/reorder.pxd). What may pass is decided from
+    the newest to the oldest: others drain lanes meanwhile, and none may pass one before it."""
+    cdef ReorderEntry *entry
+    cdef uint32_t i, count = worker.reorder.count, kept = 0
+    if count == 0:
+        return
+    for i in range(count):
+        entry = &worker.reorder.entries[count - 1 - i]
+        entry.may_pass = reorder_check(worker, entry)
+    for i in range(count):
+        entry = &worker.reorder.entries[i]
+        if entry.may_pass:
+            worker_count(worker, ingress_reordered_message(worker, entry))
+        else:
+            worker.reorder.entries[kept] = entry[0]
+            kept += 1
+    ingress_finish(worker)
+    reorder_compact(&worker.reorder, kept)
+
+
+cdef inline Verdict ingress_reordered_message(Worker *worker, ReorderEntry *entry) noexcept nogil:
+    """One of them; its lane is found again, for the whole set may be gone."""
+    cdef uint8_t *datagram = worker.reorder.buffer + entry.at
+    cdef Lane *lane = reorder_lane(worker, entry)
+    cdef Sender sender
+    if lane == NULL:
+        return DROP_UNKNOWN_INDEX
+    if lane.reorder_count:
+        lane.reorder_count -= 1
+    if load32(&lane.state, ACQUIRE) != LANE_LIVE:
+        return DROP_UNKNOWN_INDEX
+    sender.address = &entry.sender
+    sender.address_len = entry.sender_len
+    sender.source_address = entry.source_address
+    if entry.is_opened:
+        return ingress_lane_inner(worker, lane, datagram, entry.length, &sender)
+    return ingress_lane_open(worker, lane, datagram, entry.length, &sender, False)
