@@ -32,8 +32,8 @@ from fastpump.constants import (
     RESTART_INTERVAL,
     SECOND,
 )
-from fastpump.device.lanes import Lanes, Options
-from fastpump.device.lanes import Surroundings as LanesSurroundings
+from fastpump.device.lane_context import LanesCallbacks, Options
+from fastpump.device.lanes import Lanes
 from fastpump.device.peer import Peer, Prefix
 from fastpump.device.sessions import Sessions
 from fastpump.errors import ConfigError
@@ -83,7 +83,7 @@ class Device:
         self._cpu_count = cpu_count
         self._is_steered = is_steered
         self._sessions = Sessions(tables)
-        self.lanes = Lanes(tables, lanes or Options("wireguard"), LanesSurroundings(
+        self.lanes = Lanes(tables, lanes or Options("wireguard"), LanesCallbacks(
             send_control=self._send_control, send_lane=surroundings.transmit_lane,
             ring=surroundings.ring), family)
         self._private_key = bytes(KEY_LEN)
@@ -123,7 +123,7 @@ class Device:
             peer.static_static = None
         self._private_key = private_key
         self._static = noise.DhKeyPair.from_private(private_key) if any(private_key) else None
-        self.lanes.public_key = self.public_key or b""
+        self.lanes.set_public_key(self.public_key or b"")
         self._tables.set_own_id(_origin(self.public_key or b""))
         own = self.peers.get(self.public_key or b"")
         if own is not None:
@@ -192,7 +192,7 @@ class Device:
         if endpoint == peer.endpoint and local == peer.local:
             return
         self._tables.peer_set_endpoint(peer.slot, endpoint.sockaddr(self._family), local)
-        self.lanes.endpoint_changed(peer, peer.endpoint, endpoint, local)
+        self.lanes.of(peer).sets.endpoint_changed(peer.endpoint, endpoint, local)
         peer.endpoint, peer.local = endpoint, local
         self._world.endpoint_is_known(endpoint)
 
@@ -207,7 +207,7 @@ class Device:
             return              # what is said again puts nothing off
         due_at = now if peer.persistent_keepalive_s == 0 else now + interval_ns
         peer.timers.set_persistent(interval_ns, due_at if self.is_up else None)
-        self.lanes.keep_alive(peer, now)
+        self.lanes.of(peer).keep_alive(now)
         self._watch(peer)
 
     # -- up and down
@@ -235,7 +235,7 @@ class Device:
 
     def _forget_sessions(self, peer: Peer) -> None:
         self._end_handshake(peer)
-        self.lanes.clear(peer)
+        self.lanes.of(peer).clear()
         self._sessions.clear(peer)
         peer.timers.forget_session()
         peer.last_initiation_sent_at = None
@@ -262,7 +262,7 @@ class Device:
             activity = Activity(*self._tables.peer_activity(peer.slot))
             for action in peer.timers.expire(now, activity):
                 self._act(peer, action, now, activity)
-            self.lanes.tick(peer, now)
+            self.lanes.of(peer).tick(now)
             self._watch(peer)
 
     def _watch(self, peer: Peer) -> None:
@@ -292,7 +292,7 @@ class Device:
         elif action is Action.GIVE_UP:
             self._give_up(peer)
         elif action is Action.ZERO_KEYS:
-            self.lanes.clear(peer)
+            self.lanes.of(peer).clear()
             self._sessions.clear(peer)
             self._end_handshake(peer)
 
@@ -336,13 +336,13 @@ class Device:
                 self._forget_local(peer)
                 self._tables.peer_disarm(peer.slot, "local_gone")
             elif kind == "lane_usable":
-                self.lanes.lane_usable(peer, detail)
+                self.lanes.of(peer).on_lane_usable(detail)
             elif kind == "lane_asked":
-                self.lanes.lane_asked(peer, detail, now)
+                self.lanes.of(peer).on_lane_asked(detail, now)
             elif kind == "lane_roam":
-                self.lanes.lane_roams(peer, detail, now)
+                self.lanes.of(peer).on_lane_roam(detail, now)
             elif kind == "lane_unanswered":
-                self.lanes.lane_unanswered(peer, detail, at)
+                self.lanes.of(peer).on_lane_unanswered(detail, at)
             elif kind == "send_error":
                 log.warning("sending to %s fails with errno %d", peer, error)
             self._watch(peer)
@@ -355,7 +355,7 @@ class Device:
             keypair = None if peer is None else peer.keypairs.by_index(local_index)
             if peer is None or keypair is None or not self.is_up:
                 continue                # of a session that is gone
-            verdict = self.lanes.receive(peer, keypair, data, now)
+            verdict = self.lanes.of(peer).receive(keypair, data, now)
             if verdict is not None:
                 self.verdicts[verdict] += 1
             self._watch(peer)
@@ -370,7 +370,7 @@ class Device:
         for peer in self.peers.values():    # it may not have told of the last one
             self._roam(peer)
             if peer.endpoint is not None:
-                self.lanes.endpoint_changed(peer, None, peer.endpoint, peer.local)
+                self.lanes.of(peer).sets.endpoint_changed(None, peer.endpoint, peer.local)
 
     def _roam(self, peer: Peer) -> None:
         """The worker that heard the peer from elsewhere sends there already."""
@@ -382,7 +382,7 @@ class Device:
         endpoint = Endpoint.from_sockaddr(sockaddr)
         if endpoint != peer.endpoint:
             log.debug("%s is at %s now", peer, endpoint)
-            self.lanes.endpoint_changed(peer, peer.endpoint, endpoint, local)
+            self.lanes.of(peer).sets.endpoint_changed(peer.endpoint, endpoint, local)
             peer.endpoint = endpoint
             self._world.endpoint_is_known(endpoint)
 
@@ -402,7 +402,7 @@ class Device:
         self._sessions.retire(dropped)
         self._handshake_done(peer)
         if peer.keypairs.current is not None:
-            self.lanes.session_started(peer, peer.keypairs.current, now)
+            self.lanes.of(peer).session_started(peer.keypairs.current, now)
 
     # -- handshakes
 
@@ -424,7 +424,7 @@ class Device:
     def sockets_changed(self, now: int) -> None:
         """We send from other ports now."""
         for peer in self.peers.values():
-            self.lanes.sockets_changed(peer, now)
+            self.lanes.of(peer).sockets_changed(now)
 
     def _want_session(self, peer: Peer, now: int) -> None:
         """A worker has data and no keys, or old ones."""
@@ -476,7 +476,7 @@ class Device:
         self._tables.peer_disarm(peer.slot, "want_session")
         if peer.keypairs.current is not None:
             self._tables.keypair_rearm_rekey(peer.keypairs.current.slot)
-        self.lanes.rearm_rekey(peer)
+        self.lanes.of(peer).sets.rearm_rekey()
         self._world.ring()
 
     def receive(self, message: bytes, source: Endpoint, local: bytes, now: int) -> None:
@@ -551,7 +551,7 @@ class Device:
         self._tables.peer_note_received(peer.slot, now, wire.RESPONSE_LEN)
         self._sessions.publish(peer)
         self._sessions.retire(dropped)
-        if not self.lanes.session_started(peer, keypair, now):
+        if not self.lanes.of(peer).session_started(keypair, now):
             self._keepalive(peer, now)  # proves to the responder that we have the keys
         self._handshake_done(peer)
         self._watch(peer)

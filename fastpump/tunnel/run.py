@@ -30,7 +30,7 @@ from fastpump.config.model import (
 from fastpump.conn import endpoint
 from fastpump.conn.sockets import check_route, lane_socket_count, preferred_family
 from fastpump.constants import KEY_LEN, MILLISECOND
-from fastpump.device.lanes import Options
+from fastpump.device.lane_context import Options
 from fastpump.device.peer import Peer
 from fastpump.errors import ConfigError, FastpumpError, SystemSetupError
 from fastpump.host import attach, ethernet, taps

@@ -31,7 +31,7 @@ from fastpump.conn.sockets import SocketGroup, preferred_family
 from fastpump.constants import SECOND
 from fastpump.device.device import Device, Surroundings
 from fastpump.device.handshake_queue import Handshakes
-from fastpump.device.lanes import Options
+from fastpump.device.lane_context import Options
 from fastpump.device.peer import Peer
 from fastpump.errors import SystemSetupError
 from fastpump.protocol import cookie
