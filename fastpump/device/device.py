@@ -26,8 +26,8 @@ from fastpump.device.deadlines import Deadlines
 from fastpump.device.endpoints import Endpoints
 from fastpump.device.events import ControlPacket, PeerEvents, WorkerEvent, log_offload_off
 from fastpump.device.handshake import Handshakes
-from fastpump.device.lanes import Lanes, Options
-from fastpump.device.lanes import Surroundings as LanesSurroundings
+from fastpump.device.lane_context import LanesCallbacks, Options
+from fastpump.device.lanes import Lanes
 from fastpump.device.peer import Peer
 from fastpump.device.peer_change import UNCHANGED, PeerChange, Presence
 from fastpump.device.sessions import Sessions
@@ -63,7 +63,7 @@ class Device:
         self.allowed_ips = AllowedIps(tables)
         self.deadlines = Deadlines()
         self.sessions = Sessions(tables)
-        self.lanes = Lanes(tables, lanes or Options("wireguard"), LanesSurroundings(
+        self.lanes = Lanes(tables, lanes or Options("wireguard"), LanesCallbacks(
             send_control=self._send_control, send_lane=callbacks.transmit_lane,
             ring=callbacks.ring), family)
         self._endpoints = Endpoints(tables, self.lanes, callbacks, family)
@@ -97,7 +97,7 @@ class Device:
         self._private_key = private_key
         self._handshakes.static = noise.DhKeyPair.from_private(private_key) \
             if any(private_key) else None
-        self.lanes.public_key = self.public_key or b""
+        self.lanes.set_public_key(self.public_key or b"")
         self._tables.set_own_id(_originator_id(self.public_key or b""))
         own = self.peers.get(self.public_key or b"")
         if own is not None:
@@ -160,7 +160,7 @@ class Device:
             return              # do not restart the timer
         due_at = now if peer.timers.persistent_interval_ns == 0 else now + interval_ns
         peer.timers.set_persistent(interval_ns, due_at if self.is_up else None)
-        self.lanes.keep_alive(peer, now)
+        self.lanes.of(peer).keep_alive(now)
 
     def _create_peer(self, public_key: bytes) -> Peer:
         if public_key == self.public_key:
@@ -226,7 +226,7 @@ class Device:
     def sockets_changed(self, now: int) -> None:
         """We send from other ports now."""
         for peer in self.peers.values():
-            self.lanes.sockets_changed(peer, now)
+            self.lanes.of(peer).sockets_changed(now)
 
     def _forget_sessions(self, peer: Peer) -> None:
         self._handshakes.clear(peer)
@@ -268,7 +268,7 @@ class Device:
         keypair = None if peer is None else peer.keypairs.by_index(packet.local_index)
         if peer is None or keypair is None or not self.is_up:
             return                      # of a session that is gone
-        verdict = self.lanes.receive(peer, keypair, packet.data, now)
+        verdict = self.lanes.of(peer).receive(keypair, packet.data, now)
         if verdict is not None:
             self.verdicts[verdict] += 1
         self._watch(peer)
@@ -300,7 +300,7 @@ class Device:
             activity = self._activity(peer)
             for action in peer.timers.expire(now, activity):
                 self._act(peer, action, now, activity)
-            self.lanes.tick(peer, now)
+            self.lanes.of(peer).tick(now)
             self._watch(peer)
 
     def _act(self, peer: Peer, action: Action, now: int, activity: Activity) -> None:

@@ -66,7 +66,7 @@ class Endpoints:
     def rewrite_lanes(self, peer: Peer) -> None:
         """A worker died: lanes that lost their endpoint are where the session is."""
         if peer.endpoint is not None:
-            self._lanes.endpoint_changed(peer, None, peer.endpoint, peer.local)
+            self._lanes.of(peer).sets.endpoint_changed(None, peer.endpoint, peer.local)
 
     def send(self, peer: Peer, message: bytes, now: int) -> None:
         """Send a handshake or transport message to where the peer is; nowhere if that is not
@@ -76,6 +76,6 @@ class Endpoints:
             self._callbacks.transmit(message, peer.endpoint, peer.local)
 
     def _moved(self, peer: Peer, endpoint: Endpoint, local: bytes) -> None:
-        self._lanes.endpoint_changed(peer, peer.endpoint, endpoint, local)
+        self._lanes.of(peer).sets.endpoint_changed(peer.endpoint, endpoint, local)
         peer.endpoint, peer.local = endpoint, local
         self._callbacks.on_endpoint(endpoint)

@@ -22,7 +22,7 @@ log = logging.getLogger("fastpump.device")
 
 
 class WorkerEvent(NamedTuple):
-    """An event as SharedTables.worker_events gives it."""
+    """An event as SharedTables.workers.events gives it."""
 
     name: str
     peer_slot: int
@@ -35,7 +35,7 @@ class WorkerEvent(NamedTuple):
 
 
 class ControlPacket(NamedTuple):
-    """A control packet that a worker received in a session, as SharedTables.worker_controls
+    """A control packet that a worker received in a session, as SharedTables.workers.controls
     gives it."""
 
     peer_slot: int
@@ -72,7 +72,7 @@ class PeerEvents:
             "source_address_gone": self._local_gone,
             "send_error": self._send_error,
             "lane_usable": self._lane_usable,
-            "lane_echo_request": self._lane_asked,
+            "lane_echo_request": self._lane_echo_request,
             "lane_roam": self._lane_roam,
             "lane_unanswered": self._lane_unanswered,
         }
@@ -107,13 +107,13 @@ class PeerEvents:
         log.warning("sending to %s fails with errno %d", peer, event.error)
 
     def _lane_usable(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
-        self._lanes.lane_usable(peer, event.detail)
+        self._lanes.of(peer).on_lane_usable(event.detail)
 
-    def _lane_asked(self, peer: Peer, event: WorkerEvent, now: int) -> None:
-        self._lanes.lane_echo_request(peer, event.detail, now)
+    def _lane_echo_request(self, peer: Peer, event: WorkerEvent, now: int) -> None:
+        self._lanes.of(peer).on_lane_echo_request(event.detail, now)
 
     def _lane_roam(self, peer: Peer, event: WorkerEvent, now: int) -> None:
-        self._lanes.lane_roams(peer, event.detail, now)
+        self._lanes.of(peer).on_lane_roam(event.detail, now)
 
     def _lane_unanswered(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
-        self._lanes.lane_unanswered(peer, event.detail, event.at_ns)
+        self._lanes.of(peer).on_lane_unanswered(event.detail, event.at_ns)

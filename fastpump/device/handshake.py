@@ -118,7 +118,7 @@ class Handshakes:
         self._tables.peers.rearm(peer.slot, "want_session")
         if peer.keypairs.current is not None:
             self._tables.keypairs.rearm_rekey(peer.keypairs.current.slot)
-        self._lanes.rearm_rekey(peer)
+        self._lanes.of(peer).sets.rearm_rekey()
         self._callbacks.ring()
 
     # -- messages
@@ -188,7 +188,7 @@ class Handshakes:
         self._received(peer, source, local, wire.RESPONSE_LEN, now)
         self._sessions.publish(peer)
         self._sessions.retire(dropped)
-        if not self._lanes.session_started(peer, keypair, now):
+        if not self._lanes.of(peer).session_started(keypair, now):
             self.keepalive(peer, now)   # proves to the responder that we have the keys
         self._complete(peer)
         return peer
@@ -220,7 +220,7 @@ class Handshakes:
         self._sessions.retire(dropped)
         self._complete(peer)
         if peer.keypairs.current is not None:
-            self._lanes.session_started(peer, peer.keypairs.current, now)
+            self._lanes.of(peer).session_started(peer.keypairs.current, now)
 
     def keepalive(self, peer: Peer, now: int) -> None:
         """Send an empty transport message; without a session, ask for one."""
@@ -235,7 +235,7 @@ class Handshakes:
     def clear(self, peer: Peer) -> None:
         """Forget the peer's keys and handshake, and the lanes that came of them."""
         self.abandon(peer)
-        self._lanes.clear(peer)
+        self._lanes.of(peer).clear()
         self._sessions.clear(peer)
 
     def _received(self, peer: Peer, source: Endpoint, local: bytes, length: int,

@@ -284,14 +284,30 @@ class LaneKeys:
     to_initiator: list[bytes]
 
 
-def derive(exported: bytes, kem_secret: bytes, initiator: bytes, responder: bytes,
-           hello: bytes, offer: bytes, accept: bytes, terms: Terms) -> LaneKeys:
-    """The keys of a set: HKDF-SHA256 over the handshake's exported secret and ML-KEM's, bound
-    to both static keys and to every byte of the three messages (RFC 5869)."""
-    transcript = hashes.Hash(hashes.SHA256())
-    for part in (b"fastpump lanes 1", initiator, responder, hello, offer, accept):
-        transcript.update(struct.pack("<H", len(part)) + part)
-    extracted = HKDF.extract(hashes.SHA256(), transcript.finalize(), exported + kem_secret)
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What the keys of a set are bound to: both static keys, and every byte of the three
+    messages, as they were sent."""
+
+    initiator: bytes
+    responder: bytes
+    hello: bytes
+    offer: bytes
+    accept: bytes
+
+    def digest(self) -> bytes:
+        """SHA-256 of all of it."""
+        digest = hashes.Hash(hashes.SHA256())
+        for part in (b"fastpump lanes 1", self.initiator, self.responder, self.hello, self.offer,
+                     self.accept):
+            digest.update(struct.pack("<H", len(part)) + part)
+        return digest.finalize()
+
+
+def derive(exported: bytes, kem_secret: bytes, transcript: Transcript, terms: Terms) -> LaneKeys:
+    """The keys of a set: HKDF-SHA256 (RFC 5869) over the handshake's exported secret and
+    ML-KEM's, bound to the transcript."""
+    extracted = HKDF.extract(hashes.SHA256(), transcript.digest(), exported + kem_secret)
 
     def key(direction: int, lane: int) -> bytes:
         info = b"fastpump lane key" + struct.pack("<BHB", direction, lane, terms.cipher)

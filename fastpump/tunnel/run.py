@@ -23,7 +23,7 @@ from fastpump.config.model import TunnelConfig, check
 from fastpump.conn import endpoint
 from fastpump.conn.sockets import check_route, lane_socket_count, preferred_family
 from fastpump.constants import KEY_LEN
-from fastpump.device.lanes import Options
+from fastpump.device.lane_context import Options
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import attach, ethernet, taps
 from fastpump.netlink.routes import Address

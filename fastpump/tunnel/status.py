@@ -44,8 +44,7 @@ def _lane(tables: SharedTables, slot: int, dead: bool) -> dict[str, Any]:
 def _transport(tables: SharedTables, state: PeerLanes) -> dict[str, Any]:
     """How data travels to a peer now: on the newest set of lanes of which one is up."""
     for lane_set in state.sets:
-        lanes = [_lane(tables, lane_set.first + number, number in lane_set.dead)
-                 for number in range(lane_set.count)]
+        lanes = [_lane(tables, lane.slot, lane.is_dead) for lane in lane_set.lanes]
         if any(lane["state"] == "up" for lane in lanes):
             return {"transport": "lanes", "cipher": lane_set.cipher, "post_quantum": True,
                     "lanes": lanes, "no_lanes_because": None}

@@ -34,7 +34,7 @@ from fastpump.device.callbacks import DeviceCallbacks
 from fastpump.device.device import Device
 from fastpump.device.events import ControlPacket, WorkerEvent
 from fastpump.device.handshake_queue import HandshakeQueue, QueueCallbacks
-from fastpump.device.lanes import Options
+from fastpump.device.lane_context import Options
 from fastpump.device.peer import Peer
 from fastpump.errors import SystemSetupError
 from fastpump.protocol import cookie

@@ -157,7 +157,7 @@ def test_a_peer_without_lanes_gets_no_frames(lab, tmp_path):
     stop(b)
     b = lab.fastpump("b", *tunnel_words("b", key["b"], key["a"][1], "--transport", "wireguard"))
     lab.run("b", "ping", "-c", "1", "-W", "1", INSIDE4["a"], check=False)
-    until(lambda: "does not say" in (status_peer(lab, "a")["no_lanes_because"] or ""), 20)
+    until(lambda: "does not announce" in (status_peer(lab, "a")["no_lanes_because"] or ""), 20)
     assert "DROP_NOT_IN_LANES" in lab.status("a")["verdicts"]
     stop(b)
     output = stop(a)

@@ -107,11 +107,15 @@ def test_terms(ours, theirs, terms):
 
 
 def derived(**changes):
-    parts = {"exported": vector("exported"), "kem_secret": vector("kem_secret"),
-             "initiator": vector("initiator_static"), "responder": vector("responder_static"),
-             "hello": vector("hello"), "offer": vector("offer"), "accept": vector("accept"),
-             "terms": Terms(AES_256_GCM, 4), **changes}
-    return lane_messages.derive(**parts)
+    secrets = {"exported": vector("exported"), "kem_secret": vector("kem_secret")}
+    bound = {"initiator": vector("initiator_static"), "responder": vector("responder_static"),
+             "hello": vector("hello"), "offer": vector("offer"), "accept": vector("accept")}
+    terms = changes.pop("terms", Terms(AES_256_GCM, 4))
+    for parts in (secrets, bound):
+        parts.update({name: changes.pop(name) for name in list(changes) if name in parts})
+    assert not changes
+    return lane_messages.derive(**secrets, transcript=lane_messages.Transcript(**bound),
+                                terms=terms)
 
 
 def test_keys_are_those_of_the_vectors():

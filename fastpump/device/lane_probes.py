@@ -1,0 +1,254 @@
+"""The life of one lane as the supervisor sees it: a table of states and transitions.
+
+A probe is an empty lane message with the ask flag; the peer answers it on the same lane. The side
+that opens a set probes its lanes until they are answered: the first probe tells the other side
+where the lane is, the answer that nothing blocks it. Later, a lane is probed when data on it is not
+answered, and when it is dead, until it works again.
+
+Workers send on a lane as soon as they have received a message there, and report that (USABLE).
+They also report data that is the first to leave since then (UNANSWERED), and do not report it
+again until the supervisor has cleared the report.
+A timer that fires looks at what the workers noted in the shared table. It runs in the states of
+TIMED, and stops when another one is entered.
+
+    NEW, OPENING -> UP           the peer was received there
+    UP -> SUSPECT -> UP          data is not answered; it is after all
+    OPENING, SUSPECT -> DEAD     no answer to any probe
+    DEAD -> UNWATCHED            it works again
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Protocol
+
+from fastpump._core import SharedTables
+from fastpump.constants import (
+    LANE_DEAD_AFTER_PROBES,
+    LANE_PROBE_INTERVALS,
+    LANE_UNANSWERED_TIME,
+    SECOND,
+)
+from fastpump.device.peer import Peer
+from fastpump.protocol import wire
+
+
+@enum.unique
+class State(enum.Enum):
+    """Of a lane."""
+
+    NEW = "installed; the peer opens it, and was not received on it yet"
+    OPENING = "we open it, and probe until the peer is received on it"
+    UP = "the peer was received on it; workers report data that has to be answered"
+    SUSPECT = "data is not answered; probed after LANE_UNANSWERED_TIME"
+    DEAD = "workers send on others; probed on until the peer is received on it again"
+    UNWATCHED = "up, but workers do not report unanswered data: they have, and it is not cleared"
+
+
+@enum.unique
+class Event(enum.Enum):
+    """What happens to a lane. The last five are what a timer that fires finds."""
+
+    OPENED = "a new set that this side opens"
+    USABLE = "a worker reports that it received the peer there, and sends there from now on"
+    UNANSWERED = "a worker reports data, the first since the peer was received there"
+    FOUND_USABLE = "the worker sends there already; its report is on the way"
+    ANSWERED = "all data was answered"
+    TOO_EARLY = "the data that is not answered is younger than LANE_UNANSWERED_TIME"
+    PROBE_DUE = "no answer, and not the last probe"
+    PROBES_SPENT = "no answer, after all probes that a lane gets"
+
+
+@enum.unique
+class Action(enum.Enum):
+    """What is done at a transition."""
+
+    NONE = "nothing"
+    PROBE = "send a probe, and set the timer for the next"
+    AWAIT_ANSWER = "set the timer to when the data has to be answered"
+    WATCH = "have the workers report the next unanswered data"
+    DECLARE_DEAD = "move its flows to other lanes, warn, and probe on"
+    LOG_BACK = "log that it works again"
+
+
+TIMED = frozenset({State.OPENING, State.SUSPECT, State.DEAD})
+"""States in which a timer runs."""
+
+TRANSITIONS: dict[tuple[State, Event], tuple[State, Action]] = {
+    # The peer learns from the first probe where the lane is.
+    (State.NEW, Event.OPENED): (State.OPENING, Action.PROBE),
+    # The peer's first probe, or data of it, has arrived.
+    (State.NEW, Event.USABLE): (State.UP, Action.NONE),
+    # It is usable; another worker, which sent there, has reported before the one that received.
+    (State.NEW, Event.UNANSWERED): (State.SUSPECT, Action.AWAIT_ANSWER),
+
+    # Nothing blocks it.
+    (State.OPENING, Event.USABLE): (State.UP, Action.NONE),
+    # As with NEW. The timer of the probes runs already.
+    (State.OPENING, Event.UNANSWERED): (State.SUSPECT, Action.NONE),
+    # Workers send on it: judge it by its data from now on.
+    (State.OPENING, Event.FOUND_USABLE): (State.SUSPECT, Action.NONE),
+    # The probe or its answer was lost, or the path is slow.
+    (State.OPENING, Event.PROBE_DUE): (State.OPENING, Action.PROBE),
+    # Not one was answered: its UDP port seems to be blocked.
+    (State.OPENING, Event.PROBES_SPENT): (State.DEAD, Action.DECLARE_DEAD),
+
+    # Received before a timer found it usable.
+    (State.UP, Event.USABLE): (State.UP, Action.NONE),
+    # Most data is answered at once; look again when that is overdue.
+    (State.UP, Event.UNANSWERED): (State.SUSPECT, Action.AWAIT_ANSWER),
+
+    # The usual case: the peer answers. One look a second costs less than a timer a packet.
+    (State.SUSPECT, Event.ANSWERED): (State.UP, Action.WATCH),
+    # What was reported has been answered; other data has left since.
+    (State.SUSPECT, Event.TOO_EARLY): (State.SUSPECT, Action.AWAIT_ANSWER),
+    # The peer may have nothing to say there: ask it.
+    (State.SUSPECT, Event.PROBE_DUE): (State.SUSPECT, Action.PROBE),
+    # Something on the path blocks it now, or the NAT has forgotten it.
+    (State.SUSPECT, Event.PROBES_SPENT): (State.DEAD, Action.DECLARE_DEAD),
+    # Reported by two workers: one timer is enough.
+    (State.SUSPECT, Event.UNANSWERED): (State.SUSPECT, Action.NONE),
+    # The reports of two workers in the wrong order. That of unanswered data is not cleared.
+    (State.SUSPECT, Event.USABLE): (State.UNWATCHED, Action.NONE),
+
+    # The path may come back. A probe of the peer's is no proof: it may not receive us.
+    (State.DEAD, Event.PROBE_DUE): (State.DEAD, Action.PROBE),
+    # Data that left just before it was declared dead.
+    (State.DEAD, Event.UNANSWERED): (State.DEAD, Action.NONE),
+    # It works again. The report of unanswered data is not cleared.
+    (State.DEAD, Event.USABLE): (State.UNWATCHED, Action.LOG_BACK),
+    # It works again: judge it by its data.
+    (State.DEAD, Event.FOUND_USABLE): (State.SUSPECT, Action.LOG_BACK),
+
+    # Received before a timer found it usable.
+    (State.UNWATCHED, Event.USABLE): (State.UNWATCHED, Action.NONE),
+    # The worker was started anew, which clears all its reports.
+    (State.UNWATCHED, Event.UNANSWERED): (State.SUSPECT, Action.AWAIT_ANSWER),
+}
+
+
+class LaneOwner(Protocol):
+    """The set of a lane, as the lane needs it."""
+
+    peer: Peer
+    tables: SharedTables
+    first: int
+    """The table's slot of lane 0."""
+    due: dict[Lane, int]
+    """When the timers fire that run."""
+
+    def send(self, number: int, flags: int, now: int) -> None:
+        """Send an empty message on a lane."""
+
+    def warn(self, message: str, *args: object) -> None:
+        """Log that a lane does not work."""
+
+    def note(self, message: str, *args: object) -> None:
+        """Log that a lane works again."""
+
+
+class Lane:
+    """One lane of a set."""
+
+    __slots__ = ("_owner", "_probes_sent", "number", "state")
+
+    def __init__(self, owner: LaneOwner, number: int) -> None:
+        self._owner = owner
+        self._probes_sent = 0
+        self.number = number
+        self.state = State.NEW
+
+    @property
+    def slot(self) -> int:
+        """Its place in the shared table."""
+        return self._owner.first + self.number
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether its flows have moved to other lanes."""
+        return self.state is State.DEAD
+
+    def send(self, flags: int, now: int) -> None:
+        """Send an empty message on it."""
+        self._owner.send(self.number, flags, now)
+
+    # -- events
+
+    def open(self, now: int) -> None:
+        """Its set is new, and ours to open."""
+        self._step(Event.OPENED, now)
+
+    def on_usable(self) -> None:
+        """A worker received the peer on it, and sends on it from now on."""
+        self._step(Event.USABLE)
+
+    def on_unanswered(self, since: int) -> None:
+        """Data left on it at `since`, the first since the peer was received there."""
+        self._step(Event.UNANSWERED, since=since)
+
+    def on_timer(self, now: int) -> None:
+        """Its timer has fired."""
+        status = self._owner.tables.lanes.status(self.slot)
+        since = status["first_unanswered_tx_ns"]
+        if status["is_usable"] and self.state is not State.SUSPECT:
+            self._step(Event.FOUND_USABLE)
+        self._step(self._find(since, now), now, since)
+
+    def _find(self, since: int, now: int) -> Event:
+        """What a timer finds; `since`: when the first data that is not answered left, or 0."""
+        if self.state is State.SUSPECT:
+            if not since:
+                return Event.ANSWERED
+            if now < since + LANE_UNANSWERED_TIME:
+                return Event.TOO_EARLY
+            is_spent = self._probes_sent >= LANE_DEAD_AFTER_PROBES
+        else:
+            is_spent = self.state is State.OPENING \
+                and self._probes_sent >= len(LANE_PROBE_INTERVALS)
+        return Event.PROBES_SPENT if is_spent else Event.PROBE_DUE
+
+    def _step(self, event: Event, now: int = 0, since: int = 0) -> None:
+        before, (self.state, action) = self.state, TRANSITIONS[self.state, event]
+        if self.state not in TIMED:
+            self._owner.due.pop(self, None)
+            self._probes_sent = 0
+        match action:
+            case Action.PROBE:
+                self._probe(now)
+            case Action.AWAIT_ANSWER:
+                self._owner.due[self] = since + LANE_UNANSWERED_TIME
+            case Action.WATCH:
+                self._watch()
+            case Action.DECLARE_DEAD:
+                self._declare_dead(before, now, since)
+            case Action.LOG_BACK:
+                self._owner.note("lane %d of %s is back", self.number, self._owner.peer)
+
+    # -- actions
+
+    def _probe(self, now: int) -> None:
+        interval = LANE_UNANSWERED_TIME
+        if self.state is not State.SUSPECT:
+            interval = LANE_PROBE_INTERVALS[min(self._probes_sent, len(LANE_PROBE_INTERVALS) - 1)]
+        self._probes_sent += 1
+        self._owner.due[self] = now + interval
+        self.send(wire.LANE_FLAG_ECHO_REQUEST, now)
+
+    def _watch(self) -> None:
+        tables = self._owner.tables
+        tables.lanes.rearm(self.slot, "unanswered_reported")
+        # A packet may have passed just before the report was cleared.
+        since = tables.lanes.status(self.slot)["first_unanswered_tx_ns"]
+        if since:
+            self.on_unanswered(since)
+
+    def _declare_dead(self, before: State, now: int, since: int) -> None:
+        self._owner.tables.lanes.set_dead(self.slot)
+        if before is State.OPENING:
+            self._owner.warn("lane %d of %s: no reply on its UDP port (blocked?); moving its "
+                             "flows to other lanes", self.number, self._owner.peer)
+        else:
+            self._owner.warn("lane %d of %s is dead: no reply for %d seconds; moving its flows "
+                             "to other lanes", self.number, self._owner.peer,
+                             (now - since) // SECOND)
+        self._probe(now)

@@ -1,0 +1,148 @@
+"""Life and death of lanes between two devices: probes, answers, endpoints, keepalives."""
+
+import socket
+from ipaddress import IPv4Address
+from itertools import pairwise
+
+import pytest
+
+from fastpump.conn.endpoint import Endpoint
+from fastpump.constants import LANE_DEAD_AFTER_PROBES, SECOND
+from support import plainlanes
+from support.plainlanes import ASK
+
+ELSEWHERE = Endpoint(IPv4Address("198.51.100.7"), 4711)
+
+
+@pytest.fixture
+def world(worlds):
+    """Two sides with two lanes."""
+    world = worlds()
+    world.connect()
+    return world
+
+
+def endpoints(side):
+    return [side.tables.lanes.endpoint(lane.slot)[0] for lane in side.newest.lanes]
+
+
+def probe(side, number):
+    """A probe on a lane, as it leaves."""
+    side.newest.lanes[number].send(ASK, side.world.now)
+    message, _, _ = side.lane_sent.pop()
+    return message
+
+
+def test_a_blocked_lane_is_probed_on_and_the_others_work(worlds, caplog):
+    world = worlds()
+    a, b = world.a, world.b
+    world.handshake(a, b)
+    world.deliver(a, b)
+    world.deliver(b, a)
+    a.lane_sent = [each for each in a.lane_sent if each[0][2] != 1]
+    world.deliver(a, b)
+    world.deliver(b, a)
+    assert a.usable == b.usable == [0]
+
+    probed = [number for _ in world.steps(20, a) for number in a.take_probes()]
+    assert set(probed) == {1}
+    assert 7 <= len(probed) <= 10       # 0.1, 0.2, 0.5, 1, 2, then every 5 s
+    assert caplog.text.count("lane 1 of") == 1
+    assert [lane.is_dead for lane in a.newest.lanes] == [False, True]
+
+    world.advance(5 * SECOND)           # nothing blocks it any more
+    assert a.usable == b.usable == [0, 1]
+
+
+def test_a_lane_that_is_not_answered_dies_and_comes_back(world, caplog):
+    a, began = world.a, world.now
+    a.send_packet(worker=1)
+    probed_at = [(now - began) // (SECOND // 10)
+                 for now in world.steps(10, a) for _ in a.take_probes()]
+    assert probed_at[:LANE_DEAD_AFTER_PROBES] == [10, 20, 30]
+    assert a.usable == [0]
+    assert "lane 1 of" in caplog.text and caplog.text.count("is dead") == 1
+
+    world.advance(6 * SECOND)
+    assert a.usable == [0, 1]
+    assert caplog.text.count("is dead") == 1
+
+
+def test_an_answer_to_a_probe_keeps_a_lane(world):
+    """And the next data that is not answered is noticed, too."""
+    a, b = world.a, world.b
+    for _ in range(3):
+        a.send_packet(worker=1)
+        for _ in world.steps(2.5, a, b):
+            pass
+        assert a.take_probes() == [1, 1]
+        b.receive_lane(probe(a, 1), a)
+        world.settle()
+        world.advance(2 * SECOND)
+        assert a.usable == [0, 1]
+        assert not a.newest.due
+
+
+def test_a_peer_that_roams_is_probed_and_answers_by_the_session_too(world):
+    a, b = world.a, world.b
+    world.advance(2 * SECOND)
+    assert world.deliver(a, b) == []
+    counter = a.tables.lanes.take_counter(a.newest.first + 1, world.now)
+    lane = plainlanes.PlainLane(1, a.newest.remote_index, a.newest.send_keys[1], b"")
+    elsewhere = world.new_place()
+    b.receive_by(1, lane.seal(counter=counter), elsewhere)
+    assert [(message[2], message[1], where) for message, where, _ in b.lane_sent] == [
+        (1, ASK, elsewhere.endpoint)]
+
+    world.now += SECOND // 10
+    assert world.deliver(b, a) == [("lane", 1, ASK)]
+    assert world.deliver(a, b) == ["keepalive", ("lane", 0, 0), ("lane", 1, 0)]
+
+    # Soon after that, the session's answer comes when its time has come.
+    b.lane_sent.clear()
+    b.lanes.on_lane_roam(b.newest.first, world.now)
+    world.now += SECOND // 10
+    assert world.deliver(b, a) == [("lane", 0, ASK)]
+    assert world.deliver(a, b) == [("lane", 0, 0)]
+    world.now += SECOND
+    a.tick()
+    assert world.deliver(a, b) == ["keepalive", ("lane", 0, 0), ("lane", 1, 0)]
+
+
+def test_a_flood_of_probes_is_answered_now_and_then(world):
+    a, b = world.a, world.b
+    world.advance(SECOND)
+    for _ in range(100):
+        world.now += SECOND // 1000
+        b.receive_lane(probe(a, 0), a)
+    assert a.tables.lanes.status(a.newest.first)["tx_messages"] > 100
+    assert 5 <= len(b.lane_sent) <= 6
+
+
+def test_keepalives_keep_each_lane_open(worlds):
+    world = worlds()
+    a, b = world.a, world.b
+    for side, other in ((a, b), (b, a)):
+        side.configure(other, keepalive_s=25)
+    world.connect()
+    a.lane_sent.clear()
+    sent_at = {0: [], 1: []}
+    for now in world.steps(60, a):
+        for message, _, _ in a.lane_sent:
+            sent_at[message[2]].append(now)
+        a.lane_sent.clear()
+        a.sent.clear()
+    for times in sent_at.values():
+        assert len(times) == 2
+        assert all(abs(later - earlier - 25 * SECOND) <= SECOND // 10
+                   for earlier, later in pairwise(times))
+
+
+def test_lanes_that_we_opened_follow_the_endpoint(world):
+    a, b = world.a, world.b
+    a.configure(b, endpoint=ELSEWHERE)
+    assert endpoints(a) == [ELSEWHERE.sockaddr(socket.AF_INET6)] * 2
+
+    before = endpoints(b)
+    b.configure(a, endpoint=ELSEWHERE)
+    assert endpoints(b) == before
