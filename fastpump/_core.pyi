@@ -13,12 +13,9 @@ POLICIES: dict[str, int]
 CIPHERS: dict[str, int]
 FEATURE_PARTIAL: int
 FEATURE_BUNDLE: int
-MAX_LANES: int
-MAX_LANE_SOCKETS: int
 HAS_NULL_CIPHER: bool
 REPLAY_WINDOW: int
 REJECT_AFTER_MESSAGES: int
-MAX_TUN_QUEUES: int
 NO_SLOT: int
 LOCAL_SIDE: int
 LIMIT_WAYS: dict[str, int]
@@ -28,6 +25,7 @@ WAS_ANSWERED: int
 INTAKE_BATCH: int
 INTAKE_VERDICT_NAMES: dict[int, str]
 BACKENDS: tuple[str, ...]
+SHARED_CONSTANTS: dict[str, int]
 
 class WorkerCounters(TypedDict):
     counters: dict[str, int]

@@ -208,11 +208,9 @@ LANE_BITS = {
 POLICIES = {"any": POLICY_ANY, "lanes": POLICY_LANES, "nothing": POLICY_NOTHING}
 CIPHERS = {"chacha20-poly1305": AEAD_CHACHA20_POLY1305, "aes-256-gcm": AEAD_AES_256_GCM}
 FEATURE_PARTIAL, FEATURE_BUNDLE = _FEATURE_PARTIAL, _FEATURE_BUNDLE
-MAX_LANES, MAX_LANE_SOCKETS = _MAX_LANES, _MAX_LANE_SOCKETS
 HAS_NULL_CIPHER = bool(aead_is_null())
 REPLAY_WINDOW = _REPLAY_WINDOW
 REJECT_AFTER_MESSAGES = _REJECT_AFTER_MESSAGES
-MAX_TUN_QUEUES = MAX_QUEUES
 NO_SLOT = NONE
 LOCAL_SIDE = MAC_LOCAL
 BACKENDS = ("openssl", "ipsec-mb") if aead_has_ipsec_mb() else ("openssl",)
@@ -1547,3 +1545,6 @@ def coalesce(list packets, offloads=("tun-tcp4", "tun-tcp6", "tun-udp4", "tun-ud
     finally:
         free(gro)
         free(buffers)
+
+
+include "core_parts/shared_constants.pxi"

@@ -1,5 +1,5 @@
-# Sizes and limits of the hot path. Python's copies, where it needs one, are
-# exported by _core.pyx from here, so that there is one definition of each.
+# Sizes and limits of the hot path. Python takes them from _core.pyx where it loads that anyway;
+# what it must know without (SHARED_CONSTANTS) is compared by tests/unit/test_constants.py.
 
 cdef enum:
     # Wire (WireGuard paper, section 5.4; RFC 768).

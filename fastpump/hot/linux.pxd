@@ -1,7 +1,7 @@
 # System calls and structures of Linux that the pump uses, declared in one place.
 #
 # The comment behind a call names its system call where a worker makes it while
-# packets flow; hot/sandbox.pxd admits exactly those.
+# packets flow; hot/sandbox.h admits exactly those.
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 from posix.types cimport off_t

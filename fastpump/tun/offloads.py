@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastpump._core import FEATURE_BUNDLE, FEATURE_PARTIAL
-from fastpump.conn.sockets import UDP_GRO, UDP_SEGMENT
+from fastpump.kernel import UDP_GRO, UDP_SEGMENT
 from fastpump.protocol import lane_messages
 from fastpump.tun import queues
 from fastpump.tun.queues import TunQueues

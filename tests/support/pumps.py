@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from fastpump._core import FEATURE_BUNDLE, FEATURE_PARTIAL, Pump, SharedTables
 from fastpump.conn.endpoint import Endpoint
-from fastpump.conn.sockets import UDP_GRO
 from fastpump.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME
+from fastpump.kernel import UDP_GRO
 from support.packets import PLAIN
 from support.plainlanes import PlainLane
 
