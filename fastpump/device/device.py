@@ -34,9 +34,10 @@ from fastpump.constants import (
 )
 from fastpump.device.lanes import Lanes, Options
 from fastpump.device.lanes import Surroundings as LanesSurroundings
-from fastpump.device.peer import Peer, Prefix
+from fastpump.device.peer import Peer
 from fastpump.device.sessions import Sessions
 from fastpump.errors import ConfigError
+from fastpump.ip import Prefix
 from fastpump.protocol import cookie, keys, noise, tai64n, wire
 from fastpump.protocol.keypairs import Keypair
 from fastpump.protocol.timers import Action, Activity

@@ -34,16 +34,16 @@ from fastpump.device.lanes import Options
 from fastpump.device.peer import Peer
 from fastpump.errors import ConfigError, FastpumpError, SystemSetupError
 from fastpump.host import attach, ethernet, taps
+from fastpump.ip import Address, prefix_of
 from fastpump.ipc.control import Command, ControlServer
 from fastpump.ipc.fdb import Macs
 from fastpump.ipc.uapi_server import UapiServer
-from fastpump.netlink.routes import Address
 from fastpump.process import signals
 from fastpump.protocol import keys, lane_messages
 from fastpump.ratelimit import NO_LIMITS, RateLimits, TokenBucket
 from fastpump.tun import steering
-from fastpump.tun.linkwatch import LinkState, LinkWatcher
-from fastpump.tun.offloads import Capabilities, lane_ciphers, probe
+from fastpump.tun.linkwatch import LinkWatcher, TunState
+from fastpump.tun.offloads import Offloads, lane_ciphers, probe
 from fastpump.tun.queues import TunQueues
 from fastpump.tunnel import status as tunnel_status
 from fastpump.tunnel.resolver import Resolver
@@ -69,8 +69,8 @@ class Tunnel:
     tables: SharedTables
     supervisor: Supervisor
     resolver: Resolver
-    offloads: Capabilities
-    link: LinkState
+    offloads: Offloads
+    link: TunState
     configuration_file: Path | None = None
     rate_limits: RateLimits = NO_LIMITS
     """Of the interface; a peer's are its own."""
@@ -110,8 +110,7 @@ class Tunnel:
             self.resolver.note_resolved(changed)
         changed.endpoint_name = peer.endpoint if peer.endpoint is not None and endpoint.is_name(
             peer.endpoint[0]) else None
-        wanted = {(network.network_address.packed, network.prefixlen)
-                  for network in peer.allowed_ips or ()}
+        wanted = set(map(prefix_of, peer.allowed_ips or ()))
         for prefix in changed.allowed_ips - wanted:
             device.remove_allowed_ip(changed, prefix)
         try:
@@ -191,11 +190,11 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
         try:
             tun = TunQueues(config.name, config.queue_count, is_tap=is_tap)
         except SystemSetupError as error:
-            holder = taps.explain_busy(config.name) if is_tap else None
-            if holder is None:
+            users = taps.users_of(config.name) if is_tap else None
+            if users is None:
                 raise
             raise SystemSetupError(
-                f"the interface {config.name} is held by {holder}: end that, or choose another "
+                f"the interface {config.name} is in use by {users}: end that, or choose another "
                 f"name; a guest's TAP is joined by --attach {config.name}") from error
         made.callback(tun.close)
         private_key = _private_key(config)
@@ -215,7 +214,7 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
                                     limit_per_peer=config.mac_limit,
                                     storm_limit=config.storm_limit)
         tables.offloads = offloads.hot
-        is_steered = config.queue_count == 1 or steering.attach(tun)
+        is_steered = config.queue_count == 1 or steering.steer_by_flow(tun)
         watcher = LinkWatcher(tun)
         made.callback(watcher.close)
         link = watcher.read()
@@ -233,7 +232,7 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
             lanes = _lanes(config, offloads)
             supervisor = Supervisor(
                 tables, tun, listen_port=config.listen_port, fwmark=config.fwmark,
-                gro=offloads.udp_gro, pin=config.pin, busy_poll_us=config.busy_poll_us,
+                gro=offloads.has_udp_gro, pin=config.pin, busy_poll_us=config.busy_poll_us,
                 lanes=lanes, is_steered=is_steered, is_unanswered=resolver.is_unanswered)
             resolver.device = supervisor.device
             tunnel = Tunnel(config, tables, supervisor, resolver, offloads, link,
@@ -248,7 +247,7 @@ def run(config: TunnelConfig, configure: Configure, on_ready: Callable[[Tunnel],
         asyncio.run(start())
 
 
-def _lanes(config: TunnelConfig, offloads: Capabilities) -> Options | None:
+def _lanes(config: TunnelConfig, offloads: Offloads) -> Options | None:
     """What peers are told of lanes; None for WireGuard only."""
     if config.transport == "wireguard":
         return None
@@ -291,7 +290,7 @@ async def _take_care(tunnel: Tunnel, links_changed: asyncio.Event) -> None:
         if links_changed.is_set() and tunnel.is_at_home:
             links_changed.clear()
             try:
-                await asyncio.to_thread(join.look, tunnel.link.index, tunnel.link.mtu)
+                await asyncio.to_thread(join.check, tunnel.link.index, tunnel.link.mtu)
             except (FastpumpError, OSError) as error:
                 log.debug("what the tunnel is joined to cannot be looked at: %s", error)
         await asyncio.sleep(SWEEP_INTERVAL_S)
