@@ -10,8 +10,6 @@ ADMISSION_NAMES: dict[int, str]
 OFFLOAD_BITS: dict[str, int]
 FEATURE_PARTIAL: int
 FEATURE_BUNDLE: int
-MAX_LANES: int
-MAX_LANE_SOCKETS: int
 HAS_NULL_CIPHER: bool
 REPLAY_WINDOW: int
 REJECT_AFTER_MESSAGES: int
@@ -22,6 +20,7 @@ ADMIT_TRANSPORT: int
 SENT_COOKIE_REPLY: int
 ADMISSION_BATCH: int
 BACKENDS: tuple[str, ...]
+SHARED_CONSTANTS: dict[str, int]
 
 class NewKeypair(NamedTuple):
     local_index: int

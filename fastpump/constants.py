@@ -1,11 +1,13 @@
-"""Numbers of the protocol (WireGuard paper, sections 5 and 6) and of the kernel's
-implementation (drivers/net/wireguard/messages.h). Times are nanoseconds."""
+"""Times and limits: of WireGuard (the paper, sections 5 and 6, and the kernel's
+drivers/net/wireguard/messages.h), of lanes and of interfaces. Times are nanoseconds.
+
+Layouts of messages are in protocol/wire.py. What the data plane has to know too is in
+hot/constants.pxd as well; a test compares them (tests/unit/test_constants.py)."""
 
 SECOND = 1_000_000_000
 MILLISECOND = 1_000_000
 
 KEY_LEN = 32
-TAG_LEN = 16
 TIMESTAMP_LEN = 12
 
 REKEY_AFTER_TIME = 120 * SECOND
@@ -28,11 +30,19 @@ DEFAULT_MTU = 1420
 MIN_MTU = 576
 MAX_MTU = 65000
 MAX_TAP_MTU = 65521     # with an Ethernet header 65535
+ETHERNET_MTU = 1500
 DEFAULT_PORT = 51820
 DEFAULT_NAME = "fp0"
 MAX_NAME_LEN = 15
+MAX_QUEUES = 256        # MAX_TAP_QUEUES in drivers/net/tun.c
+MAX_KEEPALIVE_S = 65535
 
 # Lanes (docs/PROTOCOL.md).
+MAX_LANES = 256
+"""Of a peer."""
+MIN_LANE_SOCKETS = 32
+"""Each side opens sockets for at least so many lanes (for more if it has more queues), so that two
+sides can agree on that many whatever their queues."""
 HELLO_TIMEOUT = SECOND
 """Until the next try of a message of the upgrade."""
 UPGRADE_ATTEMPTS = 5

@@ -12,7 +12,8 @@ from typing import Any
 from fastpump.config.model import Interface, TunnelConfig, check, with_default_allowed_ips
 from fastpump.constants import DEFAULT_MTU, DEFAULT_NAME
 from fastpump.host import ethernet
-from fastpump.netlink import routes
+from fastpump.ip import Address
+from fastpump.netlink import links, routes
 from fastpump.tunnel.run import Program, run
 from fastpump.tunnel.tunnel import Tunnel
 
@@ -23,14 +24,14 @@ def run_in_foreground(config: TunnelConfig, *, as_json: bool = False) -> None:
     config = with_default_allowed_ips(config)
     host: str | None = None
 
-    def configure(name: str, index: int, made: ExitStack,
-                  endpoints: Collection[routes.Address]) -> None:
+    def configure(_name: str, index: int, made: ExitStack,
+                  endpoints: Collection[Address]) -> None:
         nonlocal host
         if config.mode == "tap":
-            ethernet.configure(config, name, index, made, endpoints)
+            ethernet.configure(config, index, made, endpoints)
         else:
             networks = [network for peer in config.peers for network in peer.allowed_ips or ()]
-            routes.configure(name, index, config.addresses,
+            routes.configure(links.get(index), config.addresses,
                              DEFAULT_MTU if config.mtu is None else config.mtu,
                              networks if config.routes else ())
         if not config.peers:

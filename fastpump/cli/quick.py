@@ -31,8 +31,9 @@ from fastpump.device.peer_change import PeerChange, Presence
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import attach, ethernet
 from fastpump.host.network import HostNet, HostState, recover
+from fastpump.ip import Address, network_of
 from fastpump.ipc import control
-from fastpump.netlink import routes
+from fastpump.netlink import links, routes
 from fastpump.process.daemon import detach
 from fastpump.protocol import keys
 from fastpump.ratelimit import NO_LIMITS
@@ -96,18 +97,18 @@ class Quick:
             configuration_file=self.path))
 
     def _configure(self, name: str, index: int, made: ExitStack,
-                   endpoints: Collection[routes.Address]) -> None:
+                   endpoints: Collection[Address]) -> None:
         self.host = HostState(name)
         made.callback(self.host.undo)
         if self.config.mode == "tap":
-            ethernet.configure(self.config, name, index, made, endpoints)
+            ethernet.configure(self.config, index, made, endpoints)
             self.host.change(index, self._host_net(self.applied, None))
         else:
-            routes.bring_up(name, index)
+            links.set_up(links.get(index))
             self.host.change(index, self._host_net(self.applied, endpoints))
 
     def _host_net(self, file: FileConfig,
-                  endpoints: Iterable[routes.Address] | None) -> HostNet:
+                  endpoints: Iterable[Address] | None) -> HostNet:
         """`endpoints`: the addresses that the MTU shall fit the ways to, if the file says
         none; None: it stays."""
         mtu = file.mtu or (0 if endpoints is None else routes.fitting_mtu(endpoints))
@@ -148,8 +149,7 @@ class Quick:
                 where = peer.endpoint.host, peer.endpoint.port
             allowed_ips = sorted(peer.allowed_ips) if self.file.mode == "tun" else ()
             peers.append(PeerConfig(
-                peer.public_key, where, tuple(routes.network_of(*prefix)
-                                              for prefix in allowed_ips),
+                peer.public_key, where, tuple(map(network_of, allowed_ips)),
                 peer.preshared_key if any(peer.preshared_key) else None,
                 peer.persistent_keepalive_s, said.get(peer.public_key, NO_LIMITS)))
         addresses = self.file.addresses

@@ -24,7 +24,7 @@ Example: a bridge that joins a guest to a cable
   |    knows 02:5e:1b:77:90:3a behind vm0, heard 2 s ago
   |- vm0  tap, up, MTU 1500, MAC 36:0d:5b:aa:94:18
   |       single queue, vnet header, persistent
-  |       held by firecracker (pid 4711)
+  |       in use by firecracker (pid 4711)
   `- eth1  physical, up, MTU 1500, MAC 52:54:00:12:34:56
 """
 

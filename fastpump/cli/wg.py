@@ -23,7 +23,7 @@ from fastpump.config.model import (
 )
 from fastpump.constants import DEFAULT_MTU
 from fastpump.errors import ConfigError, FastpumpError
-from fastpump.netlink.routes import Address
+from fastpump.ip import Address
 from fastpump.process import logs
 from fastpump.process.daemon import detach
 from fastpump.process.streams import open_standard_streams
@@ -85,12 +85,12 @@ def _log_level() -> str:
 
 def serve(config: TunnelConfig, on_ready: Callable[[], None]) -> None:
     """Run the interface until it is deleted."""
-    from fastpump.netlink import routes
+    from fastpump.netlink import links
     from fastpump.tunnel.run import Program, run
 
     def configure(_name: str, index: int, _made: ExitStack,
                   _endpoints: Collection[Address]) -> None:
-        routes.set_mtu(index, DEFAULT_MTU)
+        links.set_mtu(links.get(index), DEFAULT_MTU)
 
     run(config, Program(configure=configure, on_ready=lambda _: on_ready(), must_serve_wg=True))
 

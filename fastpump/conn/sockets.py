@@ -25,21 +25,21 @@ import socket
 import struct
 
 from fastpump.conn.endpoint import NO_LOCAL, Endpoint
-from fastpump.constants import DEFAULT_PORT
+from fastpump.constants import DEFAULT_PORT, MIN_LANE_SOCKETS
 from fastpump.errors import SystemSetupError
-from fastpump.protocol.wire import LANE_TYPE, TRANSPORT_TYPE
-
-# Not in Python's socket module (include/uapi/asm-generic/socket.h, linux/in.h, udp.h).
-SO_ATTACH_REUSEPORT_CBPF = 51
-SO_ATTACH_FILTER = 26
-SO_SNDBUFFORCE = 32
-SO_RCVBUFFORCE = 33
-IP_MTU_DISCOVER = 10
-IPV6_MTU_DISCOVER = 23
-PMTUDISC_DONT = 0
-UDP_GRO = 104
-UDP_SEGMENT = 103
-IP_PKTINFO = 8
+from fastpump.kernel import (
+    IP_MTU_DISCOVER,
+    IP_PKTINFO,
+    IP_PMTUDISC_DONT,
+    IPV6_MTU_DISCOVER,
+    IPV6_PMTUDISC_DONT,
+    SO_ATTACH_FILTER,
+    SO_ATTACH_REUSEPORT_CBPF,
+    SO_RCVBUFFORCE,
+    SO_SNDBUFFORCE,
+    UDP_GRO,
+)
+from fastpump.protocol.wire import INITIATION_TYPE, LANE_TYPE, TRANSPORT_TYPE
 
 HANDSHAKE_TOS = 0x88        # AF41, as the kernel's WireGuard
 _PKTINFO4 = struct.Struct("=i4s4s")
@@ -50,9 +50,6 @@ _UINT = struct.Struct("=I")
 # (the kernel doubles it for its bookkeeping) is about 1 ms at 10 Gbit/s; with 4 MiB, the
 # 99th percentile of a ping beside a TCP stream was half as long again, at equal throughput.
 BUFFER_BYTES = 1 << 20
-
-# Lane sockets at the least, if there are any.
-LANE_SOCKETS = 32
 
 # Classic BPF (include/uapi/linux/bpf_common.h).
 _LD_B_ABS, _JEQ, _JGE, _AND, _MOD, _RET_K, _RET_A = 0x30, 0x15, 0x35, 0x54, 0x94, 0x06, 0x16
@@ -83,7 +80,7 @@ def steering_program(queue_count: int) -> list[_Instruction]:
 def lane_socket_count(queue_count: int) -> int:
     """How many lane sockets there are: as many for each worker, and some more than queues, for
     peers with more queues than we have (hot/lane.pxd)."""
-    return queue_count * -(-LANE_SOCKETS // queue_count)
+    return queue_count * -(-MIN_LANE_SOCKETS // queue_count)
 
 
 def handshake_filter() -> list[_Instruction]:
@@ -91,7 +88,7 @@ def handshake_filter() -> list[_Instruction]:
     dropped by the kernel, before it costs a wake-up. A train passes as a whole."""
     return [
         (_LD_B_ABS, 0, 0, 8),           # behind the UDP header
-        (_JGE, 0, 2, 1),
+        (_JGE, 0, 2, INITIATION_TYPE),
         (_JGE, 1, 0, TRANSPORT_TYPE),
         (_RET_K, 0, 0, 0xFFFF),
         (_RET_K, 0, 0, 0),
@@ -216,12 +213,12 @@ class SocketGroup:
         self._open.append(sock)
         if self.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_DONT)
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         else:
             sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         # As the kernel's WireGuard: outer packets may be fragmented on the way.
-        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DONT)
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
         if self._fwmark:
             _mark(sock, self._fwmark)
         for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF),

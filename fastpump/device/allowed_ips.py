@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from fastpump._core import SharedTables
-from fastpump.device.peer import Peer, Prefix
+from fastpump.device.peer import Peer
 from fastpump.device.peer_change import PrefixChange
+from fastpump.ip import Prefix
 
 
 class AllowedIps:

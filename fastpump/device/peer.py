@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 
 from fastpump.conn.endpoint import NO_LOCAL, Endpoint
 from fastpump.constants import COOKIE_MAX_AGE, KEY_LEN, SECOND, TIMESTAMP_LEN
+from fastpump.ip import Prefix
 from fastpump.protocol import keys, noise
 from fastpump.protocol.keypairs import Keypairs
 from fastpump.protocol.timers import Timers
 from fastpump.ratelimit import NO_LIMITS, RateLimits
 
-Prefix = tuple[bytes, int]
-"""An allowed IP: 4 or 16 address bytes, and the prefix length."""
 HostAndPort = tuple[str, int]
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from fastpump.conn.endpoint import Endpoint
-from fastpump.device.peer import HostAndPort, Prefix
+from fastpump.device.peer import HostAndPort
+from fastpump.ip import Prefix
 from fastpump.ratelimit import RateLimits
 
 

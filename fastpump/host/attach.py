@@ -2,26 +2,25 @@
 
 mode "bridge": the TAP becomes a port of a bridge, which is made if it is not there, and the
 attached interfaces become ports of it. mode "tc": what comes in at the one attached interface
-leaves into the TAP, and the reverse, by two redirects (netlink/ports.py).
+leaves into the TAP, and the reverse, by two redirects (netlink/redirects.py).
 
-Nothing is changed before everything was looked at (`_inspect` refuses). Each step is written
-down before it is done (host/attach_undo.py), undone in the reverse order however the
-process ends, and only as far as it still is as we left it. If the process was killed, `recover`
-does it: the next `join` calls that for all dead processes of the network namespace. What no
-record tells of is known by its looks: bridges that we made have an alias, redirects have our
-handle and no target any more.
+Nothing is changed before everything was checked (`_inspect` refuses). Each step is recorded before
+it is done (host/attach_undo.py), and undone in the reverse order however the process ends, as far
+as nobody changed it since. If the process was killed, `recover` does it: the next `join` calls that
+for all dead processes of the network namespace. What no record mentions is recognized by itself:
+bridges that we made have an alias, redirects have our handle and no target any more.
 
 The bridge that we make: no spanning tree, no multicast snooping (it forwards like a cable, at
-once, and to all). The TAP gets a hardware address beginning with fe, so that a bridge, which
-takes the lowest of its ports', keeps the address that it has without us. A bridge that is there
-stays as it is. Whoever leaves a bridge of ours last removes it.
+once, and to all). The TAP gets a MAC address beginning with fe, so that a bridge, which takes the
+lowest of its ports', keeps the address that it has without us. A bridge that exists stays as it is.
+The last tunnel to leave a bridge of ours removes it.
 
 MTUs of others are not changed; a bridge has the smallest of its ports' unless somebody set it,
-which the kernel sees to when the TAP comes and goes. Promiscuous mode in mode "tc" is held by a
-socket, and goes with it.
+which the kernel sees to when the TAP comes and goes. In mode "tc" a socket keeps the interfaces
+promiscuous: that ends when it is closed.
 
-Accepted limit: killed between making a bridge and giving it its alias (two system calls), we leave
-it behind.
+Accepted limit: a process that is killed between making a bridge and giving it its alias (two system
+calls) leaves it behind.
 """
 
 from __future__ import annotations
@@ -29,31 +28,25 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
-import struct
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from fastpump.config.model import Interface
 from fastpump.constants import MAX_TAP_MTU
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host.attach_undo import AttachState, addresses_of, ports_of, record_file, recover
 from fastpump.host.undo_record import Record
-from fastpump.netlink import ports, routes
-from fastpump.netlink.ports import Link
+from fastpump.ip import Interface
+from fastpump.kernel import PACKET_ADD_MEMBERSHIP, PACKET_MR_PROMISC, PACKET_MREQ, SOL_PACKET
+from fastpump.netlink import bridges, links, redirects, routes
+from fastpump.netlink.links import Link
 from fastpump.tun.queues import check_name
 
 log = logging.getLogger("fastpump")
 
-MODES = ("bridge", "tc")
 ALIAS = "fastpump: made for "
-
-# include/uapi/linux/if_packet.h
-SOL_PACKET = 263
-PACKET_ADD_MEMBERSHIP = 1
-PACKET_MR_PROMISC = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +70,6 @@ class Attachment:
 
 def check(attachment: Attachment) -> None:
     """What is wrong only in combination; ConfigError."""
-    if attachment.mode not in MODES:
-        raise ConfigError(f"{attachment.mode!r} is no way to attach: one of {', '.join(MODES)} is "
-                          "expected")
     names = attachment.interfaces
     for name in (*names, *filter(None, [attachment.bridge])):
         check_name(name)
@@ -115,12 +105,12 @@ def _bridge_name(attachment: Attachment) -> str | None:
 
 def _bridge_of(name: str) -> str | None:
     link = _existing(name)
-    master = ports.find(link.master) if link.master else None
+    master = links.find(link.master) if link.master else None
     return master.name if master is not None and master.is_bridge else None
 
 
 def _existing(name: str) -> Link:
-    link = ports.find(name)
+    link = links.find(name)
     if link is None:
         raise ConfigError(f"there is no interface {name} to attach; `ip link` lists those that "
                           "there are")
@@ -128,31 +118,31 @@ def _existing(name: str) -> Link:
 
 
 def plan_mtu(attachment: Attachment) -> int | None:
-    """The MTU with which frames of what is there fit into the TAP; None when nothing says."""
-    mtus = [link.mtu for link in map(ports.find, attachment.interfaces) if link is not None]
+    """The MTU with which the frames of what is joined fit into the TAP; None for any."""
+    mtus = [link.mtu for link in map(links.find, attachment.interfaces) if link is not None]
     name = _bridge_name(attachment)
-    bridge = None if name is None else ports.find(name)
-    # One that a killed process left behind has no MTU to keep.
-    if bridge is not None and (not _is_ours(bridge) or ports.ports(bridge.index)):
+    bridge = None if name is None else links.find(name)
+    # A bridge that a killed process left behind has no MTU to keep.
+    if bridge is not None and (not _is_ours(bridge) or bridges.ports(bridge)):
         mtus.append(bridge.mtu)
     return min(max(mtus), MAX_TAP_MTU) if mtus else None
 
 
-def complaints(attachment: Attachment, tap_index: int, mtu: int) -> list[str]:
+def warnings(attachment: Attachment, tap_index: int, mtu: int) -> list[str]:
     """A sentence for what is not joined any more, and for each interface at the other end whose
-    frames may be too large for us."""
-    tap = ports.find(tap_index)
+    frames may be larger than the TAP's MTU."""
+    tap = links.find(tap_index)
     if tap is None:
         return []
     others: list[Link] = []
     if attachment.mode == "tc":
-        link = ports.find(attachment.interfaces[0])
-        if link is None or not ports.redirects(link.index):
+        link = links.find(attachment.interfaces[0])
+        if link is None or not redirects.read(link):
             return [f"{attachment.interfaces[0]} is gone, or not joined to {tap.name} any more: "
                     "its frames go nowhere; start the tunnel again when it is back"]
         others = [link]
     elif tap.master:
-        others = ports.ports(tap.master)
+        others = bridges.ports(tap.master)
     else:
         return [f"{tap.name} is in no bridge any more: the tunnel joins nothing here; start it "
                 "again"]
@@ -169,9 +159,9 @@ def complaints(attachment: Attachment, tap_index: int, mtu: int) -> list[str]:
 
 # -- doing it
 
-def join(attachment: Attachment, tap: str, tap_index: int, made: ExitStack, *,
+def join(attachment: Attachment, tap: Link, cleanup: ExitStack, *,
          addresses: tuple[Interface, ...] = (), mtu: int) -> None:
-    """Bring the TAP up with that MTU, joined; the way back goes on the stack.
+    """Set the TAP up with that MTU, joined; how to undo it goes on the stack.
 
     `addresses` go to the bridge, or to the TAP if there is none. ConfigError says what cannot be
     joined, SystemSetupError which step failed.
@@ -179,53 +169,53 @@ def join(attachment: Attachment, tap: str, tap_index: int, made: ExitStack, *,
     check(attachment)
     recover()
     if not attachment:
-        routes.configure(tap, tap_index, addresses, mtu, ())
+        routes.configure(tap, addresses, mtu, ())
         return
     bridge_name = _bridge_name(attachment)
-    links = _inspect(attachment, bridge_name, tap)
+    others = _inspect(attachment, bridge_name, tap.name)
     if attachment.mode == "tc" and addresses:
         raise ConfigError("--attach-mode tc leaves the host out of the network that it joins, so "
                           "--address would not work; leave it out, or use a bridge")
-    state = AttachState(record=_take_record(tap, tap_index))
-    made.callback(state.undo)
-    device = _found(tap_index, tap)
-    routes.set_mtu(tap_index, mtu)
+    state = AttachState(record=_take_record(tap))
+    cleanup.callback(state.undo)
+    links.set_mtu(tap, mtu)
     with suppress(SystemSetupError):        # a host without IPv6 gives none anyway
-        ports.set_address_generation_off(device)
-    for link in links:
-        _sweep(link)
+        links.disable_link_local_addresses(tap)
+    for link in others:
+        _remove_dangling_redirects(link)
     if bridge_name is None:
-        _redirect(state, links[0], device, made)
+        _redirect(state, others[0], tap, cleanup)
     else:
-        _bridge(state, bridge_name, links, device, addresses)
+        _bridge(state, bridge_name, others, tap, addresses)
 
 
-def _take_record(tap: str, tap_index: int) -> Record:
-    """The record is ours, as the index is; somebody who recovers may just look at it."""
+def _take_record(tap: Link) -> Record:
+    """The record is ours, as the index is; a process that recovers may just read it."""
+    path = record_file(tap.name, tap.index)
     for _ in range(100):
-        record = Record.take(record_file(tap, tap_index))
+        record = Record.take(path)
         if record is not None:
             return record
         time.sleep(0.01)
-    raise SystemSetupError(f"{record_file(tap, tap_index)} is held by another process; remove it")
+    raise SystemSetupError(f"{path} is locked by another process; remove it")
 
 
 def _inspect(attachment: Attachment, bridge_name: str | None, tap: str) -> list[Link]:
     """The interfaces to attach; ConfigError if one cannot be."""
-    bridge = None if bridge_name is None else ports.find(bridge_name)
+    bridge = None if bridge_name is None else links.find(bridge_name)
     if bridge is not None and not bridge.is_bridge:
         raise ConfigError(f"{bridge_name} is no bridge; name another one, or make {bridge_name} a "
                           f"port: --attach {bridge_name}")
     if tap in (bridge_name, *attachment.interfaces):
         raise ConfigError(f"{tap} is the tunnel's own interface; name another one")
-    links = [_existing(name) for name in attachment.interfaces]
-    for link in links:
+    others = [_existing(name) for name in attachment.interfaces]
+    for link in others:
         _refuse_what_cannot_be_joined(link)
         if bridge is not None and link.master == bridge.index:
             continue
         _refuse_what_is_taken(link)
         _refuse_what_has_addresses(link, bridge_name)
-    return links
+    return others
 
 
 def _refuse_what_cannot_be_joined(link: Link) -> None:
@@ -241,15 +231,15 @@ def _refuse_what_cannot_be_joined(link: Link) -> None:
 
 
 def _refuse_what_is_taken(link: Link) -> None:
-    master = ports.find(link.master) if link.master else None
+    master = links.find(link.master) if link.master else None
     if master is not None and master.is_bridge:
         raise ConfigError(f"{link.name} is a port of the bridge {master.name}: use that (--bridge "
                           f"{master.name}), or take it out (ip link set {link.name} nomaster)")
     if master is not None:
         raise ConfigError(f"{link.name} is a part of {master.name}; attach {master.name} instead, "
                           f"or take it out (ip link set {link.name} nomaster)")
-    for redirect in ports.redirects(link.index):
-        target = ports.find(redirect.target) if redirect.target else None
+    for redirect in redirects.read(link):
+        target = links.find(redirect.target) if redirect.target else None
         if target is not None:
             raise ConfigError(f"{link.name} is joined to {target.name} already by --attach-mode "
                               "tc; end that tunnel first")
@@ -269,27 +259,26 @@ def _refuse_what_has_addresses(link: Link, bridge_name: str | None) -> None:
                       f"to the bridge ({away}; {moved}), and routes through {link.name}, too")
 
 
-def _bridge(state: AttachState, name: str, links: Sequence[Link], tap: Link,
+def _bridge(state: AttachState, name: str, others: Sequence[Link], tap: Link,
             addresses: Sequence[Interface]) -> None:
-    bridge = ports.find(name)
+    bridge = links.find(name)
     if bridge is None:
-        index = ports.make_bridge(name)
-        state.note("bridge", index)
-        ports.set_alias(index, ALIAS + tap.name)
-        bridge = _found(index, name)
+        bridge = bridges.make(name)
+        state.note("bridge", bridge.index)
+        links.set_alias(bridge, ALIAS + tap.name)
     elif _is_ours(bridge):
         state.note("bridge", bridge.index)
-    elif not ports.ports(bridge.index):
+    elif not bridges.ports(bridge):
         state.note("empty", bridge.index, bridge.mac, bridge.mtu)
     _set_up(state, bridge)
-    ports.set_mac(tap, (b"\xfe" + secrets.token_bytes(5)).hex(":"))
-    ports.set_up(tap)
-    for link in (tap, *links):
+    links.set_mac(tap, (b"\xfe" + secrets.token_bytes(5)).hex(":"))
+    links.set_up(tap)
+    for link in (tap, *others):
         if link is not tap:
             _set_up(state, link)
         if link.master != bridge.index:
             state.note("port", link.index, bridge.index)
-            ports.enslave(link, bridge)
+            bridges.add_port(bridge, link)
     there = routes.addresses_of(bridge.index)
     missing = [address for address in addresses if address not in there]
     for address in missing:
@@ -297,51 +286,44 @@ def _bridge(state: AttachState, name: str, links: Sequence[Link], tap: Link,
     routes.change_addresses(bridge.index, (), missing)
 
 
-def _redirect(state: AttachState, link: Link, tap: Link, made: ExitStack) -> None:
-    _be_promiscuous((link, tap), made)
-    ports.set_up(tap)
+def _redirect(state: AttachState, link: Link, tap: Link, cleanup: ExitStack) -> None:
+    _make_promiscuous((link, tap), cleanup)
+    links.set_up(tap)
     _set_up(state, link)
     for source, target in ((tap, link), (link, tap)):
-        if not ports.has_ingress(source.index):
+        if not redirects.has_qdisc(source):
             state.note("ingress", source.index)
-            ports.add_ingress(source)
+            redirects.add_qdisc(source)
         state.note("redirect", source.index, target.index)
-        ports.add_redirect(source, target)
+        redirects.add(source, target)
 
 
-def _sweep(link: Link) -> None:
-    """Remove what `recover` knows nothing of, as the record is lost, or was of another tunnel."""
-    for redirect in ports.redirects(link.index):
+def _remove_dangling_redirects(link: Link) -> None:
+    """Those that `recover` does not find, since the record is lost, or was of another tunnel."""
+    for redirect in redirects.read(link):
         if redirect.is_dangling:
             log.info("%s has a redirect of a tunnel that was killed; it is removed", link.name)
-            ports.remove_redirect(link, redirect)
+            redirects.remove(link, redirect)
 
 
 def _set_up(state: AttachState, link: Link) -> None:
     if not link.is_up:
         state.note("up", link.index, link.master, addresses_of(link), ports_of(link))
-        ports.set_up(link)
+        links.set_up(link)
 
 
-def _be_promiscuous(links: Sequence[Link], made: ExitStack) -> None:
+def _make_promiscuous(ends: Sequence[Link], cleanup: ExitStack) -> None:
     """Have interfaces take frames to any address while a socket is open that receives none."""
     try:
         member = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        made.callback(member.close)
-        for link in links:
+        cleanup.callback(member.close)
+        for link in ends:
             member.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP,
-                              struct.pack("iHH8x", link.index, PACKET_MR_PROMISC, 0))
+                              PACKET_MREQ.pack(link.index, PACKET_MR_PROMISC, 0))
     except OSError as error:
-        raise SystemSetupError(f"{links[0].name} cannot be made promiscuous: {error.strerror}; run "
+        raise SystemSetupError(f"{ends[0].name} cannot be made promiscuous: {error.strerror}; run "
                                "as root, or with CAP_NET_RAW") from None
 
 
 def _is_ours(bridge: Link) -> bool:
     return bridge.alias.startswith(ALIAS)
-
-
-def _found(index: int, name: str) -> Link:
-    link = ports.find(index)
-    if link is None:
-        raise SystemSetupError(f"the interface {name} was deleted as it was made")
-    return link

@@ -1,8 +1,9 @@
-"""What joining a TAP to the host's Ethernet has changed (host/attach.py), and the way back.
+"""What joining a TAP to the host's Ethernet has changed (host/attach.py), and how to undo it.
 
 A list of steps: a verb, the index of the interface, and what else undoing it takes. Each is in
 the record before it is done, so undoing finds out what really is there, and leaves alone what
-somebody changed since.
+somebody changed since. The format of the record stays: the process that undoes it may be of a later
+version than the one that wrote it.
 """
 
 from __future__ import annotations
@@ -15,19 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from fastpump import paths
+from fastpump.constants import ETHERNET_MTU
 from fastpump.host.undo_record import Record
-from fastpump.netlink import ports, routes
-from fastpump.netlink.ports import Link
+from fastpump.kernel import SO_NETNS_COOKIE
+from fastpump.netlink import bridges, links, redirects, routes
+from fastpump.netlink.links import Link
 
 log = logging.getLogger("fastpump")
 
 SUFFIX = ".attach"
 NO_MAC = "00:00:00:00:00:00"
-DEFAULT_MTU = 1500
-"""Of a bridge without ports."""
-
-SO_NETNS_COOKIE = 71
-"""include/uapi/asm-generic/socket.h"""
 
 
 @dataclass(slots=True)
@@ -48,19 +46,19 @@ class AttachState:
         return {"namespace": _namespace_cookie(), "steps": self.steps}
 
     @classmethod
-    def from_json(cls, said: dict[str, Any], record: Record | None = None) -> AttachState:
-        """What `to_json` said; nothing if that was in another namespace that is gone."""
-        if said.get("namespace") != _namespace_cookie():
+    def from_json(cls, content: dict[str, Any], record: Record | None = None) -> AttachState:
+        """What `to_json` gave; nothing if that was in another namespace, which is gone."""
+        if content.get("namespace") != _namespace_cookie():
             return cls(record=record)
-        return cls([tuple(step) for step in said["steps"]], record)
+        return cls([tuple(step) for step in content["steps"]], record)
 
     def undo(self) -> None:
-        """Undo all steps, the last one first, as far as they are as we left them; complaints
-        go to the log."""
+        """Undo all steps, the last one first, as far as they are as we left them; errors go to
+        the log."""
         while self.steps:
             verb, index, *more = self.steps.pop()
             try:
-                link = ports.find(index)
+                link = links.find(index)
                 if link is not None:
                     getattr(self, f"_undo_{verb}")(link, *more)
             except Exception as error:      # whatever it is, the other steps are undone
@@ -70,31 +68,31 @@ class AttachState:
             self.record = None
 
     def _undo_bridge(self, link: Link) -> None:
-        left = [port.name for port in ports.ports(link.index)]
+        left = [port.name for port in bridges.ports(link)]
         if left:
             log.info("the bridge %s stays, since %s is in it; `ip link delete %s` removes it",
                      link.name, " and ".join(left), link.name)
         elif link.is_bridge:
-            ports.delete(link)
+            links.delete(link)
 
     def _undo_empty(self, link: Link, mac: str, mtu: int) -> None:
         """With its last port a bridge loses address and MTU, unless somebody set them."""
-        if ports.ports(link.index):
+        if bridges.ports(link):
             return
         if link.mac == NO_MAC:
-            ports.set_mac(link, mac)
-        if link.mtu == DEFAULT_MTU != mtu:
-            routes.set_mtu(link.index, mtu)
+            links.set_mac(link, mac)
+        if link.mtu == ETHERNET_MTU != mtu:       # what a bridge without ports has
+            links.set_mtu(link, mtu)
 
     def _undo_port(self, link: Link, bridge: int) -> None:
         if link.master == bridge:
-            ports.release(link)
+            bridges.remove_port(link)
 
     def _undo_up(self, link: Link, master: int, addresses: list[str],
                  bridged: list[int]) -> None:
-        """Unless somebody found another use for it meanwhile."""
+        """Unless somebody uses it for something else meanwhile."""
         if (link.master, addresses_of(link), ports_of(link)) == (master, addresses, bridged):
-            ports.set_down(link)
+            links.set_down(link)
 
     def _undo_address(self, link: Link, text: str) -> None:
         ours = ipaddress.ip_interface(text)
@@ -102,13 +100,13 @@ class AttachState:
         routes.change_addresses(link.index, [ours], others)
 
     def _undo_ingress(self, link: Link) -> None:
-        if ports.has_ingress(link.index) and not ports.remove_ingress(link):
+        if redirects.has_qdisc(link) and not redirects.remove_unused_qdisc(link):
             log.info("the clsact qdisc of %s stays, since there are filters in it", link.name)
 
     def _undo_redirect(self, link: Link, target: int) -> None:
-        for redirect in ports.redirects(link.index):
+        for redirect in redirects.read(link):
             if redirect.is_dangling or redirect.target == target:
-                ports.remove_redirect(link, redirect)
+                redirects.remove(link, redirect)
 
 
 def recover(tap: str | None = None) -> bool:
@@ -124,7 +122,7 @@ def recover(tap: str | None = None) -> bool:
         try:
             state = AttachState.from_json(record.read(), record)
         except (KeyError, TypeError) as error:
-            log.warning("%s cannot be read (%s); what it says is not undone", path, error)
+            log.warning("%s cannot be read (%s); what is in it is not undone", path, error)
             state = AttachState(record=record)
         if state.steps:
             log.warning("%s was killed when it last ran; what it left behind is undone now",
@@ -135,18 +133,19 @@ def recover(tap: str | None = None) -> bool:
 
 
 def record_file(tap: str, tap_index: int) -> Path:
-    """Where it is written down. Two living interfaces may have had one name, but no index."""
+    """Where the record is. Two living interfaces may have had the same name, but not the same
+    index."""
     return paths.runtime_dir() / f"{tap}@{tap_index}{SUFFIX}"
 
 
 def addresses_of(link: Link) -> list[str]:
-    """Those that somebody gave it, in the order of their text."""
+    """The addresses that somebody gave an interface, in the order of their text."""
     return sorted(map(str, routes.addresses_of(link.index)))
 
 
 def ports_of(link: Link) -> list[int]:
-    """Of a bridge: the indices of its ports."""
-    return sorted(port.index for port in ports.ports(link.index)) if link.is_bridge else []
+    """The indices of a bridge's ports; none of another interface."""
+    return sorted(port.index for port in bridges.ports(link)) if link.is_bridge else []
 
 
 def _namespace_cookie() -> int:

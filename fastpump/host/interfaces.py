@@ -13,15 +13,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastpump.host import tun_users
-from fastpump.host.tun_users import Holder
-from fastpump.netlink.links import FdbEntry, Link, LinkSocket, TunDetails
+from fastpump.host.tun_users import TunUser, printable
+from fastpump.netlink import bridges, links, namespaces, routes
+from fastpump.netlink.bridges import FdbEntry
+from fastpump.netlink.links import Link, TunDetails
 
 KINDS = {
     "physical": "a network card, or what the machine's hypervisor shows as one",
     "loopback": "this host talking to itself",
     "tun": "whole IP packets to and from a program",
     "tap": "whole Ethernet frames to and from a program",
-    "bridge": "a switch in the kernel: frames go to the port where their MAC was heard",
+    "bridge": "a switch in the kernel: frames go to the port where their MAC was learned",
     "veth": "a cable with two ends: what goes in at one comes out at the other",
     "vlan": "the frames of its parent that have one VLAN's tag, without it",
 }
@@ -44,23 +46,21 @@ _PLAIN_LINES = ("|- ", "`- ", "|  ")
 
 def gather() -> list[dict[str, Any]]:
     """The entries of `interfaces`, by index."""
-    with LinkSocket() as netlink:
-        links = netlink.links()
-        addresses = netlink.addresses()
-        entries = netlink.bridge_entries() if any(
-            link.kernel_kind == "bridge" for link in links) else []
-        far = [link for link in links if link.lower_namespace is not None]
-        namespaces = netlink.named_namespaces() if far else {}
-        far_names = {link.index: netlink.name_elsewhere(link.lower, link.lower_namespace)
-                     for link in far if link.lower and link.lower_namespace is not None}
-    holding = tun_users.find({link.name for link in links if link.tun})
-    names = {link.index: link.name for link in links}
-    found = []
-    for link in links:
+    found = links.read_all()
+    names = {link.index: link.name for link in found}
+    addresses = routes.addresses_by_index()
+    fdb = bridges.read_fdb() if any(link.is_bridge for link in found) else []
+    elsewhere = [link for link in found if link.lower_namespace is not None]
+    namespace_names = namespaces.names_by_id() if elsewhere else {}
+    names_elsewhere = namespaces.names_of_lower(elsewhere) if elsewhere else {}
+    users = tun_users.find({link.name for link in found if link.tun})
+
+    def entry(link: Link) -> dict[str, Any]:
         kind = kind_of(link)
         namespace = link.lower_namespace
-        lower = names.get(link.lower or 0) if namespace is None else far_names.get(link.index)
-        found.append({
+        lower = (names.get(link.lower or 0) if namespace is None
+                 else names_elsewhere.get(link.index))
+        return {
             "name": link.name,
             "ifindex": link.index,
             "kind": kind,
@@ -72,17 +72,17 @@ def gather() -> list[dict[str, Any]]:
             "has_carrier": link.has_carrier,
             "tx_queues": link.tx_queues,
             "rx_queues": link.rx_queues,
-            "master": names.get(link.master or 0),
+            "master": names.get(link.master),
             "parent": None if kind == "veth" else lower,
             "peer": lower if kind == "veth" else None,
             "namespace_id": namespace,
-            "namespace": None if namespace is None else namespaces.get(namespace),
+            "namespace": None if namespace is None else namespace_names.get(namespace),
             "vlan_id": link.vlan_id,
-            "tuntap": None if link.tun is None else _tuntap(
-                link.tun, holding.get(link.name, [])),
-            "bridge": _bridge(link, links, entries, names) if kind == "bridge" else None,
-        })
-    return found
+            "tuntap": None if link.tun is None else _tuntap(link.tun, users.get(link.name, [])),
+            "bridge": _bridge(link, found, fdb, names) if link.is_bridge else None,
+        }
+
+    return [entry(link) for link in found]
 
 
 def kind_of(link: Link) -> str:
@@ -94,7 +94,7 @@ def kind_of(link: Link) -> str:
     return link.kernel_kind if link.kernel_kind in KINDS else "other"
 
 
-def _tuntap(tun: TunDetails, holding: Sequence[Holder]) -> dict[str, Any]:
+def _tuntap(tun: TunDetails, users: Sequence[TunUser]) -> dict[str, Any]:
     return {
         "is_persistent": tun.is_persistent,
         "is_multi_queue": tun.is_multi_queue,
@@ -102,37 +102,32 @@ def _tuntap(tun: TunDetails, holding: Sequence[Holder]) -> dict[str, Any]:
         "owner": tun.owner,
         "group": tun.group,
         "attached_queues": tun.attached_queues,
-        "holders": [{"pid": holder.pid, "command": holder.command, "fds": holder.fds}
-                    for holder in holding],
+        "holders": [{"pid": user.pid, "command": user.command, "fds": user.fds}
+                    for user in users],
     }
 
 
-def _bridge(bridge: Link, links: Sequence[Link], entries: Sequence[FdbEntry],
+def _bridge(bridge: Link, all_links: Sequence[Link], fdb: Sequence[FdbEntry],
             names: dict[int, str]) -> dict[str, Any]:
     return {
-        "ports": [link.name for link in links if link.master == bridge.index],
+        "ports": [link.name for link in all_links if link.master == bridge.index],
         "macs": [{"mac": entry.mac, "vlan": entry.vlan, "port": names.get(entry.port),
                   "origin": entry.origin, "age_seconds": entry.age_s}
-                 for entry in entries if entry.bridge == bridge.index],
+                 for entry in fdb if entry.bridge == bridge.index],
     }
 
 
-def who(holding: Sequence[Holder], is_attached: bool) -> str | None:
-    """Who has a TUN or TAP open, in words; None: nobody."""
-    if holding or not is_attached:
-        return ", ".join(map(str, holding)) or None
+def users_text(users: Sequence[TunUser], is_attached: bool) -> str | None:
+    """Who has a TUN or TAP open, for a person; None: nobody."""
+    if users or not is_attached:
+        return ", ".join(map(str, users)) or None
     return "a program that cannot be seen from here (root sees those of its PID namespace)"
 
 
-def held_by(tuntap: dict[str, Any]) -> str | None:
-    """The same of an entry's `tuntap`."""
-    return who([Holder(**holder) for holder in tuntap["holders"]],
-               tuntap["attached_queues"] > 0)
-
-
-def printable(text: str) -> str:
-    """Names and commands come from others, and may have control characters."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+def in_use_by(tuntap: dict[str, Any]) -> str | None:
+    """That of an entry's `tuntap`."""
+    return users_text([TunUser(**user) for user in tuntap["holders"]],
+                      tuntap["attached_queues"] > 0)
 
 
 def show(interfaces: Sequence[dict[str, Any]], encoding: str = "utf-8") -> str:
@@ -209,8 +204,8 @@ def _details(entry: dict[str, Any]) -> list[str]:
     tuntap = entry["tuntap"]
     if tuntap is not None:
         details.append(", ".join(tun_facts(tuntap)))
-        holder = held_by(tuntap)
-        details.append(f"held by {holder}" if holder else "nobody has it open")
+        users = in_use_by(tuntap)
+        details.append(f"in use by {users}" if users else "nobody has it open")
     elif max(entry["tx_queues"], entry["rx_queues"]) > 1:
         details.append(f"{entry['tx_queues']} queues to send, {entry['rx_queues']} to receive")
     if entry["bridge"] is not None:

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastpump import paths
-from fastpump.config.model import Interface, Network
 from fastpump.errors import SystemSetupError
 from fastpump.host import attach_undo, firewall
 from fastpump.host.undo_record import Record
-from fastpump.netlink import routes
+from fastpump.ip import Interface, Network
+from fastpump.netlink import links, routes
 
 log = logging.getLogger("fastpump")
 
@@ -92,7 +92,7 @@ class HostState:
     def _change_mtu(self, index: int, wanted: HostNet) -> bool:
         if wanted.mtu in (0, self.done.mtu):
             return False
-        routes.set_mtu(index, wanted.mtu)
+        links.set_mtu(links.get(index), wanted.mtu)
         self.done = replace(self.done, mtu=wanted.mtu)
         return True
 

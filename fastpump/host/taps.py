@@ -2,7 +2,7 @@
 
 Creating: TUNSETIFF and TUNSETPERSIST on an fd of its own for each, which is closed again; then
 one netlink message each for bridge, MAC, MTU and up. Deleting: netlink/links.py. Both are all or
-nothing: whatever stops `create` in the middle, what it had made is deleted again.
+nothing: if `create` is stopped in the middle, by whatever, what it had made is deleted again.
 
 The guest's MAC comes from the TAP's name, this host's machine id and the namespace's name: the
 same at every start, and another one for `vm0` of another host on the same Ethernet.
@@ -19,7 +19,6 @@ import os
 import pwd
 import re
 import socket
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,29 +26,24 @@ from typing import Any
 
 from fastpump import paths
 from fastpump.config.model import parse_mac as parse_host_mac
+from fastpump.constants import ETHERNET_MTU
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import interfaces, tun_users
-from fastpump.netlink.links import Link, LinkSocket
-from fastpump.tun.queues import (
-    DEVICE,
+from fastpump.kernel import (
     IFF_MULTI_QUEUE,
-    IFF_NO_PI,
-    IFF_TUN_EXCL,
+    IFF_TAP,
     IFF_VNET_HDR,
-    TUNSETIFF,
-    check_name,
+    TUNSETGROUP,
+    TUNSETOWNER,
+    TUNSETPERSIST,
 )
+from fastpump.netlink import links
+from fastpump.netlink.links import Link
+from fastpump.netlink.refusal import Refusal, explaining
+from fastpump.tun.queues import NO_PERMISSION, check_name, open_queue
 
-# include/uapi/linux/if_tun.h
-_TUNSETPERSIST = 0x400454CB
-_TUNSETOWNER = 0x400454CC
-_TUNSETGROUP = 0x400454CE
-_IFF_TAP = 0x0002
-
-DEFAULT_MTU = 1500
 MAX_BRIDGE_PORTS = 1023     # BR_MAX_PORTS in net/bridge/br_private.h, less the bridge itself
 _MACHINE_ID = Path("/etc/machine-id")
-_NO_PERMISSION = "run as root, or with CAP_NET_ADMIN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,26 +117,29 @@ def numbered(prefix: str, count: int) -> tuple[str, ...]:
 def create(config: TapConfig) -> list[Tap]:
     """Make the TAPs, all or none; ConfigError or SystemSetupError says why none."""
     _check(config)
-    with LinkSocket() as netlink:
-        links = {link.name: link for link in netlink.links()}
-        bridge = None if config.bridge is None else _find_bridge(links, config.bridge)
-        for name in config.names:
-            if name in links:
-                raise ConfigError(f"the interface {name} exists already; choose another name, or "
-                                  f"delete it: {_how_to_delete(links[name])}")
-        made: list[str] = []
-        try:
-            for number, name in enumerate(config.names):
-                _open_and_persist(config, name, made)
-                _set_up(netlink, config, number, name, bridge)
-            macs = {link.name: link.mac for link in netlink.links()}
-            return [Tap(name, mac_text(mac if mac_text(mac) != macs.get(name) else mac ^ 1))
-                    for name, mac in zip(config.names, _guest_macs(config), strict=True)]
-        except BaseException as error:
-            left = _remove(netlink, made)
-            if left is not None and isinstance(error, SystemSetupError):
-                raise SystemSetupError(f"{error}; and {left}") from None
-            raise
+    there = _links_by_name()
+    bridge = None if config.bridge is None else _find_bridge(there, config.bridge)
+    for name in config.names:
+        if name in there:
+            raise ConfigError(f"the interface {name} exists already; choose another name, or "
+                              f"delete it: {_how_to_delete(there[name])}")
+    made: list[str] = []
+    try:
+        for number, name in enumerate(config.names):
+            _make_persistent(config, name, made)
+            _set_up(config, number, name, bridge)
+        macs = {name: link.mac for name, link in _links_by_name().items()}
+        return [Tap(name, mac_text(mac if mac_text(mac) != macs.get(name) else mac ^ 1))
+                for name, mac in zip(config.names, _guest_macs(config), strict=True)]
+    except BaseException as error:
+        left = _remove(made)
+        if left is not None and isinstance(error, SystemSetupError):
+            raise SystemSetupError(f"{error}; and {left}") from None
+        raise
+
+
+def _links_by_name() -> dict[str, Link]:
+    return {link.name: link for link in links.read_all()}
 
 
 def _check(config: TapConfig) -> None:
@@ -163,16 +160,16 @@ def _check(config: TapConfig) -> None:
                           "frames for its own; give --mac and --guest-mac different ranges")
 
 
-def _find_bridge(links: dict[str, Link], name: str) -> Link:
-    if name not in links:
+def _find_bridge(there: dict[str, Link], name: str) -> Link:
+    if name not in there:
         raise ConfigError(f"there is no bridge {name}: make it with `ip link add {name} type "
                           f"bridge`, or let `fastpump tunnel --tap --bridge {name}` make it")
-    kind = interfaces.kind_of(links[name])
-    if kind != "bridge":
+    link = there[name]
+    if not link.is_bridge:
         raise ConfigError(f"{name} is no bridge: it is of the kind "
-                          f"{links[name].kernel_kind or kind}; `fastpump interfaces` shows the "
-                          "bridges")
-    return links[name]
+                          f"{link.kernel_kind or interfaces.kind_of(link)}; `fastpump interfaces` "
+                          "shows the bridges")
+    return link
 
 
 def _how_to_delete(link: Link) -> str:
@@ -180,79 +177,58 @@ def _how_to_delete(link: Link) -> str:
     return f"{'fastpump tap' if is_tap else 'ip link'} delete {link.name}"
 
 
-def _open_and_persist(config: TapConfig, name: str, made: list[str]) -> None:
-    try:
-        fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise SystemSetupError(f"{DEVICE} is missing; load the module: modprobe tun") from None
-    except OSError as error:
-        raise SystemSetupError(f"{DEVICE} cannot be opened: {error.strerror}; "
-                               f"{_NO_PERMISSION}") from None
-    flags = _IFF_TAP | IFF_NO_PI | IFF_TUN_EXCL
+def _make_persistent(config: TapConfig, name: str, made: list[str]) -> None:
+    flags = IFF_TAP
     flags |= IFF_VNET_HDR if config.has_vnet_header else 0
     flags |= IFF_MULTI_QUEUE if config.is_multi_queue else 0
+    fd = open_queue(name, flags)
     try:
-        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", os.fsencode(name), flags))
         # Before it is persistent: when an ioctl fails, it goes away with the fd.
-        for request, value in ((_TUNSETOWNER, config.owner), (_TUNSETGROUP, config.group)):
+        for request, value in ((TUNSETOWNER, config.owner), (TUNSETGROUP, config.group)):
             if value is not None:
                 fcntl.ioctl(fd, request, value - (1 << 32) if value >> 31 else value)
         made.append(name)
-        fcntl.ioctl(fd, _TUNSETPERSIST, 1)
+        fcntl.ioctl(fd, TUNSETPERSIST, 1)
     except OSError as error:
-        raise SystemSetupError(_explain(name, error)) from None
+        hint = ("; in a user namespace --user and --group must be known there"
+                if error.errno == errno.EINVAL else "")
+        raise SystemSetupError(f"the TAP {name} cannot be created: {error.strerror}"
+                               f"{hint}") from None
     finally:
         os.close(fd)
 
 
-def _explain(name: str, error: OSError) -> str:
-    if error.errno in (errno.EBUSY, errno.EEXIST):
-        return (f"the interface {name} exists already; choose another name, or delete it: "
-                f"ip link delete {name}")
-    if error.errno in (errno.EPERM, errno.EACCES):
-        return f"the TAP {name} cannot be created: {error.strerror}; {_NO_PERMISSION}"
-    if error.errno == errno.EINVAL:
-        return (f"the TAP {name} cannot be created: {error.strerror}; in a user namespace --user "
-                "and --group must be known there")
-    return f"the TAP {name} cannot be created: {error.strerror}"
-
-
-def _set_up(netlink: LinkSocket, config: TapConfig, number: int, name: str,
-            bridge: Link | None) -> None:
+def _set_up(config: TapConfig, number: int, name: str, bridge: Link | None) -> None:
     """Bridge, MAC, MTU and up, in one message."""
-    what: dict[str, Any] = {}
-    if config.mac is not None:
-        what["address"] = mac_text(config.mac + number)
-    if config.mtu is not None:
-        what["mtu"] = config.mtu
-    if bridge is not None:
-        what["master"] = bridge.index
-        if config.mtu is None and bridge.mtu != DEFAULT_MTU:
-            what["mtu"] = bridge.mtu        # else a new port lowers that of all
-    if config.is_up:
-        what["state"] = "up"
-    if not what:
+    mtu = config.mtu
+    if mtu is None and bridge is not None and bridge.mtu != ETHERNET_MTU:
+        mtu = bridge.mtu        # else a new port lowers that of all
+    mac = None if config.mac is None else mac_text(config.mac + number)
+    if mac is None and mtu is None and bridge is None and not config.is_up:
         return
+    place = "" if bridge is None else f" in the bridge {bridge.name}"
+    failure = f"the TAP {name} cannot be set up{place}"
     try:
-        netlink.change(socket.if_nametoindex(name), **what)
-    except OSError as error:
+        with explaining(failure):
+            index = socket.if_nametoindex(name)
+        links.change(index, failure, mac=mac, mtu=mtu, is_up=config.is_up or None,
+                     master=None if bridge is None else bridge.index)
+    except Refusal as error:
         if error.errno == errno.EXFULL and bridge is not None:
             raise SystemSetupError(f"{name} cannot join the bridge {bridge.name}: it is full, for "
                                    f"a bridge has {MAX_BRIDGE_PORTS} ports at most; take another "
                                    "bridge for the rest") from None
-        joined = f" in the bridge {bridge.name}" if bridge is not None else ""
-        raise SystemSetupError(f"the TAP {name} cannot be set up{joined}: "
-                               f"{error.strerror}") from None
+        raise
 
 
-def _remove(netlink: LinkSocket, made: Sequence[str]) -> str | None:
+def _remove(made: Sequence[str]) -> str | None:
     """Delete what a failed `create` had made; what to say if that fails too."""
     wanted = set(made)
     try:
-        netlink.delete([link for link in netlink.links() if link.name in wanted])
-    except OSError as error:
+        links.delete_all([link for link in links.read_all() if link.name in wanted])
+    except Refusal as error:
         return (f"of what was made before, {made[0]} to {made[-1]}, some may be left "
-                f"({error.strerror}): `fastpump tap list` shows it")
+                f"({error.reason}): `fastpump tap list` shows it")
     return None
 
 
@@ -276,27 +252,26 @@ def guest_mac(name: str, host: bytes) -> int:
 
 def delete(names: Sequence[str], prefix: str | None = None, force: bool = False) -> list[str]:
     """Delete TAPs, all or none: those with these names, or all that are named `prefix` and a
-    number. One that a process holds is deleted only by force: the process keeps an fd on which
+    number. One that a process has open is deleted only by force: the process keeps an fd on which
     all reads and writes fail. The names of those that are gone."""
-    with LinkSocket() as netlink:
-        links = {link.name: link for link in netlink.links()}
-        if prefix is not None:
-            names = _with_prefix(links, prefix)
-        chosen = [_find_tap(links, name) for name in dict.fromkeys(names)]
-        if not force:
-            _refuse_if_held(chosen)
-        try:
-            netlink.delete(chosen)
-        except OSError as error:
-            hint = f"; {_NO_PERMISSION}" if error.errno == errno.EPERM else ""
-            reason = ("one of them went away meanwhile" if error.errno == errno.ENODEV
-                      else f"{error.strerror}{hint}")
-            raise SystemSetupError(f"nothing was deleted: {reason}") from None
+    there = _links_by_name()
+    if prefix is not None:
+        names = _with_prefix(there, prefix)
+    chosen = [_find_tap(there, name) for name in dict.fromkeys(names)]
+    if not force:
+        _refuse_if_in_use(chosen)
+    try:
+        links.delete_all(chosen)
+    except Refusal as error:
+        hint = f"; {NO_PERMISSION}" if error.errno == errno.EPERM else ""
+        reason = ("one of them went away meanwhile" if error.errno == errno.ENODEV
+                  else f"{error.reason}{hint}")
+        raise SystemSetupError(f"nothing was deleted: {reason}") from None
     return [link.name for link in chosen]
 
 
-def _with_prefix(links: dict[str, Link], prefix: str) -> list[str]:
-    names = [name for name, link in links.items() if link.tun is not None and link.tun.is_tap
+def _with_prefix(there: dict[str, Link], prefix: str) -> list[str]:
+    names = [name for name, link in there.items() if link.tun is not None and link.tun.is_tap
              and re.fullmatch(re.escape(prefix) + "[0-9]+", name)]
     if not names:
         raise ConfigError(f"there is no TAP {prefix}0 or with another number behind {prefix!r}; "
@@ -304,41 +279,42 @@ def _with_prefix(links: dict[str, Link], prefix: str) -> list[str]:
     return names
 
 
-def _find_tap(links: dict[str, Link], name: str) -> Link:
-    if name not in links:
+def _find_tap(there: dict[str, Link], name: str) -> Link:
+    if name not in there:
         raise ConfigError(f"there is no TAP {name}; `fastpump tap list` shows those that there "
                           "are (nothing was deleted)")
-    kind = interfaces.kind_of(links[name])
+    link = there[name]
+    kind = interfaces.kind_of(link)
     if kind != "tap":
         raise ConfigError(f"{name} is no TAP: it is of the kind "
-                          f"{links[name].kernel_kind if kind == 'other' else kind}; `ip link "
+                          f"{link.kernel_kind if kind == 'other' else kind}; `ip link "
                           f"delete {name}` deletes it (nothing was deleted)")
-    return links[name]
+    return link
 
 
-def _refuse_if_held(chosen: Sequence[Link]) -> None:
-    held = {link.name: who for link, who in _busy(chosen) if who is not None}
-    if held:
-        name, who = next(iter(held.items()))
-        more = f", and {len(held) - 1} more are held" if len(held) > 1 else ""
-        raise ConfigError(f"{name} is held by {who}{more}: end it first, or delete with --force, "
-                          "which cuts it off (nothing was deleted)")
+def _refuse_if_in_use(chosen: Sequence[Link]) -> None:
+    in_use = {link.name: users for link, users in _users(chosen) if users is not None}
+    if in_use:
+        name, users = next(iter(in_use.items()))
+        more = f", and {len(in_use) - 1} more are in use" if len(in_use) > 1 else ""
+        raise ConfigError(f"{name} is in use by {users}{more}: end it first, or delete with "
+                          "--force, which cuts it off (nothing was deleted)")
 
 
-def _busy(chosen: Sequence[Link]) -> list[tuple[Link, str | None]]:
-    """Who holds each of some TUNs and TAPs."""
+def _users(chosen: Sequence[Link]) -> list[tuple[Link, str | None]]:
+    """Who has each of some TUNs and TAPs open."""
     attached = {link.name for link in chosen if link.tun is not None and link.tun.attached_queues}
-    holding = tun_users.find(attached)
-    return [(link, interfaces.who(holding.get(link.name, []), link.name in attached))
+    users = tun_users.find(attached)
+    return [(link, interfaces.users_text(users.get(link.name, []), link.name in attached))
             for link in chosen]
 
 
-def explain_busy(name: str) -> str | None:
-    """Who holds a TUN or TAP of this network namespace open, for an error's sentence:
-    "firecracker (pid 123)"; None if nobody does, or there is none of that name."""
-    with LinkSocket() as netlink:
-        chosen = [link for link in netlink.links() if link.name == name and link.tun is not None]
-    return next((who for _, who in _busy(chosen)), None)
+def users_of(name: str) -> str | None:
+    """Who has a TUN or TAP of this network namespace open, for an error's sentence:
+    "firecracker (pid 123)"; None if nobody has, or there is none of that name."""
+    link = links.find(name)
+    chosen = [] if link is None or link.tun is None else [link]
+    return next((users for _, users in _users(chosen)), None)
 
 
 def gather() -> list[dict[str, Any]]:
@@ -353,7 +329,7 @@ _COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("BRIDGE", lambda entry: entry["master"] or "-"),
     ("MADE AS", lambda entry: ", ".join(
         fact for fact in interfaces.tun_facts(entry["tuntap"]) if fact != "persistent")),
-    ("HELD BY", lambda entry: interfaces.held_by(entry["tuntap"]) or "nobody"),
+    ("IN USE BY", lambda entry: interfaces.in_use_by(entry["tuntap"]) or "nobody"),
 )
 
 
@@ -362,7 +338,7 @@ def show(taps: Sequence[dict[str, Any]]) -> str:
     if not taps:
         return "no persistent TAP in this network namespace; `fastpump tap create` makes one"
     rows = [[title for title, _ in _COLUMNS],
-            *([interfaces.printable(cell(entry)) for _, cell in _COLUMNS] for entry in taps)]
+            *([tun_users.printable(cell(entry)) for _, cell in _COLUMNS] for entry in taps)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(
         row, widths, strict=True)).rstrip() for row in rows)

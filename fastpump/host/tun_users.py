@@ -1,12 +1,12 @@
-"""Which processes hold a TUN or TAP open.
+"""Which processes have a TUN or TAP open.
 
-The kernel tells by fd: /proc/PID/fdinfo/FD of an open /dev/net/tun has a line "iff: NAME". That
-is the interface's name where the interface is, which need not be this network namespace: every
-guest's namespace may have its own `tap0`. So the fd is borrowed for a moment (pidfd_getfd, Linux
-5.6) and asked for its interface's namespace (TUNGETDEVNETNS, Linux 5.8). Where that is not allowed
-or not known, the namespace of the process stands in for it.
+The kernel shows it for each fd: /proc/PID/fdinfo/FD of an open /dev/net/tun has a line "iff: NAME".
+That is the interface's name where the interface is, which need not be this network namespace: every
+guest's namespace may have its own `tap0`. So we borrow the fd for a moment (pidfd_getfd, Linux 5.6)
+and ask the kernel for its interface's namespace (TUNGETDEVNETNS, Linux 5.8). Where that is not
+allowed or not known, the namespace of the process stands in for it.
 
-Accepted: processes of others are seen by root only, those of other PID namespaces not at all.
+Accepted limit: only root sees processes of other users, and nobody those of other PID namespaces.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastpump import paths
-from fastpump.tun.queues import TUNGETDEVNETNS
+from fastpump.kernel import SYS_PIDFD_GETFD, TUNGETDEVNETNS
 
 _PROC = Path("/proc")
-_SYS_PIDFD_GETFD = 438      # the same number on all architectures of Python's but alpha
 _FIELD = "iff:"
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class TunUser:
     """A process that has an interface open, `fds` times (a queue each, or copies of one)."""
 
     pid: int
@@ -39,10 +38,10 @@ class Holder:
         return f"{self.command} (pid {self.pid})"
 
 
-def find(names: Collection[str]) -> dict[str, list[Holder]]:
-    """The processes that hold these TUNs and TAPs of this network namespace, by name."""
+def find(names: Collection[str]) -> dict[str, list[TunUser]]:
+    """The processes that have these TUNs and TAPs of this network namespace open, by name."""
     own = paths.namespace_inode()
-    found: dict[str, list[Holder]] = {}
+    found: dict[str, list[TunUser]] = {}
     if not names:
         return found
     for pid in sorted(int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()):
@@ -51,7 +50,7 @@ def find(names: Collection[str]) -> dict[str, list[Holder]]:
                       if name in names and _namespace_of(pid, fd) == own]
             command = _command(pid) if opened else ""
             for name in dict.fromkeys(opened):
-                found.setdefault(name, []).append(Holder(pid, command, opened.count(name)))
+                found.setdefault(name, []).append(TunUser(pid, command, opened.count(name)))
     return found
 
 
@@ -70,8 +69,12 @@ def _tun_fds(pid: int) -> list[tuple[int, str]]:
 
 
 def _command(pid: int) -> str:
-    name = os.fsdecode((_PROC / str(pid) / "comm").read_bytes().rstrip(b"\n"))
-    return "".join(char if char.isprintable() else "?" for char in name)
+    return printable(os.fsdecode((_PROC / str(pid) / "comm").read_bytes().rstrip(b"\n")))
+
+
+def printable(text: str) -> str:
+    """Names of interfaces and commands are others' choice, and may have control characters."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _namespace_of(pid: int, fd: int) -> int:
@@ -94,7 +97,7 @@ def _borrow(pid: int, fd: int) -> int:
     process = os.pidfd_open(pid)
     try:
         libc = ctypes.CDLL(None, use_errno=True)
-        copy = int(libc.syscall(_SYS_PIDFD_GETFD, process, fd, 0))
+        copy = int(libc.syscall(SYS_PIDFD_GETFD, process, fd, 0))
         if copy < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))

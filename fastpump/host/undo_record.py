@@ -1,8 +1,8 @@
 """Records in /run/fastpump/<network namespace>: what must be undone, written down before it is
 done.
 
-A process holds a lock on its records while it lives. So whoever gets the lock of a record
-that says something knows that its process was killed, and undoes what it says.
+A process has its records locked while it lives. So a process that gets the lock of a record with
+content knows that the one before was killed, and undoes what is in it.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ class Record:
             file.close()        # its owner removed it just now
 
     def read(self) -> dict[str, Any]:
-        """What it says; nothing, and a line in the log, if that cannot be read."""
+        """Its content; none, and a line in the log, if it cannot be read."""
         self._file.seek(0)
         try:
-            said = json.loads(self._file.readline() or "{}")
-            if not isinstance(said, dict):
+            content = json.loads(self._file.readline() or "{}")
+            if not isinstance(content, dict):
                 raise ValueError("no object")
         except ValueError as error:
-            log.warning("%s cannot be read (%s); what it says is not undone", self.path, error)
+            log.warning("%s cannot be read (%s); what is in it is not undone", self.path, error)
             return {}
-        return said
+        return content
 
-    def write(self, said: dict[str, Any]) -> None:
-        """Have it say this. Whenever we are killed, its first line is the old or the new one."""
-        line = json.dumps(said).encode() + b"\n"
+    def write(self, content: dict[str, Any]) -> None:
+        """Replace its content. Whenever we are killed, its first line is the old or the new."""
+        line = json.dumps(content).encode() + b"\n"
         os.pwrite(self._file.fileno(), line, 0)
         os.ftruncate(self._file.fileno(), len(line))
 
@@ -74,5 +74,5 @@ class Record:
         self.path.unlink(missing_ok=True)
         self._file.close()
         for directory in (self.path.parent, self.path.parent.parent):
-            with contextlib.suppress(OSError):      # others live there
+            with contextlib.suppress(OSError):      # it has other records
                 directory.rmdir()

@@ -1,5 +1,5 @@
-# Constants of the hot path. Python's copies, where it needs one, are
-# exported by core_parts/ from here, so that there is one definition of each.
+# Sizes and limits of the hot path. Python takes them from _core where it loads that anyway;
+# what it must know without (SHARED_CONSTANTS) is compared by tests/unit/test_constants.py.
 
 cdef enum:
     # Wire (WireGuard paper, section 5.4; RFC 768).

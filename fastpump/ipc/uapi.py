@@ -21,9 +21,10 @@ from typing import Any, Protocol
 from fastpump.conn.endpoint import Endpoint, split_host_port
 from fastpump.constants import KEY_LEN, SECOND
 from fastpump.device.device import Device
-from fastpump.device.peer import Peer, Prefix
+from fastpump.device.peer import Peer
 from fastpump.device.peer_change import PeerChange, PrefixChange, Presence
 from fastpump.errors import ConfigError, SystemSetupError
+from fastpump.ip import Prefix, prefix_text
 
 log = logging.getLogger("fastpump.uapi")
 
@@ -109,13 +110,7 @@ def _describe_peer(device: Device, peer: Peer) -> str:
             f"last_handshake_time_sec={seconds}\nlast_handshake_time_nsec={nanoseconds}\n"
             f"tx_bytes={sent}\nrx_bytes={received}\n"
             f"persistent_keepalive_interval={peer.persistent_keepalive_s}\n"
-            + "".join(f"allowed_ip={_prefix_text(prefix)}\n" for prefix in peer.allowed_ips))
-
-
-def _prefix_text(prefix: Prefix) -> str:
-    address, length = prefix
-    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-    return f"{socket.inet_ntop(family, address)}/{length}"
+            + "".join(f"allowed_ip={prefix_text(prefix)}\n" for prefix in peer.allowed_ips))
 
 
 # -- set

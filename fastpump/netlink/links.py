@@ -1,38 +1,34 @@
-"""All interfaces of this network namespace: read, change and delete them. With routes.py the
-only user of pyroute2.
+"""The interfaces of this network namespace: read, change and delete them.
 
-Deleting: the kernel waits for all CPUs after each RTM_DELLINK (some 17 ms), but once only for a
-whole group of interfaces. So interfaces that are to go are put into a group that nobody else is
-in, and the group is deleted: a thousand go in the time of fifty, all of them or none.
+As everywhere in this room, each function opens a netlink socket of its own, which costs less than
+a request, and raises what the kernel refuses as a Refusal.
+
+Deleting many: the kernel waits for all CPUs after each RTM_DELLINK (some 17 ms), but only once for
+a whole group of interfaces. So interfaces that are to go are put into a group that no other is in,
+and the group is deleted: a thousand go in the time of fifty, all of them or none.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
+import errno
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from pyroute2 import IPRoute
+from pyroute2.arp import ARPHRD_ETHER
 from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl.ifinfmsg import IFF_LOOPBACK, IFF_UP
 
-from fastpump import paths
+from fastpump.errors import SystemSetupError
+from fastpump.kernel import IFF_TAP
+from fastpump.netlink.refusal import Refusal, explaining
 
-Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-
-# include/uapi/linux/if.h, if_arp.h, if_tun.h, neighbour.h
-_IFF_UP = 1
-_ARPHRD_LOOPBACK = 772
-_ARPHRD_ETHER = 1
-_IFF_TAP = 2
-_NTF_SELF = 2
-_NUD_NOARP = 0x40
-_NUD_PERMANENT = 0x80
-_UNKNOWN_NAMESPACE = (-1, 0xFFFFFFFF)
+IN6_ADDR_GEN_MODE_NONE = 1
+"""linux/if_link.h; pyroute2 has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,148 +46,164 @@ class TunDetails:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface. `kernel_kind` is None where the kernel has no name for it: loopback and
-    hardware. `lower` is the index of what it stands on, or of a veth's other end; in the
-    namespace with the id `lower_namespace`, if that is not None."""
+    """An interface as it is now. `kernel_kind` is None where the kernel has no name for it:
+    loopback and hardware. `mac` is None if it is not Ethernet. `master`: the index of the bridge or
+    bond that it is a port of, or 0. `lower` is the index of what it stands on, or of a veth's other
+    end; in the namespace with the id `lower_namespace`, if that is not None."""
 
     name: str
     index: int
     kernel_kind: str | None
+    is_ethernet: bool
     is_loopback: bool
     mac: str | None
     mtu: int
+    alias: str
     is_up: bool
     has_carrier: bool
     tx_queues: int
     rx_queues: int
-    master: int | None
+    master: int
     lower: int | None
     lower_namespace: int | None
     vlan_id: int | None
     tun: TunDetails | None
-    link_group: int
+    group: int
+
+    @property
+    def is_bridge(self) -> bool:
+        """Whether others can be its ports."""
+        return self.kernel_kind == "bridge"
 
 
-@dataclass(frozen=True, slots=True)
-class FdbEntry:
-    """A MAC that a bridge knows: `origin` is "local" (a port's own), "static" (set by somebody)
-    or "learned" (from a frame that came from there, `age_s` seconds ago)."""
+# -- read
 
-    bridge: int
-    port: int
-    mac: str
-    vlan: int | None
-    origin: str
-    age_s: float | None
+def read_all() -> list[Link]:
+    """All interfaces, by index."""
+    with explaining("the interfaces cannot be read"), IPRoute() as netlink:
+        return sorted(map(link_of, netlink.get_links()), key=lambda link: link.index)
 
 
-class LinkSocket:
-    """One netlink socket for many questions and changes. Changes raise OSError."""
+def find(which: str | int) -> Link | None:
+    """The interface with that name or index, if there is one."""
+    key = {"ifname": which} if isinstance(which, str) else {"index": which}
+    try:
+        with explaining(f"the interface {which} cannot be read"), IPRoute() as netlink:
+            return link_of(netlink.link("get", **key)[0])
+    except Refusal as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
 
-    def __enter__(self) -> LinkSocket:
-        self._route = IPRoute()
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self._route.close()
+def get(index: int) -> Link:
+    """The interface with that index, which was there; SystemSetupError if it was deleted."""
+    link = find(index)
+    if link is None:
+        raise SystemSetupError(f"the interface with the index {index} was deleted meanwhile")
+    return link
 
-    # -- questions
 
-    def links(self) -> list[Link]:
-        """All interfaces, by index."""
-        return sorted(map(_link, self._route.get_links()), key=lambda link: link.index)
+# -- change
 
-    def addresses(self) -> dict[int, list[Interface]]:
-        """The addresses of all interfaces, by index."""
-        found: dict[int, list[Interface]] = {}
-        for message in self._route.get_addr():
-            address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-            found.setdefault(message["index"], []).append(
-                ipaddress.ip_interface(f"{address}/{message['prefixlen']}"))
-        return found
+def change(index: int, failure: str, *, mac: str | None = None, mtu: int | None = None,
+           master: int | None = None, is_up: bool | None = None) -> None:
+    """Change what is given of an interface, by one message. `master` 0: a port of nothing."""
+    what = {"address": mac, "mtu": mtu, "master": master,
+            "state": None if is_up is None else "up" if is_up else "down"}
+    _set(index, failure, **{name: value for name, value in what.items() if value is not None})
 
-    def bridge_entries(self) -> list[FdbEntry]:
-        """What all bridges know (fdb_fill_info() in net/bridge/br_fdb.c)."""
-        return [_fdb_entry(message) for message in self._route.fdb("dump")
-                if message.get_attr("NDA_MASTER") and not message["flags"] & _NTF_SELF]
 
-    def named_namespaces(self) -> dict[int, str]:
-        """The names that `ip netns` has for network namespaces, by the ids that they have
-        here; only those that have one."""
-        found = {}
-        with contextlib.suppress(OSError):
-            for entry in sorted(paths.NAMED_NAMESPACES.iterdir()):
-                with contextlib.suppress(OSError, NetlinkError):
-                    fd = os.open(entry, os.O_RDONLY | os.O_CLOEXEC)
-                    try:
-                        number = self._route.get_netnsid(fd=fd)["nsid"]
-                    finally:
-                        os.close(fd)
-                    if number not in _UNKNOWN_NAMESPACE:
-                        found[number] = entry.name
-        return found
+def set_mac(link: Link, mac: str) -> None:
+    """Set the MAC address of an interface."""
+    change(link.index, f"the MAC address {mac} of {link.name} cannot be set", mac=mac)
 
-    def name_elsewhere(self, index: int, namespace: int) -> str | None:
-        """The name of an interface in the namespace with that id; None if we may not know."""
-        with contextlib.suppress(OSError, NetlinkError):
-            for message in self._route.link("get", index=index, IFLA_IF_NETNSID=namespace):
-                return _text(message.get_attr("IFLA_IFNAME"))
-        return None
 
-    # -- changes
+def set_mtu(link: Link, mtu: int) -> None:
+    """Set the MTU of an interface."""
+    change(link.index, f"the MTU {mtu} of {link.name} cannot be set", mtu=mtu)
 
-    def change(self, index: int, **what: Any) -> None:
-        """Change an interface by one message: mtu, address, master, state, group."""
-        try:
-            self._route.link("set", index=index, **what)
-        except NetlinkError as error:
-            raise OSError(error.code, os.strerror(error.code)) from None
 
-    def delete(self, links: Sequence[Link]) -> None:
-        """Delete interfaces, all or none."""
-        used = {link.link_group for link in self.links()}
-        group = next(number for number in iter(lambda: secrets.randbits(31), None)
-                     if number and number not in used)
-        moved: list[Link] = []
+def set_up(link: Link) -> None:
+    """Set an interface up."""
+    change(link.index, f"{link.name} cannot be set up", is_up=True)
+
+
+def set_down(link: Link) -> None:
+    """Set an interface down."""
+    change(link.index, f"{link.name} cannot be set down", is_up=False)
+
+
+def set_alias(link: Link, alias: str) -> None:
+    """Set what `ip link` shows as the alias of an interface."""
+    _set(link.index, f"the alias {alias!r} of {link.name} cannot be set", ifalias=alias)
+
+
+def disable_link_local_addresses(link: Link) -> None:
+    """Have the kernel give an interface no link-local IPv6 address."""
+    _set(link.index, f"IPv6 of {link.name} cannot be configured", IFLA_AF_SPEC={"attrs": [
+        ("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]})]})
+
+
+def _set(index: int, failure: str, **attributes: Any) -> None:
+    with explaining(failure), IPRoute() as netlink:
+        netlink.link("set", index=index, **attributes)
+
+
+# -- delete
+
+def delete(link: Link) -> None:
+    """Delete an interface."""
+    with explaining(f"{link.name} cannot be deleted"), IPRoute() as netlink:
+        netlink.link("del", index=link.index)
+
+
+def delete_all(links: Sequence[Link]) -> None:
+    """Delete interfaces, all or none."""
+    used = {link.group for link in read_all()}
+    group = next(number for number in iter(lambda: secrets.randbits(31), None)
+                 if number and number not in used)
+    moved: list[Link] = []
+    with explaining("the interfaces cannot be deleted"), IPRoute() as netlink:
         try:
             for link in links:
-                self.change(link.index, group=group)
+                netlink.link("set", index=link.index, group=group)
                 moved.append(link)
             if moved:
-                self._route.link("del", group=group)
-        except BaseException as error:
-            self._put_back(moved)
-            if isinstance(error, NetlinkError):
-                raise OSError(error.code, os.strerror(error.code)) from None
+                netlink.link("del", group=group)
+        except BaseException:
+            for link in moved:
+                with contextlib.suppress(NetlinkError, OSError):
+                    netlink.link("set", index=link.index, group=link.group)
             raise
 
-    def _put_back(self, moved: Iterable[Link]) -> None:
-        for link in moved:
-            with contextlib.suppress(OSError):
-                self.change(link.index, group=link.link_group)
 
+# -- parse
 
-def _link(message: Any) -> Link:
+def link_of(message: Any) -> Link:
+    """What an RTM_NEWLINK message tells."""
     get = message.get_attr
+    hardware_type = message["ifi_type"]
     info = get("IFLA_LINKINFO")
     kind = None if info is None else info.get_attr("IFLA_INFO_KIND")
     data = None if info is None else info.get_attr("IFLA_INFO_DATA")
+    has_carrier = bool(get("IFLA_CARRIER"))
     return Link(
-        name=_text(get("IFLA_IFNAME")), index=message["index"], kernel_kind=kind,
-        is_loopback=message["ifi_type"] == _ARPHRD_LOOPBACK,
-        mac=get("IFLA_ADDRESS") if message["ifi_type"] == _ARPHRD_ETHER else None,
-        mtu=get("IFLA_MTU") or 0, is_up=bool(message["flags"] & _IFF_UP),
-        has_carrier=bool(get("IFLA_CARRIER")),
+        name=text_of(get("IFLA_IFNAME")), index=message["index"], kernel_kind=kind,
+        is_ethernet=hardware_type == ARPHRD_ETHER,
+        is_loopback=bool(message["flags"] & IFF_LOOPBACK),
+        mac=get("IFLA_ADDRESS") if hardware_type == ARPHRD_ETHER else None,
+        mtu=get("IFLA_MTU") or 0, alias=get("IFLA_IFALIAS") or "",
+        is_up=bool(message["flags"] & IFF_UP), has_carrier=has_carrier,
         tx_queues=get("IFLA_NUM_TX_QUEUES") or 1, rx_queues=get("IFLA_NUM_RX_QUEUES") or 1,
-        master=get("IFLA_MASTER") or None, lower=get("IFLA_LINK") or None,
+        master=get("IFLA_MASTER") or 0, lower=get("IFLA_LINK") or None,
         lower_namespace=get("IFLA_LINK_NETNSID"),
         vlan_id=data.get_attr("IFLA_VLAN_ID") if kind == "vlan" and data is not None else None,
-        tun=_tun(data, message["ifi_type"], bool(get("IFLA_CARRIER"))) if kind == "tun" else None,
-        link_group=get("IFLA_GROUP") or 0)
+        tun=_tun(data, hardware_type, has_carrier) if kind == "tun" else None,
+        group=get("IFLA_GROUP") or 0)
 
 
-def _text(name: Any) -> str:
+def text_of(name: Any) -> str:
     """A name as it is for os.fsencode: it need not be UTF-8, and is then bytes to pyroute2."""
     return os.fsdecode(name)
 
@@ -206,19 +218,7 @@ def _tun(data: Any, hardware_type: int, has_carrier: bool) -> TunDetails:
     else:       # not counted; without its queue it has no carrier, and must be persistent
         attached = int(has_carrier or not get("PERSIST"))
     return TunDetails(
-        is_tap=kind == _IFF_TAP if kind else hardware_type == _ARPHRD_ETHER,
+        is_tap=kind == IFF_TAP if kind else hardware_type == ARPHRD_ETHER,
         is_persistent=bool(get("PERSIST")), is_multi_queue=bool(get("MULTI_QUEUE")),
         has_vnet_header=bool(get("VNET_HDR")), owner=get("OWNER"), group=get("GROUP"),
         attached_queues=attached)
-
-
-def _fdb_entry(message: Any) -> FdbEntry:
-    state = message["state"]
-    origin = ("local" if state & _NUD_PERMANENT else "static" if state & _NUD_NOARP
-              else "learned")
-    times = message.get_attr("NDA_CACHEINFO")
-    return FdbEntry(
-        bridge=message.get_attr("NDA_MASTER"), port=message["ifindex"],
-        mac=message.get_attr("NDA_LLADDR"), vlan=message.get_attr("NDA_VLAN"), origin=origin,
-        age_s=times["ndm_updated"] / os.sysconf("SC_CLK_TCK")
-        if times is not None and origin == "learned" else None)

@@ -25,13 +25,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
-from fastpump.constants import KEY_LEN
+from fastpump.constants import KEY_LEN, MAX_LANES, MIN_LANE_SOCKETS
+from fastpump.protocol.wire import CONTROL_MARK
 
-MARK = 0xF0
 VERSION = 1
-MAX_LANES = 256
-LANES_IN_ANY_CASE = 32
-"""Each side has sockets for so many lanes, and for as many as its queues."""
 KEM_KEY_LEN = 1184
 KEM_CIPHERTEXT_LEN = 1088
 
@@ -75,7 +72,9 @@ REFUSAL_TEXTS = {
 }
 
 
-class _Field(enum.IntEnum):
+class Field(enum.IntEnum):
+    """Of a message of the upgrade."""
+
     VERSIONS = 1
     MODE = 2
     CIPHERS = 3
@@ -108,13 +107,13 @@ class Abilities:
     def fields(self) -> dict[int, bytes]:
         """As fields of a control packet."""
         return {
-            _Field.IN_USE: struct.pack("<I", self.in_use),      # first: workers look at it
-            _Field.VERSIONS: bytes(self.versions),
-            _Field.MODE: bytes([self.mode]),
-            _Field.CIPHERS: bytes(self.ciphers),
-            _Field.LANES: struct.pack("<H", self.lanes),
-            _Field.FEATURES: struct.pack("<I", self.features),
-            _Field.MTU: struct.pack("<H", self.mtu),
+            Field.IN_USE: struct.pack("<I", self.in_use),      # first: workers look at it
+            Field.VERSIONS: bytes(self.versions),
+            Field.MODE: bytes([self.mode]),
+            Field.CIPHERS: bytes(self.ciphers),
+            Field.LANES: struct.pack("<H", self.lanes),
+            Field.FEATURES: struct.pack("<I", self.features),
+            Field.MTU: struct.pack("<H", self.mtu),
         }
 
 
@@ -143,9 +142,9 @@ class Offer:
         """The control packet."""
         return _emit(Kind.OFFER, {
             **self.abilities.fields(),
-            _Field.INDEX: struct.pack("<I", self.index),
-            _Field.OPENER: bytes([self.responder_opens]),
-            _Field.KEM: self.kem_key,
+            Field.INDEX: struct.pack("<I", self.index),
+            Field.OPENER: bytes([self.responder_opens]),
+            Field.KEM: self.kem_key,
         })
 
 
@@ -158,8 +157,8 @@ class Accept:
 
     def emit(self) -> bytes:
         """The control packet."""
-        return _emit(Kind.ACCEPT, {_Field.INDEX: struct.pack("<I", self.index),
-                                   _Field.KEM: self.kem_ciphertext})
+        return _emit(Kind.ACCEPT, {Field.INDEX: struct.pack("<I", self.index),
+                                   Field.KEM: self.kem_ciphertext})
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,7 @@ class Refuse:
 
     def emit(self) -> bytes:
         """The control packet."""
-        return _emit(Kind.REFUSE, {_Field.REASON: bytes([self.reason])})
+        return _emit(Kind.REFUSE, {Field.REASON: bytes([self.reason])})
 
 
 Message = Hello | Offer | Accept | Refuse
@@ -178,7 +177,7 @@ Message = Hello | Offer | Accept | Refuse
 
 def _emit(kind: Kind, fields: dict[int, bytes]) -> bytes:
     body = b"".join(_FIELD.pack(number, len(value)) + value for number, value in fields.items())
-    return _HEADER.pack(MARK, kind, len(body)) + body
+    return _HEADER.pack(CONTROL_MARK, kind, len(body)) + body
 
 
 def parse(data: bytes) -> tuple[Message, bytes] | None:
@@ -188,7 +187,7 @@ def parse(data: bytes) -> tuple[Message, bytes] | None:
         return None
     mark, kind, length = _HEADER.unpack_from(data)
     whole = data[:_HEADER.size + length]
-    if mark != MARK or len(whole) != _HEADER.size + length:
+    if mark != CONTROL_MARK or len(whole) != _HEADER.size + length:
         return None
     try:
         fields = _parse_fields(whole[_HEADER.size:])
@@ -211,41 +210,41 @@ def _parse_fields(body: bytes) -> dict[int, bytes]:
     return fields
 
 
-def _uint(fields: dict[int, bytes], field: _Field, layout: str) -> int:
+def _uint(fields: dict[int, bytes], field: Field, layout: str) -> int:
     (value,) = struct.unpack(layout, fields[field])
     return int(value)
 
 
 def _parse_abilities(fields: dict[int, bytes]) -> Abilities:
-    lanes = _uint(fields, _Field.LANES, "<H")
+    lanes = _uint(fields, Field.LANES, "<H")
     if not 1 <= lanes <= MAX_LANES:
         raise ValueError("a number of lanes that cannot be")
     return Abilities(
-        Mode(_uint(fields, _Field.MODE, "<B")), tuple(fields[_Field.CIPHERS]), lanes,
-        _uint(fields, _Field.FEATURES, "<I"), _uint(fields, _Field.MTU, "<H"),
-        tuple(fields[_Field.VERSIONS]), _uint(fields, _Field.IN_USE, "<I"))
+        Mode(_uint(fields, Field.MODE, "<B")), tuple(fields[Field.CIPHERS]), lanes,
+        _uint(fields, Field.FEATURES, "<I"), _uint(fields, Field.MTU, "<H"),
+        tuple(fields[Field.VERSIONS]), _uint(fields, Field.IN_USE, "<I"))
 
 
 def _parse_offer(fields: dict[int, bytes]) -> Offer:
-    return Offer(_parse_abilities(fields), _uint(fields, _Field.INDEX, "<I"),
-                 bool(_uint(fields, _Field.OPENER, "<B")), _kem(fields, KEM_KEY_LEN))
+    return Offer(_parse_abilities(fields), _uint(fields, Field.INDEX, "<I"),
+                 bool(_uint(fields, Field.OPENER, "<B")), _kem(fields, KEM_KEY_LEN))
 
 
 def _parse_accept(fields: dict[int, bytes]) -> Accept:
-    return Accept(_uint(fields, _Field.INDEX, "<I"), _kem(fields, KEM_CIPHERTEXT_LEN))
+    return Accept(_uint(fields, Field.INDEX, "<I"), _kem(fields, KEM_CIPHERTEXT_LEN))
 
 
 def _kem(fields: dict[int, bytes], length: int) -> bytes:
-    if len(fields[_Field.KEM]) != length:
+    if len(fields[Field.KEM]) != length:
         raise ValueError("not of ML-KEM-768")
-    return fields[_Field.KEM]
+    return fields[Field.KEM]
 
 
 _PARSERS: dict[int, Callable[[dict[int, bytes]], Message]] = {
     Kind.HELLO: lambda fields: Hello(_parse_abilities(fields)),
     Kind.OFFER: _parse_offer,
     Kind.ACCEPT: _parse_accept,
-    Kind.REFUSE: lambda fields: Refuse(Refusal(_uint(fields, _Field.REASON, "<B"))),
+    Kind.REFUSE: lambda fields: Refuse(Refusal(_uint(fields, Field.REASON, "<B"))),
 }
 
 
@@ -273,7 +272,7 @@ def agree(hello: Abilities, offer: Abilities) -> Terms | Refusal:
         return Refusal.CIPHER
     cipher = AES_256_GCM if AES_256_GCM in common else common[0]
     fewer, more = sorted((hello.lanes, offer.lanes))
-    return Terms(cipher, min(more, max(fewer, LANES_IN_ANY_CASE)))
+    return Terms(cipher, min(more, max(fewer, MIN_LANE_SOCKETS)))
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -1,9 +1,11 @@
 """WireGuard's handshake messages: parse and emit (WireGuard paper, section 5.4).
 
 Transport and lane messages are the data plane's: hot/egress.pxd and hot/ingress.pxd; only
-the headers of what the supervisor sends itself are made here. All integers are
-little-endian. `parse` answers None for what is not a handshake message of the right length;
-contents are not judged.
+the headers of what the supervisor sends itself are made here. The data plane has numbers of its
+own for what it looks at (hot/constants.pxd, hot/admission.pxd), since `fastpump genkey` and others
+must not load it; tests/unit/test_constants.py compares them. All integers are little-endian.
+`parse` returns None for what is not a handshake message of the right length; contents are not
+judged.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ COOKIE_REPLY_TYPE = 3
 TRANSPORT_TYPE = 4
 LANE_TYPE = 5
 LANE_FLAG_ECHO_REQUEST = 0x08
+CONTROL_MARK = 0xF0
+"""The first byte of a control packet (protocol/lane_messages.py)."""
 
 _INITIATION = struct.Struct("<II32s48s28s16s16s")
 _RESPONSE = struct.Struct("<III32s16s16s16s")
@@ -27,8 +31,8 @@ _LANE_HEADER = struct.Struct("<BBHIQ")
 INITIATION_LEN = _INITIATION.size
 RESPONSE_LEN = _RESPONSE.size
 COOKIE_REPLY_LEN = _COOKIE_REPLY.size
-MACS_LEN = 32
 MAC_LEN = 16
+MACS_LEN = 2 * MAC_LEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +81,14 @@ class CookieReply:
 
 def parse(message: bytes) -> Initiation | Response | CookieReply | None:
     """The handshake message in a datagram, or None."""
-    if len(message) == INITIATION_LEN and message[:4] == b"\x01\0\0\0":
+    kind = int.from_bytes(message[:4], "little"), len(message)
+    if kind == (INITIATION_TYPE, INITIATION_LEN):
         _, sender, ephemeral, static, timestamp, _, _ = _INITIATION.unpack(message)
         return Initiation(sender, ephemeral, static, timestamp)
-    if len(message) == RESPONSE_LEN and message[:4] == b"\x02\0\0\0":
+    if kind == (RESPONSE_TYPE, RESPONSE_LEN):
         _, sender, receiver, ephemeral, nothing, _, _ = _RESPONSE.unpack(message)
         return Response(sender, receiver, ephemeral, nothing)
-    if len(message) == COOKIE_REPLY_LEN and message[:4] == b"\x03\0\0\0":
+    if kind == (COOKIE_REPLY_TYPE, COOKIE_REPLY_LEN):
         _, receiver, nonce, cookie = _COOKIE_REPLY.unpack(message)
         return CookieReply(receiver, nonce, cookie)
     return None

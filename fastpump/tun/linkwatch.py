@@ -1,10 +1,10 @@
-"""What becomes of the interface while it lives: renamed, up or down, another MTU, moved to
-another network namespace, deleted.
+"""Changes of the tunnel's own interface: renamed, up or down, another MTU, moved to another
+network namespace, deleted.
 
-A netlink socket in the interface's namespace only wakes us; the state is asked by ioctl
-(netdevice(7)) afterwards. The TUN fd knows the interface's name wherever it is, and leads
-to its namespace (TUNGETDEVNETNS): when it has moved, both sockets are opened again there,
-by a thread that enters that namespace for the moment.
+A netlink socket in the interface's namespace only wakes us; the state is then read by ioctl
+(netdevice(7)). The TUN fd knows the interface's name wherever it is, and leads to its namespace
+(TUNGETDEVNETNS): when the interface has moved, both sockets are opened again there, by a thread
+that enters that namespace for a moment.
 """
 
 from __future__ import annotations
@@ -19,23 +19,22 @@ import threading
 from dataclasses import dataclass
 
 from fastpump import paths
+from fastpump.kernel import (
+    CLONE_NEWNET,
+    IFF_UP,
+    IFREQ_FLAGS,
+    IFREQ_INT,
+    RTMGRP_LINK,
+    SIOCGIFFLAGS,
+    SIOCGIFINDEX,
+    SIOCGIFMTU,
+)
 from fastpump.tun.queues import TunQueues
-
-RTMGRP_LINK = 1                 # include/uapi/linux/rtnetlink.h
-CLONE_NEWNET = 0x40000000       # include/uapi/linux/sched.h
-# include/uapi/linux/sockios.h, if.h
-SIOCGIFFLAGS = 0x8913
-SIOCGIFMTU = 0x8921
-SIOCGIFINDEX = 0x8933
-IFF_UP = 1
-
-_REQUEST = struct.Struct("=16si20x")
-_FLAGS_REQUEST = struct.Struct("=16sH22x")
 
 
 @dataclass(frozen=True, slots=True)
-class LinkState:
-    """The interface now. `namespace` is the inode of its network namespace."""
+class TunState:
+    """The tunnel's interface now. `namespace` is the inode of its network namespace."""
 
     name: str
     index: int
@@ -45,25 +44,25 @@ class LinkState:
 
 
 class LinkWatcher:
-    """Hears of changes to one interface from the moment it is made; a file for select."""
+    """Notices changes of one interface from the moment it is made; a file for select."""
 
     def __init__(self, tun: TunQueues) -> None:
         self._tun = tun
-        self._last: LinkState | None = None
+        self._last: TunState | None = None
         self._namespace = paths.namespace_inode()
         self._open()
 
     def _open(self) -> None:
-        self._news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK,
-                                   socket.NETLINK_ROUTE)
-        self._news.bind((0, RTMGRP_LINK))
+        self._notifications = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        self._notifications.bind((0, RTMGRP_LINK))
         self._query = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
     def fileno(self) -> int:
         """For select, poll and asyncio; another one after the interface has moved."""
-        return self._news.fileno()
+        return self._notifications.fileno()
 
-    def read(self) -> LinkState | None:
+    def read(self) -> TunState | None:
         """The state of the interface; None when it was deleted."""
         self._drain()
         for _ in range(3):      # it may move or be renamed between two questions
@@ -79,19 +78,19 @@ class LinkWatcher:
     def _drain(self) -> None:
         while True:
             try:
-                self._news.recv(1 << 16)
+                self._notifications.recv(1 << 16)
             except BlockingIOError:
                 return
             except OSError:
-                pass            # ENOBUFS: some news are lost, and we ask anyway
+                pass            # ENOBUFS: some were lost, and we read the state anyway
 
-    def _ask(self, name: str) -> LinkState:
+    def _ask(self, name: str) -> TunState:
         def ask(number: int, layout: struct.Struct) -> int:
             answer = fcntl.ioctl(self._query, number, layout.pack(name.encode(), 0))
             return int(layout.unpack(answer)[1])
 
-        return LinkState(name, ask(SIOCGIFINDEX, _REQUEST), ask(SIOCGIFMTU, _REQUEST),
-                         bool(ask(SIOCGIFFLAGS, _FLAGS_REQUEST) & IFF_UP), self._namespace)
+        return TunState(name, ask(SIOCGIFINDEX, IFREQ_INT), ask(SIOCGIFMTU, IFREQ_INT),
+                        bool(ask(SIOCGIFFLAGS, IFREQ_FLAGS) & IFF_UP), self._namespace)
 
     def _follow(self) -> None:
         """Open the sockets again in the namespace that the interface is in."""
@@ -102,7 +101,7 @@ class LinkWatcher:
 
         def enter() -> None:
             if ctypes.CDLL(None, use_errno=True).setns(namespace, CLONE_NEWNET) == 0:
-                old = (self._news, self._query)
+                old = (self._notifications, self._query)
                 self._open()
                 self._namespace = inode
                 for sock in old:
@@ -119,5 +118,5 @@ class LinkWatcher:
     def close(self) -> None:
         """Stop watching."""
         with contextlib.suppress(OSError):
-            self._news.close()
+            self._notifications.close()
             self._query.close()

@@ -1,6 +1,6 @@
-"""What this kernel can do, probed once by really trying it.
+"""Offloads of this kernel, probed once by really trying them.
 
-Offloads by the names that `--offload NAME=off` takes:
+By the names that `--offload NAME=off` takes:
 
     csum      the kernel leaves TCP and UDP checksums to us (TUN_F_CSUM)
     tso4 tso6 it hands over TCP superpackets (TUN_F_TSO4/6, with ECN)
@@ -22,33 +22,42 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastpump._core import FEATURE_BUNDLE, FEATURE_PARTIAL
-from fastpump.conn.sockets import UDP_GRO, UDP_SEGMENT
+from fastpump.kernel import (
+    TUN_F_CSUM,
+    TUN_F_TSO4,
+    TUN_F_TSO6,
+    TUN_F_TSO_ECN,
+    TUN_F_USO4,
+    TUN_F_USO6,
+    UDP_GRO,
+    UDP_SEGMENT,
+    VIRTIO_NET_HDR,
+    VIRTIO_NET_HDR_F_NEEDS_CSUM,
+    VIRTIO_NET_HDR_GSO_TCPV4,
+    VIRTIO_NET_HDR_GSO_TCPV6,
+    VIRTIO_NET_HDR_GSO_UDP_L4,
+)
 from fastpump.protocol import lane_messages
-from fastpump.tun import queues
 from fastpump.tun.queues import TunQueues
 
 OFFLOAD_NAMES = ("csum", "tso4", "tso6", "uso", "gro", "udp-gso", "udp-gro", "partial", "bundle")
 CIPHER_NAMES = tuple(lane_messages.CIPHER_NUMBERS)
 
-_VNET = struct.Struct("=BBHHHH")
-_NEEDS_CSUM = 1
-_GSO_TCPV4, _GSO_TCPV6, _GSO_UDP_L4 = 1, 4, 5
-
 
 @dataclass(frozen=True, slots=True)
-class Capabilities:
+class Offloads:
     """The offloads in use, and how they go to the data plane."""
 
     names: tuple[str, ...]
     """Those of OFFLOAD_NAMES that are on."""
     hot: tuple[str, ...]
     """Names of _core.OFFLOAD_BITS."""
-    udp_gro: bool
+    has_udp_gro: bool
     lane_features: int
     """_core.FEATURE_* that peers may use."""
 
@@ -69,11 +78,13 @@ def _superpacket(kind: str, is_frame: bool) -> bytes:
         address = bytes.fromhex("20010db8000000000000000000000001")
         ip = struct.pack("!IHBB16s16s", 6 << 28, l4_len + len(payload), 6 if is_tcp else 17, 64,
                          address, address)
-    gso = _GSO_UDP_L4 if not is_tcp else _GSO_TCPV4 if kind.endswith("4") else _GSO_TCPV6
+    gso = (VIRTIO_NET_HDR_GSO_UDP_L4 if not is_tcp else VIRTIO_NET_HDR_GSO_TCPV4
+           if kind.endswith("4") else VIRTIO_NET_HDR_GSO_TCPV6)
     link = b""
-    if is_frame:        # between two addresses that nobody has
+    if is_frame:        # between two MACs that no host has
         link = bytes(range(2, 14)) + (b"\x08\0" if kind.endswith("4") else b"\x86\xdd")
-    vnet = _VNET.pack(_NEEDS_CSUM, gso, len(link + ip) + l4_len, 100, len(link + ip), offset)
+    vnet = VIRTIO_NET_HDR.pack(VIRTIO_NET_HDR_F_NEEDS_CSUM, gso, len(link + ip) + l4_len, 100,
+                               len(link + ip), offset)
     return vnet + link + ip + l4 + payload
 
 
@@ -94,49 +105,53 @@ def _has_socket_option(option: int, value: int) -> bool:
     return True
 
 
-def probe(tun: TunQueues, wanted: Mapping[str, bool]) -> Capabilities:
+def probe(tun: TunQueues, wanted: Mapping[str, bool]) -> Offloads:
     """Switch on what the kernel offers and the operator did not switch off.
 
     `tun` is not up yet. Without csum there is no tso, uso or gro: superpackets have
     partial checksums.
     """
-    def allowed(name: str) -> bool:
+    def is_allowed(name: str) -> bool:
         return wanted.get(name, True)
 
-    names: list[str] = []
-    mask = 0
-    if allowed("csum") and tun.set_offloads(queues.TUN_F_CSUM):
-        names.append("csum")
-        mask = queues.TUN_F_CSUM
-        for name, bits in (("tso4", queues.TUN_F_TSO4), ("tso6", queues.TUN_F_TSO6),
-                           ("uso", queues.TUN_F_USO4 | queues.TUN_F_USO6)):
-            if allowed(name) and tun.set_offloads(mask | bits):
-                names.append(name)
-                mask |= bits
-        if mask & (queues.TUN_F_TSO4 | queues.TUN_F_TSO6) and tun.set_offloads(
-                mask | queues.TUN_F_TSO_ECN):
-            mask |= queues.TUN_F_TSO_ECN
-    tun.set_offloads(mask)
+    names = _switch_on(tun, is_allowed)
     hot: list[str] = []
-    if "csum" in names and allowed("gro"):
+    if "csum" in names and is_allowed("gro"):
         hot += [kind for kind in ("tun-tcp4", "tun-tcp6", "tun-udp4", "tun-udp6")
                 if _takes_superpacket(tun, kind)]
         if hot:
             names.append("gro")
-    if allowed("udp-gso") and _has_socket_option(UDP_SEGMENT, 1200):
+    if is_allowed("udp-gso") and _has_socket_option(UDP_SEGMENT, 1200):
         names.append("udp-gso")
         hot.append("udp-gso")
-    udp_gro = allowed("udp-gro") and _has_socket_option(UDP_GRO, 1)
-    if udp_gro:
+    has_udp_gro = is_allowed("udp-gro") and _has_socket_option(UDP_GRO, 1)
+    if has_udp_gro:
         names.append("udp-gro")
     lane_features = 0
-    if "csum" in names and allowed("partial"):
+    if "csum" in names and is_allowed("partial"):
         names.append("partial")
         lane_features |= FEATURE_PARTIAL
-    if allowed("bundle"):
+    if is_allowed("bundle"):
         names.append("bundle")
         lane_features |= FEATURE_BUNDLE
-    return Capabilities(tuple(names), tuple(hot), udp_gro, lane_features)
+    return Offloads(tuple(names), tuple(hot), has_udp_gro, lane_features)
+
+
+def _switch_on(tun: TunQueues, is_allowed: Callable[[str], bool]) -> list[str]:
+    """What the kernel may leave to us (TUNSETOFFLOAD); the names of what it then does."""
+    if not is_allowed("csum") or not tun.set_offloads(TUN_F_CSUM):
+        tun.set_offloads(0)
+        return []
+    names, mask = ["csum"], TUN_F_CSUM
+    for name, bits in (("tso4", TUN_F_TSO4), ("tso6", TUN_F_TSO6),
+                       ("uso", TUN_F_USO4 | TUN_F_USO6)):
+        if is_allowed(name) and tun.set_offloads(mask | bits):
+            names.append(name)
+            mask |= bits
+    if mask & (TUN_F_TSO4 | TUN_F_TSO6) and tun.set_offloads(mask | TUN_F_TSO_ECN):
+        mask |= TUN_F_TSO_ECN
+    tun.set_offloads(mask)
+    return names
 
 
 def lane_ciphers(wanted: str) -> tuple[str, ...]:

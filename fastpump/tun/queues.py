@@ -8,31 +8,25 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import struct
 
 from fastpump.constants import MAX_NAME_LEN
 from fastpump.errors import ConfigError, SystemSetupError
-
-# include/uapi/linux/if_tun.h
-TUNSETIFF = 0x400454CA
-TUNSETOFFLOAD = 0x400454D0
-IFF_TUN = 0x0001
-IFF_TAP = 0x0002
-IFF_MULTI_QUEUE = 0x0100
-IFF_NO_PI = 0x1000
-IFF_VNET_HDR = 0x4000
-IFF_TUN_EXCL = 0x8000
-TUN_F_CSUM = 0x01
-TUN_F_TSO4 = 0x02
-TUN_F_TSO6 = 0x04
-TUN_F_TSO_ECN = 0x08
-TUN_F_USO4 = 0x20
-TUN_F_USO6 = 0x40
-
-TUNGETIFF = 0x800454D2
-TUNGETDEVNETNS = 0x54E3
+from fastpump.kernel import (
+    IFF_MULTI_QUEUE,
+    IFF_NO_PI,
+    IFF_TAP,
+    IFF_TUN,
+    IFF_TUN_EXCL,
+    IFF_VNET_HDR,
+    IFREQ_FLAGS,
+    TUNGETDEVNETNS,
+    TUNGETIFF,
+    TUNSETIFF,
+    TUNSETOFFLOAD,
+)
 
 DEVICE = "/dev/net/tun"
+NO_PERMISSION = "run as root, or with CAP_NET_ADMIN"
 
 
 def check_name(name: str) -> str:
@@ -44,6 +38,38 @@ def check_name(name: str) -> str:
     return name
 
 
+def open_queue(name: str, flags: int, number: int = 0) -> int:
+    """An fd for queue `number` of a TUN or TAP, non-blocking; `flags`: IFF_* of linux/if_tun.h.
+    The first queue makes the interface. SystemSetupError says what stands in the way."""
+    try:
+        fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise SystemSetupError(f"{DEVICE} is missing; load the module: modprobe tun") from None
+    except OSError as error:
+        raise SystemSetupError(f"{DEVICE} cannot be opened: {error.strerror}; "
+                               f"{NO_PERMISSION}") from None
+    try:
+        fcntl.ioctl(fd, TUNSETIFF, IFREQ_FLAGS.pack(
+            os.fsencode(name), flags | IFF_NO_PI | (0 if number else IFF_TUN_EXCL)))
+    except OSError as error:
+        os.close(fd)
+        what = f"the {'TAP' if flags & IFF_TAP else 'TUN'} {name}"
+        raise SystemSetupError(_explain(error, name, what, number)) from None
+    return fd
+
+
+def _explain(error: OSError, name: str, what: str, number: int) -> str:
+    if error.errno in (errno.EBUSY, errno.EEXIST, errno.EINVAL) and number == 0:
+        return (f"the interface {name} exists already; choose another name, or delete it: "
+                f"ip link delete {name}")
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return f"{what} cannot be created: {error.strerror}; {NO_PERMISSION}"
+    if error.errno == errno.E2BIG:
+        return (f"the kernel gives an interface no more than {number} queues; ask for fewer with "
+                "--queues")
+    return f"{what} cannot be created: {error.strerror}"
+
+
 class TunQueues:
     """The fds of a new multi-queue TUN or TAP interface, non-blocking, vnet headers on."""
 
@@ -52,40 +78,13 @@ class TunQueues:
         self.name = check_name(name)
         self.is_tap = is_tap
         self.fds: list[int] = []
-        flags = (IFF_TAP if is_tap else IFF_TUN) | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE
+        flags = (IFF_TAP if is_tap else IFF_TUN) | IFF_VNET_HDR | IFF_MULTI_QUEUE
         try:
-            for queue in range(queue_count):
-                self._open_queue(flags | (0 if queue else IFF_TUN_EXCL))
+            for number in range(queue_count):
+                self.fds.append(open_queue(name, flags, number))
         except BaseException:
             self.close()
             raise
-
-    def _open_queue(self, flags: int) -> None:
-        try:
-            fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise SystemSetupError(f"{DEVICE} is missing; load the module: modprobe tun") from None
-        except OSError as error:
-            raise SystemSetupError(f"{DEVICE} cannot be opened: {error.strerror}; run as root, or "
-                                   "with CAP_NET_ADMIN") from None
-        self.fds.append(fd)
-        request = struct.pack("16sH22x", self.name.encode(), flags)
-        try:
-            fcntl.ioctl(fd, TUNSETIFF, request)
-        except OSError as error:
-            raise SystemSetupError(self._explain(error)) from None
-
-    def _explain(self, error: OSError) -> str:
-        if error.errno in (errno.EBUSY, errno.EEXIST, errno.EINVAL) and len(self.fds) == 1:
-            return (f"the interface {self.name} exists already; choose another name, or delete "
-                    f"it: ip link delete {self.name}")
-        if error.errno == errno.EPERM:
-            return (f"the interface {self.name} cannot be created: {error.strerror}; run as "
-                    "root, or with CAP_NET_ADMIN")
-        if error.errno == errno.E2BIG:
-            return (f"the kernel gives an interface no more than {len(self.fds) - 1} queues; ask "
-                    "for fewer with --queues")
-        return f"the interface {self.name} cannot be created: {error.strerror}"
 
     def current_name(self) -> str | None:
         """What the interface is called now; None when it was deleted."""

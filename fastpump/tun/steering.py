@@ -1,10 +1,10 @@
-"""Which queue the kernel gives a packet to: a flow's, by a hash that is the same both ways.
+"""Which queue the kernel gives a packet to: that of its flow, by a hash that is the same for
+both directions.
 
-Without a program the kernel takes the queue on which a flow was last written, which changes
-during a flow's life, and then packets of one flow can be under way in two workers. With it
-(TUNSETSTEERINGEBPF, Linux 4.16) a flow has one worker from its first packet on, in both
-directions, on both sides of a tunnel with equal queues; and the kernel does not
-keep flows in a table.
+Without a program the kernel takes the queue on which a flow was last written. That queue changes
+during a flow's life, and then two workers can have packets of one flow at the same time. With it
+(TUNSETSTEERINGEBPF, Linux 4.16) a flow stays with one worker from its first packet on, in both
+directions, on both sides of a tunnel with equal queues; and the kernel keeps no table of flows.
 
 The hash is a sum, so that it does not matter which end comes first, of the addresses, and of
 the ports of TCP and UDP where they stand right behind the IP header of a whole packet. On a TAP
@@ -12,7 +12,7 @@ that is behind the Ethernet header and up to two VLAN tags (a tag that the kerne
 the frame is not seen); frames with other contents go by both MAC addresses.
 
 Loading a program takes CAP_BPF or CAP_SYS_ADMIN in the first user namespace. Where that is
-missing the kernel goes on as it did.
+missing the kernel keeps its own rule.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ import os
 import platform
 import struct
 
+from fastpump.kernel import (
+    BPF_PROG_LOAD,
+    BPF_PROG_TYPE_SOCKET_FILTER,
+    SYS_BPF,
+    TUNSETSTEERINGEBPF,
+)
 from fastpump.tun.queues import TunQueues
 
 log = logging.getLogger("fastpump.steering")
-
-TUNSETSTEERINGEBPF = 0x800454E0
-_SYS_BPF = {"x86_64": 321, "aarch64": 280}
-_BPF_PROG_LOAD = 5
-_SOCKET_FILTER = 1
 
 # eBPF (Documentation/bpf/standardization/instruction-set.rst). LD_ABS and LD_IND read the
 # packet, big-endian, into r0, and use up r1 to r5; r6 must hold the context.
@@ -138,26 +139,26 @@ def assemble(queue_count: int, *, is_tap: bool = False) -> bytes:
     return code
 
 
-def _load(code: bytes) -> int:
+def _load_program(code: bytes) -> int:
     """An fd of the program; OSError."""
-    number = _SYS_BPF.get(platform.machine())
+    number = SYS_BPF.get(platform.machine())
     if number is None:
         raise OSError(0, f"not written for {platform.machine()}")
     buffer = ctypes.create_string_buffer(code, len(code))
     licence = ctypes.create_string_buffer(b"MIT")
-    attributes = struct.pack("=IIQQ", _SOCKET_FILTER, len(code) // 8, ctypes.addressof(buffer),
-                             ctypes.addressof(licence)).ljust(48, b"\0")
+    attributes = struct.pack("=IIQQ", BPF_PROG_TYPE_SOCKET_FILTER, len(code) // 8,
+                             ctypes.addressof(buffer), ctypes.addressof(licence))
     libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(number, _BPF_PROG_LOAD, ctypes.create_string_buffer(attributes, 48), 48)
+    fd = libc.syscall(number, BPF_PROG_LOAD, ctypes.create_string_buffer(attributes, 48), 48)
     if fd < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return int(fd)
 
 
-def attach(tun: TunQueues) -> bool:
-    """Have the kernel steer by flow; False where it does not let us."""
+def steer_by_flow(tun: TunQueues) -> bool:
+    """Have the kernel choose the queue by flow; False where we may not load the program."""
     try:
-        program = _load(assemble(len(tun.fds), is_tap=tun.is_tap))
+        program = _load_program(assemble(len(tun.fds), is_tap=tun.is_tap))
         try:
             fcntl.ioctl(tun.fds[0], TUNSETSTEERINGEBPF, struct.pack("=i", program))
         finally:

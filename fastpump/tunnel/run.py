@@ -26,12 +26,12 @@ from fastpump.constants import KEY_LEN
 from fastpump.device.lane_context import Options
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import attach, ethernet, taps
-from fastpump.netlink.routes import Address
+from fastpump.ip import Address
 from fastpump.process import signals
 from fastpump.protocol import keys, lane_messages
 from fastpump.tun import steering
-from fastpump.tun.linkwatch import LinkState, LinkWatcher
-from fastpump.tun.offloads import Capabilities, lane_ciphers, probe
+from fastpump.tun.linkwatch import LinkWatcher, TunState
+from fastpump.tun.offloads import Offloads, lane_ciphers, probe
 from fastpump.tun.queues import TunQueues
 from fastpump.tunnel import peer_changes
 from fastpump.tunnel.resolver import Resolver
@@ -122,10 +122,10 @@ class _Start:
         self._is_steered = False
         # Made by the steps.
         self._queues: TunQueues
-        self._offloads: Capabilities
+        self._offloads: Offloads
         self._tables: SharedTables
         self._watcher: LinkWatcher
-        self._link: LinkState
+        self._link: TunState
 
     def open_queues(self) -> None:
         """Make the interface: it exists from here on, and is down."""
@@ -133,7 +133,7 @@ class _Start:
         try:
             self._queues = TunQueues(name, self._config.queue_count, is_tap=self._is_tap)
         except SystemSetupError as error:
-            user = taps.explain_busy(name) if self._is_tap else None
+            user = taps.users_of(name) if self._is_tap else None
             if user is None:
                 raise
             raise SystemSetupError(
@@ -179,7 +179,7 @@ class _Start:
 
     def steer_flows(self) -> None:
         """Give both directions of a flow to one queue, where the kernel lets us."""
-        self._is_steered = self._config.queue_count == 1 or steering.attach(self._queues)
+        self._is_steered = self._config.queue_count == 1 or steering.steer_by_flow(self._queues)
 
     def configure_interface(self) -> None:
         """Watch the interface, and give it what the program wants it to have."""
@@ -217,7 +217,7 @@ class _Start:
     def _supervisor_options(self) -> SupervisorOptions:
         config = self._config
         return SupervisorOptions(
-            listen_port=config.listen_port, fwmark=config.fwmark, gro=self._offloads.udp_gro,
+            listen_port=config.listen_port, fwmark=config.fwmark, gro=self._offloads.has_udp_gro,
             lanes=self._lane_options(), is_steered=self._is_steered,
             workers=WorkerOptions(pin=config.pin, busy_poll_us=config.busy_poll_us))
 

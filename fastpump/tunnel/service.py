@@ -135,7 +135,7 @@ class Service:
             if self._links_changed.is_set() and self._tunnel.is_at_home:
                 self._links_changed.clear()
                 try:
-                    await asyncio.to_thread(join.look, self._tunnel.link.index,
+                    await asyncio.to_thread(join.check, self._tunnel.link.index,
                                             self._tunnel.link.mtu)
                 except (FastpumpError, OSError) as error:
                     log.debug("cannot look at what the tunnel is joined to: %s", error)

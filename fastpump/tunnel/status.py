@@ -5,7 +5,6 @@ The JSON keys are stable and documented in docs/fastpump.1.md.
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections import Counter
 from typing import Any
@@ -15,17 +14,12 @@ from fastpump._core import SharedTables, default_backend
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import SECOND
 from fastpump.device.lanes import PeerLanes
-from fastpump.device.peer import Peer, Prefix
+from fastpump.device.peer import Peer
+from fastpump.ip import prefix_text
 from fastpump.protocol import keys
 from fastpump.ratelimit import RateLimits
-from fastpump.tun.linkwatch import LinkState
+from fastpump.tun.linkwatch import TunState
 from fastpump.tunnel.supervisor import Supervisor
-
-
-def prefix_text(prefix: Prefix) -> str:
-    """10.9.0.0/24"""
-    address, length = prefix
-    return f"{ipaddress.ip_address(address)}/{length}"
 
 
 def _lane(tables: SharedTables, slot: int, dead: bool) -> dict[str, Any]:
@@ -79,7 +73,7 @@ def _switch(tables: SharedTables) -> dict[str, Any] | None:
     return {"macs": count, "macs_on_this_side": local, **tables.switch_configuration}
 
 
-def gather(link: LinkState, offloads: list[str], tables: SharedTables,
+def gather(link: TunState, offloads: list[str], tables: SharedTables,
            supervisor: Supervisor) -> dict[str, Any]:
     """One entry of `interfaces`."""
     device = supervisor.device

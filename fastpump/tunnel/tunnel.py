@@ -17,8 +17,8 @@ from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import ethernet
 from fastpump.protocol import keys
 from fastpump.ratelimit import NO_LIMITS, RateLimits
-from fastpump.tun.linkwatch import LinkState
-from fastpump.tun.offloads import Capabilities
+from fastpump.tun.linkwatch import TunState
+from fastpump.tun.offloads import Offloads
 from fastpump.tunnel import status
 from fastpump.tunnel.resolver import Resolver
 from fastpump.tunnel.supervisor import Supervisor
@@ -32,8 +32,8 @@ class Tunnel:
     tables: SharedTables
     supervisor: Supervisor
     resolver: Resolver
-    offloads: Capabilities
-    link: LinkState
+    offloads: Offloads
+    link: TunState
     configuration_file: Path | None = None
     rate_limits: RateLimits = NO_LIMITS
     """Of the interface; a peer's are its own."""

@@ -16,14 +16,14 @@ PARTS = sorted((PACKAGE / "core_parts").glob("*.pxi"))
 
 # What the modules of a room may import: modules of the root, and other rooms. A room is a folder of
 # fastpump/; its own modules are always allowed. docs/ARCHITECTURE.md says what each room is for.
-VOCABULARY = {"errors", "constants", "paths", "ratelimit", "clock", "verdicts"}
+VOCABULARY = {"errors", "constants", "kernel", "paths", "ratelimit", "clock", "ip", "verdicts"}
 ROOMS = {
     "process": VOCABULARY,
     "netlink": VOCABULARY,
     "protocol": VOCABULARY | {"_core"},
     "conn": VOCABULARY | {"protocol"},
     "lab": VOCABULARY | {"process", "protocol"},
-    "tun": VOCABULARY | {"_core", "protocol", "conn"},
+    "tun": VOCABULARY | {"_core", "protocol"},
     "device": VOCABULARY | {"_core", "protocol", "conn"},
     "config": VOCABULARY | {"protocol", "conn", "tun"},
     "host": VOCABULARY | {"netlink", "tun", "config"},
@@ -37,7 +37,7 @@ ROOMS = {
 ROOT_MODULES = {
     "__init__": set(), "__main__": {"cli"}, "worker": {"_core"}, "errors": set(),
     "constants": set(), "paths": {"errors"}, "clock": set(), "ratelimit": {"errors"},
-    "verdicts": set(),
+    "verdicts": set(), "ip": set(), "kernel": set(),
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

@@ -373,7 +373,6 @@ def test_interfaces_with_a_larger_mtu_are_told_of(guests, attachment):
 # -- what cannot be
 
 @pytest.mark.parametrize(("attachment", "complaint"), [
-    (Attachment(mode="macvtap"), "no way to attach"),
     (Attachment(mode="tc"), "exactly one interface"),
     (Attachment(interfaces=("p", "q"), mode="tc"), "exactly one interface"),
     (Attachment("br7", ("p",), mode="tc"), "without a bridge"),
@@ -430,10 +429,12 @@ def test_an_interface_is_joined_to_one_tunnel_only(guests):
 # -- steps that fail, TAPs that are gone, processes that are killed
 
 @pytest.mark.parametrize(("attachment", "failing"), [
-    *((BRIDGED, where) for where in ("make_bridge:1", "set_alias:1", "set_mac:1", "set_up:1",
-                                     "set_up:2", "set_up:3", "enslave:1", "enslave:2")),
-    *((BY_TC, where) for where in ("set_up:1", "set_up:2", "add_ingress:1", "add_redirect:1",
-                                   "add_ingress:2", "add_redirect:2")),
+    *((BRIDGED, where) for where in (
+        "bridges.make:1", "links.set_alias:1", "links.set_mac:1", "links.set_up:1",
+        "links.set_up:2", "links.set_up:3", "bridges.add_port:1", "bridges.add_port:2")),
+    *((BY_TC, where) for where in (
+        "links.set_up:1", "links.set_up:2", "redirects.add_qdisc:1", "redirects.add:1",
+        "redirects.add_qdisc:2", "redirects.add:2")),
 ])
 def test_a_step_that_fails_undoes_those_before(guests, attachment, failing):
     guests.ip("a", "link", "set", "port", "down")
@@ -522,6 +523,25 @@ def test_living_processes_keep_what_they_did(guests):
     joined(guests, "a", BRIDGED)
     joined(guests, "a", {"bridge": "br8"}, tap="fp1")
     assert ports(guests, "a") == {"fp0", "port"}
+
+
+@pytest.mark.parametrize(("attachment", "steps"), [
+    (BRIDGED, [["bridge", "br7"], ["up", "br7", 0, [], []], ["port", "fp0", "br7"],
+               ["up", "port", 0, [], []], ["port", "port", "br7"],
+               ["address", "br7", "10.7.0.9/24"]]),
+    (BY_TC, [["up", "port", 0, [], []], ["ingress", "fp0"], ["redirect", "fp0", "port"],
+             ["ingress", "port"], ["redirect", "port", "fp0"]]),
+], ids=["bridge", "tc"])
+def test_the_record_keeps_its_format(guests, tmp_path, attachment, steps):
+    """A process of another version may undo it."""
+    guests.ip("a", "link", "set", "port", "down")
+    joined(guests, "a", attachment, addresses=["10.7.0.9/24"] if attachment is BRIDGED else ())
+    (path,) = (tmp_path / "run").glob("*/*.attach")
+    index = {name: link(guests, "a", name)["ifindex"] for name in ("fp0", "port")}
+    index["br7"] = link(guests, "a", "br7")["ifindex"] if attachment is BRIDGED else 0
+    assert json.loads(path.read_text())["steps"] == [
+        [verb, *(index.get(what, what) if isinstance(what, str) else what for what in rest)]
+        for verb, *rest in steps]
 
 
 def test_a_record_of_another_namespace_says_nothing():

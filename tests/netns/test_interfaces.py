@@ -16,7 +16,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from fastpump.errors import SystemSetupError
 from fastpump.host import interfaces
 from fastpump.lab.networks import stop, wait_for_line
-from fastpump.netlink.links import _link
+from fastpump.netlink.links import link_of
 from support.hosts import FASTPUMP, until
 
 MANUAL = Path(__file__).parents[2] / "docs" / "fastpump.1.md"
@@ -129,7 +129,7 @@ def test_who_holds_a_tun(lab):
         "group": None, "attached_queues": 1,
         "holders": [{"pid": first.pid, "command": Path(f"/proc/{first.pid}/comm").read_text()
                      .strip(), "fds": 1}]}
-    assert re.search(rf"tun0  tun, down.*\n.*single queue, gone when it is closed\n +held by "
+    assert re.search(rf"tun0  tun, down.*\n.*single queue, gone when it is closed\n +in use by "
                      rf"\S+ \(pid {first.pid}\)", shown(lab))
     let_go(lab, first)
     until(lambda: "tun0" not in seen(lab))
@@ -174,10 +174,10 @@ def test_an_interface_of_the_same_name_elsewhere_is_another_one(lab):
 def test_where_fds_may_not_be_borrowed_the_processs_namespace_counts(lab):
     """As before Linux 5.8."""
     held = {side: hold(lab, side, "tap0", TAP | NO_PI) for side in "ab"}
-    program = ("from fastpump.host import tun_users as holders\n"
+    program = ("from fastpump.host import tun_users\n"
                "def refuse(pid, fd): raise PermissionError\n"
-               "holders._borrow = refuse\n"
-               "print(*(holder.pid for holder in holders.find({'tap0'})['tap0']))")
+               "tun_users._borrow = refuse\n"
+               "print(*(user.pid for user in tun_users.find({'tap0'})['tap0']))")
     for side in "ab":
         output = lab.run(side, sys.executable, "-c", program).stdout
         assert output.split() == [str(held[side].pid)]
@@ -188,7 +188,7 @@ def test_a_holder_that_cannot_be_seen(lab):
     hold(lab, "a", "tap0", TAP | NO_PI)
     alone = ["unshare", "--pid", "--fork", "--mount-proc"]
     text = lab.run("a", *alone, *FASTPUMP, "interfaces").stdout
-    assert "held by a program that cannot be seen from here" in text
+    assert "in use by a program that cannot be seen from here" in text
 
 
 @pytest.mark.netns
@@ -225,7 +225,7 @@ def test_a_vlan_as_the_kernel_tells_of_it():
     message.encode()
     decoded = ifinfmsg(message.data)
     decoded.decode()
-    link = _link(decoded)
+    link = link_of(decoded)
     assert (link.name, link.vlan_id, link.lower, link.lower_namespace) == ("eth0.5", 5, 2, None)
     assert interfaces.kind_of(link) == "vlan" and link.is_up and link.has_carrier
 

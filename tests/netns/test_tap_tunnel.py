@@ -344,7 +344,7 @@ def test_a_tap_that_a_monitor_holds_is_no_name_for_a_tunnel(lab):
         "time.sleep(60)\n"))
     wait_for_line(holder, "held")
     result = lab.run("a", *FASTPUMP, "tunnel", "--tap", check=False)
-    assert result.returncode == 1 and "is held by python" in result.stderr
+    assert result.returncode == 1 and "is in use by python" in result.stderr
     assert "--attach fp0" in result.stderr and "ip link delete" not in result.stderr
 
 

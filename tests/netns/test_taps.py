@@ -186,7 +186,7 @@ def test_refusals_say_what_is_expected(lab):
     tap(lab, "create", "old")
     lab.ip("a", "tuntap", "add", "tun0", "mode", "tun")
     program = (
-        "import contextlib, io, json, sys; from fastpump import cli\n"
+        "import contextlib, io, json, sys; from fastpump.cli import main as cli\n"
         "def refuse(words):\n"
         "    with contextlib.redirect_stderr(io.StringIO()) as said:\n"
         "        try:\n"
@@ -224,7 +224,7 @@ def test_a_tap_that_is_held_is_kept_unless_forced(lab):
     who = f"{seen(lab)['vm1']['tuntap']['holders'][0]['command']} (pid {holder.pid})"
     assert who in tap(lab, "list")
     assert refusal(lab, "delete", "vm0", "vm1") == (
-        f"fastpump: vm1 is held by {who}: end it first, or delete with --force, which cuts it "
+        f"fastpump: vm1 is in use by {who}: end it first, or delete with --force, which cuts it "
         "off (nothing was deleted)")
     assert set(listed(lab)) == {"vm0", "vm1"}
     assert tap(lab, "delete", "--force", "vm0", "vm1") == "deleted vm0, vm1\n"
@@ -258,13 +258,13 @@ def test_a_prefix_is_followed_by_a_number(lab):
 
 
 @pytest.mark.netns
-def test_explain_busy(lab):
+def test_users_of_an_interface(lab):
     tap(lab, "create", "vm0", "vm1")
     lab.ip("a", "tuntap", "add", "tun0", "mode", "tun")
     holders = {name: hold(lab, "a", name, flags)
                for name, flags in (("vm0", FIRECRACKER_FLAGS), ("tun0", TUN | NO_PI))}
-    program = ("import sys; from fastpump.host.taps import explain_busy\n"
-               "for name in sys.argv[1:]: print(explain_busy(name))")
+    program = ("import sys; from fastpump.host.taps import users_of\n"
+               "for name in sys.argv[1:]: print(users_of(name))")
     lines = in_namespace(lab, program, "vm0", "tun0", "vm1", "wire", "nothing").splitlines()
     assert [re.sub(r"^\S+ ", "", line) for line in lines] == [
         f"(pid {holders['vm0'].pid})", f"(pid {holders['tun0'].pid})", "None", "None", "None"]
@@ -361,7 +361,7 @@ def test_qemu_takes_them(lab, options):
     lab.spawn("a", *machine, *arguments)
     (holder,) = until(lambda: listed(lab)["a,b"]["tuntap"]["holders"], timeout_s=30)
     assert (holder["command"], holder["fds"]) == ("qemu-system-x86", 3 if options else 1)
-    assert "held by qemu-system-x86 (pid" in refusal(lab, "delete", "a,b")
+    assert "in use by qemu-system-x86 (pid" in refusal(lab, "delete", "a,b")
 
 
 @pytest.mark.netns

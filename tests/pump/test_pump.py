@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from fastpump import _core
 from fastpump.conn.endpoint import Endpoint
-from fastpump.conn.sockets import UDP_SEGMENT
 from fastpump.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME
+from fastpump.kernel import UDP_SEGMENT
 from support.packets import (
     A4,
     A6,

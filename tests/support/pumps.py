@@ -19,8 +19,8 @@ from fastpump._core import (
     SharedTables,
 )
 from fastpump.conn.endpoint import Endpoint
-from fastpump.conn.sockets import UDP_GRO
 from fastpump.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME
+from fastpump.kernel import UDP_GRO
 from support.packets import PLAIN
 from support.plainlanes import PlainLane
 

@@ -2,7 +2,7 @@
 frames between the TAP and a socket until SIGTERM. Then it undoes all, and says what it saw.
 
     {"tap": NAME, "attachment": {...}, "addresses": [CIDR...], "mtu": N, "socket": FD or null,
-     "failing": "FUNCTION of netlinkports:N" (its Nth call fails) or null}
+     "failing": "MODULE.FUNCTION:N" of fastpump/netlink (its Nth call fails) or null}
 """
 
 import fcntl
@@ -13,41 +13,39 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 from contextlib import ExitStack
 
 from fastpump.errors import FastpumpError, SystemSetupError
 from fastpump.host import attach
-from fastpump.netlink import ports
-from fastpump.tun.queues import (
-    DEVICE,
+from fastpump.kernel import (
     IFF_MULTI_QUEUE,
-    IFF_NO_PI,
+    IFF_TAP,
     IFF_VNET_HDR,
     TUN_F_CSUM,
     TUN_F_TSO4,
     TUN_F_TSO6,
-    TUNSETIFF,
     TUNSETOFFLOAD,
+    VIRTIO_NET_HDR,
 )
+from fastpump.netlink import bridges, links, redirects
+from fastpump.tun.queues import open_queue
 
-IFF_TAP = 0x0002
-VNET_LEN = 10
+VNET_LEN = VIRTIO_NET_HDR.size
 MAX_FRAME_LEN = 70000
 
 
 def open_tap(name):
-    fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI
-                                           | IFF_VNET_HDR | IFF_MULTI_QUEUE))
+    fd = open_queue(name, IFF_TAP | IFF_VNET_HDR | IFF_MULTI_QUEUE)
     fcntl.ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)
     return fd
 
 
 def let_fail(where):
-    name, number = where.split(":")
-    real, calls = getattr(ports, name), []
+    place, number = where.split(":")
+    module, name = place.split(".")
+    module = {"bridges": bridges, "links": links, "redirects": redirects}[module]
+    real, calls = getattr(module, name), []
 
     def failing(*args):
         calls.append(args)
@@ -55,7 +53,7 @@ def let_fail(where):
             raise SystemSetupError("this step was made to fail")
         return real(*args)
 
-    setattr(ports, name, failing)
+    setattr(module, name, failing)
 
 
 def pump(tap, cable, wake):
@@ -99,12 +97,12 @@ def main():
             attach.check(attachment)
             planned = attach.plan_mtu(attachment)
             mtu = said["mtu"] or planned or 1400
-            attach.join(attachment, said["tap"], index, made, mtu=mtu, addresses=tuple(
+            attach.join(attachment, links.get(index), made, mtu=mtu, addresses=tuple(
                 map(ipaddress.ip_interface, said["addresses"])))
         except FastpumpError as error:
             print(f"refused: {type(error).__name__}: {error}", flush=True)
             return
-        print("joined " + json.dumps({"planned": planned, "foreign": attach.complaints(
+        print("joined " + json.dumps({"planned": planned, "foreign": attach.warnings(
             attachment, index, mtu)}), flush=True)
         if said["socket"] is not None:
             os.set_blocking(said["socket"], False)

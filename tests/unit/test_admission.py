@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fastpump._core import ADMIT_HANDSHAKE, ADMIT_TRANSPORT, SENT_COOKIE_REPLY, Admission
 from fastpump.conn.endpoint import NO_LOCAL, Endpoint
 from fastpump.constants import SECOND
+from fastpump.kernel import UDP_GRO
 from fastpump.protocol import cookie, keys, wire
 
 PUBLIC = keys.public_of(keys.generate_private())
@@ -174,7 +175,7 @@ def test_receive_takes_trains_apart(intake):
             socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as theirs:
         ours.bind(("::1", 0))
         ours.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        ours.setsockopt(socket.IPPROTO_UDP, 104, 1)         # UDP_GRO
+        ours.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
         theirs.bind(("::1", 0))
         first, second = initiation(), initiation()
         theirs.sendmsg([first + second], [(socket.IPPROTO_UDP, 103, (148).to_bytes(2, "little"))],

@@ -1,0 +1,81 @@
+"""Numbers and layouts of Linux that neither Python's `socket` nor its `os` has, each below the
+header that it is from (include/uapi). What is spoken over netlink alone is pyroute2's (netlink/);
+the data plane takes its own from the headers (hot/linux.pxd)."""
+
+import struct
+
+# linux/if.h
+IFF_UP = 0x1
+IFREQ_FLAGS = struct.Struct("=16sH22x")     # struct ifreq with ifr_flags
+IFREQ_INT = struct.Struct("=16si20x")       # struct ifreq with ifr_ifindex or ifr_mtu
+
+# linux/sockios.h
+SIOCGIFFLAGS = 0x8913
+SIOCGIFMTU = 0x8921
+SIOCGIFINDEX = 0x8933
+
+# linux/if_tun.h
+TUNSETIFF = 0x400454CA
+TUNSETPERSIST = 0x400454CB
+TUNSETOWNER = 0x400454CC
+TUNSETGROUP = 0x400454CE
+TUNSETOFFLOAD = 0x400454D0
+TUNGETIFF = 0x800454D2
+TUNSETSTEERINGEBPF = 0x800454E0
+TUNGETDEVNETNS = 0x54E3
+IFF_TUN = 0x0001
+IFF_TAP = 0x0002
+IFF_MULTI_QUEUE = 0x0100
+IFF_NO_PI = 0x1000
+IFF_VNET_HDR = 0x4000
+IFF_TUN_EXCL = 0x8000
+TUN_F_CSUM = 0x01
+TUN_F_TSO4 = 0x02
+TUN_F_TSO6 = 0x04
+TUN_F_TSO_ECN = 0x08
+TUN_F_USO4 = 0x20
+TUN_F_USO6 = 0x40
+
+# linux/virtio_net.h
+VIRTIO_NET_HDR = struct.Struct("=BBHHHH")
+"""flags, gso_type, hdr_len, gso_size, csum_start, csum_offset"""
+VIRTIO_NET_HDR_F_NEEDS_CSUM = 1
+VIRTIO_NET_HDR_GSO_TCPV4 = 1
+VIRTIO_NET_HDR_GSO_TCPV6 = 4
+VIRTIO_NET_HDR_GSO_UDP_L4 = 5
+
+# asm-generic/socket.h
+SO_ATTACH_FILTER = 26
+SO_SNDBUFFORCE = 32
+SO_RCVBUFFORCE = 33
+SO_ATTACH_REUSEPORT_CBPF = 51
+SO_NETNS_COOKIE = 71
+
+# linux/in.h, linux/in6.h, linux/udp.h
+IP_PKTINFO = 8
+IP_MTU_DISCOVER = 10
+IP_PMTUDISC_DONT = 0
+IPV6_MTU_DISCOVER = 23
+IPV6_PMTUDISC_DONT = 0
+UDP_SEGMENT = 103
+UDP_GRO = 104
+
+# linux/if_packet.h (SOL_PACKET: linux/socket.h)
+SOL_PACKET = 263
+PACKET_ADD_MEMBERSHIP = 1
+PACKET_MR_PROMISC = 1
+PACKET_MREQ = struct.Struct("=iHH8x")       # struct packet_mreq: interface, type, address length
+
+# linux/rtnetlink.h
+RTMGRP_LINK = 1
+
+# linux/sched.h
+CLONE_NEWNET = 0x40000000
+
+# linux/bpf.h
+BPF_PROG_LOAD = 5
+BPF_PROG_TYPE_SOCKET_FILTER = 1
+
+# asm/unistd.h: system calls without a function in libc
+SYS_BPF = {"x86_64": 321, "aarch64": 280}   # by platform.machine()
+SYS_PIDFD_GETFD = 438       # the same number on all architectures that Python runs on but alpha

@@ -1,0 +1,74 @@
+"""Bridges: make them, their ports, and the MACs that they know."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.rtnl.ndmsg import NTF_SELF, NUD_NOARP, NUD_PERMANENT
+
+from fastpump.errors import SystemSetupError
+from fastpump.netlink import links
+from fastpump.netlink.links import Link
+from fastpump.netlink.refusal import explaining
+
+
+@dataclass(frozen=True, slots=True)
+class FdbEntry:
+    """A MAC that a bridge knows: `origin` is "local" (a port's own), "static" (set by hand) or
+    "learned" (from a frame that came in there, `age_s` seconds ago)."""
+
+    bridge: int
+    port: int
+    mac: str
+    vlan: int | None
+    origin: str
+    age_s: float | None
+
+
+def make(name: str) -> Link:
+    """A new bridge, without spanning tree and multicast snooping."""
+    with explaining(f"the bridge {name} cannot be made"), IPRoute() as netlink:
+        netlink.link("add", ifname=name, kind="bridge", br_stp_state=0, br_mcast_snooping=0)
+    bridge = links.find(name)
+    if bridge is None:
+        raise SystemSetupError(f"the bridge {name} was deleted as it was made")
+    return bridge
+
+
+def ports(bridge: Link | int) -> list[Link]:
+    """The ports of a bridge."""
+    index = bridge.index if isinstance(bridge, Link) else bridge
+    return [link for link in links.read_all() if link.master == index]
+
+
+def add_port(bridge: Link, link: Link) -> None:
+    """Make an interface a port of a bridge."""
+    links.change(link.index, f"{link.name} cannot become a port of {bridge.name}",
+                 master=bridge.index)
+
+
+def remove_port(link: Link) -> None:
+    """Take an interface out of its bridge."""
+    links.change(link.index, f"{link.name} cannot be taken out of its bridge", master=0)
+
+
+def read_fdb() -> list[FdbEntry]:
+    """What all bridges know (fdb_fill_info() in net/bridge/br_fdb.c)."""
+    with explaining("what the bridges know cannot be read"), IPRoute() as netlink:
+        return [_entry(message) for message in netlink.fdb("dump")
+                if message.get_attr("NDA_MASTER") and not message["flags"] & NTF_SELF]
+
+
+def _entry(message: Any) -> FdbEntry:
+    state = message["state"]
+    origin = ("local" if state & NUD_PERMANENT else "static" if state & NUD_NOARP
+              else "learned")
+    times = message.get_attr("NDA_CACHEINFO")
+    return FdbEntry(
+        bridge=message.get_attr("NDA_MASTER"), port=message["ifindex"],
+        mac=message.get_attr("NDA_LLADDR"), vlan=message.get_attr("NDA_VLAN"), origin=origin,
+        age_s=times["ndm_updated"] / os.sysconf("SC_CLK_TCK")
+        if times is not None and origin == "learned" else None)

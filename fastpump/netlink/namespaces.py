@@ -1,0 +1,47 @@
+"""What is known here of other network namespaces: their names, and those of interfaces there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from fastpump import paths
+from fastpump.netlink.links import Link, text_of
+
+NETNSA_NSID_NOT_ASSIGNED = (-1, 0xFFFFFFFF)
+"""linux/net_namespace.h; pyroute2 reads it without its sign."""
+
+
+def names_by_id() -> dict[int, str]:
+    """The names that `ip netns` has for network namespaces, by the ids that they have here; only
+    those that have one."""
+    found = {}
+    with contextlib.suppress(OSError), IPRoute() as netlink:
+        for entry in sorted(paths.NAMED_NAMESPACES.iterdir()):
+            with contextlib.suppress(OSError, NetlinkError):
+                fd = os.open(entry, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    number = netlink.get_netnsid(fd=fd)["nsid"]
+                finally:
+                    os.close(fd)
+                if number not in NETNSA_NSID_NOT_ASSIGNED:
+                    found[number] = entry.name
+    return found
+
+
+def names_of_lower(links: Iterable[Link]) -> dict[int, str]:
+    """What interfaces in other namespaces are called that these stand on or are the other end of,
+    by the index here; only those that we may know."""
+    found = {}
+    with IPRoute() as netlink:
+        for link in links:
+            if link.lower and link.lower_namespace is not None:
+                with contextlib.suppress(OSError, NetlinkError):
+                    message, *_ = netlink.link("get", index=link.lower,
+                                               IFLA_IF_NETNSID=link.lower_namespace)
+                    found[link.index] = text_of(message.get_attr("IFLA_IFNAME"))
+    return found
