@@ -31,6 +31,8 @@ MAX_TAP_MTU = 65521     # with an Ethernet header 65535
 DEFAULT_PORT = 51820
 DEFAULT_NAME = "fp0"
 MAX_NAME_LEN = 15
+MAX_QUEUES = 256        # MAX_TAP_QUEUES in drivers/net/tun.c
+MAX_KEEPALIVE_S = 65535
 
 # Lanes (docs/PROTOCOL.md).
 HELLO_TIMEOUT = SECOND

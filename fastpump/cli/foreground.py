@@ -9,9 +9,11 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from typing import Any
 
-from fastpump.config.model import Interface, TunnelConfig, check, with_default_allowed_ips
+from fastpump.config.command_line import with_default_allowed_ips
+from fastpump.config.model import TunnelConfig, check
 from fastpump.constants import DEFAULT_MTU, DEFAULT_NAME
 from fastpump.host import ethernet
+from fastpump.ip import Address, Interface
 from fastpump.netlink import routes
 from fastpump.tunnel.run import Program, run
 from fastpump.tunnel.tunnel import Tunnel
@@ -24,7 +26,7 @@ def run_in_foreground(config: TunnelConfig, *, as_json: bool = False) -> None:
     host: str | None = None
 
     def configure(name: str, index: int, made: ExitStack,
-                  endpoints: Collection[routes.Address]) -> None:
+                  endpoints: Collection[Address]) -> None:
         nonlocal host
         if config.mode == "tap":
             ethernet.configure(config, name, index, made, endpoints)

@@ -36,18 +36,17 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from fastpump.config.model import Interface
 from fastpump.constants import MAX_TAP_MTU
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host.attach_undo import AttachState, addresses_of, ports_of, record_file, recover
 from fastpump.host.undo_record import Record
+from fastpump.ip import Interface
 from fastpump.netlink import ports, routes
 from fastpump.netlink.ports import Link
 from fastpump.tun.queues import check_name
 
 log = logging.getLogger("fastpump")
 
-MODES = ("bridge", "tc")
 ALIAS = "fastpump: made for "
 
 # include/uapi/linux/if_packet.h
@@ -77,9 +76,6 @@ class Attachment:
 
 def check(attachment: Attachment) -> None:
     """What is wrong only in combination; ConfigError."""
-    if attachment.mode not in MODES:
-        raise ConfigError(f"{attachment.mode!r} is no way to attach: one of {', '.join(MODES)} is "
-                          "expected")
     names = attachment.interfaces
     for name in (*names, *filter(None, [attachment.bridge])):
         check_name(name)

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from fastpump.config.model import TunnelConfig
 from fastpump.host import attach
 from fastpump.host.attach import Attachment
+from fastpump.ip import Address
 from fastpump.netlink import routes
 
 log = logging.getLogger("fastpump")
@@ -29,7 +30,7 @@ def attachment_of(config: TunnelConfig) -> Attachment:
 
 
 def configure(config: TunnelConfig, name: str, index: int, made: ExitStack,
-              endpoints: Collection[routes.Address]) -> None:
+              endpoints: Collection[Address]) -> None:
     """Give a TAP its MAC address, MTU and IP addresses, join it, and bring it up. `endpoints`: of
     the peers, whose frames should fit the ways to them."""
     attachment = attachment_of(config)

@@ -13,8 +13,8 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fastpump.config.model import Interface
 from fastpump.errors import SystemSetupError
+from fastpump.ip import Interface
 
 RESOLVCONF_ORDER = Path("/etc/resolvconf/interface-order")
 

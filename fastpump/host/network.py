@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastpump import paths
-from fastpump.config.model import Interface, Network
 from fastpump.errors import SystemSetupError
 from fastpump.host import attach_undo, firewall
 from fastpump.host.undo_record import Record
+from fastpump.ip import Interface, Network
 from fastpump.netlink import routes
 
 log = logging.getLogger("fastpump")

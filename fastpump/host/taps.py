@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpump import paths
-from fastpump.config.model import parse_mac as parse_host_mac
+from fastpump.config.parsers import parse_mac as parse_host_mac
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import interfaces, tun_users
 from fastpump.netlink.links import Link, LinkSocket

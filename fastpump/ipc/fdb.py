@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastpump._core import LOCAL_SIDE, SharedTables
-from fastpump.config.model import parse_mac
+from fastpump.config.parsers import parse_mac
 from fastpump.device.device import Device
 from fastpump.errors import ConfigError
 from fastpump.protocol import keys

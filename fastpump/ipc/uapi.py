@@ -19,14 +19,12 @@ from ipaddress import ip_address
 from typing import Protocol
 
 from fastpump.conn.endpoint import Endpoint, split_host_port
-from fastpump.constants import KEY_LEN, SECOND
+from fastpump.constants import KEY_LEN, MAX_KEEPALIVE_S, SECOND
 from fastpump.device.device import Device
 from fastpump.device.peer import Peer, Prefix
 from fastpump.errors import ConfigError, SystemSetupError
 
 log = logging.getLogger("fastpump.uapi")
-
-MAX_KEEPALIVE_S = 65535
 
 
 class Target(Protocol):

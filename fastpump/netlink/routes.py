@@ -15,11 +15,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from fastpump.errors import ConfigError, SystemSetupError
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
+from fastpump.ip import Address, Interface, Network
 
 # include/uapi/linux/rtnetlink.h, fib_rules.h
 TABLE_MAIN = 254

@@ -11,7 +11,7 @@ import os
 import struct
 
 from fastpump.constants import MAX_NAME_LEN
-from fastpump.errors import ConfigError, SystemSetupError
+from fastpump.errors import SystemSetupError, invalid
 
 # include/uapi/linux/if_tun.h
 TUNSETIFF = 0x400454CA
@@ -39,8 +39,8 @@ def check_name(name: str) -> str:
     """The name if Linux takes it (dev_valid_name() in net/core/dev.c), else ConfigError."""
     bad = not name or len(name.encode()) > MAX_NAME_LEN or name in (".", "..")
     if bad or any(c in "/:%" or c.isspace() or not c.isprintable() for c in name):
-        raise ConfigError(f"{name!r} is no interface name: 1 to {MAX_NAME_LEN} bytes without "
-                          "'/', ':', '%' and spaces are expected")
+        raise invalid("interface name", name,
+                      f"1 to {MAX_NAME_LEN} bytes without '/', ':', '%' and spaces")
     return name
 
 

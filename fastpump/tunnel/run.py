@@ -26,7 +26,7 @@ from fastpump.constants import KEY_LEN
 from fastpump.device.lanes import Options
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import attach, ethernet, taps
-from fastpump.netlink.routes import Address
+from fastpump.ip import Address
 from fastpump.process import signals
 from fastpump.protocol import keys, lane_messages
 from fastpump.tun import steering

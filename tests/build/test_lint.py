@@ -13,7 +13,7 @@ HOT = sorted(str(path.relative_to(ROOT)) for path in (PACKAGE / "hot").glob("*.p
 
 # What the modules of a room may import: modules of the root, and other rooms. A room is a folder of
 # fastpump/; its own modules are always allowed. docs/ARCHITECTURE.md says what each room is for.
-VOCABULARY = {"errors", "constants", "paths", "ratelimit", "clock"}
+VOCABULARY = {"errors", "constants", "paths", "ratelimit", "clock", "ip"}
 ROOMS = {
     "process": VOCABULARY,
     "netlink": VOCABULARY,
@@ -33,7 +33,7 @@ ROOMS = {
 # What a module of the root may import.
 ROOT_MODULES = {
     "__init__": set(), "__main__": {"cli"}, "worker": {"_core"}, "errors": set(),
-    "constants": set(), "paths": {"errors"}, "clock": set(), "ratelimit": {"errors"},
+    "constants": set(), "paths": {"errors"}, "clock": set(), "ratelimit": {"errors"}, "ip": set(),
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

@@ -150,7 +150,7 @@ REFUSALS = [
      "ip link delete wire"),
     (("create", "new", "old"), "delete it: fastpump tap delete old"),
     (("create", "x", "y", "x"), "x is named twice"),
-    (("create", "a/b"), "'a/b' is no interface name"),
+    (("create", "a/b"), "invalid interface name 'a/b'"),
     (("create", "--count", "11", "--prefix", "fourteen-bytes"), "'fourteen-bytes10' is no"),
     (("create", "x", "--user", "nobody-of-that-name"), "there is no user 'nobody-of-that-name'"),
     (("create", "x", "--group", "4294967295"), "there is no group '4294967295'"),
