@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from fastpump.cli.arguments import lazily, number
-from fastpump.constants import MAX_QUEUES, MAX_TAP_MTU
+from fastpump.constants import ETHERNET_MTU, MAX_QUEUES, MAX_TAP_MTU
 from fastpump.errors import ConfigError
 
 _INTERFACES_HELP = """\
@@ -109,7 +109,8 @@ def _add_create(verbs: Any) -> None:
     add("--guest-mac", type=lazily("fastpump.host.taps.parse_mac"), metavar="MAC",
         help="the guest's MAC, for --firecracker and --qemu (default: derived from the TAP's name, "
         "always the same); with several TAPs, counting up")
-    add("--mtu", type=number("MTU", 68, MAX_TAP_MTU), metavar="N", help="MTU (default: 1500)")
+    add("--mtu", type=number("MTU", 68, MAX_TAP_MTU), metavar="N",
+        help=f"MTU (default: {ETHERNET_MTU})")
     add("--multi-queue", action="store_true",
         help="let it be opened several times, once per queue: QEMU can, Firecracker cannot")
     add("--queues", type=number("number of queues", 2, MAX_QUEUES), metavar="N",

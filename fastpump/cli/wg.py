@@ -76,14 +76,16 @@ def _log_level() -> str:
 
 def serve(config: TunnelConfig, on_ready: Callable[[], None]) -> None:
     """Run the interface until it is deleted."""
-    from fastpump.netlink import routes
     from fastpump.tunnel.run import Program, run
 
-    def configure(_name: str, index: int, _made: ExitStack,
-                  _endpoints: Collection[Address]) -> None:
-        routes.set_mtu(index, DEFAULT_MTU)
+    run(config, Program(configure=_configure, on_ready=lambda _: on_ready(), must_serve_wg=True))
 
-    run(config, Program(configure=configure, on_ready=lambda _: on_ready(), must_serve_wg=True))
+
+def _configure(_name: str, index: int, _cleanup: ExitStack,
+               _endpoints: Collection[Address]) -> None:
+    from fastpump.netlink import routes
+
+    routes.set_mtu(index, DEFAULT_MTU)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from fastpump.errors import invalid
@@ -174,7 +175,7 @@ class Items(Value):
 class Settings(Items):
     """Items that are NAME=VALUE: a dict, in which the last value of a name counts."""
 
-    nothing: ClassVar[Any] = {}
+    nothing: ClassVar[Any] = MappingProxyType({})
 
     def parse(self, text: str) -> Any:
         return dict(map(self.item.parse, split_list(text)))

@@ -21,7 +21,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from fastpump import paths
-from fastpump.ip import Interface
+
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 # include/uapi/linux/if.h, if_arp.h, if_tun.h, neighbour.h
 _IFF_UP = 1

@@ -15,7 +15,11 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from fastpump.errors import ConfigError, SystemSetupError
-from fastpump.ip import Address, Interface, Network
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
 
 # include/uapi/linux/rtnetlink.h, fib_rules.h
 TABLE_MAIN = 254

@@ -151,7 +151,8 @@ REFUSALS = [
     (("create", "new", "old"), "delete it: fastpump tap delete old"),
     (("create", "x", "y", "x"), "x is named twice"),
     (("create", "a/b"), "invalid interface name 'a/b'"),
-    (("create", "--count", "11", "--prefix", "fourteen-bytes"), "'fourteen-bytes10' is no"),
+    (("create", "--count", "11", "--prefix", "fourteen-bytes"),
+     "invalid interface name 'fourteen-bytes10'"),
     (("create", "x", "--user", "nobody-of-that-name"), "there is no user 'nobody-of-that-name'"),
     (("create", "x", "--group", "4294967295"), "there is no group '4294967295'"),
     (("create", "x", "--user", "9" * 5000), "there is no user"),
@@ -168,7 +169,7 @@ REFUSALS = [
     (("create", "x", "--queues", "2"), "--multi-queue and --qemu too"),
     (("create", "x", "--firecracker", "--multi-queue"),
      "Firecracker cannot open a multi-queue TAP; leave out --multi-queue"),
-    (("create", "x", "--firecracker", "--qemu"), "exclude each other"),
+    (("create", "x", "--firecracker", "--qemu"), "cannot be combined"),
     (("create", "x", "--rate-limit", "1"), "give --firecracker too"),
     (("create", "x", "--guest-mac", "02:00:00:00:00:01"), "give one of them too"),
     (("delete",), "give either the TAPs' names, or --prefix PREFIX"),
@@ -184,7 +185,7 @@ def test_refusals_say_what_is_expected(lab):
     tap(lab, "create", "old")
     lab.ip("a", "tuntap", "add", "tun0", "mode", "tun")
     program = (
-        "import contextlib, io, json, sys; from fastpump import cli\n"
+        "import contextlib, io, json, sys; from fastpump.cli import main as cli\n"
         "def refuse(words):\n"
         "    with contextlib.redirect_stderr(io.StringIO()) as said:\n"
         "        try:\n"
