@@ -339,7 +339,7 @@ def test_mistakes_are_explained_in_one_line(lab, tmp_path):
     assert "chmod 600" in failure(lab, "b", "--private-key", str(tmp_path / "open.key"))
     assert "1280" in failure(lab, "b", *good, "--mtu", "1000", "--address", "fd00::1/64")
     assert "rot13" in failure(lab, "b", *good, env={"FASTPUMP_AEAD": "rot13"})
-    assert "no interface name" in failure(lab, "b", "a/b", *good)
+    assert "invalid interface name" in failure(lab, "b", "a/b", *good)
     assert ": fp0:" not in lab.ip("b", "link")
 
 
