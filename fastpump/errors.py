@@ -11,3 +11,8 @@ class ConfigError(FastpumpError):
 
 class SystemSetupError(FastpumpError):
     """The system refused something that the tunnel needs."""
+
+
+def invalid(what: str, text: str, expected: str) -> ConfigError:
+    """The one form of "this text is not a WHAT"."""
+    return ConfigError(f"invalid {what} {text!r}: must be {expected}")

@@ -36,7 +36,7 @@ from fractions import Fraction
 from math import ceil
 from typing import Any, NoReturn
 
-from fastpump.errors import ConfigError
+from fastpump.errors import ConfigError, invalid
 
 MAX_TOKENS = 2 ** 62
 MAX_REFILL_MS = 3_600_000
@@ -47,7 +47,7 @@ MIN_DEFAULT_BURST = {"bandwidth": 3000, "ops": 1}   # two packets of the usual s
 
 EXPECTED = ("off, or items like tx=1gbit,burst=10mb or rx-ops=100k (tx, rx or both; RATE in bit, "
             "kbit, mbit, gbit, kb/s, mb/s, gb/s), or the JSON of a Firecracker network interface, "
-            "or @FILE with that is expected")
+            "or @FILE with that")
 DIRECTIONS = {"tx": ("tx",), "rx": ("rx",), "both": ("tx", "rx")}
 KINDS = ("bandwidth", "ops")
 
@@ -84,8 +84,7 @@ class TokenBucket:
             if not low <= value <= high:
                 said = str(value) if abs(value) < 10 ** 20 else "a number of that length"
                 hint = "" if value else "; leave the bucket out for no limit"
-                raise ConfigError(f"{said} is no {what}: a whole number from {low} to {high} is "
-                                  f"expected{hint}")
+                raise ConfigError(f"invalid {what} {said}: must be {low} to {high}{hint}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ class RateLimits:
     def from_json(cls, value: Any) -> RateLimits:
         """The reverse; ConfigError."""
         if not isinstance(value, dict) or not set(value) <= {"tx", "rx"}:
-            raise ConfigError('these are no rate limits: an object with "tx" and "rx" is expected')
+            raise ConfigError('invalid rate limits: must be an object with "tx" and "rx"')
         return cls(_limiter_from_dict(value.get("tx"), "tx"),
                    _limiter_from_dict(value.get("rx"), "rx"))
 
@@ -140,8 +139,8 @@ def parse(text: str, *, may_read: bool = True) -> RateLimits:
         return NO_LIMITS
     if text.startswith("@"):
         if not may_read:
-            raise ConfigError("rate limits are not read from another file here: write what is in "
-                              "it, in one line")
+            raise ConfigError("cannot read rate limits from another file here: must be its text, "
+                              "in one line")
         return _from_file(text[1:])
     if text.startswith(("{", "[")):
         return _from_firecracker(_load(text))
@@ -161,9 +160,8 @@ def _from_items(text: str) -> RateLimits:
             _complain(text)
         if name == "burst":
             if before is None or short[before][1] is not None:
-                raise ConfigError("burst=SIZE belongs right behind the item whose bucket it is "
-                                  "about, once: tx=1gbit,burst=10mb or tx-ops=100k,burst=5k is "
-                                  "expected")
+                raise ConfigError("misplaced burst=SIZE: must follow the item whose bucket it is "
+                                  "for, once, like tx=1gbit,burst=10mb or tx-ops=100k,burst=5k")
             short[before] = short[before][0], _burst(value, before[1])
         elif match := _SHORT.fullmatch(name):
             before = match[1], "ops" if match[2] else "bandwidth"
@@ -191,12 +189,12 @@ def _from_items(text: str) -> RateLimits:
 
 
 def _complain(text: str) -> NoReturn:
-    raise ConfigError(f"{text!r} is no rate limit: {EXPECTED}")
+    raise invalid("rate limit", text, EXPECTED)
 
 
 def _complain_twice(what: str) -> NoReturn:
-    raise ConfigError(f"{what} is limited twice: each direction is expected to have one limit of "
-                      "bytes and one of packets")
+    raise ConfigError(f"{what} is limited twice: must be one limit of bytes and one of packets in "
+                      "each direction")
 
 
 def _number(value: str, units: dict[str, Fraction]) -> Fraction | None:
@@ -211,10 +209,9 @@ def _rate(value: str, kind: str) -> Fraction:
     rate = _number(value, _RATES if kind == "bandwidth" else _COUNTS)
     if rate is None or not 1 <= rate <= MAX_TOKENS:
         if kind == "ops":
-            raise ConfigError(f"{value!r} is no number of packets per second: a number from 1 is "
-                              "expected, also like 1.5k or 2m")
-        raise ConfigError(f"{value!r} is no rate: a number from 8bit, with one of the units "
-                          f"{', '.join(_RATES)}, is expected")
+            raise invalid("number of packets per second", value, "at least 1, like 500, 1.5k or 2m")
+        raise invalid("rate", value,
+                      f"at least 8bit, with one of the units {', '.join(_RATES)}")
     return rate
 
 
@@ -223,23 +220,23 @@ def _burst(value: str, kind: str) -> Fraction:
     units = _SIZES if kind == "bandwidth" else _COUNTS
     burst = _number(value, units)
     if burst is None or not 1 <= burst <= MAX_TOKENS or burst.denominator != 1:
-        raise ConfigError(f"{value!r} is no burst: a whole number of "
-                          f"{'bytes' if kind == 'bandwidth' else 'packets'} from 1 is expected, "
-                          f"plain or with one of the units {', '.join(filter(None, units))}")
+        raise invalid("burst", value,
+                      f"a whole number of {'bytes' if kind == 'bandwidth' else 'packets'} from 1, "
+                      f"perhaps with one of the units {', '.join(filter(None, units))}")
     return burst
 
 
 def _whole(name: str, value: str) -> int:
     if not _WHOLE.fullmatch(value):
-        raise ConfigError(f"{value!r} is no {name}: a whole number without a unit is expected")
+        raise invalid(name, value, "a whole number without a unit")
     return int(value)
 
 
 def _bucket(kind: str, rate: Fraction, burst: Fraction | None) -> TokenBucket:
     size, refill_ms = _size_and_refill_ms(kind, rate, burst)
     if refill_ms > MAX_REFILL_MS:
-        raise ConfigError(f"a bucket of {size} takes more than an hour to fill at that rate: a "
-                          "smaller burst is expected, or a higher rate")
+        raise ConfigError(f"a bucket of {size} takes more than an hour to fill at that rate: must "
+                          "have a smaller burst, or a higher rate")
     return TokenBucket(size, refill_ms)
 
 
@@ -261,8 +258,8 @@ def _size_and_refill_ms(kind: str, rate: Fraction, burst: Fraction | None) -> tu
 def _long_bucket(key: tuple[str, str], fields: dict[str, int]) -> TokenBucket:
     if "size" not in fields or "refill-time" not in fields:
         name = ".".join(key)
-        raise ConfigError(f"{name} is not whole: {name}.size=N and {name}.refill-time=MS are "
-                          "expected")
+        raise ConfigError(f"{name} is incomplete: must have {name}.size=N and "
+                          f"{name}.refill-time=MS")
     return TokenBucket(fields["size"], fields["refill-time"], fields.get("one-time-burst", 0))
 
 
@@ -281,11 +278,10 @@ def _from_file(name: str) -> RateLimits:
         finally:
             os.close(fd)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no file is called so"
-        raise ConfigError(f"the rate limits in {name!r} cannot be read: {reason}") from None
+        reason = error.strerror if isinstance(error, OSError) else "not a file name"
+        raise ConfigError(f"cannot read the rate limits in {name!r}: {reason}") from None
     if not is_regular or len(data) > MAX_FILE_LEN:
-        raise ConfigError(f"{name!r} is no file of rate limits: a regular file of at most 1 MiB "
-                          "is expected")
+        raise invalid("file of rate limits", name, "a regular file of at most 1 MiB")
     try:
         return _from_firecracker(_load(data.decode("utf-8", "replace")))
     except ConfigError as error:
@@ -296,8 +292,8 @@ def _load(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise ConfigError("these rate limits are not JSON, though they begin like it: the JSON of "
-                          "a Firecracker network interface is expected") from None
+        raise ConfigError("invalid JSON of rate limits: must be that of a Firecracker network "
+                          "interface") from None
 
 
 def _from_firecracker(value: Any) -> RateLimits:
@@ -306,14 +302,14 @@ def _from_firecracker(value: Any) -> RateLimits:
         value = value["network-interfaces"]
     if isinstance(value, list):
         if len(value) != 1:
-            raise ConfigError(f"the JSON has {len(value)} network interfaces: exactly one is "
-                              "expected, whose rate limits are meant")
+            raise ConfigError(f"the JSON has {len(value)} network interfaces: must be exactly "
+                              "one, whose rate limits to use")
         value = value[0]
     # Without its name, a misspelt limiter would be no limit.
     if not isinstance(value, dict) or not {
             "iface_id", "rx_rate_limiter", "tx_rate_limiter"} & set(value):
-        raise ConfigError("the JSON is no network interface of Firecracker: an object with "
-                          '"rx_rate_limiter", "tx_rate_limiter" or both is expected')
+        raise ConfigError("invalid network interface in the JSON: must be an object with "
+                          '"rx_rate_limiter", "tx_rate_limiter" or both')
     return RateLimits(*(_limiter_from_dict(value.get(name), name)
                         for name in ("tx_rate_limiter", "rx_rate_limiter")))
 
@@ -322,8 +318,7 @@ def _limiter_from_dict(value: Any, name: str) -> RateLimiter:
     if value is None:
         return RateLimiter()
     if not isinstance(value, dict) or not set(value) <= set(KINDS):
-        raise ConfigError(f'"{name}" is no rate limiter: an object with "bandwidth", "ops" or both '
-                          "is expected")
+        raise ConfigError(f'invalid "{name}": must be an object with "bandwidth", "ops" or both')
     return RateLimiter(*(_bucket_from_dict(value.get(kind), f"{name}.{kind}") for kind in KINDS))
 
 
@@ -336,8 +331,8 @@ def _bucket_from_dict(value: Any, name: str) -> TokenBucket | None:
     once = said.get("one_time_burst")
     fields: list[Any] = [said.get("size"), said.get("refill_time"), 0 if once is None else once]
     if not all(type(field) is int and field >= 0 for field in fields):      # no bool
-        raise ConfigError(f'"{name}" is no token bucket: "size", "refill_time" in milliseconds '
-                          'and perhaps "one_time_burst" are expected, whole numbers from 0')
+        raise ConfigError(f'invalid "{name}": must have "size", "refill_time" in milliseconds and '
+                          'perhaps "one_time_burst", whole numbers from 0')
     return TokenBucket(*fields) if fields[0] and fields[1] else None
 
 

@@ -7,12 +7,14 @@ import shlex
 import sys
 from collections.abc import Collection
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
-from fastpump.config.model import Interface, TunnelConfig, check, with_default_allowed_ips
+from fastpump.config.command_line import with_default_allowed_ips
+from fastpump.config.model import TunnelConfig, check
 from fastpump.constants import DEFAULT_MTU, DEFAULT_NAME
 from fastpump.host import ethernet
-from fastpump.ip import Address
+from fastpump.ip import Address, Interface
 from fastpump.netlink import links, routes
 from fastpump.tunnel.run import Program, run
 from fastpump.tunnel.tunnel import Tunnel
@@ -21,32 +23,44 @@ from fastpump.tunnel.tunnel import Tunnel
 def run_in_foreground(config: TunnelConfig, *, as_json: bool = False) -> None:
     """`fastpump tunnel`: prints one line to stdout when it is ready."""
     check(config)
-    config = with_default_allowed_ips(config)
-    host: str | None = None
+    foreground = _Foreground(with_default_allowed_ips(config), as_json)
+    run(foreground.config, Program(configure=foreground.configure, on_ready=foreground.on_ready,
+                                   must_reach_endpoints=True))
 
-    def configure(_name: str, index: int, made: ExitStack,
+
+@dataclass(slots=True)
+class _Foreground:
+    """What the program does at the start, and when it is ready."""
+
+    config: TunnelConfig
+    as_json: bool
+    host: str | None = None
+    """Without peers: where another host would find this one."""
+
+    def configure(self, _name: str, index: int, cleanup: ExitStack,
                   endpoints: Collection[Address]) -> None:
-        nonlocal host
+        """Give the interface its MTU, addresses and routes, and bring it up."""
+        config = self.config
         if config.mode == "tap":
-            ethernet.configure(config, index, made, endpoints)
+            ethernet.configure(config, index, cleanup, endpoints)
         else:
             networks = [network for peer in config.peers for network in peer.allowed_ips or ()]
             routes.configure(links.get(index), config.addresses,
                              DEFAULT_MTU if config.mtu is None else config.mtu,
                              networks if config.routes else ())
         if not config.peers:
-            host = routes.likely_address(
+            self.host = routes.likely_address(
                 index, [address.ip for address in config.addresses]) or "THIS_HOST"
 
-    def on_ready(tunnel: Tunnel) -> None:
-        hint = None if host is None else other_side_command(config, tunnel.status(), host)
-        _say_ready(tunnel.status(), hint, as_json=as_json)
-
-    run(config, Program(configure=configure, on_ready=on_ready, must_reach_endpoints=True))
+    def on_ready(self, tunnel: Tunnel) -> None:
+        """Say so, and what to type on the other host."""
+        status = tunnel.status()
+        hint = None if self.host is None else other_side_command(self.config, status, self.host)
+        _say_ready(status, hint, as_json=self.as_json)
 
 
 def _say_ready(status: dict[str, Any], hint: str | None, *, as_json: bool) -> None:
-    """The one line that says that packets flow, and without a peer what to do next."""
+    """Print the one line that says that packets flow; without a peer, also what to do next."""
     if as_json:
         ready = {key: status[key] for key in
                  ("name", "public_key", "listen_port", "offloads", "mtu", "aead")}
@@ -58,7 +72,7 @@ def _say_ready(status: dict[str, Any], hint: str | None, *, as_json: bool) -> No
         f"{','.join(status['offloads']) or 'none'}", flush=True)
     if hint is not None:
         print(f"There is no peer yet. On the other host, type:\n\n    {hint}\n\n"
-            "It prints its public key. Then start this side again with\n\n"
+            "It prints its public key. Then restart this side with\n\n"
             f"    {_this_side_command()} --peer ITS_PUBLIC_KEY", flush=True)
 
 

@@ -9,15 +9,16 @@ import sys
 from typing import Any
 
 from fastpump.cli.arguments import lazily, number
+from fastpump.constants import ETHERNET_MTU, MAX_QUEUES, MAX_TAP_MTU
 from fastpump.errors import ConfigError
 
 _INTERFACES_HELP = """\
 Show every network interface of this network namespace as a tree: a bridge with its ports below
 it, a vlan below its parent; addresses, queues, the other end of each veth, the MACs that a bridge
-has learned, and which process has each TUN or TAP open. Changes nothing. Root sees everybody's
-processes, others see their own.
+has learned, and which process has each TUN or TAP open. Changes nothing. Root sees all processes,
+other users only their own.
 
-Example: a bridge that joins a guest to a cable
+Example: a bridge that connects a guest to a network card
 
   br0  bridge, up, MTU 1500, MAC 02:93:0c:55:d1:07
   |    10.0.0.1/24
@@ -29,21 +30,21 @@ Example: a bridge that joins a guest to a cable
 """
 
 _TAP_HELP = """\
-Make and delete TAPs that stay (persistent ones), for virtual machines. A TAP is a network card
-whose cable is a program: Firecracker or QEMU opens it by name, and every Ethernet frame goes to
-the guest or comes from it.
+Create and delete persistent TAPs for virtual machines. A TAP is a network card whose cable is a
+program: Firecracker or QEMU opens it by name, and passes every Ethernet frame to or from the
+guest.
 
   fastpump tap create vm0 --bridge br0 --user alice     alice may start a guest on it
   fastpump tap create --count 1000 --prefix vm          vm0 to vm999, within seconds
-  fastpump tap list                                     which there are, and who has them open
+  fastpump tap list                                     all of them, and what has each open
   fastpump tap delete --prefix vm                       all of them
 """
 
 _CREATE_HELP = """\
-Make persistent TAPs: all that are named, or none. They are up, with one queue, and stay until
+Create persistent TAPs: all that are named, or none. They are up, have one queue, and stay until
 `fastpump tap delete` or a reboot.
 
-For Firecracker, which takes TAPs of one queue only; prints "network-interfaces" for its
+For Firecracker, which only takes single-queue TAPs; prints "network-interfaces" for its
 configuration file:
   fastpump tap create vm0 --bridge br0 --firecracker
 
@@ -55,8 +56,8 @@ A thousand, in a bridge, usable by the group kvm:
 """
 
 _DELETE_HELP = """\
-Delete TAPs: all that are named, or none. What is no TAP is refused, and so is a TAP that a process
-has open: --force deletes that too, and the process is cut off.
+Delete TAPs: all that are named, or none. An interface that is not a TAP is refused, and so is a
+TAP that a process has open: --force deletes it anyway, and the process is cut off.
 
   fastpump tap delete vm0 vm1
   fastpump tap delete --prefix vm       vm and a number: vm0, vm1, ... but not vmware0
@@ -65,15 +66,15 @@ has open: --force deletes that too, and the process is cut off.
 
 def add_commands(commands: Any) -> None:
     """Add `interfaces` and `tap` to the command line."""
-    shown = _command(commands, "interfaces", "show all interfaces, and how they hang together",
+    shown = _command(commands, "interfaces", "show all interfaces, and how they are connected",
                      _INTERFACES_HELP, _interfaces)
     shown.add_argument("--json", action="store_true", help="print JSON (keys: see the manual)")
-    tap = _command(commands, "tap", "make and delete TAPs for virtual machines", _TAP_HELP, None)
+    tap = _command(commands, "tap", "create and delete TAPs for virtual machines", _TAP_HELP, None)
     verbs = tap.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_create(verbs)
     delete = _command(verbs, "delete", "delete TAPs", _DELETE_HELP, _delete)
     delete.add_argument("names", nargs="*", metavar="NAME", help="a TAP")
-    delete.add_argument("--prefix", metavar="PREFIX", help="all that are named PREFIX and a number")
+    delete.add_argument("--prefix", metavar="PREFIX", help="all whose name is PREFIX and a number")
     delete.add_argument("--force", action="store_true", help="also those that a process has open")
     listed = _command(verbs, "list", "show the persistent TAPs",
                       "Show the persistent TAPs of this network namespace, and which process has "
@@ -92,33 +93,36 @@ def _command(commands: Any, name: str, help_text: str, description: str,
 
 
 def _add_create(verbs: Any) -> None:
-    add = _command(verbs, "create", "make persistent TAPs", _CREATE_HELP, _create).add_argument
+    add = _command(verbs, "create", "create persistent TAPs", _CREATE_HELP, _create).add_argument
     add("names", nargs="*", metavar="NAME", help="a name for each TAP")
     add("--count", type=number("number of TAPs", 1, 10_000), metavar="N",
         help="instead of names: N TAPs, PREFIX0 to PREFIX(N-1)")
     add("--prefix", metavar="PREFIX", help="with --count: what the names begin with")
-    add("--user", type=lazily("parse_user", "host.taps"), metavar="USER",
-        help="who may open it without CAP_NET_ADMIN, by name or number")
-    add("--group", type=lazily("parse_group", "host.taps"), metavar="GROUP",
-        help="which group may; with both, that user in that group only")
-    add("--bridge", metavar="BR", help="put it into this bridge, which must exist")
-    add("--mac", type=lazily("parse_mac", "host.taps"), metavar="MAC",
-        help="the TAP's own MAC (default: the kernel makes one); with several TAPs the first one, "
-        "which counts up")
-    add("--guest-mac", type=lazily("parse_mac", "host.taps"), metavar="MAC",
-        help="the guest's MAC, for --firecracker and --qemu (default: made of the TAP's name, "
-        "always the same); with several TAPs it counts up")
-    add("--mtu", type=number("MTU", 68, 65521), metavar="N", help="MTU (1500)")
+    add("--user", type=lazily("fastpump.host.taps.parse_user"), metavar="USER",
+        help="user who may open it without CAP_NET_ADMIN, by name or number")
+    add("--group", type=lazily("fastpump.host.taps.parse_group"), metavar="GROUP",
+        help="group that may; with both, only that user, if in that group")
+    add("--bridge", metavar="BR", help="make it a port of this bridge, which must exist")
+    add("--mac", type=lazily("fastpump.host.taps.parse_mac"), metavar="MAC",
+        help="the TAP's own MAC (default: chosen by the kernel); with several TAPs, that of the "
+        "first, counting up")
+    add("--guest-mac", type=lazily("fastpump.host.taps.parse_mac"), metavar="MAC",
+        help="the guest's MAC, for --firecracker and --qemu (default: derived from the TAP's name, "
+        "always the same); with several TAPs, counting up")
+    add("--mtu", type=number("MTU", 68, MAX_TAP_MTU), metavar="N",
+        help=f"MTU (default: {ETHERNET_MTU})")
     add("--multi-queue", action="store_true",
-        help="let it be opened several times, a queue each: QEMU can, Firecracker refuses it")
-    add("--queues", type=number("number of queues", 2, 256), metavar="N",
-        help="with --multi-queue: the queues that --qemu writes (default: one per CPU, at least 2)")
+        help="let it be opened several times, once per queue: QEMU can, Firecracker cannot")
+    add("--queues", type=number("number of queues", 2, MAX_QUEUES), metavar="N",
+        help="with --multi-queue: number of queues that --qemu prints (default: one per CPU, at "
+        "least 2)")
     add("--vnet-hdr", action=argparse.BooleanOptionalAction, default=True,
-        help="offloads between host and guest; Firecracker and QEMU open it with them (on)")
-    add("--down", action="store_true", help="do not set it up")
+        help="offloads between host and guest; Firecracker and QEMU expect them (default: on)")
+    add("--down", action="store_true", help="leave it down")
     add("--firecracker", action="store_true",
         help="print \"network-interfaces\" for Firecracker's configuration file")
-    add("--rate-limit", metavar="SPEC", help="with --firecracker: limits, written as rate limiters")
+    add("--rate-limit", metavar="SPEC",
+        help="with --firecracker: print these limits as rate limiters")
     add("--qemu", action="store_true", help="print arguments for QEMU, a line for each TAP")
 
 
@@ -169,18 +173,18 @@ def _check_create(args: argparse.Namespace) -> None:
         raise ConfigError("--count and --prefix go together: --count 10 --prefix vm makes vm0 to "
                           "vm9")
     if args.firecracker and args.qemu:
-        raise ConfigError("--firecracker and --qemu exclude each other; give one of them")
+        raise ConfigError("--firecracker and --qemu cannot be combined; give one of them")
     if args.firecracker and args.multi_queue:
         raise ConfigError("Firecracker cannot open a multi-queue TAP; leave out --multi-queue")
     if args.queues and not (args.multi_queue and args.qemu):
-        raise ConfigError("--queues is what --qemu writes for a multi-queue TAP: give "
+        raise ConfigError("--queues is for what --qemu prints of a multi-queue TAP: give "
                           "--multi-queue and --qemu too, or leave it out")
     if args.rate_limit is not None and not args.firecracker:
-        raise ConfigError("--rate-limit writes Firecracker's rate limiters: give --firecracker "
+        raise ConfigError("--rate-limit is for Firecracker's rate limiters: give --firecracker "
                           "too, or leave it out")
     if args.guest_mac is not None and not (args.firecracker or args.qemu):
-        raise ConfigError("--guest-mac is what --firecracker or --qemu writes: give one of them "
-                          "too, or leave it out")
+        raise ConfigError("--guest-mac is for what --firecracker or --qemu prints: give one of "
+                          "them too, or leave it out")
 
 
 def _delete(args: argparse.Namespace) -> int:

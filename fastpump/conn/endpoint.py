@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from fastpump.errors import ConfigError
+from fastpump.errors import ConfigError, invalid
 
 _SOCKADDR_IN6 = struct.Struct("=H2sI16sI")
 _SOCKADDR_IN = struct.Struct("=H2s4s8x")
@@ -90,10 +90,10 @@ def split_host_port(text: str) -> tuple[str, int]:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ConfigError(f"the endpoint {text!r} is ambiguous: write IPv6 as [ADDRESS]:PORT")
+        raise invalid("endpoint", text, "[ADDRESS]:PORT for IPv6")
     if not colon or not host or not port.isascii() or not port.isdigit() \
             or len(port) > 5 or not 1 <= int(port) <= 65535:
-        raise ConfigError(f"the endpoint {text!r} is not HOST:PORT (a port is 1 to 65535)")
+        raise invalid("endpoint", text, "HOST:PORT, with a port from 1 to 65535")
     return host, int(port)
 
 

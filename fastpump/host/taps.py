@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpump import paths
-from fastpump.config.model import parse_mac as parse_host_mac
+from fastpump.config.parsers import parse_mac as parse_host_mac
 from fastpump.constants import ETHERNET_MTU
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import interfaces, tun_users

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastpump._core import LOCAL_SIDE, SharedTables
-from fastpump.config.model import parse_mac
+from fastpump.config.parsers import parse_mac
 from fastpump.device.device import Device
 from fastpump.device.peer import Peer
 from fastpump.errors import ConfigError

@@ -19,7 +19,7 @@ from ipaddress import ip_address
 from typing import Any, Protocol
 
 from fastpump.conn.endpoint import Endpoint, split_host_port
-from fastpump.constants import KEY_LEN, SECOND
+from fastpump.constants import KEY_LEN, MAX_KEEPALIVE_S, SECOND
 from fastpump.device.device import Device
 from fastpump.device.peer import Peer
 from fastpump.device.peer_change import PeerChange, PrefixChange, Presence
@@ -27,8 +27,6 @@ from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.ip import Prefix, prefix_text
 
 log = logging.getLogger("fastpump.uapi")
-
-MAX_KEEPALIVE_S = 65535
 
 
 class Target(Protocol):

@@ -31,8 +31,8 @@ def decode(text: str, what: str = "key") -> bytes:
         key = b""
     # encode(key) != text: unused bits set, which `wg` refuses too.
     if len(key) != KEY_LEN or encode(key) != text:
-        raise ConfigError(f"the {what} is not a key: 44 characters of base64 are expected, as "
-                          "`fastpump genkey` prints them")
+        raise ConfigError(f"invalid {what}: must be 44 characters of base64, as `fastpump genkey` "
+                          "prints them")
     return key
 
 

@@ -10,7 +10,7 @@ import fcntl
 import os
 
 from fastpump.constants import MAX_NAME_LEN
-from fastpump.errors import ConfigError, SystemSetupError
+from fastpump.errors import SystemSetupError, invalid
 from fastpump.kernel import (
     IFF_MULTI_QUEUE,
     IFF_NO_PI,
@@ -33,8 +33,8 @@ def check_name(name: str) -> str:
     """The name if Linux takes it (dev_valid_name() in net/core/dev.c), else ConfigError."""
     bad = not name or len(name.encode()) > MAX_NAME_LEN or name in (".", "..")
     if bad or any(c in "/:%" or c.isspace() or not c.isprintable() for c in name):
-        raise ConfigError(f"{name!r} is no interface name: 1 to {MAX_NAME_LEN} bytes without "
-                          "'/', ':', '%' and spaces are expected")
+        raise invalid("interface name", name,
+                      f"1 to {MAX_NAME_LEN} bytes without '/', ':', '%' and spaces")
     return name
 
 

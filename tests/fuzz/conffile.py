@@ -6,7 +6,9 @@ import re
 from ipaddress import ip_interface
 
 from fastpump.config import file as config_file
+from fastpump.config.file_emit import emit
 from fastpump.config.model import PeerConfig
+from fastpump.config.options import OPTIONS, PEER_OPTIONS
 from fastpump.errors import ConfigError
 from fastpump.protocol import keys
 from fuzz.common import mutated, telling
@@ -54,6 +56,10 @@ FILE_VALUES = {
 }
 
 
+INTERFACE_NAMES = [option.key for option in OPTIONS if option.key]
+PEER_NAMES = [option.key for option in PEER_OPTIONS]
+
+
 def random_file(rng):
     """The text of a file: mostly good lines, in sections that are mostly theirs."""
     lines = []
@@ -61,7 +67,7 @@ def random_file(rng):
         is_peer = bool(lines) and rng.random() < 0.9
         lines.append(rng.choice(("[Peer]", "[peer ] # x", " [ PEER]")) if is_peer
                      else rng.choice(("[Interface]", "[INTERFACE]\r")))
-        names = config_file.PEER_KEYS if is_peer else config_file.INTERFACE_KEYS
+        names = PEER_NAMES if is_peer else INTERFACE_NAMES
         if is_peer and rng.random() < 0.95:
             lines.append(f"PublicKey = {rng.choice(FILE_VALUES['PublicKey'])}")
         for name in rng.choices(names, k=rng.randrange(7)):
@@ -83,14 +89,15 @@ def check_conffile_text(text):
         place = re.match(r"wg0\.conf:([1-9][0-9]*): .", str(error), re.DOTALL)
         assert place is not None and int(place[1]) <= text.count("\n") + 1, str(error)
         return
-    assert config.mode == "tun" or not any(peer.allowed_ips for peer in config.peers)
+    tunnel = config.tunnel
+    assert tunnel.mode == "tun" or not any(peer.allowed_ips for peer in tunnel.peers)
     for warning in config.warnings:
         assert re.match(r"wg0\.conf:[1-9][0-9]*: ", warning)
-    networks = [network for peer in config.peers for network in peer.allowed_ips]
+    networks = [network for peer in tunnel.peers for network in peer.allowed_ips]
     assert len(set(networks)) == len(networks)
-    assert len({peer.public_key for peer in config.peers}) == len(config.peers)
+    assert len({peer.public_key for peer in tunnel.peers}) == len(tunnel.peers)
     assert "private_key=" not in repr(config) and "preshared_key=" not in repr(config)
-    again = config_file.parse(config_file.emit(config), "again.conf")
+    again = config_file.parse(emit(config), "again.conf")
     assert again == config and again.warnings == ()
 
 
@@ -112,17 +119,17 @@ def random_config(rng):
         bytes([number]) * 32, perhaps(("192.0.2.1", 1), ("2001:db8::1", 65535), ("a.b", 9)),
         tuple(prefixes[place::4]), perhaps(bytes([number ^ 1 or 2]) * 32),
         rng.choice((0, 25, 65535)), random_limits(rng)) for place, number in enumerate(publics))
-    return config_file.FileConfig(
+    return config_file.FileConfig().having(
         private_key=perhaps(rng.randbytes(31) + b"\x01"), listen_port=perhaps(0, 51820, 65535),
-        fwmark=perhaps(0, 1, 2 ** 32 - 1),
+        fwmark=rng.choice((0, 1, 2 ** 32 - 1)),
         addresses=some([ip_interface(text) for text in ("10.9.0.1/24", "fd00::1/64", "::/0")]),
-        dns=some(["10.9.0.53", "fd00::53"]), dns_search=some(["corp.example", "~lab", "~"]),
+        dns=some(["10.9.0.53", "fd00::53", "corp.example", "~lab", "~"]),
         mtu=perhaps(576, 65000), table=rng.choice(("auto", "off", "main", "1", "4294967295")),
         pre_up=some(hooks), post_up=some(hooks), pre_down=some(hooks), post_down=some(hooks),
         save_config=rng.random() < 0.5, peers=peers, queues=perhaps(1, 256),
         pin=rng.random() < 0.5, busy_poll_us=rng.choice((0, 1, 1_000_000)),
-        offloads=tuple(dict(rng.choices((("gro", True), ("gro", False), ("tso4", False)),
-                                        k=rng.randrange(3))).items()),
+        offloads=dict(rng.choices((("gro", True), ("gro", False), ("tso4", False)),
+                                  k=rng.randrange(3))),
         resolve_every_s=rng.choice((0, 5, 86400)), rate_limits=random_limits(rng), mode=mode,
         bridge=perhaps("br0"), attach=some(["eth1", "tap0"]),
         attach_mode=rng.choice(("bridge", "tc")), mac=perhaps(b"\x02" + rng.randbytes(5)),
@@ -136,7 +143,7 @@ def check_conffile(rng):
     if rng.random() < 0.15:
         config = random_config(rng)
         with telling([config]):
-            text = config_file.emit(config)
+            text = emit(config)
             assert config_file.parse(text, "wg0.conf") == config
     else:
         text = random_file(rng)

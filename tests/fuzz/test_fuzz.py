@@ -15,7 +15,7 @@ from fastpump.config import file as config_file
 from fastpump.errors import ConfigError
 from fuzz import __main__ as fuzz
 from fuzz.common import telling
-from fuzz.conffile import FILE_KEY
+from fuzz.conffile import FILE_KEY, INTERFACE_NAMES, PEER_NAMES
 
 SECONDS = 1.4
 
@@ -90,11 +90,11 @@ def test_a_sockaddr_that_is_shorter_than_its_family_is_refused():
                 call(sockaddr)
 
 
-@pytest.mark.parametrize("name", [*config_file.INTERFACE_KEYS, *config_file.PEER_KEYS])
+@pytest.mark.parametrize("name", [*INTERFACE_NAMES, *PEER_NAMES])
 def test_no_complaint_repeats_a_key_wherever_it_stands(name):
     """Also one that was pasted behind the wrong word."""
     secret = FILE_KEY
-    section = "Peer" if name in config_file.PEER_KEYS else "Interface"
+    section = "Peer" if name in PEER_NAMES else "Interface"
     for value in (secret, f"{secret} x", f"x,{secret}", f"x={secret}"):
         try:
             config_file.parse(f"[{section}]\n{name} = {value}\n", "wg0.conf")

@@ -378,7 +378,7 @@ def test_interfaces_with_a_larger_mtu_are_told_of(guests, attachment):
     (Attachment("br7", ("p",), mode="tc"), "without a bridge"),
     (Attachment("br7", ("p", "q", "p")), "--attach p is given twice"),
     (Attachment("br7", ("br7",)), "as the bridge and as a port"),
-    (Attachment("a bridge"), "is no interface name"),
+    (Attachment("a bridge"), "invalid interface name"),
 ])
 def test_combinations_that_mean_nothing(attachment, complaint):
     with pytest.raises(ConfigError, match=complaint):

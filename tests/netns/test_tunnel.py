@@ -348,7 +348,7 @@ def test_mistakes_are_explained_in_one_line(lab, tmp_path):
     assert "chmod 600" in failure(lab, "b", "--private-key", str(tmp_path / "open.key"))
     assert "1280" in failure(lab, "b", *good, "--mtu", "1000", "--address", "fd00::1/64")
     assert "rot13" in failure(lab, "b", *good, env={"FASTPUMP_AEAD": "rot13"})
-    assert "no interface name" in failure(lab, "b", "a/b", *good)
+    assert "invalid interface name" in failure(lab, "b", "a/b", *good)
     assert ": fp0:" not in lab.ip("b", "link")
 
 
@@ -405,10 +405,10 @@ def test_a_taken_default_port_gives_way_to_a_free_one(lab, tmp_path):
 
 
 def test_status_of_nothing(lab):
-    assert "no tunnel runs" in lab.run("a", *FASTPUMP, "status").stdout
+    assert "no tunnel is running" in lab.run("a", *FASTPUMP, "status").stdout
     assert json.loads(lab.run("a", *FASTPUMP, "status", "--json").stdout) == {"interfaces": []}
     result = lab.run("a", *FASTPUMP, "status", "fp7", check=False)
-    assert result.returncode == 1 and "no tunnel runs on fp7" in result.stderr
+    assert result.returncode == 1 and "no tunnel is running on fp7" in result.stderr
 
 
 def test_the_control_socket_survives_garbage(lab, tunnel, tmp_path):

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpump import ratelimit
-from fastpump.config import model
+from fastpump.config import command_line, model, parsers
+from fastpump.config.options import named
 from fastpump.conn.endpoint import Endpoint, split_host_port
 from fastpump.errors import ConfigError
 from fastpump.protocol import keys
@@ -25,7 +26,7 @@ def test_a_whole_peer(tmp_path):
     psk = tmp_path / "psk"
     psk.touch(mode=0o600)
     psk.write_text(KEY + "\n")
-    peer = model.parse_peer(f"{KEY}@[2001:db8::1]:51820,allowed-ips=10.0.0.1/8+fd00::/64,"
+    peer = command_line.parse_peer(f"{KEY}@[2001:db8::1]:51820,allowed-ips=10.0.0.1/8+fd00::/64,"
                              f"psk={psk},keepalive=25")
     assert peer == model.PeerConfig(
         bytes(range(32)), ("2001:db8::1", 51820), (network("10.0.0.0/8"), network("fd00::/64")),
@@ -63,22 +64,22 @@ def test_combinations_that_cannot_be():
     address = ipaddress.ip_interface
     same = (network("10.0.0.0/8"),)
     cases = [
-        ({"name": "../evil"}, "no interface name"),
+        ({"name": "../evil"}, "invalid interface name"),
         ({"addresses": (address("10.0.0.1/8"), address("10.0.0.1/8"))}, "twice"),
         ({"addresses": (address("fd00::1/64"),), "mtu": 1279}, "1280"),
         ({"mtu": 65001}, "over 65000 is for Ethernet only"),
-        ({"bridge": "br0"}, r"--bridge \(Bridge\) is about Ethernet, .* add --tap"),
-        ({"attach": ("eth1",)}, r"--attach \(Attach\) is about"),
+        ({"bridge": "br0"}, r"--bridge \(Bridge\) is for Ethernet, .* add --tap"),
+        ({"attach": ("eth1",)}, r"--attach \(Attach\) is for"),
         ({"attach_mode": "tc"}, "--attach-mode"), ({"mac": bytes(6)}, "--mac "),
         ({"relay": True}, "--relay"), ({"mac_ageing_s": 10}, "--mac-ageing"),
         ({"mac_limit": 1}, "--mac-limit"), ({"mac_table": 1}, "--mac-table"),
         ({"storm_limit": 0}, "--storm-limit"),
-        ({"mode": "tap", "transport": "wireguard"}, "on lanes only"),
-        ({"mode": "tap", "bridge": "a b"}, "no interface name"),
-        ({"mode": "tap", "attach": ("eth1", "")}, "no interface name"),
+        ({"mode": "tap", "transport": "wireguard"}, "Ethernet frames need lanes"),
+        ({"mode": "tap", "bridge": "a b"}, "invalid interface name"),
+        ({"mode": "tap", "attach": ("eth1", "")}, "invalid interface name"),
         ({"mode": "tap", "addresses": (address("fd00::1/64"),), "mtu": 1279}, "1280"),
         ({"mode": "tap", "peers": (model.PeerConfig(bytes(32), allowed_ips=same),)},
-         "allowed IPs mean nothing with --tap"),
+         "allowed IPs have no effect with --tap"),
         ({"peers": (model.PeerConfig(bytes(32), allowed_ips=same),
                     model.PeerConfig(bytes(range(32)), allowed_ips=same))}, "two peers"),
     ]
@@ -93,19 +94,19 @@ def test_combinations_that_cannot_be():
                   "mac_table": 1, "storm_limit": 0}):
         model.check(model.TunnelConfig(**good))
     with pytest.raises(ConfigError, match="no allowed IPs"):
-        model.with_default_allowed_ips(model.TunnelConfig(
+        command_line.with_default_allowed_ips(model.TunnelConfig(
             peers=(model.PeerConfig(bytes(32)),), addresses=(address("10.0.0.1/32"),)))
 
 
 def test_a_bare_peer():
-    assert model.parse_peer(KEY) == model.PeerConfig(bytes(range(32)))
-    assert model.parse_peer(f"{KEY},keepalive=off").keepalive_s == 0
-    assert model.parse_peer(f"{KEY},allowed-ips=").allowed_ips == ()
-    assert model.parse_peer(f"{KEY}@host.example:1").endpoint == ("host.example", 1)
+    assert command_line.parse_peer(KEY) == model.PeerConfig(bytes(range(32)))
+    assert command_line.parse_peer(f"{KEY},keepalive=off").keepalive_s == 0
+    assert command_line.parse_peer(f"{KEY},allowed-ips=").allowed_ips == ()
+    assert command_line.parse_peer(f"{KEY}@host.example:1").endpoint == ("host.example", 1)
 
 
 BAD_PEERS = [
-    ("", "public key is not a key"), ("abc", "public key"), (KEY[:-1], "public key"),
+    ("", "invalid public key of a peer"), ("abc", "public key"), (KEY[:-1], "public key"),
     (KEY[:-2] + "9=", "public key"),
     (f"{KEY}@host", "HOST:PORT"), (f"{KEY}@:1", "HOST:PORT"), (f"{KEY}@h:0", "1 to 65535"),
     (f"{KEY}@h:65536", "1 to 65535"), (f"{KEY}@::1:5", r"\[ADDRESS\]:PORT"),
@@ -113,8 +114,8 @@ BAD_PEERS = [
     (f"{KEY},keepalive=65536", "0 to 65535"), (f"{KEY},keepalive=x", "0 to 65535"),
     (f"{KEY},allowed-ips=10.0.0.0/33", "allowed IP"),
     (f"{KEY},allowed-ips=fe80::%lo/64", "scope"), (f"{KEY},allowed-ips=x", "allowed IP"),
-    (f"{KEY},psk=/nonexistent", "cannot be read"), (f"{KEY},psk", "is no peer option"),
-    (f"{KEY},color=red", "is no peer option"), (f"{KEY},keepalive=1,keepalive=2", "twice"),
+    (f"{KEY},psk=/nonexistent", "cannot be read"), (f"{KEY},psk", "invalid peer option"),
+    (f"{KEY},color=red", "invalid peer option"), (f"{KEY},keepalive=1,keepalive=2", "twice"),
 ]
 
 
@@ -122,15 +123,16 @@ BAD_PEERS = [
                          ids=[spec[-20:] for spec, _ in BAD_PEERS])
 def test_bad_peers(spec, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        model.parse_peer(spec)
+        command_line.parse_peer(spec)
 
 
 @given(st.text(max_size=80))
 def test_no_text_breaks_the_parsers(text):
-    for parse in (model.parse_peer, model.parse_address, model.parse_network,
-                  model.parse_mtu, model.parse_offload, split_host_port, model.parse_mac,
-                  model.parse_mode, model.parse_attach_mode, model.parse_storm_limit,
-                  model.parse_rate_limit, lambda text: model.parse_limit([text])):
+    for parse in (command_line.parse_peer, parsers.parse_address, parsers.parse_network,
+                  parsers.parse_offload, split_host_port, parsers.parse_mac,
+                  *(named(name).value.parse for name in ("mtu", "mode", "attach_mode",
+                                                         "storm_limit")),
+                  command_line.parse_rate_limit, lambda text: command_line.parse_limit([text])):
         try:
             parse(text)
         except ConfigError as error:
@@ -140,7 +142,7 @@ def test_no_text_breaks_the_parsers(text):
 @pytest.mark.parametrize(("text", "mac"), [
     ("02:00:00:00:00:01", "020000000001"), ("FE-ff-00-0a-0B-ff", "feff000a0bff")])
 def test_mac_addresses(text, mac):
-    assert model.parse_mac(text) == bytes.fromhex(mac)
+    assert parsers.parse_mac(text) == bytes.fromhex(mac)
 
 
 @pytest.mark.parametrize("text", [
@@ -149,7 +151,7 @@ def test_mac_addresses(text, mac):
     "02:00:00:00:00:0g", "02:00:00:00:00:01\n", "02:00:00:00:00:0\u0661"])
 def test_what_is_no_mac_address_of_an_interface(text):
     with pytest.raises(ConfigError, match="six bytes like"):
-        model.parse_mac(text)
+        parsers.parse_mac(text)
 
 
 LIMITS = ratelimit.parse("tx=1gbit")
@@ -157,15 +159,16 @@ JSON = '{"tx_rate_limiter": {"ops": {"size": 5, "refill_time": 9}}}'
 
 
 def test_whose_rate_limits():
-    assert model.parse_rate_limit("tx=1gbit") == (None, LIMITS)
-    assert model.parse_rate_limit(f"{KEY}:tx=1gbit") == (bytes(range(32)), LIMITS)
-    assert model.parse_rate_limit(JSON) == (None, ratelimit.parse(JSON))
-    assert model.parse_rate_limit(f"{KEY}:{JSON}") == (bytes(range(32)), ratelimit.parse(JSON))
+    assert command_line.parse_rate_limit("tx=1gbit") == (None, LIMITS)
+    assert command_line.parse_rate_limit(f"{KEY}:tx=1gbit") == (bytes(range(32)), LIMITS)
+    assert command_line.parse_rate_limit(JSON) == (None, ratelimit.parse(JSON))
+    assert command_line.parse_rate_limit(f"{KEY}:{JSON}") == (
+        bytes(range(32)), ratelimit.parse(JSON))
     for bad, complaint in (("x", "items like"), (f"{KEY}:x", "items like"), (f"{KEY}:", "items"),
                            ("x:tx=1gbit", "before the colon"), (":off", "before the colon"),
-                           (KEY, "items like"), ("@a:b", "cannot be read")):
+                           (KEY, "items like"), ("@a:b", "cannot read")):
         with pytest.raises(ConfigError, match=complaint):
-            model.parse_rate_limit(bad)
+            command_line.parse_rate_limit(bad)
 
 
 def test_the_words_of_the_limit_command():
@@ -173,25 +176,25 @@ def test_the_words_of_the_limit_command():
     for words, meaning in (([], (None, None)), (["tx=1gbit"], (None, LIMITS)),
                            (["off"], (None, ratelimit.NO_LIMITS)), ([KEY], (key, None)),
                            ([KEY, "tx=1gbit"], (key, LIMITS))):
-        assert model.parse_limit(words) == meaning
+        assert command_line.parse_limit(words) == meaning
     for bad, complaint in ((["x"], "items like"), (["x", "off"], "public key"),
                            ([KEY, KEY], "items like"), ([KEY, "off", "off"], "too many words")):
         with pytest.raises(ConfigError, match=complaint):
-            model.parse_limit(bad)
+            command_line.parse_limit(bad)
 
 
 def test_rate_limits_go_to_the_interface_and_to_peers():
     one, two = model.PeerConfig(bytes(32)), model.PeerConfig(bytes(range(32)))
     plain = model.TunnelConfig(peers=(one, two))
-    assert model.with_rate_limits(plain, []) == plain
-    limited = model.with_rate_limits(plain, [(bytes(range(32)), LIMITS), (None, LIMITS)])
+    assert command_line.with_rate_limits(plain, []) == plain
+    limited = command_line.with_rate_limits(plain, [(bytes(range(32)), LIMITS), (None, LIMITS)])
     assert limited == replace(plain, rate_limits=LIMITS,
                               peers=(one, replace(two, rate_limits=LIMITS)))
     for said, complaint in (([(None, LIMITS)] * 2, "twice for the interface"),
                             ([(bytes(32), LIMITS)] * 2, "twice for the peer AAAA"),
-                            ([(b"\1" * 32, LIMITS)], "the peer AQEB.*, which no --peer is")):
+                            ([(b"\1" * 32, LIMITS)], "the peer AQEB.*, but no --peer")):
         with pytest.raises(ConfigError, match=complaint):
-            model.with_rate_limits(plain, said)
+            command_line.with_rate_limits(plain, said)
 
 
 def test_default_allowed_ips():
@@ -199,14 +202,14 @@ def test_default_allowed_ips():
     addresses = tuple(map(ipaddress.ip_interface, ("10.9.0.1/24", "fd00::1/64", "10.9.0.5/24")))
 
     def fill(*peers, addresses=addresses):
-        return model.with_default_allowed_ips(
+        return command_line.with_default_allowed_ips(
             model.TunnelConfig(peers=peers, addresses=addresses)).peers
 
     (filled,) = fill(peer)
     assert filled.allowed_ips == (network("10.9.0.0/24"), network("fd00::/64"))
     assert fill() == ()
     frames = model.TunnelConfig(mode="tap", peers=(peer, other), addresses=addresses)
-    assert model.with_default_allowed_ips(frames) == frames
+    assert command_line.with_default_allowed_ips(frames) == frames
     with pytest.raises(ConfigError, match="several peers"):
         fill(peer, other)
     with pytest.raises(ConfigError, match="no allowed IPs"):

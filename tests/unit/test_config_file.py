@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 
 from fastpump import ratelimit
 from fastpump.config import file as config_file
-from fastpump.config.file import FileConfig, emit, parse
+from fastpump.config.file import FileConfig, parse, tunnel_config
+from fastpump.config.file_emit import emit
 from fastpump.config.model import PeerConfig
+from fastpump.config.options import OPTIONS, PEER_OPTIONS
 from fastpump.errors import ConfigError
 from fastpump.protocol import keys
 
@@ -75,7 +78,7 @@ Relay = true
 MacAgeing = 60
 MacLimit = 16
 MacTable = 1024
-StormLimit = 0
+StormLimit = off
 """
 
 
@@ -84,6 +87,11 @@ def file_peer(public_key, preshared_key=None, endpoint=None, allowed_ips=(), kee
     return PeerConfig(public_key, endpoint, allowed_ips, preshared_key, keepalive_s,
                       ratelimit.parse(rate_limits))
 
+
+
+def file_of(**values):
+    """A file that says these, by the names of the options."""
+    return FileConfig().having(**values)
 
 
 def networks(*texts):
@@ -100,10 +108,10 @@ def public(key):
 
 def test_a_whole_file():
     config = parse(WHOLE, "wg0.conf")
-    assert config == FileConfig(
+    assert config == file_of(
         private_key=PRIVATE, listen_port=51820, fwmark=0xCA6C,
         addresses=interfaces("10.9.0.1/24", "fd00::1/64", "10.9.0.5/32", "10.9.1.1/24"),
-        dns=("10.9.0.53", "fd00::53"), dns_search=("corp.example", "~lab"), mtu=1400,
+        dns=("10.9.0.53", "fd00::53", "corp.example", "~lab"), mtu=1400,
         table="256", pre_up=("true",),
         post_up=("iptables -A FORWARD -i %i -j ACCEPT; echo a=b", "echo two"),
         pre_down=('echo "[three]"',), post_down=(), save_config=True,
@@ -111,8 +119,10 @@ def test_a_whole_file():
                         networks("10.1.0.0/16", "fd01::/48", "192.0.2.1/32", "10.2.0.0/16"), 25,
                         "both-ops=1k"),
                file_peer(B, None, ("vpn.example.org", 1), (), 0)),
-        queues=4, pin=True, busy_poll_us=50, offloads=(("tso4", False), ("gro", True)),
+        queues=4, pin=True, busy_poll_us=50, offloads={"tso4": False, "gro": True},
         resolve_every_s=30, rate_limits=ratelimit.parse("tx=1gbit,burst=10mb"))
+    assert config.dns_servers == ("10.9.0.53", "fd00::53")
+    assert config.dns_search == ("corp.example", "~lab")
     assert config.warnings == ()
     assert SECRET not in repr(config)
     assert repr(PRIVATE) not in repr(config)
@@ -165,8 +175,8 @@ def test_defaults_are_not_written():
 
 
 INTERFACE = [
-    ("FwMark = off", {"fwmark": 0}), ("FwMark = 51820", {"fwmark": 51820}),
-    ("FwMark = 0xffffffff", {"fwmark": 2 ** 32 - 1}), ("FwMark = 0", {"fwmark": 0}),
+    ("FwMark = off", {}), ("FwMark = 51820", {"fwmark": 51820}),
+    ("FwMark = 0xffffffff", {"fwmark": 2 ** 32 - 1}), ("FwMark = 0", {}),
     ("ListenPort = 0", {"listen_port": 0}), ("ListenPort = 65535", {"listen_port": 65535}),
     ("MTU = 576", {"mtu": 576}), ("MTU = 65521", {"mtu": 65521}),
     ("MTU = 1400\nMTU =", {}), ("MTU = 1400\nMTU = 1300", {"mtu": 1300}),
@@ -177,8 +187,8 @@ INTERFACE = [
     ("Address = fd00::1", {"addresses": interfaces("fd00::1/128")}),
     ("Address = 10.0.0.1/8 10.0.0.1/8", {"addresses": interfaces("10.0.0.1/8")}),
     ("DNS = fe80::1%eth0", {"dns": ("fe80::1%eth0",)}),
-    ("DNS = 1.1.1.1,a.example,1.1.1.1", {"dns": ("1.1.1.1",), "dns_search": ("a.example",)}),
-    ("DNS = ~", {"dns_search": ("~",)}),
+    ("DNS = 1.1.1.1,a.example,1.1.1.1", {"dns": ("1.1.1.1", "a.example")}),
+    ("DNS = ~", {"dns": ("~",)}),
     ("SaveConfig = true\nSaveConfig = false", {}), ("Pin = false", {}),
     ("Queues = 1", {"queues": 1}), ("Queues = 256", {"queues": 256}),
     ("BusyPoll = 1000000", {"busy_poll_us": 1_000_000}), ("BusyPoll = 0", {}),
@@ -209,7 +219,7 @@ INTERFACE = [
 @pytest.mark.parametrize(("lines", "fields"), INTERFACE, ids=[line for line, _ in INTERFACE])
 def test_values_of_the_interface(lines, fields):
     config = parse("[Interface]\n" + lines, "wg0.conf")
-    assert config == FileConfig(**fields)
+    assert config == file_of(**fields)
     assert parse(emit(config), "again.conf") == config
 
 
@@ -232,71 +242,72 @@ PEER = [
 @pytest.mark.parametrize(("lines", "fields"), PEER, ids=[line for line, _ in PEER])
 def test_values_of_a_peer(lines, fields):
     config = parse(f"[Peer]\n{public(A)}{lines}", "wg0.conf")
-    assert config == FileConfig(peers=(file_peer(A, **fields),))
+    assert config == file_of(peers=(file_peer(A, **fields),))
     assert parse(emit(config), "again.conf") == config
 
 
 BAD = [
-    ("ListenPort = 1", 1, r"before any section: \[Interface\] or \[Peer\] is expected"),
-    ("\n[Tunnel]", 2, r"\[Interface\] or \[Peer\] is expected"),
-    ("[Peer", 1, r"\[Interface\] or \[Peer\] is expected"),
-    ("[", 1, r"\[Interface\] or \[Peer\] is expected"),
+    ("ListenPort = 1", 1, r"in no section: must follow \[Interface\] or \[Peer\]"),
+    ("\n[Tunnel]", 2, r"must be \[Interface\] or \[Peer\]"),
+    ("[Peer", 1, r"must be \[Interface\] or \[Peer\]"),
+    ("[", 1, r"must be \[Interface\] or \[Peer\]"),
     ("[Interface]\n\nhello", 3, "KEY = VALUE"),
     ("[Interface]\n; old style", 2, "KEY = VALUE"),
-    ("[Interface]\nPostUp = a\0b", 2, "text is expected"),
+    ("[Interface]\nPostUp = a\0b", 2, "must be text"),
     ("[Interface]\nAdress = 10.0.0.1/8", 2,
-     r"'Adress' is not known \(is it Address\?\): one of Address, DNS, .*PrivateKey is expected"),
-    ("[Interface]\nColour = red", 2, "'Colour' is not known: one of Address"),
-    ("[Interface]\n= red", 2, "this key is not known: one of Address"),
-    ("[Interface]\nAllowedIPs = ::/0", 2, r"AllowedIPs does not belong here.*in \[Interface\]"),
-    ("[Peer]\npostup = true", 2, r"PostUp does not belong here.*AllowedIPs.*in \[Peer\]"),
-    ("[Peer]\nEndpiont = a:1", 2, r"\(is it Endpoint\?\): one of PublicKey"),
-    ("[Interface]\nAddress = 10.0.0.1/33", 2, "ADDRESS/PREFIXLEN is expected"),
+     r"unknown key 'Adress' in \[Interface\] \(did you mean Address\?\): must be one of Address, "
+     "DNS, .*PrivateKey$"),
+    ("[Interface]\nColour = red", 2, r"unknown key 'Colour' in \[Interface\]: must be one of"),
+    ("[Interface]\n= red", 2, r"unknown key in \[Interface\]: must be one of Address"),
+    ("[Interface]\nAllowedIPs = ::/0", 2, r"AllowedIPs does not belong in \[Interface\]"),
+    ("[Peer]\npostup = true", 2, r"PostUp does not belong in \[Peer\].*AllowedIPs"),
+    ("[Peer]\nEndpiont = a:1", 2, r"\(did you mean Endpoint\?\): must be one of PublicKey"),
+    ("[Interface]\nAddress = 10.0.0.1/33", 2, "must be ADDRESS/PREFIXLEN"),
     ("[Interface]\nDNS = 1.1.1", 2, "IP address of a server, or a search domain"),
-    ("[Interface]\nDNS = a;b", 2, "search domain is expected"),
-    ("[Interface]\nDNS = ::g", 2, "search domain is expected"),
-    ("[Interface]\nMTU = 575", 2, "from 576 to 65521"),
-    ("[Interface]\nTable = 0", 2, "from 1 to 4294967295 is expected, or auto, off"),
-    ("[Interface]\nTable = 0x1ffffffff", 2, "from 1 to 4294967295"),
-    ("[Interface]\nTable = Main", 2, "auto, off, a number from 1 to 4294967295, or a name"),
-    ("[Interface]\nTable = -1", 2, "no routing table"),
-    ("[Interface]\nSaveConfig = yes", 2, "true or false is expected"),
-    ("[Interface]\nPin =", 2, "true or false is expected"),
-    ("[Interface]\nListenPort = 65536", 2, "from 0 to 65535 is expected"),
-    ("[Interface]\nListenPort = off", 2, "from 0 to 65535 is expected"),
-    ("[Interface]\nFwMark = 0x100000000", 2, "from 0 to 4294967295 is expected, or off"),
-    ("[Interface]\nPrivateKey = abc", 2, "private key is not a key: 44 characters"),
-    ("[Interface]\nQueues = 0", 2, "from 1 to 256"), ("[Interface]\nQueues = 257", 2, "to 256"),
-    ("[Interface]\nBusyPoll = 1000001", 2, "from 0 to 1000000"),
-    ("[Interface]\nOffload = tso4", 2, "NAME=on or NAME=off is expected"),
-    ("[Interface]\nResolveEvery = 4", 2, "from 5 to 86400 is expected, or off"),
-    ("[Interface]\nResolveEvery = 86401", 2, "from 5 to 86400"),
-    ("[Interface]\nRateLimit = fast", 2, "no rate limit: off, or items like .* is expected"),
-    ("[Interface]\nRateLimit = @/etc/passwd", 2, "write what is in it, in one line"),
-    ("[Interface]\nRateLimit = {", 2, "not JSON"),
-    ("[Peer]\nRateLimit = tx=0bit", 2, "no rate: a number from 8bit"),
-    ("[Interface]\nMode = TAP", 2, "tun or tap is expected"),
-    ("[Interface]\nBridge = a b", 2, "no interface name"),
-    ("[Interface]\nAttach = eth1, a/b", 2, "no interface name"),
-    ("[Interface]\nAttachMode =", 2, "bridge or tc is expected"),
-    ("[Interface]\nMACAddress = 01:00:00:00:00:00", 2, "six bytes like .* are expected"),
-    ("[Interface]\nRelay = yes", 2, "true or false is expected"),
-    ("[Interface]\nMacAgeing = 9", 2, "from 10 to 86400"),
-    ("[Interface]\nMacLimit = 0", 2, "from 1 to 1048576"),
-    ("[Interface]\nMacTable = off", 2, "from 1 to 1048576"),
-    ("[Interface]\nStormLimit = 10000001", 2, "from 0 to 10000000 is expected, or off"),
-    ("[Peer]\nMode = tap", 2, r"Mode does not belong here.*in \[Peer\]"),
-    ("[Interface]\n\n[Peer]\nAllowedIPs = ::/0\n", 3, "PublicKey = KEY is expected"),
-    (f"[Peer]\n[Peer]\n{public(A)}", 1, "PublicKey = KEY is expected"),
-    ("[Peer]\nPublicKey =", 2, "public key is not a key"),
-    ("[Peer]\nPresharedKey = x", 2, "preshared key is not a key"),
-    ("[Peer]\nAllowedIPs = 10.0.0.0/8, x", 2, "allowed IP: ADDRESS/PREFIXLEN is expected"),
+    ("[Interface]\nDNS = a;b", 2, "or a search domain"),
+    ("[Interface]\nDNS = ::g", 2, "or a search domain"),
+    ("[Interface]\nMTU = 575", 2, "must be 576 to 65521"),
+    ("[Interface]\nTable = 0", 2, "must be 1 to 4294967295, or auto, off"),
+    ("[Interface]\nTable = 0x1ffffffff", 2, "must be 1 to 4294967295"),
+    ("[Interface]\nTable = Main", 2, r"auto, off, a number \(1 to 4294967295\), or a name"),
+    ("[Interface]\nTable = -1", 2, "invalid routing table"),
+    ("[Interface]\nSaveConfig = yes", 2, "must be true or false"),
+    ("[Interface]\nPin =", 2, "must be true or false"),
+    ("[Interface]\nListenPort = 65536", 2, "must be 0 to 65535$"),
+    ("[Interface]\nListenPort = off", 2, "must be 0 to 65535$"),
+    ("[Interface]\nFwMark = 0x100000000", 2, "must be 0 to 4294967295, or off"),
+    ("[Interface]\nPrivateKey = abc", 2, "invalid private key: must be 44 characters"),
+    ("[Interface]\nQueues = 0", 2, "must be 1 to 256"), ("[Interface]\nQueues = 257", 2, "to 256"),
+    ("[Interface]\nBusyPoll = 1000001", 2, "must be 0 to 1000000"),
+    ("[Interface]\nOffload = tso4", 2, "must be NAME=on or NAME=off"),
+    ("[Interface]\nResolveEvery = 4", 2, "must be 5 to 86400, or off"),
+    ("[Interface]\nResolveEvery = 86401", 2, "must be 5 to 86400"),
+    ("[Interface]\nRateLimit = fast", 2, "invalid rate limit .*: must be off, or items like "),
+    ("[Interface]\nRateLimit = @/etc/passwd", 2, "must be its text, in one line"),
+    ("[Interface]\nRateLimit = {", 2, "invalid JSON"),
+    ("[Peer]\nRateLimit = tx=0bit", 2, "invalid rate .*: must be at least 8bit"),
+    ("[Interface]\nMode = TAP", 2, "must be tun or tap"),
+    ("[Interface]\nBridge = a b", 2, "invalid interface name"),
+    ("[Interface]\nAttach = eth1, a/b", 2, "invalid interface name"),
+    ("[Interface]\nAttachMode =", 2, "must be bridge or tc"),
+    ("[Interface]\nMACAddress = 01:00:00:00:00:00", 2, "must be six bytes like "),
+    ("[Interface]\nRelay = yes", 2, "must be true or false"),
+    ("[Interface]\nMacAgeing = 9", 2, "must be 10 to 86400"),
+    ("[Interface]\nMacLimit = 0", 2, "must be 1 to 1048576"),
+    ("[Interface]\nMacTable = off", 2, "must be 1 to 1048576"),
+    ("[Interface]\nStormLimit = 10000001", 2, "must be 0 to 10000000, or off"),
+    ("[Peer]\nMode = tap", 2, r"Mode does not belong in \[Peer\]"),
+    ("[Interface]\n\n[Peer]\nAllowedIPs = ::/0\n", 3, "must contain PublicKey = KEY"),
+    (f"[Peer]\n[Peer]\n{public(A)}", 1, "must contain PublicKey = KEY"),
+    ("[Peer]\nPublicKey =", 2, "invalid public key: must be"),
+    ("[Peer]\nPresharedKey = x", 2, "invalid preshared key: must be"),
+    ("[Peer]\nAllowedIPs = 10.0.0.0/8, x", 2, "invalid allowed IP .*: must be ADDRESS/PREFIXLEN"),
     ("[Peer]\nEndpoint = ::1:5", 2, r"\[ADDRESS\]:PORT"),
     ("[Peer]\nEndpoint = a", 2, "HOST:PORT"), ("[Peer]\nEndpoint =", 2, "HOST:PORT"),
-    ("[Peer]\nEndpoint = a b:1", 2, "no endpoint host"),
-    ("[Peer]\nEndpoint = [[a]]:1", 2, "no endpoint host"),
+    ("[Peer]\nEndpoint = a b:1", 2, "invalid endpoint host"),
+    ("[Peer]\nEndpoint = [[a]]:1", 2, "invalid endpoint host"),
     ("[Peer]\nEndpoint = [a:b]:1", 2, "IPv6 address in brackets"),
-    ("[Peer]\nPersistentKeepalive = 65536", 2, "from 0 to 65535 is expected, or off"),
+    ("[Peer]\nPersistentKeepalive = 65536", 2, "must be 0 to 65535, or off"),
 ]
 
 
@@ -315,20 +326,34 @@ def test_no_complaint_repeats_a_key(line):
     assert SECRET[:20] not in str(caught.value)
 
 
-def test_every_key_that_is_listed_is_known():
-    for section, names in (("Interface", config_file.INTERFACE_KEYS),
-                           ("Peer", config_file.PEER_KEYS)):
-        for name in names:
+def test_every_key_of_the_tables_is_known():
+    for section, options in (("Interface", OPTIONS), ("Peer", PEER_OPTIONS)):
+        for key in filter(None, (option.key for option in options)):
             try:
-                parse(f"[{section}]\n{name.upper()} = !", "wg0.conf")
+                parse(f"[{section}]\n{key.upper()} = !", "wg0.conf")
             except ConfigError as error:
-                assert "one of" not in str(error) or name in (
-                    "Offload", "Transport", "Cipher")
+                assert "unknown key" not in str(error)
+
+
+def test_the_tunnel_of_a_file():
+    file = parse(WHOLE, "wg0.conf")
+    config = tunnel_config("wg0", file)
+    assert config == replace(file.tunnel, name="wg0", keeps_key=False)
+    assert tunnel_config("wg1", FileConfig()).listen_port == 0      # any free one
+    with pytest.raises(ConfigError, match="is for Ethernet"):
+        tunnel_config("wg0", parse("[Interface]\nRelay = true", "wg0.conf"))
+
+
+def test_our_own_key_is_no_peer():
+    """So that one file can serve all sides."""
+    own = f"PublicKey = {keys.encode(keys.public_of(PRIVATE))}\n"
+    file = parse(f"[Interface]\nPrivateKey = {SECRET}\n[Peer]\n{own}[Peer]\n{public(A)}", "w.conf")
+    assert tunnel_config("wg0", file).peers == (file_peer(A),)
 
 
 def test_all_of_a_tap():
     config = parse(TAP, "vms.conf")
-    assert config == FileConfig(
+    assert config == file_of(
         mode="tap", bridge="br0", attach=("eth1", "tap0"), attach_mode="tc",
         mac=b"\2\0\0\0\0\x0a", relay=True, mac_ageing_s=60, mac_limit=16, mac_table=1024,
         storm_limit=0)
@@ -340,9 +365,9 @@ def test_allowed_ips_of_a_tap_are_dropped_with_a_warning():
     peers = (f"[Peer]\n{public(A)}AllowedIPs =\nAllowedIPs = 10.0.0.0/8\nRateLimit = tx=1gbit\n"
              f"[Peer]\n{public(B)}AllowedIPs = 10.0.0.0/8, ::/0\n")
     config = parse(peers + "[Interface]\nMode = tap\n", "vms.conf")
-    assert config.peers == (file_peer(A, rate_limits="tx=1gbit"), file_peer(B))
-    assert config.warnings == ("vms.conf:4: AllowedIPs mean nothing with Mode = tap: frames go "
-                               "where their MAC address was learnt",)
+    assert config.tunnel.peers == (file_peer(A, rate_limits="tx=1gbit"), file_peer(B))
+    assert config.warnings == ("vms.conf:4: AllowedIPs have no effect with Mode = tap: frames "
+                               "go where their MAC address was learned",)
     assert parse(emit(config), "again.conf").warnings == ()
     assert parse(peers.replace("10.0.0.0/8", "").replace(", ::/0", "")
                  + "[Interface]\nMode = tap\n", "vms.conf").warnings == ()
@@ -364,20 +389,20 @@ def test_a_peer_in_two_sections_is_one():
     ]
     for lines, merged in cases:
         config = parse(f"{first}{between}[Peer]\n{public(A)}{lines}", "wg0.conf")
-        assert config.peers == (merged, file_peer(B))
+        assert config.tunnel.peers == (merged, file_peer(B))
         (warning,) = config.warnings
-        assert re.match(r"wg0\.conf:10: the peer \S+ has a \[Peer\] on line 1 ", warning)
+        assert re.match(r"wg0\.conf:10: the peer \S+ already has a \[Peer\] on line 1;", warning)
 
 
 def test_an_allowed_ip_goes_to_the_peer_that_named_it_last():
     config = parse(f"[Peer]\n{public(A)}AllowedIPs = 10.0.0.0/8, fd00::/8\n"
                    f"[Peer]\n{public(B)}\nAllowedIPs = 10.0.0.1/8, 10.0.0.0/16\n"
                    f"[Peer]\n{public(C)}AllowedIPs = 10.0.0.0/8\n", "wg0.conf")
-    assert [peer.allowed_ips for peer in config.peers] == [
+    assert [peer.allowed_ips for peer in config.tunnel.peers] == [
         networks("fd00::/8"), networks("10.0.0.0/16"), networks("10.0.0.0/8")]
     first, second = config.warnings
-    assert re.match(r"wg0\.conf:7: the allowed IPs 10\.0\.0\.0/8 .* line 3 ", first)
-    assert re.match(r"wg0\.conf:10: the allowed IPs 10\.0\.0\.0/8 .* line 7 ", second)
+    assert re.match(r"wg0\.conf:7: the allowed IPs 10\.0\.0\.0/8 .* line 3;", first)
+    assert re.match(r"wg0\.conf:10: the allowed IPs 10\.0\.0\.0/8 .* line 7;", second)
     again = parse(emit(config), "again.conf")
     assert again == config
     assert again.warnings == ()
@@ -390,7 +415,7 @@ def test_allowed_ips_move_section_by_section():
                    f"[Peer]\n{public(A)}AllowedIPs = fd00::/8\n"
                    f"[Peer]\n{public(B)}AllowedIPs = 10.1.0.0/16\n"
                    f"[Peer]\n{public(C)}AllowedIPs = 10.0.0.0/8\n", "wg0.conf")
-    assert config.peers == (file_peer(A, allowed_ips=networks("fd00::/8")),
+    assert config.tunnel.peers == (file_peer(A, allowed_ips=networks("fd00::/8")),
                             file_peer(B, allowed_ips=networks("10.1.0.0/16")),
                             file_peer(C, allowed_ips=networks("10.0.0.0/8")))
     assert len(config.warnings) == 3        # line 6, and the peers on 7 and 10
@@ -401,10 +426,10 @@ def test_warnings_do_not_make_files_different():
 
 
 @pytest.mark.parametrize("fields", [{"post_up": ("a\nPrivateKey = b",)}, {"pre_up": ("a # b",)},
-                                    {"table": "a\0b"}, {"dns_search": ("a\nPin = true",)}])
+                                    {"table": "a\0b"}, {"dns": ("a\nPin = true",)}])
 def test_what_cannot_be_read_again_is_not_written(fields):
     with pytest.raises(ValueError, match="one line"):
-        emit(FileConfig(**fields))
+        emit(file_of(**fields))
 
 
 def test_many_peers():
@@ -412,7 +437,7 @@ def test_many_peers():
         f"[Peer]\n{public(n.to_bytes(32, 'little'))}AllowedIPs = 10.{n >> 8}.{n & 255}.0/24\n"
         for n in range(1, 10001))
     config = parse(text, "wg0.conf")
-    assert len(config.peers) == 10000
+    assert len(config.tunnel.peers) == 10000
     assert config.warnings == ()
     assert parse(emit(config), "wg0.conf") == config
 
@@ -455,13 +480,13 @@ def test_paths(search, tmp_path, monkeypatch):
     assert config_file.find(str(tmp_path / "wg1.conf")) == tmp_path / "wg1.conf"
     for name in ("wg1.txt", "wg 1.conf", ".conf", "sixteen-letters-.conf", "wg1.conf\n"):
         Path(name).touch()
-        with pytest.raises(ConfigError, match=r"NAME\.conf is expected"):
+        with pytest.raises(ConfigError, match=r"must be NAME\.conf"):
             config_file.find(f"./{name}")
 
 
 def test_what_cannot_be_looked_at_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(config_file, "SEARCH", (tmp_path / ("x" * 300), tmp_path))
-    with pytest.raises(ConfigError, match="cannot be looked at: File name too long"):
+    with pytest.raises(ConfigError, match=r"cannot access .*: File name too long"):
         config_file.find("wg0")
 
 
@@ -475,7 +500,7 @@ def test_interface_names(path, name):
 
 @pytest.mark.parametrize("path", ["wg0", "wg0.CONF", "..conf", "...conf", "w\u0121.conf", "/"])
 def test_bad_interface_names(path):
-    with pytest.raises(ConfigError, match=r"(is|are) expected"):
+    with pytest.raises(ConfigError, match="must be "):
         config_file.interface_name(Path(path))
 
 
@@ -492,7 +517,7 @@ def test_a_file_is_loaded(tmp_path):
         config = config_file.load(write(path, data))
         assert config == parse(WHOLE, "wg0.conf")
         assert config.warnings == ()
-    with pytest.raises(ConfigError, match=re.escape(f"{path}:2: 'x' is no MTU")):
+    with pytest.raises(ConfigError, match=re.escape(f"{path}:2: invalid MTU 'x'")):
         config_file.load(write(path, b"[Interface]\nMTU = x"))
 
 
@@ -513,7 +538,7 @@ def test_strange_files_are_refused(tmp_path):
     write(tmp_path / "binary", b"[Interface]\n\xff\xfe")
     write(tmp_path / "big", b"#" * (config_file.MAX_FILE_LEN + 1))
     for name, complaint in (("fifo", "regular file"), (".", "regular file"),
-                            ("missing", "cannot be read"), ("binary", "binary:2: .*UTF-8"),
+                            ("missing", "cannot read"), ("binary", "binary:2: .*UTF-8"),
                             ("big", "at most 16 MiB")):
         with pytest.raises(ConfigError, match=complaint):
             config_file.load(tmp_path / name)
@@ -526,8 +551,7 @@ def check_text(text):
     try:
         config = parse(text, "wg0.conf")
     except ConfigError as error:
-        assert re.match(r"wg0\.conf:[1-9][0-9]*: .*expected|wg0\.conf:[1-9].*(is not HOST:PORT|"
-                        r"write IPv6)", str(error), re.DOTALL)
+        assert re.match(r"wg0\.conf:[1-9][0-9]*: .* must ", str(error), re.DOTALL)
         return
     again = parse(emit(config), "again.conf")
     assert again == config
@@ -540,7 +564,7 @@ def test_no_text_breaks_the_parser(text):
     check_text(text)
 
 
-@given(st.sampled_from(config_file.INTERFACE_KEYS + config_file.PEER_KEYS),
+@given(st.sampled_from([*config_file.INTERFACE_KEYS, *config_file.PEER_KEYS]),
        st.text(max_size=40) | st.text("0123456789abcfx.:/[]%~-+=, on", max_size=30))
 def test_no_value_breaks_the_parser(key, value):
     section = f"[Peer]\n{public(A)}" if key in config_file.PEER_KEYS else "[Interface]\n"

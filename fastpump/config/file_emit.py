@@ -1,0 +1,30 @@
+"""The text of a configuration file, for SaveConfig: what is as by default is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from fastpump.config.file import FileConfig
+from fastpump.config.options import OPTIONS, PEER_OPTIONS, Option
+
+
+def emit(file: FileConfig) -> str:
+    """The file that says this, keys and all. ValueError if a value cannot be written so that it
+    reads the same."""
+    lines = ["[Interface]", *_lines((option, file.get(option)) for option in OPTIONS if option.key)]
+    for peer in file.tunnel.peers:
+        lines += ["", "[Peer]", *_lines(
+            (option, getattr(peer, option.name)) for option in PEER_OPTIONS)]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(values: Iterable[tuple[Option, Any]]) -> Iterable[str]:
+    for option, value in values:
+        if value is None or value == option.default_value:
+            continue
+        for text in option.value.lines(value):
+            # Whoever fills a FileConfig from elsewhere must not get other lines than asked for.
+            if any(char in text for char in "#\n\0"):
+                raise ValueError(f"{option.key} is not one line without '#'")
+            yield f"{option.key} = {text}"

@@ -1,0 +1,130 @@
+"""What operators type that takes more than a number or a word: parse, and write again.
+
+Every ConfigError says what the text must be. Numbers, words and lists of them: values.py.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from fastpump.config.options import MAX_U32
+from fastpump.config.values import Number, one_of
+from fastpump.conn.endpoint import split_host_port
+from fastpump.constants import KEY_LEN
+from fastpump.errors import ConfigError, invalid
+from fastpump.ip import Interface, Network
+from fastpump.protocol import keys
+from fastpump.tun.offloads import OFFLOAD_NAMES
+
+_NO_KEY = bytes(KEY_LEN)    # how wg says that there is none
+_MAC = re.compile(r"[0-9a-fA-F]{2}([:-])(?:[0-9a-fA-F]{2}\1){4}[0-9a-fA-F]{2}")
+_TABLE = re.compile(r"[a-z0-9_][a-z0-9_-]*")
+_TABLE_NUMBER = Number("routing table", 1, MAX_U32)
+_HOST = re.compile(r"[\w.-]+")
+_DOMAIN = re.compile(r"~?[\w.-]+|~")                # ~: a routing domain of systemd-resolved
+_LIKE_ADDRESS = re.compile(r"[0-9.]+|.*:.*")        # wg-quick's
+
+
+# -- addresses
+
+def parse_address(text: str) -> Interface:
+    """An address with its prefix length, for the interface."""
+    try:
+        if "%" in text:
+            raise ValueError("no scope id here")
+        return ipaddress.ip_interface(text)
+    except ValueError as error:
+        raise invalid("address", text,
+                      f"ADDRESS/PREFIXLEN, like 10.9.0.1/24 ({error})") from None
+
+
+def parse_network(text: str) -> Network:
+    """A prefix; host bits are cleared, as wg does."""
+    try:
+        if "%" in text:
+            raise ValueError("no scope id here")
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError as error:
+        raise invalid("allowed IP", text,
+                      f"ADDRESS/PREFIXLEN, like 10.9.0.0/24 ({error})") from None
+
+
+def parse_mac(text: str) -> bytes:
+    """The MAC address of an interface: six bytes, not a group address."""
+    mac = bytes.fromhex(re.sub("[:-]", "", text)) if _MAC.fullmatch(text) else b""
+    if not any(mac) or mac[0] & 1:
+        raise invalid("MAC address", text,
+                      "six bytes like 02:00:00:00:00:01, the first an even number")
+    return mac
+
+
+def emit_mac(mac: bytes) -> str:
+    """02:00:00:00:00:01"""
+    return mac.hex(":")
+
+
+def parse_endpoint(text: str) -> tuple[str, int]:
+    """HOST:PORT; what cannot be a host is refused here, not when it is resolved."""
+    host, port = split_host_port(text)
+    try:
+        good = bool(ipaddress.IPv6Address(host)) if ":" in host else _HOST.fullmatch(host)
+    except ValueError:
+        good = False
+    if not good:
+        raise invalid("endpoint host", host,
+                      "a name, an IPv4 address, or an IPv6 address in brackets")
+    return host, port
+
+
+def emit_endpoint(endpoint: tuple[str, int]) -> str:
+    """vpn.example.net:51820 or [2001:db8::1]:51820"""
+    host, port = endpoint
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def parse_dns(text: str) -> str:
+    """The address of a DNS server, or a search domain."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        if _LIKE_ADDRESS.fullmatch(text) or not _DOMAIN.fullmatch(text):
+            raise invalid("DNS entry", text,
+                          "the IP address of a server, or a search domain") from None
+        return text
+
+
+def parse_table(text: str) -> str:
+    """A routing table as `ip route` takes it, or auto, or off."""
+    if text.isdigit() or text.startswith("0x"):
+        try:
+            return str(_TABLE_NUMBER.parse(text))
+        except ConfigError as error:
+            raise ConfigError(f"{error}, or auto, off, or the name of a table") from None
+    if not _TABLE.fullmatch(text):
+        raise invalid("routing table", text, f"auto, off, a number ({_TABLE_NUMBER.bounds}), or a "
+                                             "name of a-z, 0-9, '_' and '-'")
+    return text
+
+
+# -- keys and words
+
+def parse_optional_key(text: str, what: str) -> bytes | None:
+    """A key in base64; zeros: there is none."""
+    key = keys.decode(text, what)
+    return None if key == _NO_KEY else key
+
+
+def parse_offload(text: str) -> tuple[str, bool]:
+    """NAME=on or NAME=off."""
+    name, _, value = text.partition("=")
+    if name not in OFFLOAD_NAMES or value not in ("on", "off"):
+        raise invalid("offload setting", text,
+                      f"NAME=on or NAME=off, with NAME {one_of(OFFLOAD_NAMES)}")
+    return name, value == "on"
+
+
+def emit_offload(setting: tuple[str, bool]) -> str:
+    """tso4=off"""
+    name, is_on = setting
+    return f"{name}={'on' if is_on else 'off'}"

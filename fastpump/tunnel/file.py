@@ -1,0 +1,248 @@
+"""A tunnel of a configuration file, in the background process that `fastpump up` starts: what it
+sets up on the host, and what `fastpump reload` and SaveConfig ask of it by the control socket.
+
+`reload` reads the file, and compares it with what it read before: what differs is changed, all else
+is left alone, including what wg(8) changed meanwhile. What only `up` can set (Option.needs_restart,
+and what a default route or an attached interface depends on) stays as it is, and is reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastpump.config import file as config_file
+from fastpump.config.file import FileConfig, tunnel_config
+from fastpump.config.file_emit import emit
+from fastpump.config.model import PeerConfig, TunnelConfig
+from fastpump.config.options import OPTIONS, Option
+from fastpump.conn.endpoint import Endpoint
+from fastpump.constants import DEFAULT_PORT
+from fastpump.device.peer import Peer
+from fastpump.device.peer_change import PeerChange, Presence
+from fastpump.errors import ConfigError
+from fastpump.host import attach, ethernet
+from fastpump.host.network import HostNet, HostState
+from fastpump.ip import Address, Network, network_of
+from fastpump.netlink import links, routes
+from fastpump.ratelimit import NO_LIMITS
+from fastpump.tunnel.peer_changes import peer_change_of
+from fastpump.tunnel.resolver import look_up
+from fastpump.tunnel.run import Program, run
+from fastpump.tunnel.tunnel import Tunnel
+
+
+@dataclass(slots=True)
+class FileTunnel:
+    """What the background process knows."""
+
+    path: Path
+    name: str
+    file: FileConfig
+    """As it was last read."""
+    applied: FileConfig
+    """The same, but with what only `up` can set as it was then."""
+    config: TunnelConfig
+    default_table: int = 0
+    """Where default routes go; 0 if there were none, or the file names a table."""
+    host: HostState | None = None
+
+    @classmethod
+    def of(cls, path: Path, name: str, file: FileConfig) -> FileTunnel:
+        """The tunnel of that file, not started yet; ConfigError."""
+        config = tunnel_config(name, file)
+        attach.check(ethernet.attachment_of(config))
+        tunnel = cls(path, name, file, file, config)
+        if _has_default_route(file):
+            # The mark keeps our own datagrams out of the tunnel; the table has the same number.
+            tunnel.default_table = config.fwmark or routes.unused_table(DEFAULT_PORT)
+            tunnel.config = replace(config, fwmark=tunnel.default_table)
+        return tunnel
+
+    # -- up
+
+    def serve(self, on_ready: Callable[[], None]) -> None:
+        """Run the tunnel to its end."""
+        run(self.config, Program(
+            configure=self._configure, on_ready=lambda _: on_ready(), commands={
+                "reload": self._reload, "configuration": self._configuration},
+            configuration_file=self.path))
+
+    def _configure(self, name: str, index: int, cleanup: ExitStack,
+                   endpoints: Collection[Address]) -> None:
+        self.host = HostState(name)
+        cleanup.callback(self.host.undo)
+        if self.config.mode == "tap":
+            ethernet.configure(self.config, index, cleanup, endpoints)
+            self.host.change(index, self._host_net(self.applied, None))
+        else:
+            links.set_up(links.get(index))
+            self.host.change(index, self._host_net(self.applied, endpoints))
+
+    def _host_net(self, file: FileConfig, endpoints: Iterable[Address] | None) -> HostNet:
+        """`endpoints`: without an MTU in the file, it must fit the way to these addresses; None:
+        it stays."""
+        mtu = file.tunnel.mtu or (0 if endpoints is None else routes.fitting_mtu(endpoints))
+        addresses = () if self._is_attached else file.tunnel.addresses
+        return HostNet(addresses, mtu, tuple(self._routes(file)), self.default_table,
+                       file.dns_servers, file.dns_search)
+
+    @property
+    def _is_attached(self) -> bool:
+        return bool(ethernet.attachment_of(self.config))
+
+    def _routes(self, file: FileConfig) -> Iterator[tuple[Network, int]]:
+        """(destination, routing table) of all routes, the longest prefixes first."""
+        if file.table == "off":
+            return
+        table = routes.TABLE_MAIN if file.table == "auto" else routes.table_number(file.table)
+        connected = {address.network for address in file.tunnel.addresses}
+        networks = {network for peer in file.tunnel.peers for network in peer.allowed_ips or ()}
+        for network in sorted(networks, key=lambda each: (-each.prefixlen, each.version, each)):
+            if file.table != "auto":
+                yield network, table
+            elif network.prefixlen == 0:
+                if self.default_table:
+                    yield network, self.default_table
+            elif network not in connected:
+                yield network, table
+
+    # -- SaveConfig
+
+    async def _configuration(self, running: Tunnel) -> dict[str, Any]:
+        """The file as it would be written now."""
+        device, supervisor = running.supervisor.device, running.supervisor
+        tunnel, known = self.file.tunnel, _by_key(self.applied)
+        addresses = tunnel.addresses
+        if running.is_at_home and not self._is_attached:     # those are the bridge's
+            addresses = tuple(await asyncio.to_thread(routes.addresses_of, running.link.index))
+        return {"text": emit(replace(self.file, tunnel=replace(
+            tunnel, addresses=addresses, listen_port=supervisor.listen_port or None,
+            private_key=device.private_key if any(device.private_key) else None,
+            fwmark=tunnel.fwmark if self.default_table else supervisor.fwmark,
+            mtu=None if tunnel.mtu is None else running.link.mtu,
+            peers=tuple(self._peer_config(peer, known.get(peer.public_key))
+                        for peer in device.peers.values()))))}
+
+    def _peer_config(self, peer: Peer, applied: PeerConfig | None) -> PeerConfig:
+        """A peer as it is now; its rate limits as they are in the file."""
+        endpoint = peer.endpoint_name
+        if endpoint is None and peer.endpoint is not None:
+            endpoint = peer.endpoint.host, peer.endpoint.port
+        return PeerConfig(
+            public_key=peer.public_key, endpoint=endpoint,
+            allowed_ips=tuple(network_of(prefix) for prefix in (
+                sorted(peer.allowed_ips) if self.config.mode == "tun" else ())),
+            preshared_key=peer.preshared_key if any(peer.preshared_key) else None,
+            keepalive_s=peer.persistent_keepalive_s,
+            rate_limits=NO_LIMITS if applied is None else applied.rate_limits)
+
+    # -- reload
+
+    async def _reload(self, running: Tunnel) -> dict[str, Any]:
+        """Apply the file as it is now; what changed, and what needs down and up."""
+        if not running.is_at_home:
+            raise ConfigError("the interface is not in the network namespace that it was brought "
+                              "up in; change its peers with `wg syncconf`")
+        file = await asyncio.to_thread(config_file.load, self.path)
+        config = tunnel_config(self.name, file)
+        changed: list[str] = []
+        if config.mode != self.config.mode:
+            fixed = ["mode"]        # packets and frames: next to nothing means the same in both
+        else:
+            new, fixed = self._applicable(file, config)
+            changed = await self._apply(running, file, new)
+        return {"changed": changed, "needs_restart": fixed, "warnings": list(file.warnings)}
+
+    def _applicable(self, file: FileConfig, config: TunnelConfig) -> tuple[FileConfig, list[str]]:
+        """The file, but with what cannot be changed as it is applied; and what that is."""
+        fixed = [option for option in OPTIONS
+                 if self._is_fixed(option) and file.get(option) != self.applied.get(option)]
+        new = file.having(peers=config.peers, **{
+            option.name: self.applied.get(option) for option in fixed})
+        names = [option.name for option in fixed]
+        if _has_default_route(new) and not self.default_table:
+            names.append("the default route")
+        return new, names
+
+    def _is_fixed(self, option: Option) -> bool:
+        """Whether an option cannot be changed while the tunnel runs."""
+        if option.name == "fwmark":
+            return bool(self.default_table)     # the rules have it
+        if option.name == "addresses":
+            return self._is_attached            # the bridge has them
+        return option.needs_restart
+
+    async def _apply(self, running: Tunnel, file: FileConfig, new: FileConfig) -> list[str]:
+        """Change what differs between what is applied and `new`, which was made of `file`."""
+        endpoints = await self._look_up(running, new)
+        changed = self._change_interface(running, new.tunnel)
+        changed += self._change_peers(running, new, endpoints)
+        old, self.file, self.applied = self.applied, file, new
+        assert self.host is not None
+        # An MTU that was found stays: the ways to the peers may differ by now.
+        fitted = None if old.tunnel.mtu is None or self.config.mode == "tap" else [
+            peer.endpoint.address for peer in running.supervisor.device.peers.values()
+            if peer.endpoint is not None]
+        host_net = await asyncio.to_thread(self._host_net, new, fitted)
+        return changed + await asyncio.to_thread(self.host.change, running.link.index, host_net)
+
+    async def _look_up(self, running: Tunnel, new: FileConfig) -> dict[bytes, Endpoint]:
+        """The endpoints that the file changed, by public key."""
+        known, present = _by_key(self.applied), running.supervisor.device.peers
+        moved = {peer.public_key: peer.endpoint for peer in new.tunnel.peers
+                 if peer.endpoint is not None
+                 and (peer.public_key not in present or peer.public_key not in known
+                      or peer.endpoint != known[peer.public_key].endpoint)}
+        found = await asyncio.gather(*(look_up(*endpoint) for endpoint in moved.values()))
+        return dict(zip(moved, found, strict=True))
+
+    def _change_interface(self, running: Tunnel, new: TunnelConfig) -> list[str]:
+        supervisor, old, changed = running.supervisor, self.applied.tunnel, []
+        if new.private_key is not None and new.private_key != old.private_key:
+            supervisor.set_private_key(new.private_key)
+            changed.append("the private key")
+        if new.listen_port is not None and new.listen_port != old.listen_port:
+            supervisor.set_listen_port(new.listen_port)
+            changed.append("the port")
+        if new.fwmark != old.fwmark:
+            supervisor.set_fwmark(new.fwmark)
+            changed.append("the firewall mark")
+        if new.rate_limits != old.rate_limits:
+            running.set_rate_limits(None, new.rate_limits)
+            changed.append("the rate limits")
+        running.resolver.interval_s = new.resolve_every_s
+        return changed
+
+    def _change_peers(self, running: Tunnel, new: FileConfig,
+                      endpoints: dict[bytes, Endpoint]) -> list[str]:
+        """Change what the file changes, and nothing else: a peer keeps its session, and the
+        endpoint that it roamed to."""
+        device, known, changed = running.supervisor.device, _by_key(self.applied), []
+        wanted = _by_key(new)
+        for peer in list(device.peers.values()):
+            if peer.public_key not in wanted:
+                changed.append(f"{peer} removed")
+                running.configure_peer(PeerChange(peer.public_key, Presence.REMOVE))
+        for key, config in wanted.items():
+            is_new = key not in device.peers
+            before = None if is_new else known.get(key)
+            if config != before:
+                running.configure_peer(peer_change_of(config, endpoints.get(key), before=before))
+                changed.append(f"{device.peers[key]} {'added' if is_new else 'changed'}")
+        return changed
+
+
+def _by_key(file: FileConfig) -> dict[bytes, PeerConfig]:
+    return {peer.public_key: peer for peer in file.tunnel.peers}
+
+
+def _has_default_route(file: FileConfig) -> bool:
+    """Whether all traffic goes through the tunnel, by rules of ours."""
+    return file.table == "auto" and any(
+        network.prefixlen == 0 for peer in file.tunnel.peers
+        for network in peer.allowed_ips or ())
