@@ -19,7 +19,6 @@ from fastpump.hot.shm cimport (
 )
 
 FEATURE_PARTIAL, FEATURE_BUNDLE = constants.FEATURE_PARTIAL, constants.FEATURE_BUNDLE
-MAX_LANES = constants.MAX_LANES
 LANE_BITS = {
     "echo_reported": LANE_ECHO_REPORTED,
     "usable_reported": LANE_USABLE_REPORTED,

@@ -27,7 +27,6 @@ from fastpump.hot.staged cimport staged_init
 from fastpump.hot.tun_read cimport tun_to_udp
 from fastpump.hot.worker cimport Worker
 
-MAX_LANE_SOCKETS = constants.MAX_LANE_SOCKETS
 
 
 cdef Worker *worker_lay_out(Arena *arena, Worker *unplaced, size_t peer_capacity):

@@ -35,6 +35,7 @@ from fastpump.errors import ConfigError
 from fastpump.protocol import cookie, keys, noise
 from fastpump.protocol.keypairs import Keypair
 from fastpump.protocol.timers import Action, Activity
+from fastpump.verdicts import Verdict
 
 TICK_LEN = 32       # peers looked at before others have their turn: some milliseconds
 
@@ -242,7 +243,7 @@ class Device:
         """A handshake message that the intake has let in; `local` is the address that it came to.
         Events that came before it were handed over (handshake.py)."""
         if self._handshakes.static is None or not self.is_up:
-            self.verdicts["DROP_INTERFACE_DOWN"] += 1
+            self.verdicts[Verdict.DROP_INTERFACE_DOWN] += 1
             return
         outcome = self._handshakes.receive(message, source, local, now)
         if isinstance(outcome, Peer):

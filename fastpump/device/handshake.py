@@ -37,6 +37,7 @@ from fastpump.device.peer import Peer
 from fastpump.device.sessions import Sessions
 from fastpump.protocol import cookie, noise, tai64n, wire
 from fastpump.protocol.wire import CookieReply, Initiation, Response
+from fastpump.verdicts import Verdict
 
 log = logging.getLogger("fastpump.device")
 
@@ -136,14 +137,14 @@ class Handshakes:
                 case CookieReply():
                     return self._receive_cookie(parsed, now)
                 case _:
-                    return "DROP_MALFORMED_HANDSHAKE"
+                    return Verdict.DROP_MALFORMED_HANDSHAKE
         except noise.UnknownPeer:
-            return "DROP_UNKNOWN_PEER"
+            return Verdict.DROP_UNKNOWN_PEER
         except noise.HandshakeError as error:
             log.debug("handshake message from %s dropped: %s", source, error)
-            return "DROP_INVALID_HANDSHAKE"
+            return Verdict.DROP_INVALID_HANDSHAKE
         except MemoryError:         # no slot for a session
-            return "DROP_TABLE_FULL"
+            return Verdict.DROP_TABLE_FULL
 
     def _receive_initiation(self, message: Initiation, source: Endpoint, local: bytes,
                             now: int) -> Peer | str:
@@ -151,10 +152,10 @@ class Handshakes:
         initiation = noise.consume_initiation(self.static, message, self._static_static)
         peer = self._peers[initiation.peer_public]
         if initiation.timestamp <= peer.timestamp_seen:
-            return "DROP_REPLAYED_INITIATION"
+            return Verdict.DROP_REPLAYED_INITIATION
         seen = peer.last_initiation_seen_at
         if seen is not None and now < seen + MIN_INITIATION_INTERVAL:
-            return "DROP_INITIATION_FLOOD"
+            return Verdict.DROP_INITIATION_FLOOD
         slot, index = self._sessions.begin(peer)
         try:
             response, transport = noise.create_response(initiation, peer.preshared_key, index)
@@ -177,7 +178,7 @@ class Handshakes:
         peer = self._sessions.peer_of(message.receiver_index)
         if peer is None or peer.handshake is None or peer.handshake_slot is None \
                 or peer.handshake.local_index != message.receiver_index:
-            return "DROP_UNEXPECTED_RESPONSE"
+            return Verdict.DROP_UNEXPECTED_RESPONSE
         transport = noise.consume_response(self.static, peer.handshake, peer.preshared_key,
                                            message)
         keypair = self._sessions.install(
@@ -198,10 +199,10 @@ class Handshakes:
         initiation, REKEY_TIMEOUT after the last one, does."""
         peer = self._sessions.peer_of(reply.receiver_index)
         if peer is None or peer.last_mac1_sent is None:
-            return "DROP_UNEXPECTED_COOKIE"
+            return Verdict.DROP_UNEXPECTED_COOKIE
         found = cookie.open_reply(cookie.cookie_key(peer.public_key), peer.last_mac1_sent, reply)
         if found is None:
-            return "DROP_INVALID_COOKIE"
+            return Verdict.DROP_INVALID_COOKIE
         peer.cookie, peer.cookie_at, peer.last_mac1_sent = found, now, None
         log.debug("%s is under load, and gave a cookie", peer)
         return peer

@@ -21,6 +21,7 @@ from fastpump._core import ADMIT_HANDSHAKE, ADMIT_TRANSPORT, Admission
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import COOKIE_SECRET_MAX_AGE, SECOND
 from fastpump.device.device import Device
+from fastpump.verdicts import Verdict
 
 QUEUE_LEN = 512
 OVERLOAD_LEN = 128
@@ -76,7 +77,7 @@ class HandshakeQueue:
         elif len(self._queue) < QUEUE_LEN:
             self._queue.append(datagram)
         else:
-            self.verdicts["DROP_HANDSHAKE_OVERLOAD"] += 1
+            self.verdicts[Verdict.DROP_HANDSHAKE_OVERLOAD] += 1
         if len(self._queue) >= OVERLOAD_LEN:
             self._intake.declare_overload(now + OVERLOAD_HOLD)
 

@@ -44,6 +44,7 @@ from fastpump.protocol.lane_messages import (
     Terms,
     Transcript,
 )
+from fastpump.verdicts import Verdict
 
 
 @enum.unique
@@ -287,7 +288,7 @@ class Upgrade:
     def _step(self, event: Event, received: Received, now: int) -> str | None:
         row = TRANSITIONS.get((self.state, event))
         if row is None:
-            return "DROP_UNEXPECTED_CONTROL"
+            return Verdict.DROP_UNEXPECTED_CONTROL
         before, (self.state, action) = self.state, row
         verdict = _ACTIONS[action](self, received, now)
         if verdict is not None:
@@ -309,12 +310,12 @@ class Upgrade:
         try:
             secret, ciphertext = lane_messages.encapsulate(offer.kem_key)
         except ValueError:
-            return "DROP_MALFORMED_CONTROL"
+            return Verdict.DROP_MALFORMED_CONTROL
         self._owner.on_abilities(self.keypair, offer.abilities)
         try:
             reservation = self._owner.sets.reserve(terms.lanes)
         except MemoryError:
-            return "DROP_TABLE_FULL"
+            return Verdict.DROP_TABLE_FULL
         self.offer = whole
         self.accept = self._sent = Accept(reservation.index, ciphertext).emit()
         keys = self._derive(secret, terms)
@@ -345,7 +346,7 @@ class Upgrade:
         try:
             reservation = self._owner.sets.reserve(terms.lanes)
         except MemoryError:
-            return "DROP_TABLE_FULL"
+            return Verdict.DROP_TABLE_FULL
         kem_key = MLKEM768PrivateKey.generate()
         self._offered = _Offered(reservation, terms, self._owner.sets.is_opener,
                                  hello.abilities.features, kem_key)
@@ -385,7 +386,7 @@ class Upgrade:
 
     def _answer_again(self, _: Received, now: int) -> str | None:
         if self._answers_left == 0:
-            return "DROP_UNEXPECTED_CONTROL"
+            return Verdict.DROP_UNEXPECTED_CONTROL
         self._answers_left -= 1
         self._send(now)
         return None

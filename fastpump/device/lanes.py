@@ -35,6 +35,7 @@ from fastpump.device.peer import Peer
 from fastpump.protocol import lane_messages, wire
 from fastpump.protocol.keypairs import Keypair
 from fastpump.protocol.lane_messages import Abilities, Hello, Offer
+from fastpump.verdicts import Verdict
 
 log = logging.getLogger("fastpump.lanes")
 
@@ -148,10 +149,10 @@ class PeerLanes:
     def receive(self, keypair: Keypair, data: bytes, now: int) -> str | None:
         """A control packet that came in a session; the verdict if it is dropped."""
         if self._context.options.transport == "wireguard":
-            return "DROP_CONTROL_UNWANTED"
+            return Verdict.DROP_CONTROL_UNWANTED
         parsed = lane_messages.parse(data)
         if parsed is None:
-            return "DROP_MALFORMED_CONTROL"
+            return Verdict.DROP_MALFORMED_CONTROL
         upgrade = next((each for each in self.upgrades if each.keypair is keypair), None) \
             or self._add_upgrade(keypair)
         verdict = upgrade.receive(*parsed, now)

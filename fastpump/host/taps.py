@@ -38,7 +38,7 @@ from fastpump.kernel import (
     TUNSETPERSIST,
 )
 from fastpump.netlink import links
-from fastpump.netlink.links import Link
+from fastpump.netlink.links import Change, Link
 from fastpump.netlink.refusal import Refusal, explaining
 from fastpump.tun.queues import NO_PERMISSION, check_name, open_queue
 
@@ -125,9 +125,9 @@ def create(config: TapConfig) -> list[Tap]:
                               f"delete it: {_how_to_delete(there[name])}")
     made: list[str] = []
     try:
-        for number, name in enumerate(config.names):
+        for name in config.names:
             _make_persistent(config, name, made)
-            _set_up(config, number, name, bridge)
+        _set_up(config, bridge)
         macs = {name: link.mac for name, link in _links_by_name().items()}
         return [Tap(name, mac_text(mac if mac_text(mac) != macs.get(name) else mac ^ 1))
                 for name, mac in zip(config.names, _guest_macs(config), strict=True)]
@@ -198,27 +198,30 @@ def _make_persistent(config: TapConfig, name: str, made: list[str]) -> None:
         os.close(fd)
 
 
-def _set_up(config: TapConfig, number: int, name: str, bridge: Link | None) -> None:
-    """Bridge, MAC, MTU and up, in one message."""
+def _set_up(config: TapConfig, bridge: Link | None) -> None:
+    """Bridge, MAC, MTU and up, in one message for each TAP."""
+    try:
+        links.change_all(_change(config, number, name, bridge)
+                         for number, name in enumerate(config.names))
+    except Refusal as error:
+        if error.errno == errno.EXFULL:
+            raise SystemSetupError(f"{error.failure}, which is full: a bridge has at most "
+                                   f"{MAX_BRIDGE_PORTS} ports; take another bridge for the "
+                                   "rest") from None
+        raise
+
+
+def _change(config: TapConfig, number: int, name: str, bridge: Link | None) -> Change:
     mtu = config.mtu
     if mtu is None and bridge is not None and bridge.mtu != ETHERNET_MTU:
         mtu = bridge.mtu        # else a new port lowers that of all
-    mac = None if config.mac is None else mac_text(config.mac + number)
-    if mac is None and mtu is None and bridge is None and not config.is_up:
-        return
     place = "" if bridge is None else f" in the bridge {bridge.name}"
     failure = f"the TAP {name} cannot be set up{place}"
-    try:
-        with explaining(failure):
-            index = socket.if_nametoindex(name)
-        links.change(index, failure, mac=mac, mtu=mtu, is_up=config.is_up or None,
-                     master=None if bridge is None else bridge.index)
-    except Refusal as error:
-        if error.errno == errno.EXFULL and bridge is not None:
-            raise SystemSetupError(f"{name} cannot join the bridge {bridge.name}: it is full, for "
-                                   f"a bridge has {MAX_BRIDGE_PORTS} ports at most; take another "
-                                   "bridge for the rest") from None
-        raise
+    with explaining(failure):
+        index = socket.if_nametoindex(name)
+    return Change(index, failure, mtu=mtu, is_up=config.is_up or None,
+                  mac=None if config.mac is None else mac_text(config.mac + number),
+                  master=None if bridge is None else bridge.index)
 
 
 def _remove(made: Sequence[str]) -> str | None:

@@ -11,7 +11,7 @@ from pyroute2.netlink.rtnl.ndmsg import NTF_SELF, NUD_NOARP, NUD_PERMANENT
 
 from fastpump.errors import SystemSetupError
 from fastpump.netlink import links
-from fastpump.netlink.links import Link
+from fastpump.netlink.links import Change, Link
 from fastpump.netlink.refusal import explaining
 
 
@@ -46,13 +46,14 @@ def ports(bridge: Link | int) -> list[Link]:
 
 def add_port(bridge: Link, link: Link) -> None:
     """Make an interface a port of a bridge."""
-    links.change(link.index, f"{link.name} cannot become a port of {bridge.name}",
-                 master=bridge.index)
+    links.change_all([Change(link.index, f"{link.name} cannot become a port of {bridge.name}",
+                             master=bridge.index)])
 
 
 def remove_port(link: Link) -> None:
     """Take an interface out of its bridge."""
-    links.change(link.index, f"{link.name} cannot be taken out of its bridge", master=0)
+    links.change_all([Change(link.index, f"{link.name} cannot be taken out of its bridge",
+                             master=0)])
 
 
 def read_fdb() -> list[FdbEntry]:

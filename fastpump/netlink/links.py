@@ -1,6 +1,6 @@
 """The interfaces of this network namespace: read, change and delete them.
 
-As everywhere in this room, each function opens a netlink socket of its own, which costs less than
+As everywhere in this room, each function opens a netlink socket of its own, which costs as much as
 a request, and raises what the kernel refuses as a Refusal.
 
 Deleting many: the kernel waits for all CPUs after each RTM_DELLINK (some 17 ms), but only once for
@@ -14,7 +14,7 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,48 +106,68 @@ def get(index: int) -> Link:
 
 # -- change
 
-def change(index: int, failure: str, *, mac: str | None = None, mtu: int | None = None,
-           master: int | None = None, is_up: bool | None = None) -> None:
-    """Change what is given of an interface, by one message. `master` 0: a port of nothing."""
-    what = {"address": mac, "mtu": mtu, "master": master,
-            "state": None if is_up is None else "up" if is_up else "down"}
-    _set(index, failure, **{name: value for name, value in what.items() if value is not None})
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an interface shall become; None: that stays. `failure` says in an error what could not
+    be done. `master` 0: a port of nothing."""
+
+    index: int
+    failure: str
+    mac: str | None = None
+    mtu: int | None = None
+    alias: str | None = None
+    master: int | None = None
+    is_up: bool | None = None
+
+    def attributes(self) -> dict[str, Any]:
+        """For pyroute2."""
+        what = {"address": self.mac, "mtu": self.mtu, "ifalias": self.alias,
+                "master": self.master,
+                "state": None if self.is_up is None else "up" if self.is_up else "down"}
+        return {name: value for name, value in what.items() if value is not None}
+
+
+def change_all(changes: Iterable[Change]) -> None:
+    """Change interfaces, each by one message, until one is refused."""
+    with IPRoute() as netlink:
+        for change in changes:
+            attributes = change.attributes()
+            if attributes:
+                with explaining(change.failure):
+                    netlink.link("set", index=change.index, **attributes)
 
 
 def set_mac(link: Link, mac: str) -> None:
     """Set the MAC address of an interface."""
-    change(link.index, f"the MAC address {mac} of {link.name} cannot be set", mac=mac)
+    change_all([Change(link.index, f"the MAC address {mac} of {link.name} cannot be set", mac=mac)])
 
 
 def set_mtu(link: Link, mtu: int) -> None:
     """Set the MTU of an interface."""
-    change(link.index, f"the MTU {mtu} of {link.name} cannot be set", mtu=mtu)
+    change_all([Change(link.index, f"the MTU {mtu} of {link.name} cannot be set", mtu=mtu)])
 
 
 def set_up(link: Link) -> None:
     """Set an interface up."""
-    change(link.index, f"{link.name} cannot be set up", is_up=True)
+    change_all([Change(link.index, f"{link.name} cannot be set up", is_up=True)])
 
 
 def set_down(link: Link) -> None:
     """Set an interface down."""
-    change(link.index, f"{link.name} cannot be set down", is_up=False)
+    change_all([Change(link.index, f"{link.name} cannot be set down", is_up=False)])
 
 
 def set_alias(link: Link, alias: str) -> None:
     """Set what `ip link` shows as the alias of an interface."""
-    _set(link.index, f"the alias {alias!r} of {link.name} cannot be set", ifalias=alias)
+    change_all([Change(link.index, f"the alias {alias!r} of {link.name} cannot be set",
+                       alias=alias)])
 
 
 def disable_link_local_addresses(link: Link) -> None:
     """Have the kernel give an interface no link-local IPv6 address."""
-    _set(link.index, f"IPv6 of {link.name} cannot be configured", IFLA_AF_SPEC={"attrs": [
-        ("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]})]})
-
-
-def _set(index: int, failure: str, **attributes: Any) -> None:
-    with explaining(failure), IPRoute() as netlink:
-        netlink.link("set", index=index, **attributes)
+    mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]}
+    with explaining(f"IPv6 of {link.name} cannot be configured"), IPRoute() as netlink:
+        netlink.link("set", index=link.index, IFLA_AF_SPEC={"attrs": [("AF_INET6", mode)]})
 
 
 # -- delete

@@ -16,6 +16,7 @@ class Refusal(SystemSetupError):
 
     def __init__(self, failure: str, errno: int, reason: str) -> None:
         super().__init__(f"{failure}: {reason}")
+        self.failure = failure
         self.errno = errno
         self.reason = reason
 

@@ -128,8 +128,8 @@ def test_none_is_left_when_one_fails(lab):
     """The bridge is full in the middle."""
     lab.ip("a", "link", "add", "br0", "type", "bridge")
     line = refusal(lab, "create", "--count", "1030", "--prefix", "vm", "--bridge", "br0")
-    assert line == ("fastpump: vm1023 cannot join the bridge br0: it is full, for a bridge has "
-                    "1023 ports at most; take another bridge for the rest")
+    assert line == ("fastpump: the TAP vm1023 cannot be set up in the bridge br0, which is full: a "
+                    "bridge has at most 1023 ports; take another bridge for the rest")
     assert list(seen(lab)) == ["lo", "wire", "br0"]
 
 
