@@ -29,7 +29,6 @@ from fastpump._core import ADMISSION_BATCH, Admission, SharedTables
 from fastpump.clock import now_ns
 from fastpump.conn.endpoint import Endpoint
 from fastpump.conn.sockets import SocketGroup, preferred_family
-from fastpump.constants import SECOND
 from fastpump.device.callbacks import DeviceCallbacks
 from fastpump.device.device import Device
 from fastpump.device.events import ControlPacket, WorkerEvent
@@ -39,13 +38,13 @@ from fastpump.device.peer import Peer
 from fastpump.errors import SystemSetupError
 from fastpump.protocol import cookie
 from fastpump.tun.queues import TunQueues
+from fastpump.tunnel.alarms import Alarms
 from fastpump.tunnel.workers import WorkerOptions, WorkerProcess, Workers, WorkersCallbacks
 
 log = logging.getLogger("fastpump.supervisor")
 
-RECLAIM_INTERVAL_S = 1.0
 # Receive calls in a row on the handshake socket before others have their turn.
-INTAKES_PER_WAKEUP = 8
+RECEIVES_PER_WAKEUP = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +77,7 @@ class Supervisor:
         self._sockets: SocketGroup | None = None
         self._is_wanted_up = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at: int | None = None
-        self._reclaimer: asyncio.TimerHandle | None = None
+        self._alarms = Alarms(tables)
         self._is_serving = False
         self._ready = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -96,7 +93,7 @@ class Supervisor:
         self.device = Device(tables, DeviceCallbacks(
             transmit=self._transmit, transmit_lane=self._transmit_lane,
             ring=self._workers.ring, unix_ns=time.time_ns, jitter=random.randrange,
-            on_deadline=self._schedule, on_retired=self._reclaim_later,
+            on_deadline=self._alarms.on_deadline, on_retired=self._alarms.on_retired,
             on_endpoint=self._on_endpoint, on_unanswered=on_unanswered,
         ), self.family, cpu_count=len(os.sched_getaffinity(0)), lanes=options.lanes,
             is_steered=options.is_steered)
@@ -171,8 +168,7 @@ class Supervisor:
                 loop.add_signal_handler(number, self.stop, f"on {signal.Signals(number).name}")
             loop.set_exception_handler(self._on_exception)
             self._workers.attach(loop)
-            self._schedule()            # the device was configured before there was a loop
-            self._reclaim_later()
+            self._alarms.start(loop, self.device)
             if is_up:
                 self._is_wanted_up = True
                 self._bring_up()
@@ -266,9 +262,7 @@ class Supervisor:
 
     def _shut_down(self) -> None:
         self._stopped.set()             # whatever is called back from now on does nothing
-        for timer in (self._timer, self._reclaimer):
-            if timer is not None:
-                timer.cancel()
+        self._alarms.stop()
         assert self._loop is not None
         if self._sockets is not None:
             self._leave(self._sockets)
@@ -304,7 +298,7 @@ class Supervisor:
     # -- handshakes
 
     def _on_handshake(self) -> None:
-        for _ in range(INTAKES_PER_WAKEUP):
+        for _ in range(RECEIVES_PER_WAKEUP):
             if self._sockets is None:
                 return
             try:
@@ -355,34 +349,3 @@ class Supervisor:
 
     def _on_endpoint(self, endpoint: Endpoint) -> None:
         self._intake.add_known(endpoint.sockaddr(self.family))
-
-    # -- timers
-
-    def _schedule(self) -> None:
-        """Have the device's next deadline served."""
-        deadline = self.device.next_deadline()
-        if self._loop is None or deadline is None:
-            return
-        if self._timer is not None:
-            if self._timer_at is not None and self._timer_at <= deadline:
-                return
-            self._timer.cancel()
-        self._timer_at = deadline
-        delay = max(0, deadline - now_ns()) / SECOND
-        self._timer = self._loop.call_later(delay, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = self._timer_at = None
-        self.device.tick(now_ns())
-        self._schedule()
-
-    def _reclaim_later(self) -> None:
-        """Have what was retired wiped soon."""
-        if self._tables.retired and self._reclaimer is None and self._loop is not None:
-            self._reclaimer = self._loop.call_later(RECLAIM_INTERVAL_S, self._reclaim)
-
-    def _reclaim(self) -> None:
-        """Wipe retired keys once no worker can hold them."""
-        self._reclaimer = None
-        self._tables.retired.reclaim()
-        self._reclaim_later()

@@ -13,7 +13,7 @@ from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import SECOND
 from fastpump.device.peer_change import PeerChange, PrefixChange, Presence
 from fastpump.protocol import keys
-from fastpump.tunnel import supervisor as supervisor_module
+from fastpump.tunnel import alarms
 from fastpump.tunnel.supervisor import Supervisor, SupervisorOptions
 
 PEER = keys.public_of(bytes([64]) * 32)
@@ -31,7 +31,7 @@ def tables():
 
 @pytest.fixture
 def supervisor(monkeypatch, tables):
-    monkeypatch.setattr(supervisor_module, "RECLAIM_INTERVAL_S", 0.001)
+    monkeypatch.setattr(alarms, "RECLAIM_INTERVAL_S", 0.001)
     return Supervisor(tables, SimpleNamespace(fds=[]), SupervisorOptions())
 
 
