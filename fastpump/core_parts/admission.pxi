@@ -30,7 +30,7 @@ cdef enum:
 
 
 cdef class Admission:
-    """What is let in of the datagrams at the handshake socket (hot/admission.pxd).
+    """What is admitted of the datagrams at the handshake socket (hot/admission.pxd).
 
     Times are CLOCK_BOOTTIME, ns. `verdicts` counts what was dropped, by name.
     """
@@ -69,7 +69,7 @@ cdef class Admission:
 
     def set_keys(self, mac1_key, cookie_key):
         """The keys of mac1 for messages to us and of our cookie replies (32 bytes each);
-        None: nothing is let in."""
+        None: nothing is admitted."""
         self.state.has_identity = mac1_key is not None
         if mac1_key is not None:
             if len(mac1_key) != 32 or len(cookie_key) != 32:
@@ -128,7 +128,7 @@ cdef class Admission:
 
     def receive(self, int fd, uint64_t now):
         """Receive once from a socket, judge, and send cookies: (how many messages came,
-        [(verdict, data, sockaddr, local)] of what is let in). OSError is what ICMP said of
+        [(verdict, data, sockaddr, local)] of what is admitted). OSError is what ICMP said of
         an earlier send."""
         cdef AdmissionState *state = self.state
         cdef msghdr *message
