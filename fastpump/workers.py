@@ -152,7 +152,8 @@ class Workers:
         try:
             # A process group of its own: Ctrl-C is the supervisor's to handle.
             worker.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", program, *map(str, arguments)],
+                [sys.executable, "-I", "-S", *["-B"] * sys.dont_write_bytecode, "-c", program,
+                 *map(str, arguments)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                 pass_fds=(*fds, *self._lane_fds, *self._tun.fds), process_group=0)
             worker.pidfd = os.pidfd_open(worker.process.pid)
