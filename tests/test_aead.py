@@ -74,11 +74,12 @@ def test_processors_that_can_do_less_give_the_same(tmp_path, instructions, flag,
     library = tmp_path / "choose.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, "-x", "c", "-", "-lIPSec_MB"],
                    input=CHOOSE % instructions, text=True, check=True)
+    preload = f"{os.environ.get('LD_PRELOAD', '')} {library}"       # a sanitizer comes first
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", __file__,
          "-k", "published or changed_bit or agree"], text=True, capture_output=True, check=False,
-        env={**os.environ, "LD_PRELOAD": str(library), "OPENSSL_ia32cap": openssl_mask})
-    assert result.returncode == 0, result.stdout
+        env={**os.environ, "LD_PRELOAD": preload, "OPENSSL_ia32cap": openssl_mask})
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_the_build_has_the_backends_it_should():
