@@ -5,10 +5,12 @@ import locale
 import os
 import re
 import resource
+import tempfile
 import time
 
 import pytest
 from hypothesis import settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from fastpump.lab.networks import Lab, fastpump_pair
 
@@ -22,9 +24,16 @@ FOREIGN = re.compile("FASTPUMP_(?!EXPECT_BACKENDS)|WG_|LOG_LEVEL$|LANG|LC_|FORCE
                      "|PYTHON(IOENCODING|UTF8|WARNINGS|DEVMODE)$")
 SYSTEM_PROGRAMS = "/usr/sbin", "/sbin"
 
-# No files left in the tree, no deadline on a machine that others share.
+# No deadline on a machine that others share.
 settings.register_profile("fastpump", database=None, deadline=None)
 settings.load_profile("fastpump")
+
+
+def pytest_configure(config):
+    """Hypothesis leaves no files in the tree."""
+    directory = tempfile.TemporaryDirectory(prefix="hypothesis-")
+    config.add_cleanup(directory.cleanup)
+    set_hypothesis_home_dir(directory.name)
 
 
 @pytest.hookimpl(optionalhook=True)

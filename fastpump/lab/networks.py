@@ -171,12 +171,24 @@ class Lab:
         for process in reversed(self.processes):
             stop(process)
         self.processes.clear()
+        # Those in the background have files outside that they remove.
+        self._end_all(signal.SIGTERM)
+        with contextlib.suppress(SystemSetupError):
+            wait_until(lambda: not self._pids(), "processes go on", 5)
+        self._end_all(signal.SIGKILL)
         for name in self.names.values():
-            for pid in ip("netns", "pids", name, check=False).split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
             ip("netns", "delete", name, check=False)
         self.names.clear()
+
+    def _pids(self) -> list[int]:
+        """All processes in the namespaces."""
+        return [int(pid) for name in self.names.values()
+                for pid in ip("netns", "pids", name, check=False).split()]
+
+    def _end_all(self, number: int) -> None:
+        for pid in self._pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def ip(self, side: str, *words: str, check: bool = True) -> str:
         """Run ip inside one namespace."""

@@ -164,7 +164,8 @@ class Workers:
         try:
             # A process group of its own: Ctrl-C is the supervisor's to handle.
             worker.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", program, *arguments.emit()],
+                [sys.executable, "-I", "-S", *["-B"] * sys.dont_write_bytecode, "-c", program,
+                 *arguments.emit()],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                 pass_fds=arguments.fds, process_group=0)
             worker.pidfd = os.pidfd_open(worker.process.pid)

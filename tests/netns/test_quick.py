@@ -118,7 +118,15 @@ def quick(lab, tmp_path, monkeypatch):
 
 # -- up and down
 
-def test_a_full_tunnel_comes_and_goes_without_a_trace(quick, lab):
+# Of distributions and administrators, in place of the kernel's defaults.
+STRICT = {"net.ipv4.conf.all.rp_filter": 1, "net.ipv4.conf.all.promote_secondaries": 1,
+          "net.ipv4.conf.all.arp_ignore": 1, "net.ipv6.conf.default.accept_dad": 0}
+
+
+@pytest.mark.parametrize("settings", [{}, STRICT], ids=["defaults", "strict"])
+def test_a_full_tunnel_comes_and_goes_without_a_trace(quick, lab, settings):
+    for side in "ab":
+        lab.sysctl(side, settings)
     quick.write(ADDRESSES, "DNS = 10.9.0.2, example.net", peer=(FULL,))
     before = quick.state()
     for _ in range(2):

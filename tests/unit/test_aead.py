@@ -3,6 +3,9 @@
 import json
 import os
 import platform
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,37 @@ def test_backends_agree(cipher, key, nonce, aad, plaintext):
     sealed = {_core.aead(backend, cipher, key, nonce, aad, plaintext, seal=True)
               for backend in _core.BACKENDS}
     assert len(sealed) == 1
+
+
+# Intel's library has no switch for what it takes of the processor, so this one stands before it.
+CHOOSE = """
+#include <intel-ipsec-mb.h>
+void init_mb_mgr_auto(IMB_MGR *state, IMB_ARCH *arch)
+{
+    (void)arch;
+    init_mb_mgr_%s(state);
+}
+"""
+
+
+@pytest.mark.skipif("ipsec-mb" not in _core.BACKENDS, reason="only one library in this build")
+@pytest.mark.parametrize(("instructions", "flag", "openssl_mask"), [
+    ("avx2", "avx2", ":~0x600d0230000"),                        # without AVX-512 and VAES
+    ("sse", "sse4_2", "~0x1000000000000000:~0x600d0230020"),    # and without AVX
+])
+def test_processors_that_can_do_less_give_the_same(tmp_path, instructions, flag, openssl_mask):
+    """OPENSSL_ia32cap(3)."""
+    if not re.search(rf"^flags.* {flag} ", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+        pytest.skip(f"this processor has no {flag}")
+    library = tmp_path / "choose.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, "-x", "c", "-", "-lIPSec_MB"],
+                   input=CHOOSE % instructions, text=True, check=True)
+    preload = f"{os.environ.get('LD_PRELOAD', '')} {library}"       # a sanitizer comes first
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", __file__,
+         "-k", "published or changed_bit or agree"], text=True, capture_output=True, check=False,
+        env={**os.environ, "LD_PRELOAD": preload, "OPENSSL_ia32cap": openssl_mask})
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_the_build_has_the_backends_it_should():
