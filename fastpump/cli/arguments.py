@@ -29,7 +29,7 @@ def number(what: str, low: int, high: int) -> Callable[[str], Any]:
 
 
 def lazily(dotted: str) -> Callable[[str], Any]:
-    """The parser of that full name, imported when it is used (genkey starts quickly)."""
+    """The parser of that full name, imported when it is used (--help stays quick)."""
     return configured(values.lazily(dotted))
 
 

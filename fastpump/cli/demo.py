@@ -6,6 +6,7 @@ is root of everything the demo makes.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import statistics
@@ -16,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastpump.cli.arguments import add_option, number
+from fastpump.config.options import named
 from fastpump.errors import SystemSetupError
 from fastpump.lab.iperf import Load
 from fastpump.lab.networks import (
@@ -44,8 +47,20 @@ Figures = dict[str, Figure]
 """By row."""
 
 
-def run(queue_count: int, seconds: int) -> int:
-    """Run the demo; the exit status."""
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    parser.description = (
+        "Create two network namespaces connected by a virtual cable, run a real `fastpump tunnel` "
+        "in each, measure ping and throughput with and without the tunnel, print a table, and "
+        "clean up. Needs root, or a kernel that lets users create namespaces; and iperf3.")
+    add_option(parser, named("queues"))
+    parser.add_argument("--seconds", type=number("number of seconds", 1, 3600), default=3,
+                        metavar="S", help="length of each measurement (default: %(default)s)")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    queue_count = args.queues or len(os.sched_getaffinity(0))
     need("ip", "iperf3", "ping")
     if os.geteuid() != 0:
         _become_root_of_a_user_namespace()
@@ -56,10 +71,10 @@ def run(queue_count: int, seconds: int) -> int:
         _say("two network namespaces, joined by a virtual cable")
         lab.serve_iperf("b")
         _say("measuring the bare cable")
-        bare = _measure(lab, OUTSIDE4["b"], seconds, [])
+        bare = _measure(lab, OUTSIDE4["b"], args.seconds, [])
         _say(f"starting `fastpump tunnel --queues {queue_count}` at both ends")
         with fastpump_pair(lab, Path(directory), "--queues", str(queue_count)) as processes:
-            tunnel = _measure(lab, INSIDE4["b"], seconds,
+            tunnel = _measure(lab, INSIDE4["b"], args.seconds,
                               [process.pid for process in processes.values()])
             status = lab.status("b")
     print(_table(bare, tunnel, queue_count))

@@ -38,30 +38,32 @@ Limits are written as for `fastpump tunnel --rate-limit`: see fastpump(1).
 """
 
 
-def add_commands(commands: Any) -> None:
-    """Add them to the command line."""
-    parser = commands.add_parser(
-        "fdb", help="MAC addresses of a running TAP", description=_FDB_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+def fill_fdb(parser: argparse.ArgumentParser) -> None:
+    """Add what `fdb` takes."""
+    parser.description = _FDB_HELP
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("action", choices=("show", "add", "del", "flush"))
     parser.add_argument("name", metavar="NAME", help="the interface")
     parser.add_argument("mac", nargs="?", metavar="MAC", help="for add and del")
     parser.add_argument("--vlan", type=number("VLAN", 0, 4095), metavar="N",
-                     help="for add and del: VLAN (0: untagged frames; default: 0)")
+                        help="for add and del: VLAN (0: untagged frames; default: 0)")
     side = parser.add_mutually_exclusive_group()
     side.add_argument("--peer", metavar="PUBKEY", help="behind that peer")
     side.add_argument("--local", action="store_true", help="on this side")
     parser.add_argument("--static", action="store_true", help="for flush: what was added, too")
     parser.add_argument("--json", action="store_true", help="for show: print JSON")
     parser.set_defaults(run=_fdb)
-    limit = commands.add_parser(
-        "limit", help="rate limits of a running tunnel", description=_LIMIT_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    limit.add_argument("name", metavar="NAME", help="the interface")
-    limit.add_argument("words", nargs="*", metavar="[PUBKEY] [SPEC|off]",
-                       help="of a peer instead of the interface; what to set")
-    limit.add_argument("--json", action="store_true", help="print JSON")
-    limit.set_defaults(run=_limit)
+
+
+def fill_limit(parser: argparse.ArgumentParser) -> None:
+    """Add what `limit` takes."""
+    parser.description = _LIMIT_HELP
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("name", metavar="NAME", help="the interface")
+    parser.add_argument("words", nargs="*", metavar="[PUBKEY] [SPEC|off]",
+                        help="of a peer instead of the interface; what to set")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_limit)
 
 
 def _ask(name: str, command: str, **arguments: object) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from fastpump.config import file as config_file
 from fastpump.config.file import FileConfig, tunnel_config
@@ -53,14 +52,14 @@ def _run_hooks(hooks: Iterable[str], name: str) -> None:
                                    f"status {status}")
 
 
-def check_file(word: str) -> str:
-    """Read a file and check it; one line about it if all is well."""
+def check(word: str) -> None:
+    """Read a file and check it; print one line about it if all is well."""
     path, name, file = _load(word)
     attach.check(ethernet.attachment_of(tunnel_config(name, file)))
     if file.table not in ("auto", "off"):
         routes.table_number(file.table)
-    return (f"{path} is good: interface {name}, {len(file.tunnel.addresses)} addresses, "
-            f"{len(file.tunnel.peers)} peers")
+    print(f"{path} is good: interface {name}, {len(file.tunnel.addresses)} addresses, "
+          f"{len(file.tunnel.peers)} peers")
 
 
 def up(word: str) -> None:
@@ -86,15 +85,18 @@ def up(word: str) -> None:
         raise
 
 
-def reload(word: str) -> dict[str, Any]:
-    """Apply a changed file to a running tunnel: {"changed": [...], "needs_restart": [...],
-    "warnings": [...]}."""
+def reload(word: str) -> None:
+    """Apply a changed file to a running tunnel; print what that did."""
     name = config_file.interface_name(config_file.find(word))
     answer = control.ask(name, "reload")
     if answer is None:
         raise ConfigError(f"{name} is not up; bring it up with `fastpump up {word}`")
-    assert isinstance(answer, dict)
-    return answer
+    for warning in answer["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    print("changed: " + (", ".join(answer["changed"]) or "nothing"))
+    if answer["needs_restart"]:
+        print("not applied until `fastpump down` and `fastpump up`: "
+              + ", ".join(answer["needs_restart"]))
 
 
 def down(word: str) -> None:

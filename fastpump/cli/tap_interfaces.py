@@ -64,36 +64,42 @@ TAP that a process has open: --force deletes it anyway, and the process is cut o
 """
 
 
-def add_commands(commands: Any) -> None:
-    """Add `interfaces` and `tap` to the command line."""
-    shown = _command(commands, "interfaces", "show all interfaces, and how they are connected",
-                     _INTERFACES_HELP, _interfaces)
-    shown.add_argument("--json", action="store_true", help="print JSON (keys: see the manual)")
-    tap = _command(commands, "tap", "create and delete TAPs for virtual machines", _TAP_HELP, None)
-    verbs = tap.add_subparsers(title="commands", metavar="COMMAND", required=True)
+def fill_interfaces(parser: argparse.ArgumentParser) -> None:
+    """Add what `interfaces` takes."""
+    parser.description = _INTERFACES_HELP
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--json", action="store_true", help="print JSON (keys: see the manual)")
+    parser.set_defaults(run=_interfaces)
+
+
+def fill_tap(parser: argparse.ArgumentParser) -> None:
+    """Add the commands of `tap`."""
+    parser.description = _TAP_HELP
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True,
+                                  parser_class=argparse.ArgumentParser)
     _add_create(verbs)
-    delete = _command(verbs, "delete", "delete TAPs", _DELETE_HELP, _delete)
+    delete = _add_verb(verbs, "delete", "delete TAPs", _DELETE_HELP, _delete)
     delete.add_argument("names", nargs="*", metavar="NAME", help="a TAP")
     delete.add_argument("--prefix", metavar="PREFIX", help="all whose name is PREFIX and a number")
     delete.add_argument("--force", action="store_true", help="also those that a process has open")
-    listed = _command(verbs, "list", "show the persistent TAPs",
-                      "Show the persistent TAPs of this network namespace, and which process has "
-                      "each open.", _list)
+    listed = _add_verb(verbs, "list", "show the persistent TAPs",
+                       "Show the persistent TAPs of this network namespace, and which process has "
+                       "each open.", _list)
     listed.add_argument("--json", action="store_true", help="print JSON (keys: see the manual)")
 
 
-def _command(commands: Any, name: str, help_text: str, description: str,
-             run: Any) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=help_text, description=description,
-                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+def _add_verb(verbs: Any, name: str, help_text: str, description: str,
+              run: Any) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=help_text, description=description,
+                              formatter_class=argparse.RawDescriptionHelpFormatter)
     assert isinstance(parser, argparse.ArgumentParser)
-    if run is not None:
-        parser.set_defaults(run=run)
+    parser.set_defaults(run=run)
     return parser
 
 
 def _add_create(verbs: Any) -> None:
-    add = _command(verbs, "create", "create persistent TAPs", _CREATE_HELP, _create).add_argument
+    add = _add_verb(verbs, "create", "create persistent TAPs", _CREATE_HELP, _create).add_argument
     add("names", nargs="*", metavar="NAME", help="a name for each TAP")
     add("--count", type=number("number of TAPs", 1, 10_000), metavar="N",
         help="instead of names: N TAPs, PREFIX0 to PREFIX(N-1)")

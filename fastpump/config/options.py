@@ -9,7 +9,7 @@ apply (tunnel/file.py), which options need TAP mode (config/model.py), and the d
 that the manuals must state (tests/unit/test_options.py). The order is that of a file that we
 write, after wg-quick(8).
 
-Light to load, since every command builds the command line: see values.py.
+Light to load, for the sake of --help: see values.py.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def test_what_is_for_ethernet_needs_tap_mode_and_a_restart():
 
 
 def test_the_table_is_light():
-    """`fastpump genkey` builds the whole command line."""
+    """It is all that the --help of `tunnel` and `up` needs."""
     program = ("import sys, fastpump.config.options; print([name for name in ("
                "'asyncio', 'fractions', 'cryptography', 'fastpump._core', "
                "'fastpump.config.model') if name in sys.modules])")
