@@ -28,7 +28,6 @@ from fastpump.hot.tun_read cimport tun_to_udp
 from fastpump.hot.worker cimport Worker
 
 
-
 cdef Worker *worker_lay_out(Arena *arena, Worker *unplaced, size_t peer_capacity):
     """Take the worker and all its buffers from the arena. While that measures, what it gives goes
     to `unplaced`."""
