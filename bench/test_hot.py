@@ -33,7 +33,7 @@ def test_seal_a_superpacket_of_47_segments(benchmark, ends):
         list(drain(two.udp))
         one.interface.send(whole)
 
-    benchmark.pedantic(one.turn, setup=clean, rounds=500)
+    benchmark.pedantic(one.poll, setup=clean, rounds=500)
 
 
 def test_open_and_coalesce_47_segments(benchmark, ends):
@@ -43,9 +43,9 @@ def test_open_and_coalesce_47_segments(benchmark, ends):
     def fill():
         two.take()
         one.interface.send(whole)
-        one.turn()
+        one.poll()
 
-    benchmark.pedantic(two.turn, setup=fill, rounds=500)
+    benchmark.pedantic(two.poll, setup=fill, rounds=500)
 
 
 def test_seal_64_small_packets(benchmark, ends):
@@ -57,7 +57,7 @@ def test_seal_64_small_packets(benchmark, ends):
         for packet in packets:
             one.give(packet)
 
-    benchmark.pedantic(one.turn, setup=fill, rounds=500)
+    benchmark.pedantic(one.poll, setup=fill, rounds=500)
 
 
 @pytest.mark.parametrize("prefixes", [1, 1000, 100_000])

@@ -4,15 +4,15 @@ Thin: the mechanisms are inline functions in hot/*.pxd, compiled into this one m
 needs of them is in core_parts/, by subject; each part says what it takes from hot/:
 
 names        what the operator calls verdicts, counters and events, from the enums of hot/
-memory       mapped memory, and who owns that of the tables
+memory       mapped memory, and the owner of the tables' mapping
 backends     the AEAD libraries of this build
 reclaim      slots of the tables: free, taken, retired
 endpoints    addresses of peers and lanes, as bytes
 peers keypairs lanes allowed_ips fdb limiters workers
              the tables by subject: SharedTables.peers and so on
-tables       SharedTables: the supervisor's hand on the shared memory (hot/shm.pxd)
+tables       SharedTables: the supervisor's interface to the shared memory (hot/shm.pxd)
 pump         Pump: one worker, its buffers, its loop; confine: its sandbox
-admission    Intake: the supervisor's handshake socket
+admission    Admission: what is admitted at the supervisor's handshake socket
 tools        plain functions over the hot code, for tests and tools
 
 Three kinds of errors: hostile input ends in a counted verdict; a system error

@@ -23,7 +23,7 @@ MIN_INITIATION_INTERVAL = SECOND // 50
 # Between the handshakes with peers that had a session when the interface was set down.
 RESTART_INTERVAL = SECOND // 1000
 COOKIE_SECRET_MAX_AGE = 120 * SECOND
-# A cookie is not used in its last seconds: it may be worth nothing when it arrives.
+# A cookie is not used in its last seconds: it may have expired when it arrives.
 COOKIE_MAX_AGE = COOKIE_SECRET_MAX_AGE - 5 * SECOND
 
 DEFAULT_MTU = 1420
@@ -41,18 +41,18 @@ MAX_KEEPALIVE_S = 65535
 MAX_LANES = 256
 """Of a peer."""
 MIN_LANE_SOCKETS = 32
-"""Each side opens sockets for at least so many lanes (for more if it has more queues), so that two
+"""Each side opens sockets for at least this many lanes (more if it has more queues), so that two
 sides can agree on that many whatever their queues."""
 HELLO_TIMEOUT = SECOND
 """Until the next try of a message of the upgrade."""
 UPGRADE_ATTEMPTS = 5
-"""Tries, with a peer that is known to do lanes."""
+"""Tries, with a peer that is known to support lanes."""
 LANES_PROOF_TIME = 3 * SECOND
-"""A peer with a new session that has not been heard on its lanes since has lost them."""
+"""A peer that is not received on a lane within this time of a new session has lost its lanes."""
 LANE_PROBE_INTERVALS = (SECOND // 10, SECOND // 5, SECOND // 2, SECOND, 2 * SECOND, 5 * SECOND)
-"""Between probes of a lane that was not heard yet, or is dead; the last one repeats."""
+"""Between probes of a lane that is not usable yet, or is dead; the last one repeats."""
 LANE_UNANSWERED_TIME = SECOND
-"""Data on a lane without an answer there: ask for one, this often."""
+"""Data on a lane that is unanswered for so long makes us probe it."""
 LANE_DEAD_AFTER_PROBES = 3
 LANE_ANSWER_INTERVAL = SECOND // 50
-"""A lane on which something was sent so recently has been answered."""
+"""An echo request is not answered if something was sent on the lane this recently."""

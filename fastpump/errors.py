@@ -1,4 +1,4 @@
-"""What can go wrong outside the packet path. Each message says what to do."""
+"""Errors outside the packet path. Each message says what to do."""
 
 
 class FastpumpError(Exception):
@@ -6,7 +6,7 @@ class FastpumpError(Exception):
 
 
 class ConfigError(FastpumpError):
-    """A value that somebody typed is not usable."""
+    """A value that the operator gave cannot be used."""
 
 
 class SystemSetupError(FastpumpError):

@@ -19,7 +19,7 @@ def prefix_of(network: Network) -> Prefix:
 
 
 def network_of(prefix: Prefix) -> Network:
-    """A prefix as a network; ValueError if bits behind its length are set."""
+    """A prefix as a network; ValueError if bits beyond its length are set."""
     return ipaddress.ip_network(prefix)
 
 

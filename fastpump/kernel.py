@@ -78,4 +78,4 @@ BPF_PROG_TYPE_SOCKET_FILTER = 1
 
 # asm/unistd.h: system calls without a function in libc
 SYS_BPF = {"x86_64": 321, "aarch64": 280}   # by platform.machine()
-SYS_PIDFD_GETFD = 438       # the same number on all architectures that Python runs on but alpha
+SYS_PIDFD_GETFD = 438       # the same number on all architectures that Python runs on, except alpha

@@ -14,7 +14,7 @@ that is the same.
       DIRECTION=RATE[,burst=SIZE]       bytes; RATE 100kbit, 2.5gbit, 10mb/s; SIZE 64kib, 10mb
       DIRECTION-ops=N[,burst=N]         packets per second; N 500, 1.5k, 2m
       DIRECTION.bandwidth.size=N        the bucket itself; size and refill-time (milliseconds)
-      DIRECTION.ops.refill-time=N       must be there, one-time-burst may
+      DIRECTION.ops.refill-time=N       are required, one-time-burst is not
     {...}                           Firecracker's JSON: a network interface, an array of one, or
                                     a configuration with one
     @FILE                           a file with that
@@ -42,7 +42,7 @@ MAX_TOKENS = 2 ** 62
 MAX_REFILL_MS = 3_600_000
 MAX_FILE_LEN = 1 << 20      # bytes
 DEFAULT_BURST_MS = 50
-"""A bucket whose size is not said holds what the rate gives in that time, at least these:"""
+"""A bucket whose size is not given holds what the rate gives in this time, but at least these:"""
 MIN_DEFAULT_BURST = {"bandwidth": 3000, "ops": 1}   # two packets of the usual size; one packet
 
 EXPECTED = ("off, or items like tx=1gbit,burst=10mb or rx-ops=100k (tx, rx or both; RATE in bit, "
@@ -157,7 +157,7 @@ def _from_items(text: str) -> RateLimits:
     for item in text.split(","):
         name, equals, value = (part.strip().lower() for part in item.partition("="))
         if not equals:
-            _complain(text)
+            _raise_invalid(text)
         if name == "burst":
             if before is None or short[before][1] is not None:
                 raise ConfigError("misplaced burst=SIZE: must follow the item whose bucket it is "
@@ -166,33 +166,33 @@ def _from_items(text: str) -> RateLimits:
         elif match := _SHORT.fullmatch(name):
             before = match[1], "ops" if match[2] else "bandwidth"
             if before in short:
-                _complain_twice(name)
+                _raise_twice(name)
             short[before] = _rate(value, before[1]), None
         elif match := _LONG.fullmatch(name):
             before = None
             fields = long.setdefault((match[1], match[2]), {})
             if match[3] in fields:
-                _complain_twice(name)
+                _raise_twice(name)
             fields[match[3]] = _whole(name, value)
         else:
-            _complain(text)
+            _raise_invalid(text)
     found: dict[tuple[str, str], TokenBucket] = {}
     buckets = [(key, _bucket(key[1], *values)) for key, values in short.items()]
     buckets += [(key, _long_bucket(key, fields)) for key, fields in long.items()]
     for (directions, kind), bucket in buckets:
         for direction in DIRECTIONS[directions]:
             if (direction, kind) in found:
-                _complain_twice(f"the {kind} of {direction}")
+                _raise_twice(f"the {kind} of {direction}")
             found[direction, kind] = bucket
     return RateLimits(*(RateLimiter(*(found.get((direction, kind)) for kind in KINDS))
                         for direction in ("tx", "rx")))
 
 
-def _complain(text: str) -> NoReturn:
+def _raise_invalid(text: str) -> NoReturn:
     raise invalid("rate limit", text, EXPECTED)
 
 
-def _complain_twice(what: str) -> NoReturn:
+def _raise_twice(what: str) -> NoReturn:
     raise ConfigError(f"{what} is limited twice: must be one limit of bytes and one of packets in "
                       "each direction")
 
@@ -305,7 +305,7 @@ def _from_firecracker(value: Any) -> RateLimits:
             raise ConfigError(f"the JSON has {len(value)} network interfaces: must be exactly "
                               "one, whose rate limits to use")
         value = value[0]
-    # Without its name, a misspelt limiter would be no limit.
+    # Without this check, a misspelt limiter would mean no limit.
     if not isinstance(value, dict) or not {
             "iface_id", "rx_rate_limiter", "tx_rate_limiter"} & set(value):
         raise ConfigError("invalid network interface in the JSON: must be an object with "
@@ -324,7 +324,7 @@ def _limiter_from_dict(value: Any, name: str) -> RateLimiter:
 
 def _bucket_from_dict(value: Any, name: str) -> TokenBucket | None:
     """As Firecracker takes it: null, or a size or refill time of zero, is no limit, and what
-    else is in the object is passed over."""
+    else is in the object is ignored."""
     if value is None:
         return None
     said = value if isinstance(value, dict) else {}
@@ -348,7 +348,7 @@ def _buckets(limiter: RateLimiter) -> tuple[tuple[str, TokenBucket | None], ...]
 
 
 def emit(limits: RateLimits) -> str:
-    """The text that `parse` makes the same of."""
+    """Text that `parse` turns back into the same limits."""
     items: list[str] = []
     for (kind, tx), (_, rx) in zip(_buckets(limits.tx), _buckets(limits.rx), strict=True):
         for direction, bucket in (("both", tx),) if tx == rx else (("tx", tx), ("rx", rx)):
@@ -400,7 +400,7 @@ def _unparse(value: Fraction, units: dict[str, Fraction]) -> str | None:
 
 
 def show(limits: RateLimits) -> str:
-    """For a person: tx 1 Gbit/s (10 MB at once), 5000 packets/s (250 at once); rx ..."""
+    """In words: tx 1 Gbit/s (10 MB at once), 5000 packets/s (250 at once); rx ..."""
     parts = []
     for direction, limiter in (("tx", limits.tx), ("rx", limits.rx)):
         words = [f"{_show_rate(kind, bucket)} ({_show_burst(kind, bucket)})"

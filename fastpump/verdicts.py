@@ -23,7 +23,7 @@ class Verdict(StrEnum):
     DROP_REPLAYED_INITIATION = auto()   # its timestamp is not newer than the last
     DROP_INITIATION_FLOOD = auto()      # sooner after the last than any peer sends them
     DROP_UNEXPECTED_RESPONSE = auto()   # to no initiation of ours
-    DROP_UNEXPECTED_COOKIE = auto()     # likewise
+    DROP_UNEXPECTED_COOKIE = auto()     # to no initiation of ours
     DROP_INVALID_COOKIE = auto()        # the reply is not authentic
     DROP_TABLE_FULL = auto()            # no slot for a session, or for lanes
 

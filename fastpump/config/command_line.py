@@ -1,4 +1,4 @@
-"""What only the command line says in its own way: --peer, --rate-limit, and the words of
+"""Syntax that only the command line has: --peer, --rate-limit, and the arguments of
 `fastpump limit`."""
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parse_peer(spec: str) -> PeerConfig:
 
 def with_default_allowed_ips(config: TunnelConfig) -> TunnelConfig:
     """One peer without allowed IPs gets the networks of our addresses; among several
-    peers, one without any is a mistake. With frames there are none."""
+    peers, one without any is a mistake. In TAP mode there are none."""
     peers, addresses = config.peers, config.addresses
     if config.mode == "tap" or all(peer.allowed_ips is not None for peer in peers):
         return config
@@ -69,7 +69,7 @@ def parse_rate_limit(text: str) -> tuple[bytes | None, RateLimits]:
 def with_rate_limits(config: TunnelConfig,
                      said: Iterable[tuple[bytes | None, RateLimits]]) -> TunnelConfig:
     """The tunnel with the limits that `parse_rate_limit` made of --rate-limit, each given once and
-    for a peer that is there."""
+    for a configured peer."""
     limits: dict[bytes | None, RateLimits] = {}
     for owner, each in said:
         if owner in limits:
@@ -102,4 +102,4 @@ def parse_limit(words: Sequence[str]) -> tuple[bytes | None, RateLimits | None]:
                 raise ConfigError(f"{key!r} is not a public key; join the items of a limit with a "
                                   f"comma: {key},{spec}")
             return keys.decode(key, "public key of a peer"), ratelimit.parse(spec)
-    raise ConfigError("too many words: must be fastpump limit NAME [PUBKEY] [SPEC|off]")
+    raise ConfigError("too many arguments: must be fastpump limit NAME [PUBKEY] [SPEC|off]")

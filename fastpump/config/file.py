@@ -1,14 +1,13 @@
 """The configuration file of wg-quick(8) and wg(8), with a few keys of our own: find, read, parse.
 
-Flow: a line is cut at its first '#', and is a [Section] or a KEY = VALUE; the tables of options
-say what a KEY takes. Values of [Interface] are gathered by the names of their options; each [Peer]
-is a section of its own, and at the end they are merged in the order of the file (file_peers.py).
-Every error is FILE:LINE and one sentence; what is merely suspicious is in `FileConfig.warnings`. No
-error repeats a key, also not one that stands where another word should. file_emit.py writes the
-text again.
+Flow: a line is cut at its first '#', and is a [Section] or a KEY = VALUE; the tables of options say
+what a KEY takes. Values of [Interface] are gathered by the names of their options; each [Peer] is a
+section of its own, and at the end they are merged in the order of the file (file_peers.py). Every
+error is FILE:LINE and one sentence; what is merely suspicious is in `FileConfig.warnings`. No error
+repeats a key, not even one in place of another word. file_emit.py writes the text back.
 
-Accepted limits: white space inside a value is not squeezed out, as wg does; the files are read
-whole, and are at most MAX_FILE_LEN.
+Accepted limits: white space inside a value is kept, unlike in wg; a file is read whole, and has at
+most MAX_FILE_LEN bytes.
 """
 
 from __future__ import annotations
@@ -144,7 +143,7 @@ def interface_name(path: Path) -> str:
 
 
 def load(path: Path) -> FileConfig:
-    """Read and parse; ConfigError also for what cannot be read, or is no text file."""
+    """Read and parse; ConfigError also for what cannot be read, or is not text."""
     data, mode = _read(path)
     try:
         text = data.decode("utf-8-sig")
@@ -188,7 +187,7 @@ def parse(text: str, name: str) -> FileConfig:
     section: dict[str, Any] | PeerSection | None = None
     number = 0
     try:
-        # Not splitlines(), which knows more ends of lines than wg-quick does.
+        # Not splitlines(), which knows more line endings than wg-quick does.
         for number, whole in enumerate(text.split("\n"), 1):
             line = whole.partition("#")[0].strip()
             if not line:

@@ -1,4 +1,4 @@
-"""The text of a configuration file, for SaveConfig: what is as by default is left out."""
+"""The text of a configuration file, for SaveConfig: defaults are left out."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fastpump.config.options import OPTIONS, PEER_OPTIONS, Option
 
 
 def emit(file: FileConfig) -> str:
-    """The file that says this, keys and all. ValueError if a value cannot be written so that it
-    reads the same."""
+    """The text of a configuration, with its keys. ValueError for a value that would not read
+    back the same."""
     lines = ["[Interface]", *_lines((option, file.get(option)) for option in OPTIONS if option.key)]
     for peer in file.tunnel.peers:
         lines += ["", "[Peer]", *_lines(
@@ -24,7 +24,7 @@ def _lines(values: Iterable[tuple[Option, Any]]) -> Iterable[str]:
         if value is None or value == option.default_value:
             continue
         for text in option.value.lines(value):
-            # Whoever fills a FileConfig from elsewhere must not get other lines than asked for.
+            # A value that did not come from a file must not smuggle in further lines.
             if any(char in text for char in "#\n\0"):
                 raise ValueError(f"{option.key} is not one line without '#'")
             yield f"{option.key} = {text}"

@@ -80,7 +80,8 @@ def merge(sections: Sequence[PeerSection],
 
 
 def _claim(section: PeerSection, owners: dict[Network, PeerSection], name: str) -> list[str]:
-    """Take the section's allowed IPs from whoever had them; a warning for each that moved."""
+    """Take the section's allowed IPs from the peers that had them; a warning for each that
+    moved."""
     warnings = []
     for network, line in section.networks.items():
         loser = owners.get(network)

@@ -23,7 +23,7 @@ DEFAULTS: Mapping[str, Any] = {option.name: option.default_value for option in O
 
 @dataclass(frozen=True, slots=True)
 class PeerConfig:
-    """One peer; `allowed_ips` None means: not said."""
+    """One peer; `allowed_ips` None means: not given."""
 
     public_key: bytes
     endpoint: tuple[str, int] | None = None

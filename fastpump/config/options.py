@@ -1,13 +1,13 @@
 """The table of options: what the command line, the file, the environment and the manuals have in
 common.
 
-A row is all that is written down of an option, but for the field of TunnelConfig or FileConfig
-that holds its value, and what is done with it. From the rows come the flags of `fastpump tunnel`
-with their help (cli/arguments.py), the environment of `fastpump-wg` (cli/wg.py), reading and
-writing [Interface] and [Peer] (config/file.py, file_peers.py, file_emit.py), what `reload` can
-apply (tunnel/file.py), which options need TAP mode (config/model.py), and the defaults and bounds
-that the manuals must state (tests/unit/test_options.py). The order is that of a file that we
-write, after wg-quick(8).
+A row is all that there is of an option, except the field of TunnelConfig or FileConfig that holds
+its value, and the code that uses it. From the rows come the flags of `fastpump tunnel` with their
+help (cli/arguments.py), the environment of `fastpump-wg` (cli/wg.py), reading and writing
+[Interface] and [Peer] (config/file.py, file_peers.py, file_emit.py), what `reload` can apply
+(tunnel/file.py), which options need TAP mode (config/model.py), and the defaults and bounds that
+the manuals must state (tests/unit/test_options.py). The order is that of a file that we write,
+after wg-quick(8).
 
 Light to load, for the sake of --help: see values.py.
 """
@@ -74,7 +74,7 @@ class Option:
     """Of `fastpump-wg`."""
     metavar: str = ""
     needs_restart: bool = False
-    """Whether `reload` leaves it to `down` and `up`: the interface must be made anew."""
+    """Whether `reload` leaves it to `down` and `up`: the interface must be recreated."""
     needs_tap: bool = False
     is_own: bool = False
     """Whether wg-quick(8) and wg(8) do not know the key."""
@@ -180,7 +180,7 @@ OPTIONS = (
                lazily("fastpump.config.parsers.emit_offload"))),
            flag="--offload", key="Offload", environment="FASTPUMP_OFFLOAD", metavar="NAME=on|off",
            needs_restart=True, is_own=True,
-           summary="switch an offload on or off (default: all that work are on). NAME: "
+           summary="switch an offload on or off (default: on, if it works). NAME: "
                    "csum, tso4, tso6, uso, gro (superpackets to the interface), udp-gso, "
                    "udp-gro; on lanes: partial (checksums), bundle (small packets share "
                    "datagrams)"),

@@ -1,4 +1,4 @@
-"""What operators type that takes more than a number or a word: parse, and write again.
+"""Options that take more than a number or a word: parse, and write back.
 
 Every ConfigError says what the text must be. Numbers, words and lists of them: values.py.
 """
@@ -110,7 +110,7 @@ def parse_table(text: str) -> str:
 # -- keys and words
 
 def parse_optional_key(text: str, what: str) -> bytes | None:
-    """A key in base64; zeros: there is none."""
+    """A key in base64; zeros: no key."""
     key = keys.decode(text, what)
     return None if key == _NO_KEY else key
 

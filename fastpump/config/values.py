@@ -37,7 +37,7 @@ def split_list(text: str) -> list[str]:
 
 
 class Value(ABC):
-    """A kind of value. By itself a single one, of which the last that is given counts."""
+    """A kind of value. By itself a single value: the last one given counts."""
 
     nothing: ClassVar[Any] = None
     """The value of an option that was not given and has no default."""
@@ -53,7 +53,7 @@ class Value(ABC):
         return self.parse(text)
 
     def emit(self, value: Any) -> str:
-        """Text of which `parse` makes the value again."""
+        """Text that `parse` turns back into the value."""
         return str(value)
 
     def add(self, _before: Any, text: str) -> Any:
@@ -131,7 +131,7 @@ class Switch(Value):
 
 @dataclass(frozen=True, slots=True)
 class Parsed(Value):
-    """Whatever a pair of functions makes of text, and text of."""
+    """A value that a pair of functions parses and writes."""
 
     parser: Callable[[str], Any]
     emitter: Callable[[Any], str] = str
@@ -153,7 +153,7 @@ class Items(Value):
 
     item: Value
     is_one_line: bool = True
-    """Whether a file that we write has them all in one line."""
+    """Whether a file that we write has them all on one line."""
 
     def parse(self, text: str) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(map(self.item.parse, split_list(text))))

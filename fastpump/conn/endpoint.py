@@ -18,9 +18,9 @@ _SOCKADDR_IN6 = struct.Struct("=H2sI16sI")
 _SOCKADDR_IN = struct.Struct("=H2s4s8x")
 _MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 
-NO_LOCAL = bytes(16)
-"""In place of an own address: the kernel shall choose. Own addresses are 16 bytes, IPv4
-ones v4-mapped."""
+NO_SOURCE_ADDRESS = bytes(16)
+"""In place of a source address: the kernel chooses. Source addresses are 16 bytes, IPv4 ones
+v4-mapped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Endpoint:
         port = self.port.to_bytes(2, "big")
         if family == socket.AF_INET:
             if self.address.version != 4:
-                raise ConfigError(f"the endpoint {self} is IPv6, which this host has not")
+                raise ConfigError(f"the endpoint {self} is IPv6, which this host does not have")
             return _SOCKADDR_IN.pack(socket.AF_INET, port, self.address.packed)
         packed = self.address.packed
         if self.address.version == 4:
@@ -85,7 +85,7 @@ class Endpoint:
 
 
 def split_host_port(text: str) -> tuple[str, int]:
-    """HOST:PORT or [V6]:PORT; ConfigError tells what is wrong."""
+    """HOST:PORT or [V6]:PORT; ConfigError says what is wrong."""
     host, colon, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -98,7 +98,7 @@ def split_host_port(text: str) -> tuple[str, int]:
 
 
 def is_name(host: str) -> bool:
-    """Whether a host is a name, and no address."""
+    """Whether a host is a name, not an address."""
     try:
         ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -107,7 +107,7 @@ def is_name(host: str) -> bool:
 
 
 def resolve(host: str, port: int) -> Endpoint:
-    """The first address of a name. Blocks while it asks."""
+    """The first address of a name. Blocks during the lookup."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError) as error:

@@ -10,11 +10,11 @@ unmodified peer reaches the right worker wherever it roams.
 Lane sockets are for the lanes that we open ourselves (device/lanes.py): each has a port of its
 own, and all peers share them.
 
-A GRO train is steered as a whole, by its first datagram, and whether datagrams are put
-into trains at all is decided on a socket that the kernel picks by hash alone. Hence all
-sockets of the group have UDP_GRO, the handshake socket too, and strays are passed on
-(hot/rings.pxd). Our own handshake messages carry another traffic class than our data
-(AF41, as the kernel's do), which keeps GRO from joining the two.
+A GRO train is steered as a whole, by its first datagram, and whether datagrams are put into trains
+at all is decided on a socket that the kernel picks by hash alone. Hence all sockets of the group
+have UDP_GRO, the handshake socket too, and misdelivered datagrams are passed on (hot/rings.pxd).
+Our handshake messages carry another traffic class than our data (AF41, as the kernel's do), which
+keeps GRO from joining the two.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import errno
 import socket
 import struct
 
-from fastpump.conn.endpoint import NO_LOCAL, Endpoint
+from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
 from fastpump.constants import DEFAULT_PORT, MIN_LANE_SOCKETS
 from fastpump.errors import SystemSetupError
 from fastpump.kernel import (
@@ -46,9 +46,9 @@ _PKTINFO4 = struct.Struct("=i4s4s")
 _PKTINFO6 = struct.Struct("=16si")
 _UINT = struct.Struct("=I")
 
-# A queue between two hosts that have no more CPU to give: what it holds is latency. 1 MiB
-# (the kernel doubles it for its bookkeeping) is about 1 ms at 10 Gbit/s; with 4 MiB, the
-# 99th percentile of a ping beside a TCP stream was half as long again, at equal throughput.
+# When the CPUs are the bottleneck, this buffer is a standing queue: latency. 1 MiB (the kernel
+# doubles it for its bookkeeping) is about 1 ms at 10 Gbit/s; with 4 MiB, the 99th percentile of a
+# ping beside a TCP stream was half as long again, at equal throughput.
 BUFFER_BYTES = 1 << 20
 
 # Classic BPF (include/uapi/linux/bpf_common.h).
@@ -84,7 +84,7 @@ def lane_socket_count(queue_count: int) -> int:
 
 
 def handshake_filter() -> list[_Instruction]:
-    """What the handshake socket lets in, by the first byte: types 1 to 3. Anything else is
+    """What the handshake socket accepts, by the first byte: types 1 to 3. Anything else is
     dropped by the kernel, before it costs a wake-up. A train passes as a whole."""
     return [
         (_LD_B_ABS, 0, 0, 8),           # behind the UDP header
@@ -120,11 +120,11 @@ def _mark(sock: socket.socket, fwmark: int) -> None:
                                f"{error.strerror}") from None
 
 
-def _local_control(local: bytes, family: int) -> tuple[int, int, bytes]:
-    """The control message for sendmsg that says which own address to send from."""
+def _pktinfo(source_address: bytes, family: int) -> tuple[int, int, bytes]:
+    """The control message for sendmsg that gives the source address."""
     if family == socket.AF_INET:
-        return socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(0, local[12:], bytes(4))
-    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(local, 0)
+        return socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(0, source_address[12:], bytes(4))
+    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(source_address, 0)
 
 
 def check_route(where: Endpoint, family: int, fwmark: int = 0) -> None:
@@ -235,23 +235,23 @@ class SocketGroup:
         for sock in self._open:
             _mark(sock, fwmark)
 
-    def send_handshake(self, message: bytes, endpoint: Endpoint, local: bytes) -> None:
-        """Send from an own address, or from one that the kernel chooses (NO_LOCAL, or when
-        that address is gone). OSError when nothing can be sent."""
-        self._send(self.handshake, message, endpoint, local)
+    def send_handshake(self, message: bytes, endpoint: Endpoint, source_address: bytes) -> None:
+        """Send from a source address, or from one that the kernel chooses (NO_SOURCE_ADDRESS, or
+        when that address is gone). OSError when nothing can be sent."""
+        self._send(self.handshake, message, endpoint, source_address)
 
-    def send_lane(self, message: bytes, endpoint: Endpoint, local: bytes,
+    def send_lane(self, message: bytes, endpoint: Endpoint, source_address: bytes,
                   number: int | None) -> None:
-        """That, by a lane socket, or from our port (None)."""
+        """The same, by a lane socket, or from our port (None)."""
         self._send(self.handshake if number is None else self.lanes[number], message, endpoint,
-                   local)
+                   source_address)
 
     def _send(self, sock: socket.socket, message: bytes, endpoint: Endpoint,
-              local: bytes) -> None:
+              source_address: bytes) -> None:
         where = endpoint.to_python(self.family)
-        if local != NO_LOCAL:
+        if source_address != NO_SOURCE_ADDRESS:
             try:
-                sock.sendmsg([message], [_local_control(local, self.family)], 0, where)
+                sock.sendmsg([message], [_pktinfo(source_address, self.family)], 0, where)
                 return
             except OSError as error:
                 if error.errno not in (errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH):

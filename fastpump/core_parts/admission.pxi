@@ -1,4 +1,4 @@
-# The supervisor's handshake socket: what is admitted of what comes there (hot/admission.pxd).
+# The supervisor's handshake socket: what is admitted of what it receives (hot/admission.pxd).
 
 import os
 import socket
@@ -30,7 +30,7 @@ cdef enum:
 
 
 cdef class Admission:
-    """What is admitted of the datagrams at the handshake socket (hot/admission.pxd).
+    """Admission control of the datagrams at the handshake socket (hot/admission.pxd).
 
     Times are CLOCK_BOOTTIME, ns. `verdicts` counts what was dropped, by name.
     """
@@ -78,7 +78,7 @@ cdef class Admission:
             memcpy(self.state.cookie_key, PyBytes_AS_STRING(cookie_key), 32)
 
     def renew_cookie_secret(self):
-        """Cookies made so far are worth nothing any more."""
+        """Cookies made so far are invalid from now on."""
         secret = os.urandom(32)
         memcpy(self.state.cookie_secret, PyBytes_AS_STRING(secret), 32)
 
@@ -128,12 +128,12 @@ cdef class Admission:
 
     def receive(self, int fd, uint64_t now):
         """Receive once from a socket, judge, and send cookies: (how many messages came,
-        [(verdict, data, sockaddr, local)] of what is admitted). OSError is what ICMP said of
-        an earlier send."""
+        [(verdict, data, sockaddr, source_address)] of what is admitted). OSError reports an
+        ICMP error of an earlier send."""
         cdef AdmissionState *state = self.state
         cdef msghdr *message
         cdef uint8_t *data
-        cdef uint8_t local[SOURCE_ADDRESS_LEN]
+        cdef uint8_t source_address[SOURCE_ADDRESS_LEN]
         cdef uint32_t left, length, segment_len
         cdef int i, received, verdict
         for i in range(ADMISSION_MESSAGES):
@@ -152,20 +152,20 @@ cdef class Admission:
             message = &state.messages[i].msg_hdr
             left = 0 if message.msg_flags & MSG_TRUNC else state.messages[i].msg_len
             data = <uint8_t *>state.iov[i].iov_base
-            segment_len = cmsg_read(message, left, local)
+            segment_len = cmsg_read(message, left, source_address)
             while left:
                 length = left if left < segment_len else segment_len
                 verdict = admission_judge(state, data, length, <uint8_t *>&state.names[i], now)
                 state.verdicts[verdict] += 1
                 if verdict == admission.SENT_COOKIE_REPLY:
                     reply_add(state, fd, data, length, &state.names[i], message.msg_namelen,
-                              local)
+                              source_address)
                 elif verdict <= admission.ADMIT_TRANSPORT:
                     admitted.append((
                         verdict, PyBytes_FromStringAndSize(<char *>data, length),
                         PyBytes_FromStringAndSize(<char *>&state.names[i],
                                                   message.msg_namelen),
-                        PyBytes_FromStringAndSize(<char *>local, SOURCE_ADDRESS_LEN)))
+                        PyBytes_FromStringAndSize(<char *>source_address, SOURCE_ADDRESS_LEN)))
                 data += length
                 left -= length
         replies_send(state, fd)

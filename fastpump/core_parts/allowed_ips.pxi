@@ -10,7 +10,7 @@ from fastpump.hot.trie cimport trie_insert, trie_move, trie_remove
 
 cdef class AllowedIps(SlotTable):
     """The table of prefixes: 4 or 16 address bytes and a length. Its slots are nodes of two
-    tries; node 0 means "none". ValueError for what is no prefix."""
+    tries; node 0 means "none". ValueError for an invalid prefix."""
 
     def __cinit__(self, Mapping mapping, Retired retired):
         self.title = "the table of allowed IPs"
@@ -18,7 +18,8 @@ cdef class AllowedIps(SlotTable):
         self.end = 1
 
     def insert(self, bytes address, uint32_t prefix_len, uint32_t peer):
-        """Give a prefix to a peer, whoever had it before. MemoryError when there is no room."""
+        """Give a prefix to a peer, also if another one has it. MemoryError when there is no
+        room."""
         cdef uint64_t bits[2]
         cdef uint32_t fresh[2]
         cdef uint32_t i, taken
@@ -38,7 +39,7 @@ cdef class AllowedIps(SlotTable):
             self.free.append(fresh[i])
 
     def remove(self, bytes address, uint32_t prefix_len):
-        """Take a prefix away from whoever has it."""
+        """Take a prefix away from the peer that has it."""
         cdef uint64_t bits[2]
         cdef uint32_t unlinked[2]
         cdef uint32_t i

@@ -9,12 +9,12 @@ from fastpump.hot.fdb cimport (
 )
 from fastpump.hot.shm cimport Header, Tables
 
-LOCAL_SIDE = MAC_LOCAL_PORT
+LOCAL_PORT = MAC_LOCAL_PORT
 
 
 cdef class Fdb:
-    """On whose side MAC addresses are, per VLAN: a peer's slot, or LOCAL_SIDE. Addresses are 6
-    bytes, times are CLOCK_BOOTTIME in ns. ValueError for what is no address of a host, and for
+    """At which port MAC addresses are, per VLAN: a peer's slot, or LOCAL_PORT. Addresses are 6
+    bytes, times are CLOCK_BOOTTIME in ns. ValueError for an invalid address or VLAN, and for
     the tables of a TUN."""
 
     cdef Mapping mapping
@@ -24,13 +24,13 @@ cdef class Fdb:
 
     cdef uint64_t key_of(self, bytes mac, uint32_t vlan) except 0:
         if len(mac) != 6 or mac[0] & 1 or vlan > 4095:
-            raise ValueError(f"no address of a host: {mac.hex(':')} in VLAN {vlan}")
+            raise ValueError(f"not the address of a host: {mac.hex(':')} in VLAN {vlan}")
         if not self.mapping.tables.header.is_tap:
             raise ValueError("a TUN has no MAC addresses")
         return mac_key(int.from_bytes(mac, "big"), vlan)
 
     def add(self, bytes mac, uint32_t vlan, uint32_t owner, uint64_t now):
-        """A static entry: the address is on that side, and locked to it. MemoryError when there
+        """A static entry: the address is at that port, and locked to it. MemoryError when there
         is no room for it."""
         cdef uint64_t key = self.key_of(mac, vlan)
         if owner != MAC_LOCAL_PORT:
@@ -43,7 +43,7 @@ cdef class Fdb:
         return bool(fdb_remove(&self.mapping.tables, self.key_of(mac, vlan)))
 
     def owner(self, bytes mac, uint32_t vlan, uint64_t now):
-        """On whose side an address is; None when unknown."""
+        """The port that an address is at; None when unknown."""
         cdef uint32_t owner = mac_lookup(&self.mapping.tables, self.key_of(mac, vlan),
                                          seconds(now))
         return None if owner == MAC_UNKNOWN else owner
@@ -62,7 +62,7 @@ cdef class Fdb:
         return found
 
     def flush(self, owner=None, *, bint with_static=True):
-        """Forget the addresses of one side, or all; how many."""
+        """Forget the addresses at one port, or all; how many."""
         return fdb_flush(&self.mapping.tables, MAC_UNKNOWN if owner is None else owner, with_static)
 
     def sweep(self, uint64_t now):
@@ -75,7 +75,7 @@ cdef class Fdb:
         free(counts)
 
     def counts(self):
-        """(all, of our own side, {peer's slot: of that peer})."""
+        """(all, at the local port, {peer's slot: of that peer})."""
         cdef Header *header = self.mapping.tables.header
         cdef uint32_t slot
         return (header.mac_count, header.mac_count_local_port, {

@@ -32,7 +32,7 @@ NewLanes = namedtuple("NewLanes", (
     "cipher",                       # a name of CIPHERS
     "features",                     # FEATURE_* that the peer takes
     "keys",                         # (send, receive) of each lane, 32 bytes each
-    "endpoints",                    # (sockaddr, own address) of each; b"" for unknown
+    "endpoints",                    # (sockaddr, source address) of each; b"" for unknown
     "sockets",                      # how many lane sockets there are; None: the set uses our port
     "rekey_at_ns",                  # CLOCK_BOOTTIME; as a NewKeypair's
     "rekey_rx_at_ns",
@@ -124,8 +124,8 @@ cdef class Lanes(SlotTable):
                      lane.send_key)
         aead_key_set(&self.aead, lane.cipher, <const uint8_t *>PyBytes_AS_STRING(receive_key),
                      lane.receive_key)
-        sockaddr, local = new.endpoints[lane.number]
-        endpoint_store(&lane.endpoint, sockaddr, local)
+        sockaddr, source_address = new.endpoints[lane.number]
+        endpoint_store(&lane.endpoint, sockaddr, source_address)
         store32(&lane.state, LANE_LIVE, RELEASE)
         return 0
 
@@ -160,19 +160,20 @@ cdef class Lanes(SlotTable):
         }
 
     def endpoint(self, uint32_t slot):
-        """(sockaddr, own address) as the lane's worker has them; (b"", zeros) for unknown."""
+        """(sockaddr, source address) as the lane's worker has them; (b"", zeros) for unknown."""
         return endpoint_load(&self.at(slot).endpoint)
 
-    def set_endpoint(self, uint32_t slot, bytes sockaddr, bytes local=bytes(SOURCE_ADDRESS_LEN)):
+    def set_endpoint(self, uint32_t slot, bytes sockaddr,
+                     bytes source_address=bytes(SOURCE_ADDRESS_LEN)):
         """As of a peer."""
-        endpoint_store(&self.at(slot).endpoint, sockaddr, local)
+        endpoint_store(&self.at(slot).endpoint, sockaddr, source_address)
 
     def rearm(self, uint32_t slot, str bit):
         """Let the worker send the event that a bit of LANE_BITS stands for again."""
         and32(&self.at(slot).bits, ~<uint32_t>LANE_BITS[bit], SEQ_CST)
 
     def set_dead(self, uint32_t slot):
-        """Let the flows of a lane that is not answered take others, until it is heard."""
+        """Let the flows of an unanswered lane take others, until the peer sends on it."""
         cdef Lane *lane = self.at(slot)
         or32(&lane.bits, LANE_DEAD, SEQ_CST)
         and32(&lane.bits, ~<uint32_t>LANE_USABLE, SEQ_CST)

@@ -9,18 +9,18 @@ DIRECTIONS = {"tx": DIRECTION_TX, "rx": DIRECTION_RX}
 
 
 cdef class Limiters:
-    """Token buckets of the interface and of peers, each way."""
+    """Token buckets of the interface and of peers, in each direction."""
 
     cdef Mapping mapping
 
     def __cinit__(self, Mapping mapping):
         self.mapping = mapping
 
-    def set(self, peer, str way, bytes_bucket, ops_bucket, uint64_t now):
-        """The token buckets of a peer, or of the interface (None), one `way` (DIRECTIONS): each
+    def set(self, peer, str direction, bytes_bucket, ops_bucket, uint64_t now):
+        """The token buckets of a peer, or of the interface (None), in one of DIRECTIONS: each
         (tokens, refill time in ns, one-time burst), or None for no limit. They begin full.
         `now`: CLOCK_BOOTTIME, ns."""
-        cdef int which = DIRECTIONS[way]
+        cdef int which = DIRECTIONS[direction]
         cdef Limiter *limiter = &self.mapping.tables.limiters[which]
         if peer is not None:
             self.mapping.peer(peer)
@@ -36,6 +36,6 @@ cdef int bucket_configure(Bucket *bucket, parts, uint64_t now) except -1:
     if parts is not None:
         size, refill_ns, burst = parts
         if size == 0 or refill_ns == 0:
-            raise ValueError("a token bucket holds something, and fills in some time")
+            raise ValueError("the size and refill time of a token bucket must not be 0")
     bucket_set(bucket, size, refill_ns, burst, now)
     return 0

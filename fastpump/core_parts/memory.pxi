@@ -25,7 +25,8 @@ cdef void *map_memory(size_t size, int fd) except NULL:
 
 
 cdef class Mapping:
-    """Owns this process's mapping of the tables: all who hold pointers into it hold this."""
+    """Owns this process's mapping of the tables: every object with pointers into it references
+    this."""
 
     cdef Tables tables
     cdef size_t size

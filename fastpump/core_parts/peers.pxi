@@ -61,21 +61,23 @@ cdef class Peers(SlotTable):
         fdb_flush(&self.mapping.tables, slot, True)     # what a worker learned in the meantime
         return SlotTable.recycle(self, slot)
 
-    def set_endpoint(self, uint32_t slot, bytes sockaddr, bytes local=bytes(SOURCE_ADDRESS_LEN)):
+    def set_endpoint(self, uint32_t slot, bytes sockaddr,
+                     bytes source_address=bytes(SOURCE_ADDRESS_LEN)):
         """`sockaddr`: a struct sockaddr_in or sockaddr_in6 as bytes; b"" for unknown.
-        `local`: the own address to send from, 16 bytes; zeros: the kernel's choice."""
-        endpoint_store(&self.mapping.peer(slot).endpoint, sockaddr, local)
+        `source_address`: of what we send there, 16 bytes; zeros: the kernel's choice."""
+        endpoint_store(&self.mapping.peer(slot).endpoint, sockaddr, source_address)
 
     def endpoint(self, uint32_t slot):
-        """(sockaddr, own address) as the workers have them; (b"", zeros) for unknown."""
+        """(sockaddr, source address) as the workers have them; (b"", zeros) for unknown."""
         return endpoint_load(&self.mapping.peer(slot).endpoint)
 
     def set_id(self, uint32_t slot, uint64_t id):
-        """What relay headers say of frames that came in at the peer (docs/PROTOCOL.md)."""
+        """The originator, in relay headers, of frames that came in at the peer
+        (docs/PROTOCOL.md)."""
         store64(&self.mapping.peer(slot).originator_id, id, SEQ_CST)
 
     def set_policy(self, uint32_t slot, str policy):
-        """What the peer's data may travel by: "any" way, "lanes" only, or "nothing"."""
+        """What the peer's data may travel by: "any" route, "lanes" only, or "nothing"."""
         store32(&self.mapping.peer(slot).policy, POLICIES[policy], RELAXED)
 
     def set_lanes(self, uint32_t slot, newest, older):

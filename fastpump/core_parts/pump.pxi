@@ -54,8 +54,8 @@ cdef class Pump:
     """One worker's data plane: the TUN fds of all queues (it reads that of queue
     `number`), its UDP socket, and the tables.
 
-    `run` never returns while the interface lives; `turn` does one turn of both
-    directions without waiting, for tests and for other event loops.
+    `run` never returns while the interface lives; `poll` is one iteration of both directions
+    without waiting, for tests and for other event loops.
     """
 
     cdef Worker *worker
@@ -130,8 +130,8 @@ cdef class Pump:
         with nogil:
             loop_run(self.worker)
 
-    def turn(self, now=None):
-        """One turn: doorbell, tun_to_udp, udp_to_tun. `now`: CLOCK_BOOTTIME in ns."""
+    def poll(self, now=None):
+        """One iteration: doorbell, tun_to_udp, udp_to_tun. `now`: CLOCK_BOOTTIME in ns."""
         cdef Worker *worker = self.worker
         worker.now_ns = now_ns() if now is None else now
         with nogil:
@@ -144,8 +144,8 @@ cdef class Pump:
 
 
 def confine(int parent):
-    """Lock this process in: it dies with `parent`, has no capabilities, and may call
-    nothing but what the pump calls (hot/sandbox.h). OSError if the kernel refuses."""
+    """Confine this process: it dies with `parent`, has no capabilities, and only the system
+    calls of the pump (hot/sandbox.h). OSError if the kernel refuses."""
     for what, error in (("parent", sandbox_tie_to_parent(parent)),
                         ("capabilities", sandbox_drop_capabilities()),
                         ("seccomp", sandbox_filter_syscalls())):

@@ -23,7 +23,7 @@ OFFLOAD_BITS = {
 }
 
 cdef enum:
-    MOVES_PER_S = 100               # hosts that come over, and are told of
+    MOVES_PER_S = 100               # hosts that moved here, and are announced
 
 
 cdef class SharedTables:
@@ -142,7 +142,7 @@ cdef class SharedTables:
         store32(&self.mapping.tables.header.spread_queues, value, RELAXED)
 
     def set_own_id(self, uint64_t id):
-        """What relay headers say of frames that come in here (docs/PROTOCOL.md)."""
+        """The originator, in relay headers, of frames that come in here (docs/PROTOCOL.md)."""
         store64(&self.mapping.tables.header.originator_id, id, SEQ_CST)
 
     def configure_switch(self, *, bint is_relay, uint32_t ageing_s, uint32_t limit_per_peer,

@@ -99,8 +99,8 @@ cdef class ReplayWindow:
 
 def split(bytes vnet_and_packet, *, bint may_leave_partial=False, bint is_frame=False):
     """What leaves for a packet (or frame) read from the interface: [packet, ...], with complete
-    checksums unless they may stay partial; None if the vnet header lies. Input: vnet header
-    (10 bytes), packet."""
+    checksums unless they may stay partial; None if the vnet header is inconsistent. Input: vnet
+    header (10 bytes), packet."""
     cdef VnetHeader vnet
     cdef Packet packet
     cdef Splitter splitter

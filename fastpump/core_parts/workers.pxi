@@ -1,4 +1,4 @@
-# What the supervisor and its workers tell each other.
+# What the supervisor and its workers send each other.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
@@ -57,7 +57,7 @@ cdef class Workers:
         }
 
     def messages(self, uint32_t number):
-        """Take the handshake messages that reached a worker: [(data, sockaddr, local)]."""
+        """Take the handshake messages that reached a worker: [(data, sockaddr, source_address)]."""
         cdef MisdeliveredRing *ring = &self.mapping.worker(number).up
         cdef Misdelivered *datagram = misdelivered_first(ring)
         taken = []
@@ -85,13 +85,13 @@ cdef class Workers:
         return taken
 
     def inject(self, uint32_t number, bytes data, bytes sockaddr,
-               bytes local=bytes(SOURCE_ADDRESS_LEN)):
+               bytes source_address=bytes(SOURCE_ADDRESS_LEN)):
         """Give a worker a transport message that reached the supervisor; ring its doorbell
         afterwards. False if it is too long or the ring is full."""
         return bool(misdelivered_push(
             &self.mapping.worker(number).down, <const uint8_t *>PyBytes_AS_STRING(data),
             <uint32_t>len(data), PyBytes_AS_STRING(sockaddr), <uint32_t>len(sockaddr),
-            PyBytes_AS_STRING(local)))
+            PyBytes_AS_STRING(source_address)))
 
     def events(self, uint32_t number):
         """Take all events of one worker: [(name, peer, detail, error, at_ns)]."""

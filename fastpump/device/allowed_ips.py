@@ -24,14 +24,14 @@ class AllowedIps:
         return len(self._owners)
 
     def owner(self, prefix: Prefix) -> Peer | None:
-        """Whom exactly this prefix is given to."""
+        """The peer that has exactly this prefix."""
         return self._owners.get(prefix)
 
     def change(self, peer: Peer, changes: Collection[PrefixChange], *, replaces: bool) -> None:
         """Add and remove in order; `replaces`: and remove all that is not added. MemoryError when
         the table is full: the rest of `changes` is not applied."""
         if replaces:
-            # Only what goes is removed: packets to what stays never miss their way.
+            # Only what goes is removed: packets to what stays are always routed.
             stays = {prefix for prefix, is_added in changes if is_added}
             for prefix in peer.allowed_ips - stays:
                 self._remove(peer, prefix)

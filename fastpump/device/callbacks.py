@@ -1,4 +1,4 @@
-"""What a device asks of whoever runs it: the supervisor, or a test."""
+"""What a device needs from its owner: the supervisor, or a test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DeviceCallbacks:
     """`on_*` say what happened; the others are services that the device uses."""
 
     transmit: Callable[[bytes, Endpoint, bytes], None]
-    """Send a message to an endpoint, from a source address (or NO_LOCAL)."""
+    """Send a message to an endpoint, from a source address (or NO_SOURCE_ADDRESS)."""
     ring: Callable[[], None]
     """Wake all workers, to look at what they have staged."""
     unix_ns: Callable[[], int]
@@ -26,7 +26,8 @@ class DeviceCallbacks:
     jitter: Callable[[int], int]
     """A random number below its argument."""
     transmit_lane: Callable[[bytes, Endpoint, bytes, int | None], None] = _ignore
-    """The same for a lane message: from the lane socket of that number, or our port (None)."""
+    """Like `transmit`, for a lane message: from the lane socket of that number, or our port
+    (None)."""
     on_deadline: Callable[[], None] = _ignore
     """`Device.next_deadline` may be earlier than it was."""
     on_retired: Callable[[], None] = _ignore
@@ -34,4 +35,5 @@ class DeviceCallbacks:
     on_endpoint: Callable[[Endpoint], None] = _ignore
     """A peer is at this endpoint now: admit its handshakes when others must wait."""
     on_unanswered: Callable[[Peer], None] = _ignore
-    """An initiation had no answer in time: the endpoint's name may mean another address."""
+    """An initiation had no answer in time: the endpoint's name may resolve to another address
+    now."""

@@ -29,7 +29,7 @@ class Deadlines:
 
     def watch(self, peer: Peer, deadline: int | None) -> bool:
         """Look at the peer by `deadline`; whether that is earlier than before. A later one is not
-        entered: who looks then finds nothing due, and comes here again."""
+        entered: the earlier entry finds nothing due then, and the peer is entered again."""
         if deadline is None or (peer.watched_at is not None and peer.watched_at <= deadline):
             return False
         peer.watched_at = deadline
@@ -41,7 +41,7 @@ class Deadlines:
         peer.watched_at = None
 
     def take_due(self, now: int) -> Peer | None:
-        """A peer whose deadline has come; it is watched no more."""
+        """A peer whose deadline has come; it is no longer watched."""
         while self._heap and self._heap[0][0] <= now:
             deadline, _, peer = heapq.heappop(self._heap)
             if deadline == peer.watched_at:

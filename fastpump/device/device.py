@@ -1,6 +1,6 @@
-"""A WireGuard device without sockets and clocks: the peers of one interface.
+"""A WireGuard device without sockets or clocks: the peers of one interface.
 
-The supervisor hands it what happened, and the time: changes of peers (configure_peer), workers'
+The supervisor passes in events and the time: changes of peers (configure_peer), workers'
 events and control packets, handshake messages, deadlines. It answers through callbacks and by
 changing the shared tables. It is up or down, as its interface is: while it is down it has no
 sessions and sends nothing.
@@ -37,7 +37,7 @@ from fastpump.protocol.keypairs import Keypair
 from fastpump.protocol.timers import Action, Activity
 from fastpump.verdicts import Verdict
 
-TICK_LEN = 32       # peers looked at before others have their turn: some milliseconds
+TICK_LEN = 32       # peers per call of `tick`: some milliseconds
 
 
 class Device:
@@ -165,7 +165,7 @@ class Device:
 
     def _create_peer(self, public_key: bytes) -> Peer:
         if public_key == self.public_key:
-            raise ConfigError("a peer has this side's own public key; give it the key that the "
+            raise ConfigError("a peer has this tunnel's own public key; give it the key that the "
                               "other side prints")
         worker = self._peers_of_worker.index(min(self._peers_of_worker))
         peer = Peer(public_key, self._tables.peers.add(), worker, cookie.mac1_key(public_key))
@@ -204,7 +204,7 @@ class Device:
 
     def start(self, now: int) -> None:
         """The interface is up. A peer that had a session with us before still has it, and would
-        send in vain until its timers notice: start a new one with each, one after the other."""
+        use it in vain until its timers expire: start a new one with each, one after the other."""
         self.is_up = True
         delay = 0
         for peer in self.peers.values():
@@ -239,13 +239,13 @@ class Device:
 
     # -- what happened
 
-    def receive(self, message: bytes, source: Endpoint, local: bytes, now: int) -> None:
-        """A handshake message that the intake has let in; `local` is the address that it came to.
-        Events that came before it were handed over (handshake.py)."""
+    def receive(self, message: bytes, sender: Endpoint, source_address: bytes, now: int) -> None:
+        """An admitted handshake message; `source_address` is the address of ours that it came to.
+        Earlier events of workers were handed over before (handshake.py)."""
         if self._handshakes.static is None or not self.is_up:
             self.verdicts[Verdict.DROP_INTERFACE_DOWN] += 1
             return
-        outcome = self._handshakes.receive(message, source, local, now)
+        outcome = self._handshakes.receive(message, sender, source_address, now)
         if isinstance(outcome, Peer):
             self._watch(outcome)
         else:
@@ -263,8 +263,8 @@ class Device:
             self._watch(peer)
 
     def on_control(self, packet: ControlPacket, now: int) -> None:
-        """A worker received a control packet in a session. The worker's events were handed over:
-        it may have confirmed the session."""
+        """A worker received a control packet in a session. The worker's events were handed over
+        before: it may have confirmed the session."""
         peer = self._by_slot.get(packet.peer_slot)
         keypair = None if peer is None else peer.keypairs.by_index(packet.local_index)
         if peer is None or keypair is None or not self.is_up:
@@ -292,8 +292,8 @@ class Device:
         return self.deadlines.next()
 
     def tick(self, now: int) -> None:
-        """Run timers that are due, of TICK_LEN peers at most: others must have their turn. If more
-        are due, `next_deadline` says so."""
+        """Run timers that are due, of TICK_LEN peers at most, so that nothing else waits long. If
+        more are due, `next_deadline` says so."""
         for _ in range(TICK_LEN):
             peer = self.deadlines.take_due(now)
             if peer is None:
@@ -353,6 +353,6 @@ class Device:
 
 
 def _originator_id(public_key: bytes) -> int:
-    """What relay headers call the side with that key (docs/PROTOCOL.md)."""
+    """The originator id, in relay headers, of the side with that key (docs/PROTOCOL.md)."""
     digest = hashlib.sha256(b"fastpump origin" + public_key).digest()
     return int.from_bytes(digest[:8], "little")

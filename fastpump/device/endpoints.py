@@ -1,7 +1,7 @@
-"""Where each peer is, and from which source address we speak to it.
+"""Where each peer is, and from which source address we send to it.
 
-Three have to agree: the peer, the shared tables that workers send by, and the lanes that we opened
-to where the session is. A worker that receives from elsewhere changes the tables itself.
+It stands in three places: the peer, the shared tables that workers read, and the lanes that we
+opened, which follow the session. A worker that receives from elsewhere changes the tables itself.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from fastpump._core import SharedTables
-from fastpump.conn.endpoint import NO_LOCAL, Endpoint
+from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
 from fastpump.device.callbacks import DeviceCallbacks
 from fastpump.device.lanes import Lanes
 from fastpump.device.peer import Peer
@@ -32,50 +32,51 @@ class Endpoints:
         """ConfigError for one that our sockets cannot reach."""
         endpoint.sockaddr(self._family)
 
-    def set(self, peer: Peer, endpoint: Endpoint, local: bytes = NO_LOCAL) -> None:
-        """The peer is there; `local`: the source address to speak to it from."""
-        if endpoint == peer.endpoint and local == peer.local:
+    def set(self, peer: Peer, endpoint: Endpoint,
+            source_address: bytes = NO_SOURCE_ADDRESS) -> None:
+        """The peer is at `endpoint`; send to it from `source_address`."""
+        if endpoint == peer.endpoint and source_address == peer.source_address:
             return
-        self._tables.peers.set_endpoint(peer.slot, endpoint.sockaddr(self._family), local)
-        self._moved(peer, endpoint, local)
+        self._tables.peers.set_endpoint(peer.slot, endpoint.sockaddr(self._family), source_address)
+        self._moved(peer, endpoint, source_address)
 
     def forget_source(self, peer: Peer) -> None:
-        """Let the kernel choose the source address until the peer is heard again."""
+        """Let the kernel choose the source address until the peer sends again."""
         if peer.endpoint is not None:
             self.set(peer, peer.endpoint)
 
     def follow(self, peer: Peer) -> None:
-        """Take over what a worker wrote that received from elsewhere; it sends there already."""
+        """A worker received from elsewhere, wrote that, and sends there already: adopt it."""
         self._tables.peers.rearm(peer.slot, "roam")     # first: it may be elsewhere again
-        sockaddr, local = self._tables.peers.endpoint(peer.slot)
+        sockaddr, source_address = self._tables.peers.endpoint(peer.slot)
         if not sockaddr:
             return
         endpoint = Endpoint.from_sockaddr(sockaddr)
         if endpoint == peer.endpoint:
-            peer.local = local
+            peer.source_address = source_address
         else:
             log.debug("%s is at %s now", peer, endpoint)
-            self._moved(peer, endpoint, local)
+            self._moved(peer, endpoint, source_address)
 
     def rewrite(self, peer: Peer) -> None:
         """A worker died while it wrote the peer's endpoint: write what we know."""
         if peer.endpoint is not None:
             self._tables.peers.set_endpoint(
-                peer.slot, peer.endpoint.sockaddr(self._family), peer.local)
+                peer.slot, peer.endpoint.sockaddr(self._family), peer.source_address)
 
     def rewrite_lanes(self, peer: Peer) -> None:
         """A worker died: lanes that lost their endpoint are where the session is."""
         if peer.endpoint is not None:
-            self._lanes.of(peer).sets.endpoint_changed(None, peer.endpoint, peer.local)
+            self._lanes.of(peer).sets.endpoint_changed(None, peer.endpoint, peer.source_address)
 
     def send(self, peer: Peer, message: bytes, now: int) -> None:
         """Send a handshake or transport message to where the peer is; nowhere if that is not
         known."""
         if peer.endpoint is not None:
             self._tables.peers.record_sent(peer.slot, now, len(message))
-            self._callbacks.transmit(message, peer.endpoint, peer.local)
+            self._callbacks.transmit(message, peer.endpoint, peer.source_address)
 
-    def _moved(self, peer: Peer, endpoint: Endpoint, local: bytes) -> None:
-        self._lanes.of(peer).sets.endpoint_changed(peer.endpoint, endpoint, local)
-        peer.endpoint, peer.local = endpoint, local
+    def _moved(self, peer: Peer, endpoint: Endpoint, source_address: bytes) -> None:
+        self._lanes.of(peer).sets.endpoint_changed(peer.endpoint, endpoint, source_address)
+        peer.endpoint, peer.source_address = endpoint, source_address
         self._callbacks.on_endpoint(endpoint)

@@ -45,10 +45,10 @@ class ControlPacket(NamedTuple):
 
 
 def log_offload_off(event: WorkerEvent) -> None:
-    """A worker found that the kernel refuses an offload, and does without from now on."""
+    """A worker found that the kernel refuses an offload, and has switched it off."""
     name = next((name for name, bit in OFFLOAD_BITS.items() if bit == event.detail),
                 str(event.detail))
-    log.warning("%s failed with errno %d and is off from now on; packets go singly", name,
+    log.warning("%s failed with errno %d: switched off; packets are sent singly", name,
                 event.error)
 
 
@@ -69,7 +69,7 @@ class PeerEvents:
             "confirmed": self._confirmed,
             "rekey": self._rekey,
             "roam": self._roam,
-            "source_address_gone": self._local_gone,
+            "source_address_gone": self._source_address_gone,
             "send_error": self._send_error,
             "lane_usable": self._lane_usable,
             "lane_echo_request": self._lane_echo_request,
@@ -99,7 +99,7 @@ class PeerEvents:
     def _roam(self, peer: Peer, _event: WorkerEvent, _now: int) -> None:
         self._endpoints.follow(peer)
 
-    def _local_gone(self, peer: Peer, _event: WorkerEvent, _now: int) -> None:
+    def _source_address_gone(self, peer: Peer, _event: WorkerEvent, _now: int) -> None:
         self._endpoints.forget_source(peer)
         self._tables.peers.rearm(peer.slot, "source_address_gone")
 

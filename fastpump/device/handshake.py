@@ -6,11 +6,12 @@ responder   initiation -> response and a keypair, `next`, that waits until a wor
             first message on it (confirm); only then do we send with it
 cookie      a peer under load answers with one; our next message to it carries proof of it
 
-Order of the checks on a handshake message, behind the intake's (hot/admission.pxd): the Noise
-steps, the peer is configured, the timestamp is new, not a flood; only then does anything change.
+Order of the checks on a handshake message, after those of admission control (hot/admission.pxd):
+the Noise steps, the peer is configured, the timestamp is new, not a flood; only then does anything
+change.
 
-A worker that receives the first message on `next` sends with it from then on, and the device
-hears of that by an event. Whoever hands over handshake messages must hand over the workers' events
+A worker that receives the first message on `next` sends with it from then on, and reports that to
+the device by an event. Whoever hands over handshake messages must hand over the workers' events
 that came before them (device/handshake_queue.py): an initiation drops an unconfirmed `next`, and
 would drop a session that both sides already use.
 """
@@ -112,7 +113,7 @@ class Handshakes:
         peer.handshake = peer.handshake_slot = None
 
     def give_up(self, peer: Peer) -> None:
-        """REKEY_ATTEMPT_TIME without an answer: drop what waits, and let workers ask again."""
+        """REKEY_ATTEMPT_TIME without an answer: drop what is staged, and let workers ask again."""
         log.warning("%s does not answer; giving up until there is something to send", peer)
         self.abandon(peer)
         self._tables.peers.purge_staged(peer.slot)
@@ -124,16 +125,17 @@ class Handshakes:
 
     # -- messages
 
-    def receive(self, message: bytes, source: Endpoint, local: bytes, now: int) -> Peer | str:
-        """Handle a message that the intake has let in; `local` is the address that it came to.
-        The peer whose handshake it took a step further, or the verdict that dropped it."""
+    def receive(self, message: bytes, sender: Endpoint, source_address: bytes,
+                now: int) -> Peer | str:
+        """Handle an admitted message; `source_address` is the address of ours that it came to. The
+        peer whose handshake it advanced, or the verdict that dropped it."""
         parsed = wire.parse(message)
         try:
             match parsed:
                 case Initiation():
-                    return self._receive_initiation(parsed, source, local, now)
+                    return self._receive_initiation(parsed, sender, source_address, now)
                 case Response():
-                    return self._receive_response(parsed, source, local, now)
+                    return self._receive_response(parsed, sender, source_address, now)
                 case CookieReply():
                     return self._receive_cookie(parsed, now)
                 case _:
@@ -141,12 +143,12 @@ class Handshakes:
         except noise.UnknownPeer:
             return Verdict.DROP_UNKNOWN_PEER
         except noise.HandshakeError as error:
-            log.debug("handshake message from %s dropped: %s", source, error)
+            log.debug("handshake message from %s dropped: %s", sender, error)
             return Verdict.DROP_INVALID_HANDSHAKE
         except MemoryError:         # no slot for a session
             return Verdict.DROP_TABLE_FULL
 
-    def _receive_initiation(self, message: Initiation, source: Endpoint, local: bytes,
+    def _receive_initiation(self, message: Initiation, sender: Endpoint, source_address: bytes,
                             now: int) -> Peer | str:
         assert self.static is not None
         initiation = noise.consume_initiation(self.static, message, self._static_static)
@@ -168,11 +170,11 @@ class Handshakes:
                                          now, is_initiator=False)
         self._sessions.retire(peer.keypairs.add_as_responder(keypair))
         self._sessions.publish(peer)
-        self._received(peer, source, local, wire.INITIATION_LEN, now)
+        self._received(peer, sender, source_address, wire.INITIATION_LEN, now)
         self._send(peer, response, now)
         return peer
 
-    def _receive_response(self, message: Response, source: Endpoint, local: bytes,
+    def _receive_response(self, message: Response, sender: Endpoint, source_address: bytes,
                           now: int) -> Peer | str:
         assert self.static is not None
         peer = self._sessions.peer_of(message.receiver_index)
@@ -186,7 +188,7 @@ class Handshakes:
             transport, now, is_initiator=True)
         peer.handshake = peer.handshake_slot = None
         dropped = peer.keypairs.add_as_initiator(keypair)
-        self._received(peer, source, local, wire.RESPONSE_LEN, now)
+        self._received(peer, sender, source_address, wire.RESPONSE_LEN, now)
         self._sessions.publish(peer)
         self._sessions.retire(dropped)
         if not self._lanes.of(peer).session_started(keypair, now):
@@ -195,8 +197,8 @@ class Handshakes:
         return peer
 
     def _receive_cookie(self, reply: CookieReply, now: int) -> Peer | str:
-        """The peer is under load, and serves those first who prove their address: the next
-        initiation, REKEY_TIMEOUT after the last one, does."""
+        """The peer is under load, and prefers senders that prove their address, as our next
+        initiation will, REKEY_TIMEOUT after the last one."""
         peer = self._sessions.peer_of(reply.receiver_index)
         if peer is None or peer.last_mac1_sent is None:
             return Verdict.DROP_UNEXPECTED_COOKIE
@@ -204,7 +206,7 @@ class Handshakes:
         if found is None:
             return Verdict.DROP_INVALID_COOKIE
         peer.cookie, peer.cookie_at, peer.last_mac1_sent = found, now, None
-        log.debug("%s is under load, and gave a cookie", peer)
+        log.debug("%s is under load and sent a cookie", peer)
         return peer
 
     # -- sessions
@@ -224,7 +226,7 @@ class Handshakes:
             self._lanes.of(peer).session_started(peer.keypairs.current, now)
 
     def keepalive(self, peer: Peer, now: int) -> None:
-        """Send an empty transport message; without a session, ask for one."""
+        """Send an empty transport message; without a session, start one."""
         keypair = peer.keypairs.current
         if keypair is None or now >= keypair.created_ns + REJECT_AFTER_TIME:
             self.want_session(peer, now)
@@ -239,15 +241,15 @@ class Handshakes:
         self._lanes.of(peer).clear()
         self._sessions.clear(peer)
 
-    def _received(self, peer: Peer, source: Endpoint, local: bytes, length: int,
+    def _received(self, peer: Peer, sender: Endpoint, source_address: bytes, length: int,
                   now: int) -> None:
         """An authentic message of `length` bytes made new keys: the peer is where it came from."""
-        self._endpoints.set(peer, source, local)
+        self._endpoints.set(peer, sender, source_address)
         peer.timers.session_derived(now)
         self._tables.peers.record_received(peer.slot, now, length)
 
     def _complete(self, peer: Peer) -> None:
-        """Both sides have the keys: send what waited, and hear of the next need."""
+        """Both sides have the keys: send what is staged, and let workers report again."""
         peer.latest_handshake_unix_ns = self._callbacks.unix_ns()
         peer.timers.handshake_complete()
         self.abandon(peer)              # one of our own that the peer's overtook
@@ -261,7 +263,7 @@ class Handshakes:
         """The Diffie-Hellman result of our static key and a configured peer's."""
         peer = self._peers.get(public_key)
         if peer is None or self.static is None:
-            raise noise.UnknownPeer("the initiator is no peer of ours")
+            raise noise.UnknownPeer("the initiator is not a configured peer")
         if peer.static_static is None:
             peer.static_static = self.static.exchange(public_key)
         return peer.static_static

@@ -1,14 +1,13 @@
-"""The queue of handshake messages between the intake and the device.
+"""The queue of handshake messages between admission control and the device.
 
-A handshake costs a hundred microseconds or more, and the intake lets in bursts: they wait here,
-and are served in slices, so that timers, workers' events and control clients have their
-turn. While many wait, the intake is told that we are overloaded (hot/admission.pxd says what
-it does then).
+A handshake costs a hundred microseconds or more, and bursts are admitted: they wait here, and are
+served in slices, so that timers, workers' events and control clients do not have to. While many
+wait, overload is declared (hot/admission.pxd).
 
-Before each slice the workers' events are handed to the device. A peer starts a new handshake
-after it has used the session before, but the two take different ways to us: without that, the
-initiation could drop the session whose confirmation is still in a worker's ring. All messages
-of a slice were queued before it began, so what preceded them is in the rings by then.
+Before each slice the workers' events are handed to the device. A peer starts a new handshake after
+it has used the session before, but the two take different paths to us: without this, the initiation
+could drop the session whose confirmation is still in a worker's ring. All messages of a slice were
+queued before it began, so what preceded them is in the rings by then.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ Datagram = tuple[bytes, bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class QueueCallbacks:
-    """What the queue asks of whoever runs it."""
+    """What the queue needs from its owner."""
 
     on_slice: Callable[[], None]
     """A slice begins: hand the workers' events to the device."""
@@ -43,11 +42,11 @@ class QueueCallbacks:
 
 
 class HandshakeQueue:
-    """Takes what the intake admits, and serves it to the device."""
+    """Queues admitted messages, and hands them to the device."""
 
-    def __init__(self, device: Device, intake: Admission, callbacks: QueueCallbacks) -> None:
+    def __init__(self, device: Device, admission: Admission, callbacks: QueueCallbacks) -> None:
         self._device = device
-        self._intake = intake
+        self._admission = admission
         self._callbacks = callbacks
         self._queue: deque[Datagram] = deque()
         self._secret_renewed_at = 0
@@ -55,20 +54,21 @@ class HandshakeQueue:
 
     def receive(self, fd: int, now: int) -> int:
         """Receive once from the handshake socket: how many messages came, ADMISSION_BATCH at
-        most. OSError is what ICMP said of an earlier send."""
+        most. OSError reports an ICMP error of an earlier send."""
         if now >= self._secret_renewed_at + COOKIE_SECRET_MAX_AGE:
-            self._intake.renew_cookie_secret()
+            self._admission.renew_cookie_secret()
             self._secret_renewed_at = now
-        received, admitted = self._intake.receive(fd, now)
-        for verdict, message, sockaddr, local in admitted:
-            self._take(verdict, (message, sockaddr, local), now)
+        received, admitted = self._admission.receive(fd, now)
+        for verdict, message, sockaddr, source_address in admitted:
+            self._take(verdict, (message, sockaddr, source_address), now)
         return received
 
-    def receive_stray(self, message: bytes, sockaddr: bytes, local: bytes, now: int) -> None:
+    def receive_misdelivered(self, message: bytes, sockaddr: bytes, source_address: bytes,
+                             now: int) -> None:
         """A handshake message that a worker's socket received."""
-        verdict = self._intake.judge(message, sockaddr, now)
+        verdict = self._admission.judge(message, sockaddr, now)
         if verdict in (ADMIT_HANDSHAKE, ADMIT_TRANSPORT):
-            self._take(verdict, (message, sockaddr, local), now)
+            self._take(verdict, (message, sockaddr, source_address), now)
 
     def _take(self, verdict: int, datagram: Datagram, now: int) -> None:
         """Queue a handshake message, pass on a transport message."""
@@ -79,7 +79,7 @@ class HandshakeQueue:
         else:
             self.verdicts[Verdict.DROP_HANDSHAKE_OVERLOAD] += 1
         if len(self._queue) >= OVERLOAD_LEN:
-            self._intake.declare_overload(now + OVERLOAD_HOLD)
+            self._admission.declare_overload(now + OVERLOAD_HOLD)
 
     def serve(self, clock: Callable[[], int]) -> bool:
         """Handle messages for a slice of time; whether some still wait."""
@@ -89,7 +89,7 @@ class HandshakeQueue:
         now = clock()
         end = now + SLICE
         while self._queue and now < end:
-            message, sockaddr, local = self._queue.popleft()
-            self._device.receive(message, Endpoint.from_sockaddr(sockaddr), local, now)
+            message, sockaddr, source_address = self._queue.popleft()
+            self._device.receive(message, Endpoint.from_sockaddr(sockaddr), source_address, now)
             now = clock()
         return bool(self._queue)

@@ -28,7 +28,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class LanesCallbacks:
-    """What lanes ask the device to do."""
+    """What lanes need from the device."""
 
     send_control: Callable[[Peer, Keypair, bytes, int], None]
     """Send a control packet in a session, at a time; b"" for a keepalive."""
@@ -53,5 +53,5 @@ class LanesContext:
 
     @property
     def is_lanes_only(self) -> bool:
-        """Whether data may travel on nothing but lanes."""
+        """Whether data may travel on lanes only."""
         return self.options.transport == "lanes"

@@ -1,15 +1,15 @@
 """The life of one lane as the supervisor sees it: a table of states and transitions.
 
-A probe is an empty lane message with the ask flag; the peer answers it on the same lane. The side
-that opens a set probes its lanes until they are answered: the first probe tells the other side
-where the lane is, the answer that nothing blocks it. Later, a lane is probed when data on it is not
-answered, and when it is dead, until it works again.
+A probe is an empty lane message with the probe flag (an echo request); the peer answers it on the
+same lane. The side that opens a set probes its lanes until they are answered: the first probe shows
+the other side where the lane is, the answer shows that nothing blocks it. Later, a lane is probed
+when data on it is not answered, and when it is dead, until it works again.
 
 Workers send on a lane as soon as they have received a message there, and report that (USABLE).
 They also report data that is the first to leave since then (UNANSWERED), and do not report it
 again until the supervisor has cleared the report.
-A timer that fires looks at what the workers noted in the shared table. It runs in the states of
-TIMED, and stops when another one is entered.
+A timer that fires looks at the times that workers left in the shared table. It runs in the states
+of TIMED, and stops when another one is entered.
 
     NEW, OPENING -> UP           the peer was received there
     UP -> SUSPECT -> UP          data is not answered; it is after all
@@ -102,7 +102,7 @@ TRANSITIONS: dict[tuple[State, Event], tuple[State, Action]] = {
     (State.SUSPECT, Event.ANSWERED): (State.UP, Action.WATCH),
     # What was reported has been answered; other data has left since.
     (State.SUSPECT, Event.TOO_EARLY): (State.SUSPECT, Action.AWAIT_ANSWER),
-    # The peer may have nothing to say there: ask it.
+    # The peer may have nothing to send there: probe it.
     (State.SUSPECT, Event.PROBE_DUE): (State.SUSPECT, Action.PROBE),
     # Something on the path blocks it now, or the NAT has forgotten it.
     (State.SUSPECT, Event.PROBES_SPENT): (State.DEAD, Action.DECLARE_DEAD),
@@ -111,7 +111,7 @@ TRANSITIONS: dict[tuple[State, Event], tuple[State, Action]] = {
     # The reports of two workers in the wrong order. That of unanswered data is not cleared.
     (State.SUSPECT, Event.USABLE): (State.UNWATCHED, Action.NONE),
 
-    # The path may come back. A probe of the peer's is no proof: it may not receive us.
+    # The path may come back. A probe from the peer proves nothing: it may not receive us.
     (State.DEAD, Event.PROBE_DUE): (State.DEAD, Action.PROBE),
     # Data that left just before it was declared dead.
     (State.DEAD, Event.UNANSWERED): (State.DEAD, Action.NONE),

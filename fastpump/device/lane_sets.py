@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fastpump._core import NewLanes, aead
-from fastpump.conn.endpoint import NO_LOCAL, Endpoint
+from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
 from fastpump.constants import (
     KEEPALIVE_TIMEOUT,
     REJECT_AFTER_TIME,
@@ -125,7 +125,7 @@ class LaneSet:
     def send(self, number: int, flags: int, now: int) -> None:
         """Send an empty message on a lane, if it is known where that is."""
         slot = self.first + number
-        sockaddr, local = self.tables.lanes.endpoint(slot)
+        sockaddr, source_address = self.tables.lanes.endpoint(slot)
         if not sockaddr:
             return
         counter = self.tables.lanes.take_counter(slot, now)
@@ -135,7 +135,7 @@ class LaneSet:
         assert sealed is not None
         socket = number % self._context.options.socket_count if self.is_opener else None
         self._context.callbacks.send_lane(
-            header + sealed, Endpoint.from_sockaddr(sockaddr), local, socket)
+            header + sealed, Endpoint.from_sockaddr(sockaddr), source_address, socket)
 
     def send_all(self, now: int) -> None:
         """An empty message on each lane: the peer learns where they are."""
@@ -156,12 +156,12 @@ class LaneSet:
     # -- log
 
     def warn(self, message: str, *args: object) -> None:
-        """Log that a lane does not work; MAX_WARNINGS are seen."""
+        """Log that a lane does not work: MAX_WARNINGS as warnings, the rest for debugging."""
         log.log(logging.WARNING if self._warnings_left else logging.DEBUG, message, *args)
         self._warnings_left = max(0, self._warnings_left - 1)
 
     def note(self, message: str, *args: object) -> None:
-        """Log that a lane works again, if its trouble was likely seen."""
+        """Log that a lane works again; for debugging only, if its failure probably was."""
         log.log(logging.INFO if self._warnings_left else logging.DEBUG, message, *args)
 
 
@@ -262,7 +262,7 @@ class LaneSets:
     def _drop(self, lane_set: LaneSet) -> None:
         self._live.remove(lane_set)
         if not self._live and self._context.options.mode is Mode.TAP:
-            # Its hosts may be reached another way, or are learned again.
+            # Its hosts may be reached by another route, or are learned again.
             self._tables.fdb.flush(self._peer.slot, with_static=False)
         self.publish()
         self._tables.lanes.retire(lane_set.first)
@@ -281,14 +281,15 @@ class LaneSets:
             lane_set.run_timers(now)
 
     def rearm_rekey(self) -> None:
-        """Let the workers ask for a new session again; the last attempt failed."""
+        """Let the workers request a new session again; the last attempt failed."""
         for lane_set in self._live:
             for slot in lane_set.slots:
                 self._tables.lanes.rearm(slot, "rekey_reported")
 
     # -- endpoints
 
-    def endpoint_changed(self, before: Endpoint | None, after: Endpoint, local: bytes) -> None:
+    def endpoint_changed(self, before: Endpoint | None, after: Endpoint,
+                         source_address: bytes) -> None:
         """The session's endpoint was at `before`: so were lanes that we opened."""
         family = self._context.family
         old = b"" if before is None else before.sockaddr(family)
@@ -297,14 +298,14 @@ class LaneSets:
                 continue
             for slot in lane_set.slots:
                 if self._tables.lanes.endpoint(slot)[0] in (b"", old):
-                    self._tables.lanes.set_endpoint(slot, after.sockaddr(family), local)
+                    self._tables.lanes.set_endpoint(slot, after.sockaddr(family), source_address)
 
     def _endpoints(self, lane_set: LaneSet) -> list[tuple[bytes, bytes]]:
         """Where the lanes of a new set are: where those of the set before are, if the same
         sockets are used, else with the session if we open them."""
-        where = (b"", NO_LOCAL)
+        where = (b"", NO_SOURCE_ADDRESS)
         if lane_set.is_opener and self._peer.endpoint is not None:
-            where = self._peer.endpoint.sockaddr(self._context.family), self._peer.local
+            where = self._peer.endpoint.sockaddr(self._context.family), self._peer.source_address
         before = self.newest
         if before is None or (before.count, before.is_opener) != (
                 lane_set.count, lane_set.is_opener):

@@ -8,10 +8,10 @@ control packets and workers' events; the shared tables (hot/shm.pxd) are changed
     the life of one lane, and its probes    lane_probes.py: a table of states
     what of this concerns a peer as a whole PeerLanes, in this file
 
-A peer that did not answer the HELLOs of some sessions is asked once a session, and then not
-repeated. When a new session has begun, a peer that has sets must be received on a lane within
-LANES_PROOF_TIME, or agree on new ones: else it was restarted, and its lanes are dropped. With
---transport lanes, data waits while an upgrade may bring lanes, and is dropped when none will.
+A peer that did not answer the HELLOs of some sessions gets a single one in later sessions. When a
+new session has begun, a peer that has sets must be received on a lane within LANES_PROOF_TIME, or
+agree on new ones: else it was restarted, and its lanes are dropped. With --transport lanes, data
+waits while an upgrade may bring lanes, and is dropped when none will.
 
 A probe is answered on its lane and, once a second at most, by the session: so that a peer whose
 address has changed finds both.
@@ -87,7 +87,7 @@ class PeerLanes:
         self._context = context
         self._tables = context.tables
         self._does_lanes = False
-        """It has done so since we know it."""
+        """It has used lanes at some time."""
         self._silent_sessions = 0
         # When the peer must have been received on its lanes; since when.
         self._proof_at: int | None = None
@@ -208,9 +208,9 @@ class PeerLanes:
             log.info("%s lost its lanes: it was restarted", self.peer)
         if theirs.mtu not in (self._tables.mtu, self._mtu_warned):
             self._mtu_warned = theirs.mtu
-            log.warning("%s has an MTU of %d, this side %d: packets that are larger than the "
-                        "smaller one may be lost; set both to the same", self.peer, theirs.mtu,
-                        self._tables.mtu)
+            log.warning("%s has an MTU of %d, this side has %d: packets larger than the "
+                        "smaller one may be lost; set both to the same value", self.peer,
+                        theirs.mtu, self._tables.mtu)
 
     def install(self, agreement: Agreement) -> LaneSet:
         """Make a set of lanes live."""

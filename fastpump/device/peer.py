@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fastpump.conn.endpoint import NO_LOCAL, Endpoint
+from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
 from fastpump.constants import COOKIE_MAX_AGE, KEY_LEN, SECOND, TIMESTAMP_LEN
 from fastpump.ip import Prefix
 from fastpump.protocol import keys, noise
@@ -27,7 +27,7 @@ class Peer:
     endpoint: Endpoint | None = None
     endpoint_name: HostAndPort | None = None
     """If the endpoint was configured by a host name."""
-    local: bytes = NO_LOCAL
+    source_address: bytes = NO_SOURCE_ADDRESS
     """Our address that it sends to: the source address of our datagrams to it."""
     allowed_ips: set[Prefix] = field(default_factory=set)
     rate_limits: RateLimits = NO_LIMITS
@@ -60,7 +60,7 @@ class Peer:
 
     @property
     def persistent_keepalive_s(self) -> int:
-        """Send something at least so often; 0 for off."""
+        """Send something at least this often; 0 for off."""
         return self.timers.persistent_interval_ns // SECOND
 
     def usable_cookie(self, now: int) -> bytes | None:

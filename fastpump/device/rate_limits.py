@@ -1,4 +1,4 @@
-"""Rate limits, into the shared tables."""
+"""Write rate limits into the shared tables."""
 
 from __future__ import annotations
 

@@ -4,11 +4,11 @@ mode "bridge": the TAP becomes a port of a bridge, which is made if it is not th
 attached interfaces become ports of it. mode "tc": what comes in at the one attached interface
 leaves into the TAP, and the reverse, by two redirects (netlink/redirects.py).
 
-Nothing is changed before everything was checked (`_inspect` refuses). Each step is recorded before
-it is done (host/attach_undo.py), and undone in the reverse order however the process ends, as far
-as nobody changed it since. If the process was killed, `recover` does it: the next `join` calls that
-for all dead processes of the network namespace. What no record mentions is recognized by itself:
-bridges that we made have an alias, redirects have our handle and no target any more.
+Nothing is changed before everything has been checked (`_inspect` refuses). Each step is recorded
+before it is done (host/attach_undo.py), and undone in the reverse order however the process ends,
+as far as nobody changed it since. If the process was killed, `recover` does it: the next `join`
+calls that for all dead processes of the network namespace. What no record mentions is recognized by
+itself: bridges that we made have an alias, redirects have our handle and no target any more.
 
 The bridge that we make: no spanning tree, no multicast snooping (it forwards like a cable, at
 once, and to all). The TAP gets a MAC address beginning with fe, so that a bridge, which takes the
@@ -95,8 +95,8 @@ def _bridge_name(attachment: Attachment) -> str | None:
     found = {name: _bridge_of(name) for name in attachment.interfaces}
     for name, bridge in found.items():
         if bridge is None:
-            raise ConfigError(f"{name} is in no bridge; name one that it shall be a port of "
-                              "(it is made if needed): --bridge br0")
+            raise ConfigError(f"{name} is not in a bridge; name the bridge that it is to join "
+                              "(created if needed): --bridge br0")
     if len(set(found.values())) > 1:
         raise ConfigError(f"{' and '.join(found)} are in different bridges; the tunnel can be "
                           "a port of one only")
@@ -112,8 +112,7 @@ def _bridge_of(name: str) -> str | None:
 def _existing(name: str) -> Link:
     link = links.find(name)
     if link is None:
-        raise ConfigError(f"there is no interface {name} to attach; `ip link` lists those that "
-                          "there are")
+        raise ConfigError(f"there is no interface {name} to attach; `ip link` lists them")
     return link
 
 
@@ -144,7 +143,7 @@ def warnings(attachment: Attachment, tap_index: int, mtu: int) -> list[str]:
     elif tap.master:
         others = bridges.ports(tap.master)
     else:
-        return [f"{tap.name} is in no bridge any more: the tunnel joins nothing here; start it "
+        return [f"{tap.name} is not in a bridge any more: the tunnel joins nothing here; start it "
                 "again"]
     there = [link.name for link in others]
     gone = [f"{name} is gone, or not in the bridge any more: it has no part in the tunnel; start "
@@ -204,8 +203,8 @@ def _inspect(attachment: Attachment, bridge_name: str | None, tap: str) -> list[
     """The interfaces to attach; ConfigError if one cannot be."""
     bridge = None if bridge_name is None else links.find(bridge_name)
     if bridge is not None and not bridge.is_bridge:
-        raise ConfigError(f"{bridge_name} is no bridge; name another one, or make {bridge_name} a "
-                          f"port: --attach {bridge_name}")
+        raise ConfigError(f"{bridge_name} is not a bridge; name another one, or make it a port: "
+                          f"--attach {bridge_name}")
     if tap in (bridge_name, *attachment.interfaces):
         raise ConfigError(f"{tap} is the tunnel's own interface; name another one")
     others = [_existing(name) for name in attachment.interfaces]
@@ -223,8 +222,8 @@ def _refuse_what_cannot_be_joined(link: Link) -> None:
         raise ConfigError(f"{link.name} is the loopback interface, which cannot be attached; "
                           "name another one")
     if not link.is_ethernet:
-        raise ConfigError(f"{link.name} is no Ethernet interface, so its packets have no frames "
-                          "to join; attach one that has, or use a tunnel without --tap")
+        raise ConfigError(f"{link.name} is not an Ethernet interface: it carries no frames "
+                          "to join; attach another one, or use a tunnel without --tap")
     if link.is_bridge:
         raise ConfigError(f"{link.name} is a bridge, which cannot be a port: --bridge "
                           f"{link.name} makes the tunnel a port of it")
@@ -302,7 +301,7 @@ def _remove_dangling_redirects(link: Link) -> None:
     """Those that `recover` does not find, since the record is lost, or was of another tunnel."""
     for redirect in redirects.read(link):
         if redirect.is_dangling:
-            log.info("%s has a redirect of a tunnel that was killed; it is removed", link.name)
+            log.info("%s has a redirect of a tunnel that was killed; removing it", link.name)
             redirects.remove(link, redirect)
 
 

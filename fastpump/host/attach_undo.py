@@ -122,10 +122,10 @@ def recover(tap: str | None = None) -> bool:
         try:
             state = AttachState.from_json(record.read(), record)
         except (KeyError, TypeError) as error:
-            log.warning("%s cannot be read (%s); what is in it is not undone", path, error)
+            log.warning("%s cannot be read (%s): what it records is not undone", path, error)
             state = AttachState(record=record)
         if state.steps:
-            log.warning("%s was killed when it last ran; what it left behind is undone now",
+            log.warning("%s was killed when it last ran; undoing what it left behind",
                         path.name.rpartition("@")[0])
             was_any = True
         state.undo()
@@ -149,7 +149,8 @@ def ports_of(link: Link) -> list[int]:
 
 
 def _namespace_cookie() -> int:
-    """What tells this network namespace from all others since the boot; 0 before Linux 5.14."""
+    """What distinguishes this network namespace from all others since the boot; 0 before Linux
+    5.14."""
     try:
         with socket.socket(socket.AF_UNIX) as any_socket:
             return int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8),

@@ -26,8 +26,8 @@ def _run(command: Sequence[str], text: str, package: str, purpose: str) -> None:
                                f"(Debian: apt install {package})")
     result = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        complaint = (result.stderr or result.stdout).strip().partition("\n")[0]
-        raise SystemSetupError(f"{' '.join(command)} failed: {complaint or 'no reason given'}")
+        reason = (result.stderr or result.stdout).strip().partition("\n")[0]
+        raise SystemSetupError(f"{' '.join(command)} failed: {reason or 'no reason given'}")
 
 
 # -- nftables
@@ -83,7 +83,7 @@ def _record(name: str) -> str:
 
 
 def set_dns(name: str, servers: Sequence[str], domains: Sequence[str]) -> None:
-    """Have these asked, before and instead of others."""
+    """Use these servers, before and instead of others."""
     text = "".join(f"nameserver {server}\n" for server in servers)
     text += f"search {' '.join(domains)}\n" if domains else ""
     _run(["resolvconf", "-a", _record(name), "-m", "0", "-x"], text, "openresolv", "DNS")

@@ -118,7 +118,7 @@ def _bridge(bridge: Link, all_links: Sequence[Link], fdb: Sequence[FdbEntry],
 
 
 def users_text(users: Sequence[TunUser], is_attached: bool) -> str | None:
-    """Who has a TUN or TAP open, for a person; None: nobody."""
+    """Who has a TUN or TAP open, in words; None: no process."""
     if users or not is_attached:
         return ", ".join(map(str, users)) or None
     return "a program that cannot be seen from here (root sees those of its PID namespace)"
@@ -143,7 +143,7 @@ def show(interfaces: Sequence[dict[str, Any]], encoding: str = "utf-8") -> str:
     below: dict[str | None, list[dict[str, Any]]] = {}
     for entry in interfaces:
         below.setdefault(above[entry["name"]], []).append(entry)
-    for top in (None, *names):      # a circle (changed while it was read) hangs below no root
+    for top in (None, *names):      # a loop (changed while it was read) has no root
         for entry in below.pop(top, []):
             _draw(entry, below, art, "", "", lines)
     kinds = {entry["kind"] if entry["kind"] != "other" else entry["kernel_kind"]: None
@@ -244,14 +244,14 @@ def group_name(number: int) -> str:
 
 
 def _macs(macs: Sequence[dict[str, Any]]) -> list[str]:
-    """What a bridge knows of who is where; its ports' own MACs are shown with them."""
+    """The forwarding database of a bridge; its ports' own MACs are shown with them."""
     known = [entry for entry in macs if entry["origin"] != "local"]
     lines = []
     for entry in known[:_MACS_SHOWN]:
         vlan = "" if entry["vlan"] is None else f" in vlan {entry['vlan']}"
         how = ("set by hand" if entry["origin"] == "static" else
-               f"heard {entry['age_seconds']:.0f} s ago" if entry["age_seconds"] is not None
-               else "heard")
+               f"seen {entry['age_seconds']:.0f} s ago" if entry["age_seconds"] is not None
+               else "learned")
         lines.append(f"knows {entry['mac']}{vlan} behind {entry['port'] or 'a port'}, {how}")
     if len(known) > _MACS_SHOWN:
         lines.append(f"and {len(known) - _MACS_SHOWN} more: --json shows all")

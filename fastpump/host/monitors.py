@@ -1,4 +1,4 @@
-"""What the monitors of virtual machines must be told of their guests' TAPs."""
+"""What virtual machine monitors need to know of their guests' TAPs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def firecracker_json(taps: Sequence[Tap], limiters: dict[str, Any]) -> str:
 
 def qemu_arguments(tap: Tap, queue_count: int) -> str:
     """QEMU's arguments for the guest behind a TAP; `queue_count` is 1 if it has a single one."""
-    name = tap.name.replace(",", ",,")      # QEMU's way to write one
+    name = tap.name.replace(",", ",,")      # how QEMU escapes a comma
     net = "net-" + re.sub(r"[^A-Za-z0-9_.-]", "-", tap.name)
     backend = f"tap,id={net},ifname={name},script=no,downscript=no,vhost=off"
     card = f"virtio-net-pci,netdev={net},mac={tap.guest_mac}"

@@ -1,7 +1,7 @@
 """What a tunnel of a file changes on the host: addresses, MTU, routes, rules, firewall, DNS.
 
-It is described whole (HostNet) and changed step by step from what is done to what is wanted, so
-that coming up, a reload, and going on after a step that failed are one thing.
+The wanted state is described whole (HostNet), and the host is changed to it step by step; so coming
+up, a reload, and going on after a failed step are the same.
 
 Addresses and routes go away with the interface. Rules, firewall and DNS do not: they are written
 down in /run/fastpump/<network namespace>/<interface>.json before they are made. The process
@@ -67,7 +67,7 @@ class HostState:
 
     def change(self, index: int, wanted: HostNet) -> list[str]:
         """Do what is missing, undo what is too much: what was changed, in words.
-        SystemSetupError when a step fails; those before it are done, and noted."""
+        SystemSetupError when a step fails; those before it are done, and recorded."""
         changed = []
         self._write(wanted)
         for what, step in (("the addresses", self._change_addresses), ("the MTU", self._change_mtu),
@@ -173,7 +173,7 @@ def recover(name: str) -> bool:
 
 
 def _undo(name: str, record: Record) -> None:
-    """Undo what the record says, as far as it is there; complaints go to the log."""
+    """Undo what the record says, as far as it is there; errors go to the log."""
     said = record.read()
     versions = said.get("versions", [])
     for version in versions:

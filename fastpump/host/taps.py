@@ -115,7 +115,7 @@ def numbered(prefix: str, count: int) -> tuple[str, ...]:
 # -- create
 
 def create(config: TapConfig) -> list[Tap]:
-    """Make the TAPs, all or none; ConfigError or SystemSetupError says why none."""
+    """Make the TAPs, all or none; ConfigError or SystemSetupError says why not."""
     _check(config)
     there = _links_by_name()
     bridge = None if config.bridge is None else _find_bridge(there, config.bridge)
@@ -143,7 +143,7 @@ def _links_by_name() -> dict[str, Link]:
 
 
 def _check(config: TapConfig) -> None:
-    """What can be judged without asking the kernel."""
+    """What can be checked without the kernel."""
     seen = set()
     for name in config.names:
         if check_name(name) in seen:
@@ -166,8 +166,8 @@ def _find_bridge(there: dict[str, Link], name: str) -> Link:
                           f"bridge`, or let `fastpump tunnel --tap --bridge {name}` make it")
     link = there[name]
     if not link.is_bridge:
-        raise ConfigError(f"{name} is no bridge: it is of the kind "
-                          f"{link.kernel_kind or interfaces.kind_of(link)}; `fastpump interfaces` "
+        raise ConfigError(f"{name} is not a bridge (its kind: "
+                          f"{link.kernel_kind or interfaces.kind_of(link)}); `fastpump interfaces` "
                           "shows the bridges")
     return link
 
@@ -267,7 +267,7 @@ def delete(names: Sequence[str], prefix: str | None = None, force: bool = False)
         links.delete_all(chosen)
     except Refusal as error:
         hint = f"; {NO_PERMISSION}" if error.errno == errno.EPERM else ""
-        reason = ("one of them went away meanwhile" if error.errno == errno.ENODEV
+        reason = ("one of them was deleted meanwhile" if error.errno == errno.ENODEV
                   else f"{error.reason}{hint}")
         raise SystemSetupError(f"nothing was deleted: {reason}") from None
     return [link.name for link in chosen]
@@ -278,19 +278,19 @@ def _with_prefix(there: dict[str, Link], prefix: str) -> list[str]:
              and re.fullmatch(re.escape(prefix) + "[0-9]+", name)]
     if not names:
         raise ConfigError(f"there is no TAP {prefix}0 or with another number behind {prefix!r}; "
-                          "`fastpump tap list` shows those that there are")
+                          "`fastpump tap list` lists the TAPs")
     return names
 
 
 def _find_tap(there: dict[str, Link], name: str) -> Link:
     if name not in there:
-        raise ConfigError(f"there is no TAP {name}; `fastpump tap list` shows those that there "
-                          "are (nothing was deleted)")
+        raise ConfigError(f"there is no TAP {name}; `fastpump tap list` lists the TAPs "
+                          "(nothing was deleted)")
     link = there[name]
     kind = interfaces.kind_of(link)
     if kind != "tap":
-        raise ConfigError(f"{name} is no TAP: it is of the kind "
-                          f"{link.kernel_kind if kind == 'other' else kind}; `ip link "
+        raise ConfigError(f"{name} is not a TAP (its kind: "
+                          f"{link.kernel_kind if kind == 'other' else kind}); `ip link "
                           f"delete {name}` deletes it (nothing was deleted)")
     return link
 

@@ -57,9 +57,9 @@ class Record:
         try:
             content = json.loads(self._file.readline() or "{}")
             if not isinstance(content, dict):
-                raise ValueError("no object")
+                raise ValueError("not an object")
         except ValueError as error:
-            log.warning("%s cannot be read (%s); what is in it is not undone", self.path, error)
+            log.warning("%s cannot be read (%s): what it records is not undone", self.path, error)
             return {}
         return content
 

@@ -53,7 +53,7 @@ cdef inline void activity_session_used(Worker *worker, Keypair *keypair,
 
 
 cdef inline void activity_sent(Worker *worker, uint32_t index, PeerSlot *peer) noexcept nogil:
-    """Data went out, and with it whatever the peer was owed."""
+    """Data went out, which also answers what the peer sent."""
     if peer.last_tx_ns != worker.now_ns:
         peer.last_tx_ns = worker.now_ns
     if peer.first_unanswered_rx_ns:
@@ -184,7 +184,7 @@ cdef inline bint sender_is_at(const Sender *self, const Endpoint *endpoint) noex
 
 cdef inline bint sockaddr_is_equal(const uint8_t *a, const uint8_t *b,
                                    uint32_t length) noexcept nogil:
-    """Compare without sin6_flowinfo, which is no part of the address."""
+    """Compare without sin6_flowinfo, which is not part of the address."""
     if length < sizeof(sockaddr_in6):
         return memcmp(a, b, 8) == 0         # sockaddr_in: family, port, address
     return memcmp(a, b, 4) == 0 and memcmp(a + 8, b + 8, 20) == 0

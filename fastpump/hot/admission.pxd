@@ -17,7 +17,7 @@
 # Replies are sealed and sent here, a batch at a time: at the rate of a flood, too. A cookie
 # reply that comes in (type 3) has no mac1; SOURCE_RATE and REPLY_RATE hold for it at all times.
 #
-# Overload is declared by the device's queue, and here when more than LOAD_COUNT messages
+# Overload is declared by the handshake queue, and here when more than LOAD_COUNT messages
 # are accepted within LOAD_WINDOW_NS. It lasts for LOAD_HOLD_NS.
 #
 # The tables cannot be filled up: they are arrays indexed by a hash with a secret key, and
@@ -102,7 +102,7 @@ cdef extern from *:
     unsigned long long REHASH_NS "FASTPUMP_REHASH_NS"
     unsigned long long SECOND_NS "FASTPUMP_SECOND_NS"
 
-# What becomes of a message. The first two are handed on; the others are counted by these names.
+# What becomes of a message. The first two are passed on; the others are counted by these names.
 cdef enum:
     ADMIT_HANDSHAKE = 0
     ADMIT_TRANSPORT                 # a worker's (hot/rings.pxd)

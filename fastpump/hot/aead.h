@@ -11,7 +11,7 @@
  * 32 bytes themselves. Expanded keys can be shared between processes of one machine.
  *
  * FASTPUMP_NULL_CIPHER (setup.py) makes a build that seals nothing, to measure what the
- * ciphers cost. A tunnel warns, and refuses to run it unless told to (tunnel/run.py).
+ * ciphers cost. A tunnel warns, and refuses to run it unless allowed to (tunnel/run.py).
  *
  * Tags: intel-ipsec-mb only computes them, so opening compares in constant time
  * here. The plaintext of a message whose tag fails has been written all the same:

@@ -83,7 +83,7 @@ cdef inline void bundle_flush(Worker *worker) noexcept nogil:
 
 cdef inline bint bundle_next(uint8_t **at, uint32_t *left, BundleEntry *entry) noexcept nogil:
     """The next packet of an opened bundle; False at its end, and with `left` not 0 if what is
-    there is no entry (empty, or longer than what is left)."""
+    there is not an entry (empty, or longer than what is left)."""
     cdef uint32_t header, length
     if left[0] < BUNDLE_ENTRY_HEADER:
         return False

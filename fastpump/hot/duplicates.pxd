@@ -1,7 +1,7 @@
 # Duplicate filter of flooded frames: where relays are redundant, a frame comes by several routes,
 # and the first one counts (as in IEEE 802.1CB's elimination of replicas).
 #
-# Whoever floods a frame first gives it a random flood id, which travels with it. A bucket holds the
+# The first to flood a frame gives it a random flood id, which travels with it. A bucket holds the
 # latest DUPLICATES_WAYS ids, each with a coarse time, in one word: the oldest is replaced, by
 # compare and swap. Two workers that bring the same id at once choose the same victim, and the one
 # that loses finds the id when it looks again.

@@ -173,7 +173,7 @@ cdef inline Verdict egress_transmit(Worker *worker, uint32_t index, const TxRout
 cdef inline Verdict egress_transmit_on_lane(Worker *worker, Lane *lane, const VnetHeader *vnet,
                                             Packet *packet, const Relay *relay) noexcept nogil:
     """Split if need be, and seal for a lane; or bundle. A relay header overwrites the
-    bytes before each packet, which nobody needs any more."""
+    bytes before each packet, which are not needed any more."""
     cdef PeerSlot *peer = &worker.tables.peers[lane.peer]
     cdef Splitter splitter
     cdef Verdict verdict

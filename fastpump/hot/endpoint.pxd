@@ -2,8 +2,8 @@
 #
 # A writer takes the lock by making the sequence odd, and gives it up by making it even; a reader
 # copies, and reads again if the sequence changed. Writers are the supervisor and the worker that
-# receives from elsewhere; one that finds the lock taken writes nothing, for whoever has it writes
-# the same news. A write takes nanoseconds, so a sequence that stays odd was left by a worker that
+# receives from elsewhere; one that finds the lock taken writes nothing, since its owner is writing
+# the same change. A write takes nanoseconds, so a sequence that stays odd was left by a worker that
 # was killed in between: the endpoint is torn, and only the supervisor may repair it.
 
 from libc.stdint cimport uint32_t, uint8_t
@@ -60,13 +60,13 @@ cdef inline void endpoint_forget_source_address(Endpoint *self) noexcept nogil:
 # -- the supervisor's side: it may wait, and repairs
 
 cdef inline void endpoint_unlock(Endpoint *self) noexcept nogil:
-    """Give up a lock whose holder is dead."""
+    """Release a lock whose owner is dead."""
     store32(&self.sequence, (load32(&self.sequence, RELAXED) | 1) + 1, RELEASE)
 
 
 cdef inline void endpoint_set(Endpoint *self, const void *address, uint32_t length,
                               const uint8_t *source_address) noexcept nogil:
-    """Write it, whoever has the lock."""
+    """Write it, even if the lock is taken."""
     cdef int _
     for _ in range(1000):
         if endpoint_write(self, address, length, source_address):

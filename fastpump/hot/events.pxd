@@ -46,7 +46,7 @@ cdef inline bint event_push(WorkerShared *shared, uint32_t kind, uint32_t peer, 
 
 
 cdef inline bint events_have_room(WorkerShared *shared) noexcept nogil:
-    """Whether the next push will succeed; it stays so, for nobody else adds to the ring."""
+    """Whether the next push will succeed; it stays so, as this worker alone adds to the ring."""
     return shared.events_tail - load64(&shared.events_head, ACQUIRE) < EVENT_RING_LEN
 
 

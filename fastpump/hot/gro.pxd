@@ -13,7 +13,7 @@
 # CWR are never merged. All checksums are verified before a merge, because the
 # merged packet goes to the kernel with a new header checksum and a partial one; a
 # packet that stays alone keeps its own, right or wrong. Packets whose checksums are
-# partial (they came on a lane, whose AEAD vouches for every byte) merge with their like.
+# partial (they came on a lane, whose AEAD vouches for every byte) merge only with each other.
 #
 # Order: items are written in the order of their first packets; a packet that cannot
 # join its flow's open item closes it. So a flow is never reordered. What has no ports

@@ -7,8 +7,8 @@
 #   coalesce    hot/gro.pxd
 #   write       one writev for each packet or superpacket (hot/tun_write.pxd)
 #
-# The order of the checks on a datagram, cheapest first and nothing believed before
-# the tag has proved it (each failure is a verdict):
+# The order of the checks on a datagram, cheapest first, and nothing trusted before
+# the tag is verified (each failure is a verdict):
 #   1 length, type, flags      5 mark the counter; timers, confirmation (hot/activity.pxd)
 #   2 receiver index, lane     6 inner version and length
 #   3 the keys' age            7 inner source: allowed IPs; a frame's: not locked elsewhere

@@ -14,7 +14,7 @@ from fastpump.hot.shm cimport (
 
 cdef inline size_t tables_lay_out(Tables *self, const Header *header, void *memory) noexcept nogil:
     """Point `self` to the arrays in `memory`; how many bytes they take. `memory` is NULL to
-    learn that first; `header` tells the capacities and may stand elsewhere until then."""
+    find that out first; `header` has the capacities, and may be elsewhere until then."""
     cdef Arena arena
     arena.memory = <uint8_t *>memory
     arena.used = 0

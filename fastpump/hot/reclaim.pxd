@@ -8,8 +8,8 @@
 #   worker      WorkerShared.epoch is odd during an iteration and even while it waits for
 #               packets. It changes with each iteration (hot/loop.pxd).
 #   supervisor  1 unpublish the slots (store NONE, 0 or LANE_FREE where workers find them)
-#               2 grace_begin: note every worker's epoch
-#               3 grace_is_over: each has changed, or was even when it was noted
+#               2 grace_begin: record every worker's epoch
+#               3 grace_is_over: each has changed, or was even when it was recorded
 #               4 wipe the slots, and give them to the next who needs one
 #
 # A worker that was waiting in step 2 sees the slots unpublished when it goes on: both sides use

@@ -3,12 +3,12 @@
 # Too early is what comes before the lane's keys (the peer's ACCEPT is on its way through the
 # supervisor): that waits as it came. And what is fenced and comes before the end marker of what was
 # sent before it (hot/fence.pxd; the worker that receives the marker has not written that yet): it
-# has been opened by then, so that no stranger can have anything held up or pushed out.
+# has been opened by then, so an unauthenticated sender can neither delay nor displace anything.
 #
 # Each iteration of the loop looks at both again (hot/ingress_delayed.pxd): they pass, in order,
 # when the lane is live and drained, or REORDER_TIMEOUT_NS after they came. So a lost end marker
 # costs that time and no data; the lane then counts as drained. What does not fit into the buffer is
-# dropped, so nobody can make us wait for more than that.
+# dropped, so no sender can make us wait for more than that.
 #
 # The buffer is one run of bytes, oldest message first; it is compacted when messages leave.
 

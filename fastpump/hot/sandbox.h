@@ -1,4 +1,4 @@
-/* Lock a worker in: no capabilities, no core dump, and only the system calls of the
+/* Confine a worker: no capabilities, no core dump, and only the system calls of the
  * pump. Everything else answers EPERM.
  *
  * The list follows the comments in linux.pxd: the reads, writes, sends, receives and
@@ -76,7 +76,7 @@ static int sandbox_filter_syscalls(void)
 #endif
 }
 
-/* Die with the supervisor; be no one's to dump or trace. */
+/* Die with the supervisor; allow no core dump and no tracing. */
 static int sandbox_tie_to_parent(int parent)
 {
     if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0)

@@ -21,7 +21,7 @@
 #
 # A frame for several peers is copied for each: to split and seal it destroys it. An iteration of
 # the interface counts those copies. Accepted limit: an iteration of a socket does not, so a relay
-# with very many peers answers late while it is flooded; the storm limit bounds it.
+# with very many peers responds slowly while it is flooded; the storm limit bounds it.
 
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
@@ -126,7 +126,7 @@ cdef inline Verdict relay_check(Worker *worker, uint32_t peer, uint64_t key, con
     if entry != NULL:
         value = load64(&entry.value, ACQUIRE)
         if mac_owner(value) != MAC_LOCAL_PORT and hops < mac_hops(value):
-            switch_learn(worker, key, peer, hops)  # fewer hops this way
+            switch_learn(worker, key, peer, hops)  # fewer hops than before
     return DROP_DUPLICATE_FRAME
 
 

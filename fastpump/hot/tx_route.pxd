@@ -1,7 +1,7 @@
 # TX route: how a packet to a peer leaves now: on a lane, or by the session.
 #
 # A lane if one may be used (hot/lane.pxd says which); else the session, unless the peer's policy
-# demands lanes. Without either, packets are staged (hot/staged.pxd). A route is chosen for each
+# requires lanes. Without either, packets are staged (hot/staged.pxd). A route is chosen for each
 # packet and is valid while the worker holds it: until the end of its loop's iteration.
 
 from libc.stdint cimport uint32_t

@@ -9,13 +9,13 @@ ctypedef int Verdict
 cdef enum:
     PASS = 0
     # tun_to_udp
-    DROP_MALFORMED_PACKET           # from the interface: no IP packet, or a lying vnet header
+    DROP_MALFORMED_PACKET           # not an IP packet, or an inconsistent vnet header
     DROP_NO_PEER                    # no allowed IPs cover the destination
     DROP_NO_ENDPOINT                # the peer's address is not known yet
     DROP_STAGED_FULL                # the oldest packet that waited for a session was dropped
     DROP_STAGED_TIMEOUT             # the handshake failed; what waited for it is gone
     DROP_COUNTER_LIMIT              # REJECT_AFTER_MESSAGES
-    DROP_NO_LANES                   # lanes are demanded, and the peer does not support them
+    DROP_NO_LANES                   # lanes are required, and the peer does not support them
     DROP_TOO_BIG                    # larger than any UDP datagram can carry
     DROP_LOCAL_FRAME                # TAP: the destination is at the port that it came from
     DROP_STORM                      # more flooded frames than the storm limit, either direction
@@ -31,9 +31,9 @@ cdef enum:
     DROP_UNAUTHENTIC                # the tag does not match
     DROP_MALFORMED_INNER            # authentic, but no IP packet inside
     DROP_CONTROL_FULL               # more control packets than the supervisor reads
-    DROP_MALFORMED_PARTIAL          # no packet whose checksum could be partial
+    DROP_MALFORMED_PARTIAL          # not a packet whose checksum can be partial
     DROP_MALFORMED_BUNDLE           # an entry that is empty, or longer than what is left
-    DROP_NOT_IN_LANES               # lanes are demanded, and this came by the session
+    DROP_NOT_IN_LANES               # lanes are required, and this came by the session
     DROP_HOLD_FULL                  # came before its lane's keys, and there was no room
     DROP_SOURCE_NOT_ALLOWED         # inner source address not in the peer's allowed IPs
     DROP_MAC_LOCKED  # a frame whose source is locked to another port, either direction

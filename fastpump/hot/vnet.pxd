@@ -29,8 +29,8 @@ cdef inline void vnet_load(VnetHeader *self, const uint8_t *bytes) noexcept nogi
 
 
 cdef inline bint vnet_checksum_complete(const VnetHeader *self, Packet *packet) noexcept nogil:
-    """Finish a partial checksum (CHECKSUM_PARTIAL), which peers other than the local
-    kernel cannot be handed. False if the header points into the IP header or outside.
+    """Finish a partial checksum (CHECKSUM_PARTIAL), which only the local kernel can be given. False
+    if the header points into the IP header or outside.
 
     As skb_checksum_help() does, a result of zero becomes 0xffff.
     """

@@ -1,11 +1,11 @@
-# What a worker leaves behind that was killed at any instruction, and how it is put right.
+# What a worker that was killed at any instruction leaves behind, and how it is repaired.
 #
 #   its epoch       odd, if it died in an iteration: no grace period would end (hot/reclaim.pxd)
 #   reported bits   of peers, keypairs and lanes: set, but the event that they stand for was
 #                   not pushed (hot/events.pxd). All are cleared: what is still true is sent again
 #   an Endpoint     locked, half written (hot/endpoint.pxd)
 #   a MacEntry      claimed, not filled (hot/fdb.pxd)
-#   its lanes       messages that it held for reordering went with its private memory
+#   its lanes       messages in its reorder buffer went with its private memory
 #
 # The supervisor does this after it has taken the worker's last events, and before another
 # process takes the worker's number.

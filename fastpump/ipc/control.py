@@ -80,7 +80,7 @@ class ControlServer:
         name = request.get("command") if isinstance(request, dict) else None
         command = self._commands.get(name) if isinstance(name, str) else None
         if command is None:
-            return {"error": "unknown command; there is: " + ", ".join(sorted(self._commands))}
+            return {"error": "unknown command: must be one of " + ", ".join(sorted(self._commands))}
         try:
             return {str(name): await command(request)}
         except FastpumpError as error:
@@ -93,7 +93,7 @@ def _path(name: str, namespace: int | None = None) -> Path:
 
 def _remove_empty(directory: Path) -> None:
     for each in (directory, directory.parent):
-        with contextlib.suppress(OSError):      # others live there
+        with contextlib.suppress(OSError):      # other tunnels use it
             each.rmdir()
 
 
@@ -123,7 +123,7 @@ def ask(name: str, command: str, **arguments: object) -> Any:
         except (FileNotFoundError, ConnectionRefusedError):
             return None
         except OSError as error:
-            raise SystemSetupError(f"the tunnel {name} cannot be asked: {error.strerror}; run as "
+            raise SystemSetupError(f"the tunnel {name} cannot be queried: {error.strerror}; run as "
                                    "the user who runs it") from None
         client.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
         with client.makefile("rb") as answer:

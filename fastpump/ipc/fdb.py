@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastpump._core import LOCAL_SIDE, SharedTables
+from fastpump._core import LOCAL_PORT, SharedTables
 from fastpump.config.parsers import parse_mac
 from fastpump.device.device import Device
 from fastpump.device.peer import Peer
@@ -24,7 +24,7 @@ from fastpump.protocol import keys
 MAX_VLAN = 4095
 
 
-class Macs:
+class Fdb:
     """Answers requests about a device's table."""
 
     def __init__(self, tables: SharedTables, device: Device, now_ns: Callable[[], int]) -> None:
@@ -35,20 +35,20 @@ class Macs:
     def serve(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer a request; ConfigError says what is wrong with it."""
         if not self._tables.is_tap:
-            raise ConfigError("it is a TUN, which carries packets, and knows no MAC addresses; "
+            raise ConfigError("it is a TUN, which carries packets, and has no MAC addresses; "
                               "start it with --tap to join Ethernets")
         actions = {"show": self._show, "add": self._add, "del": self._remove,
                    "flush": self._flush}
         action = actions.get(str(request.get("action")))
         if action is None:
-            raise ConfigError(f"an action is expected: {', '.join(actions)}")
+            raise ConfigError(f"unknown action: must be one of {', '.join(actions)}")
         return action(request)
 
     def _show(self, _request: dict[str, Any]) -> dict[str, Any]:
         macs = []
         for mac, vlan, owner, is_static, age_s in sorted(self._tables.fdb.entries(self._now_ns())):
             peer = self._device.peer_in_slot(owner)
-            if peer is None and owner != LOCAL_SIDE:
+            if peer is None and owner != LOCAL_PORT:
                 continue        # a peer that was just removed
             macs.append({"mac": mac.hex(":"), "vlan": vlan, **_describe_owner(peer),
                          "static": is_static, "age_s": age_s})
@@ -78,7 +78,7 @@ class Macs:
     def _owner(self, request: dict[str, Any]) -> int:
         key = request.get("peer")
         if key is None:
-            return LOCAL_SIDE
+            return LOCAL_PORT
         peer = self._device.peers.get(keys.decode(str(key), "peer's public key"))
         if peer is None:
             raise ConfigError(f"there is no peer {key}; `fastpump status` lists the peers")
@@ -89,13 +89,13 @@ def _address(request: dict[str, Any]) -> tuple[bytes, int]:
     """(MAC address, VLAN) of a request."""
     vlan = request.get("vlan", 0)
     if not isinstance(vlan, int) or isinstance(vlan, bool) or not 0 <= vlan <= MAX_VLAN:
-        raise ConfigError(f"{vlan!r} is no VLAN: a number from 1 to {MAX_VLAN}, or 0 for "
-                          "untagged frames, is expected")
+        raise ConfigError(f"invalid VLAN {vlan!r}: must be 1 to {MAX_VLAN}, or 0 for "
+                          "untagged frames")
     return parse_mac(str(request.get("mac"))), vlan
 
 
 def _describe_owner(peer: Peer | None) -> dict[str, str | None]:
-    """A peer, or this side (None)."""
+    """A peer's slot, or the local port (None)."""
     if peer is None:
         return {"peer": None, "endpoint": None}
     return {"peer": keys.encode(peer.public_key),

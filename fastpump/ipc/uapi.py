@@ -2,7 +2,7 @@
 
 A request is lines of key=value that end with an empty line; the first is get=1 or set=1. The
 answer to a get is such lines; every answer ends with errno=N and an empty line, N being
-0 or a negative errno, which is what wg expects. A client may ask again and again.
+0 or a negative errno, which is what wg expects. A client may send any number of requests.
 
 Sans-I/O: `answer` maps a request to an answer. A set is parsed whole before anything of it is
 applied, so what is malformed changes nothing. Peers that it does not name are not touched.

@@ -52,11 +52,11 @@ class UapiServer:
         try:
             self._server.rename(DIRECTORY / f"{name}.sock")
         except (AlreadyServed, OSError) as error:
-            log.warning("wg finds this interface as %s still: %r", self._server.path.stem, error)
+            log.warning("wg still finds this interface as %s: %r", self._server.path.stem, error)
 
     def watch(self, on_removed: Callable[[], None]) -> None:
-        """Call `on_removed` when somebody removes the socket: that is how userspace WireGuards
-        are told to end. Costs nothing meanwhile (inotify(7))."""
+        """Call `on_removed` when somebody removes the socket: that is how userspace WireGuards are
+        stopped. Costs nothing meanwhile (inotify(7))."""
         libc = ctypes.CDLL(None, use_errno=True)
         fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if fd < 0 or libc.inotify_add_watch(fd, os.fsencode(DIRECTORY), IN_DELETE) < 0:

@@ -36,7 +36,7 @@ class UnixServer:
         or OSError."""
         self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         # Bound and listening under a name of its own before it is put at its place, which
-        # fails if something is there: of two who start at once, one finds the other.
+        # fails if something is there: of two that start at once, the second fails.
         private = self.path.with_name(f".{os.getpid()}")
         private.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -64,8 +64,7 @@ class UnixServer:
             private.unlink(missing_ok=True)
 
     def rename(self, path: Path) -> None:
-        """Be found at another path from now on; OSError if that cannot be, AlreadyServed if
-        it is another's."""
+        """Move to another path; OSError, or AlreadyServed if another process listens there."""
         if self._server is None or path == self.path:
             return
         if is_answered(path):
@@ -100,7 +99,7 @@ class UnixServer:
         task = asyncio.current_task()
         assert task is not None
         if len(self._clients) >= MAX_CLIENTS:
-            next(iter(self._clients)).cancel()      # the oldest makes room
+            next(iter(self._clients)).cancel()      # the oldest is dropped
         self._clients[task] = None
         try:
             await self._serve(reader, writer)

@@ -210,8 +210,7 @@ class Lab:
 
     def spawn(self, side: str, *command: str, env: dict[str, str] | None = None,
               stderr: int = subprocess.STDOUT) -> Process:
-        """Start a command inside; its stdout is a pipe, which stderr joins if not told
-        otherwise."""
+        """Start a command inside; its stdout is a pipe, which stderr joins by default."""
         process = subprocess.Popen(
             self.command(side, command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=stderr, text=True, process_group=0, env={**os.environ, **(env or {})})
@@ -259,7 +258,7 @@ class Lab:
 
     def _report(self, client: Process, host: str, seconds: float) -> Report:
         try:
-            output, complaint = client.communicate(timeout=seconds + 30)
+            output, errors = client.communicate(timeout=seconds + 30)
         except subprocess.TimeoutExpired:
             raise SystemSetupError(f"iperf3 to {host} does not end: {stop(client)}") from None
         finally:
@@ -267,7 +266,7 @@ class Lab:
         try:
             report = json.loads(output)
         except ValueError:
-            report = {"error": output + complaint}
+            report = {"error": output + errors}
         if "error" in report:
             raise SystemSetupError(f"iperf3 to {host}: {report['error']}")
         assert isinstance(report, dict)
@@ -306,12 +305,12 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
-def wait_until(condition: Callable[[], object], complaint: str, timeout_s: float = 20) -> None:
-    """Wait for what others do; SystemSetupError if they do not."""
+def wait_until(condition: Callable[[], object], failure: str, timeout_s: float = 20) -> None:
+    """Wait until `condition` holds; SystemSetupError if it does not in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
-            raise SystemSetupError(f"{complaint} after {timeout_s:g} s")
+            raise SystemSetupError(f"{failure} after {timeout_s:g} s")
         time.sleep(0.01)
 
 

@@ -34,7 +34,7 @@ def make(name: str) -> Link:
         netlink.link("add", ifname=name, kind="bridge", br_stp_state=0, br_mcast_snooping=0)
     bridge = links.find(name)
     if bridge is None:
-        raise SystemSetupError(f"the bridge {name} was deleted as it was made")
+        raise SystemSetupError(f"the bridge {name} was deleted while it was being made")
     return bridge
 
 
@@ -58,7 +58,7 @@ def remove_port(link: Link) -> None:
 
 def read_fdb() -> list[FdbEntry]:
     """What all bridges know (fdb_fill_info() in net/bridge/br_fdb.c)."""
-    with explaining("what the bridges know cannot be read"), IPRoute() as netlink:
+    with explaining("the forwarding databases of bridges cannot be read"), IPRoute() as netlink:
         return [_entry(message) for message in netlink.fdb("dump")
                 if message.get_attr("NDA_MASTER") and not message["flags"] & NTF_SELF]
 

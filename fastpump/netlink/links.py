@@ -33,7 +33,7 @@ IN6_ADDR_GEN_MODE_NONE = 1
 
 @dataclass(frozen=True, slots=True)
 class TunDetails:
-    """What the kernel tells of a TUN or TAP. `attached_queues`: how many fds are open on it."""
+    """What the kernel reports of a TUN or TAP. `attached_queues`: how many fds are open on it."""
 
     is_tap: bool
     is_persistent: bool
@@ -108,8 +108,8 @@ def get(index: int) -> Link:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What an interface shall become; None: that stays. `failure` says in an error what could not
-    be done. `master` 0: a port of nothing."""
+    """What to change about an interface; None: that stays. `failure` is the error's beginning.
+    `master` 0: a port of nothing."""
 
     index: int
     failure: str
@@ -201,7 +201,7 @@ def delete_all(links: Sequence[Link]) -> None:
 # -- parse
 
 def link_of(message: Any) -> Link:
-    """What an RTM_NEWLINK message tells."""
+    """The interface in an RTM_NEWLINK message."""
     get = message.get_attr
     hardware_type = message["ifi_type"]
     info = get("IFLA_LINKINFO")

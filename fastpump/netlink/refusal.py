@@ -1,4 +1,4 @@
-"""What the kernel answers when it does not do what was asked by netlink."""
+"""The kernel's refusal of a netlink request."""
 
 from __future__ import annotations
 

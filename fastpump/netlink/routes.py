@@ -1,4 +1,4 @@
-"""The addresses of interfaces, and routes: tables, rules, and the MTU of the way to a host."""
+"""The addresses of interfaces, and routes: tables, rules, and path MTUs."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def _address(netlink: IPRoute, verb: str, index: int, address: Interface) -> Non
 
 
 def change_addresses(index: int, gone: Iterable[Interface], wanted: Iterable[Interface]) -> None:
-    """Take addresses from an interface as far as it has them, and give it those that it has
-    not. New ones first: without any IPv4 address it would lose its IPv4 routes. And again
-    afterwards: with the first address of a network go the others of it."""
+    """Remove addresses from an interface that has them, and add those that it lacks. New ones
+    first: without any IPv4 address it would lose its IPv4 routes. And again afterwards: with the
+    first address of a network go the others of it."""
     wanted = list(wanted)
     with IPRoute() as netlink:
         def add_missing() -> None:
@@ -137,8 +137,8 @@ def _route(netlink: IPRoute, verb: str, index: int, network: Network, table: int
 
 def change_routes(index: int, gone: Iterable[tuple[Network, int]],
                   wanted: Iterable[tuple[Network, int]]) -> None:
-    """Remove routes through an interface as far as they are there, and add those that are
-    not: (destination, table)."""
+    """Remove routes through an interface if they exist, and add those that do not: (destination,
+    table)."""
     with IPRoute() as netlink:
         there = _routes(netlink, index)
         for network, table in gone:
@@ -182,7 +182,7 @@ def table_number(name: str) -> int:
 
 
 def unused_table(first: int) -> int:
-    """A routing table without routes, `first` or behind it."""
+    """The first routing table without routes, from `first` on."""
     with IPRoute() as netlink:
         used = {message.get_attr("RTA_TABLE", message["table"])
                 for family in FAMILIES.values() for message in netlink.get_routes(family=family)}
@@ -190,8 +190,8 @@ def unused_table(first: int) -> int:
 
 
 def add_default_rules(version: int, table: int) -> None:
-    """Route everything by `table` but what is marked with that number, and what the main
-    table has a route for that is no default route. The rules stand before all others."""
+    """Route everything by `table`, except what is marked with that number, and what the main
+    table routes by more than a default route. The rules come before all others."""
     family = FAMILIES[version]
     with IPRoute() as netlink:
         first = min([rule.get_attr("FRA_PRIORITY") or RULE_PRIORITY_MAIN
@@ -199,7 +199,7 @@ def add_default_rules(version: int, table: int) -> None:
                      if rule.get_attr("FRA_PRIORITY")], default=RULE_PRIORITY_MAIN)
         if first < 3:
             raise SystemSetupError("there is a routing rule of priority 1 or 2 already, and those "
-                                   "of the tunnel must stand before it; ip rule shows it")
+                                   "of the tunnel must come before it; ip rule shows it")
         with explaining(f"a rule for the routing table {table} cannot be added"):
             netlink.rule("add", family=family, table=table, fwmark=table, flags=FIB_RULE_INVERT,
                          priority=first - 1)
@@ -224,17 +224,17 @@ def remove_default_rules(version: int, table: int) -> None:
                              priority=priority - 1)
 
 
-# -- the MTU of the way to a host
+# -- path MTUs
 
 def fitting_mtu(endpoints: Iterable[Address]) -> int:
     """An MTU for the tunnel with which datagrams to these endpoints are not fragmented: the
-    smallest on the ways there, or that of the default route, less what WireGuard adds."""
+    smallest of the path MTUs, or that of the default route, less what WireGuard adds."""
     with IPRoute() as netlink:
-        ways = [_path_mtu(netlink, address) for address in endpoints]
-        if not any(ways):
-            ways = [_message_mtu(netlink, message) for message in netlink.get_default_routes(
+        mtus = [_path_mtu(netlink, address) for address in endpoints]
+        if not any(mtus):
+            mtus = [_message_mtu(netlink, message) for message in netlink.get_default_routes(
                 family=socket.AF_INET)]
-    return min([mtu for mtu in ways if mtu], default=ETHERNET_MTU) - OUTER_OVERHEAD
+    return min([mtu for mtu in mtus if mtu], default=ETHERNET_MTU) - OUTER_OVERHEAD
 
 
 def _path_mtu(netlink: IPRoute, address: Address) -> int | None:

@@ -1,4 +1,4 @@
-"""Go to the background: return in the foreground when the work has said that it is ready.
+"""Go to the background: the foreground process returns when the background one is ready.
 
 Until then the background process logs to the terminal; afterwards to syslog, if there is
 one. Its standard streams are /dev/null from the start, so that neither it nor its workers
@@ -23,16 +23,16 @@ _READY = b"\0"
 
 
 def detach(work: Callable[[Callable[[], None]], None]) -> int:
-    """Run `work(on_ready)` in a process of its own, in a session of its own; its pid, when
-    it has called `on_ready`. SystemSetupError with its complaint if it ends before."""
-    told, tell = os.pipe()
+    """Run `work(on_ready)` in a process and session of its own; its pid, once it has called
+    `on_ready`. SystemSetupError with its error if it ends before."""
+    ready_in, ready_out = os.pipe()
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
-        os.close(told)
-        _run(work, tell)
-    os.close(tell)
-    with os.fdopen(told, "rb") as pipe:
+        os.close(ready_in)
+        _run(work, ready_out)
+    os.close(ready_out)
+    with os.fdopen(ready_in, "rb") as pipe:
         message = pipe.read()
     if message == _READY:
         return pid
@@ -40,8 +40,8 @@ def detach(work: Callable[[Callable[[], None]], None]) -> int:
     raise SystemSetupError(message.decode(errors="replace") or "it ended before it was ready")
 
 
-def _run(work: Callable[[Callable[[], None]], None], tell: int) -> None:
-    """The background process; does not come back."""
+def _run(work: Callable[[Callable[[], None]], None], ready_out: int) -> None:
+    """The background process; does not return."""
     status, is_ready = 1, False
     terminal = os.fdopen(os.dup(2), "w")
     for handler in log.handlers:
@@ -53,8 +53,8 @@ def _run(work: Callable[[Callable[[], None]], None], tell: int) -> None:
         is_ready = True
         _log_to_syslog()
         terminal.close()
-        os.write(tell, _READY)
-        os.close(tell)
+        os.write(ready_out, _READY)
+        os.close(ready_out)
 
     try:
         os.setsid()
@@ -69,7 +69,7 @@ def _run(work: Callable[[Callable[[], None]], None], tell: int) -> None:
         if is_ready:
             log.error("%s", error)
         else:
-            os.write(tell, str(error).encode())
+            os.write(ready_out, str(error).encode())
     except BaseException:
         log.exception("this is a bug, please report it")
     finally:

@@ -42,8 +42,8 @@ def unwinding() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Within `unwinding`: let no signal come between a thing that is made and the note that it
-    must be unmade; it does at the end."""
+    """Within `unwinding`: let no signal come between making a thing and recording that it
+    must be unmade; signals are handled at the end."""
     _Waiting.came.clear()
     _Waiting.is_on = True
     try:
@@ -55,7 +55,7 @@ def deferred() -> Iterator[None]:
 
 
 def ignore() -> None:
-    """Let nothing interrupt the way back; `unwinding` ends that."""
+    """Let nothing interrupt the clean-up; `unwinding` ends that."""
     if threading.current_thread() is threading.main_thread():
         for number in _NUMBERS:
             signal.signal(number, signal.SIG_IGN)

@@ -3,7 +3,7 @@ sections 5.3, 5.4.4 and 5.4.7).
 
 mac1 proves that the sender knows the receiver's public key, and costs one hash: it is
 checked before anything else (hot/admission.pxd). A receiver under load answers with a cookie,
-which only a sender that is really at its address gets; mac2 proves that it was got.
+which only a sender that is really at its address receives; mac2 proves that it did.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def _mac(key: bytes, data: bytes) -> bytes:
 
 
 def mac1_key(public_key: bytes) -> bytes:
-    """The key of mac1 for messages to the holder of `public_key`."""
+    """The key of mac1 for messages to the owner of `public_key`."""
     return blake2s(_LABEL_MAC1 + public_key).digest()
 
 
 def cookie_key(public_key: bytes) -> bytes:
-    """The key that seals the cookies of the holder of `public_key`."""
+    """The key that seals the cookies of the owner of `public_key`."""
     return blake2s(_LABEL_COOKIE + public_key).digest()
 
 
@@ -45,6 +45,6 @@ def mac1_of(message: bytes) -> bytes:
 
 
 def open_reply(key: bytes, mac1: bytes, reply: CookieReply) -> bytes | None:
-    """The cookie in an answer to our message that carried `mac1`; None if it is not from
-    the holder of `key` (the peer's `cookie_key`). XChaCha20-Poly1305."""
+    """The cookie in an answer to our message that carried `mac1`; None if it is not from the owner
+    of `key` (the peer's `cookie_key`). XChaCha20-Poly1305."""
     return xchacha20_poly1305(key, reply.nonce, mac1, reply.encrypted_cookie, seal=False)

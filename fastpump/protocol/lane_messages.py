@@ -1,16 +1,16 @@
 """The upgrade of a WireGuard session to lanes: its messages and keys (docs/PROTOCOL.md).
 
 Sans-I/O. Control packets travel inside the session, where a packet would be, and begin with a
-byte that no IP packet begins with: a peer that is no fastpump drops them.
+byte that no IP packet begins with: a peer that is not fastpump drops them.
 
     HELLO   session's initiator -> responder    what it can do
     OFFER   responder -> initiator              that, and an ML-KEM-768 key
     ACCEPT  initiator -> responder              ML-KEM's ciphertext; the keys are known
     REFUSE  responder -> initiator              why not
-    END     either                              hot/ingress.pxd; never seen here
+    END     either                              in the data plane only (hot/fence.pxd)
 
-Layout: mark 0xF0, kind, length of the rest (2 bytes), then fields: type (1), length (2),
-value. Integers are little-endian. Unknown kinds and fields are skipped.
+Layout: mark 0xF0, kind, length of the rest (2 bytes), then fields: type (1), length (2), value.
+Integers are little-endian. Unknown kinds and fields are skipped.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Abilities:
 
     mode: Mode
     ciphers: tuple[int, ...]
-    """In the order of its liking."""
+    """In order of preference."""
     lanes: int
     """Its number of queues."""
     features: int
@@ -182,7 +182,7 @@ def _emit(kind: Kind, fields: dict[int, bytes]) -> bytes:
 
 def parse(data: bytes) -> tuple[Message, bytes] | None:
     """The message in a control packet, and its bytes without what pads it; None for an
-    unknown kind, or when something does not hold."""
+    unknown kind, or if it is malformed."""
     if len(data) < _HEADER.size:
         return None
     mark, kind, length = _HEADER.unpack_from(data)
@@ -248,7 +248,7 @@ _PARSERS: dict[int, Callable[[dict[int, bytes]], Message]] = {
 }
 
 
-# -- what both make of it
+# -- what both sides derive
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -326,5 +326,5 @@ def kem_is_supported() -> bool:
 
 
 def encapsulate(kem_key: bytes) -> tuple[bytes, bytes]:
-    """(secret, ciphertext) for a public key; ValueError for one that is none (FIPS 203)."""
+    """(secret, ciphertext) for a public key; ValueError for an invalid one (FIPS 203)."""
     return MLKEM768PublicKey.from_public_bytes(kem_key).encapsulate()

@@ -5,7 +5,7 @@ stands under the Noise token that it implements; names are the paper's:
 
     c  chaining key     h  transcript hash     k  message key
 
-Whatever a stranger sends ends in HandshakeError, which says which step failed.
+Any invalid message ends in HandshakeError, which says which step failed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _ZERO_NONCE = bytes(12)
 
 
 class HandshakeError(Exception):
-    """A handshake message that does not hold; its text names the step."""
+    """An invalid handshake message; the text names the step that failed."""
 
 
 class UnknownPeer(HandshakeError):
-    """The initiator is nobody we know."""
+    """The initiator is not a configured peer."""
 
 
 def _hash(*parts: bytes) -> bytes:
@@ -120,7 +120,7 @@ class InitiatorState:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ConsumedInitiation:
-    """What the responder learnt from an initiation."""
+    """What the responder learned from an initiation."""
 
     peer_public: bytes
     timestamp: bytes
@@ -134,7 +134,8 @@ def create_initiation(static: DhKeyPair, peer_public: bytes, local_index: int, t
                       static_static: bytes, ephemeral: DhKeyPair | None = None,
                       ) -> tuple[Initiation, InitiatorState]:
     """First message. `timestamp` is TAI64N, 12 bytes, greater than any sent before;
-    `static_static` what our static key and the peer's make, which never changes."""
+    `static_static` is the Diffie-Hellman result of our static key and the peer's, which never
+    changes."""
     c, h = _INITIAL_CHAIN, _hash(_INITIAL_HASH, peer_public)
     ephemeral = ephemeral or DhKeyPair.generate()
     # e
@@ -156,9 +157,9 @@ def create_initiation(static: DhKeyPair, peer_public: bytes, local_index: int, t
 
 def consume_initiation(static: DhKeyPair, message: Initiation,
                        static_static: Callable[[bytes], bytes]) -> ConsumedInitiation:
-    """Open a first message. `static_static` gives what our static key and that of a peer
-    make, and raises UnknownPeer for a stranger; whether the timestamp is news is the
-    caller's to decide."""
+    """Open a first message. `static_static` gives the Diffie-Hellman result of our static key and a
+    peer's, and raises UnknownPeer for an unknown one; the caller checks that the timestamp is
+    new."""
     c, h = _INITIAL_CHAIN, _hash(_INITIAL_HASH, static.public)
     # e
     (c,) = _kdf(1, c, message.ephemeral)

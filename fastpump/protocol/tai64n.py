@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastpump.constants import SECOND
 
 _TAI64_BASE = 0x400000000000000A
-# The low bits of the clock are nobody's business (the kernel does the same).
+# The low bits of the clock are not revealed (the kernel does the same).
 _GRANULARITY_NS = 1 << 24
 
 

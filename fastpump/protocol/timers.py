@@ -4,12 +4,12 @@ retransmit     an initiation was sent: REKEY_TIMEOUT and some jitter later send 
                and after REKEY_ATTEMPT_TIME of that give up.
 new_handshake  data was sent and nothing authentic came back for KEEPALIVE_TIMEOUT +
                REKEY_TIMEOUT: the peer may have forgotten us, start a handshake.
-keepalive      data came and nothing was sent for KEEPALIVE_TIMEOUT: say that we live.
+keepalive      data came and nothing was sent for KEEPALIVE_TIMEOUT: show that we are alive.
 persistent     nothing went either way for the configured interval: keep the NAT open.
 zero_keys      no new session for three times REJECT_AFTER_TIME: wipe all keys.
 
 The kernel moves such timers at every packet. Here the data plane only notes times in
-shared memory (Activity), tells the supervisor when the first packet of a kind passes,
+shared memory (Activity), notifies the supervisor when the first packet of a kind passes,
 and a timer that fires looks at the notes: it acts, or moves itself on.
 """
 
@@ -85,7 +85,7 @@ class Timers:
         self.attempts = 0
 
     def unanswered_tx(self, at: int, jitter: int) -> None:
-        """Data was sent at `at`, the first since the peer was heard."""
+        """Data was sent at `at`, the first since the peer was received."""
         if self.new_handshake_at is None:
             self.new_handshake_at = at + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + jitter
 

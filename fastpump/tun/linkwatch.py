@@ -65,7 +65,7 @@ class LinkWatcher:
     def read(self) -> TunState | None:
         """The state of the interface; None when it was deleted."""
         self._drain()
-        for _ in range(3):      # it may move or be renamed between two questions
+        for _ in range(3):      # it may move or be renamed between two calls
             name = self._tun.current_name()
             if name is None:
                 return None
@@ -73,7 +73,7 @@ class LinkWatcher:
             with contextlib.suppress(OSError):
                 self._last = self._ask(name)
                 break
-        return self._last       # as it was, when it is where we may not look
+        return self._last       # its last state, when it is where we may not look
 
     def _drain(self) -> None:
         while True:

@@ -8,7 +8,7 @@ By the names that `--offload NAME=off` takes:
     gro       it takes superpackets that we coalesced
     udp-gso   one send carries many datagrams (UDP_SEGMENT; Linux 4.18)
     udp-gro   one receive brings many datagrams (UDP_GRO; Linux 5.0)
-    partial   on lanes, checksums that the kernel left to us are left to the far kernel
+    partial   on lanes, checksums that the kernel left to us are left to the peer's kernel
     bundle    on lanes, small packets that wait together share a datagram
 
 Some kernels accept vnet headers and then fail superpackets, so each kind is written to

@@ -40,7 +40,7 @@ def check_name(name: str) -> str:
 
 def open_queue(name: str, flags: int, number: int = 0) -> int:
     """An fd for queue `number` of a TUN or TAP, non-blocking; `flags`: IFF_* of linux/if_tun.h.
-    The first queue makes the interface. SystemSetupError says what stands in the way."""
+    The first queue makes the interface. SystemSetupError says why it cannot be opened."""
     try:
         fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -74,7 +74,7 @@ class TunQueues:
     """The fds of a new multi-queue TUN or TAP interface, non-blocking, vnet headers on."""
 
     def __init__(self, name: str, queue_count: int, *, is_tap: bool = False) -> None:
-        """Create the interface; SystemSetupError says what stands in the way."""
+        """Create the interface; SystemSetupError says why it cannot."""
         self.name = check_name(name)
         self.is_tap = is_tap
         self.fds: list[int] = []
@@ -95,8 +95,8 @@ class TunQueues:
         return request[:16].rstrip(b"\0").decode(errors="replace")
 
     def open_namespace(self) -> int | None:
-        """An fd of the network namespace that the interface is in; None when the kernel
-        does not tell (before 5.8)."""
+        """An fd of the network namespace that the interface is in; None if the kernel does not
+        support that (before 5.8)."""
         try:
             return fcntl.ioctl(self.fds[0], TUNGETDEVNETNS)
         except OSError:

@@ -1,5 +1,5 @@
 """A tunnel of a configuration file, in the background process that `fastpump up` starts: what it
-sets up on the host, and what `fastpump reload` and SaveConfig ask of it by the control socket.
+sets up on the host, and what `fastpump reload` and SaveConfig do by the control socket.
 
 `reload` reads the file, and compares it with what it read before: what differs is changed, all else
 is left alone, including what wg(8) changed meanwhile. What only `up` can set (Option.needs_restart,
@@ -84,8 +84,8 @@ class FileTunnel:
             self.host.change(index, self._host_net(self.applied, endpoints))
 
     def _host_net(self, file: FileConfig, endpoints: Iterable[Address] | None) -> HostNet:
-        """`endpoints`: without an MTU in the file, it must fit the way to these addresses; None:
-        it stays."""
+        """`endpoints`: without an MTU in the file, it must fit the paths to these addresses;
+        None: it stays."""
         mtu = file.tunnel.mtu or (0 if endpoints is None else routes.fitting_mtu(endpoints))
         addresses = () if self._is_attached else file.tunnel.addresses
         return HostNet(addresses, mtu, tuple(self._routes(file)), self.default_table,
@@ -152,7 +152,7 @@ class FileTunnel:
         config = tunnel_config(self.name, file)
         changed: list[str] = []
         if config.mode != self.config.mode:
-            fixed = ["mode"]        # packets and frames: next to nothing means the same in both
+            fixed = ["mode"]        # packets and frames: hardly anything means the same in both
         else:
             new, fixed = self._applicable(file, config)
             changed = await self._apply(running, file, new)
@@ -184,7 +184,7 @@ class FileTunnel:
         changed += self._change_peers(running, new, endpoints)
         old, self.file, self.applied = self.applied, file, new
         assert self.host is not None
-        # An MTU that was found stays: the ways to the peers may differ by now.
+        # An MTU that was found stays, though the paths to the peers may differ by now.
         fitted = None if old.tunnel.mtu is None or self.config.mode == "tap" else [
             peer.endpoint.address for peer in running.supervisor.device.peers.values()
             if peer.endpoint is not None]

@@ -19,7 +19,7 @@ def peer_change_of(peer: PeerConfig, resolved: Endpoint | None,
     """Make the device's peer what `peer` says; create it if it is absent.
 
     `resolved`: where its endpoint is; None: the device's peer stays where it is. `before`: what was
-    said of it until now. Rate limits that are said as before are not touched: `fastpump limit`
+    configured until now. Rate limits that are the same in both are not touched: `fastpump limit`
     may have set others since."""
     limits_before = NO_LIMITS if before is None else before.rate_limits
     return PeerChange(

@@ -67,7 +67,7 @@ class Program:
 
 def run(config: TunnelConfig, program: Program) -> None:
     """Run a tunnel until SIGINT, SIGTERM, `fastpump down` or the interface's deletion.
-    FastpumpError says what is in the way."""
+    FastpumpError says why it cannot run."""
     _check(config)
     endpoints = {peer.public_key: endpoint.resolve(*peer.endpoint)
                  for peer in config.peers if peer.endpoint is not None}
@@ -87,7 +87,7 @@ def run(config: TunnelConfig, program: Program) -> None:
 
 
 def _check(config: TunnelConfig) -> None:
-    """What can be known before anything is made."""
+    """What can be checked before anything is made."""
     try:
         default_backend()
     except ValueError as error:
@@ -101,7 +101,7 @@ def _check(config: TunnelConfig) -> None:
 
 
 def _set_rlimits() -> None:
-    """No core dumps, for keys are in this memory; as many fds as may be."""
+    """No core dumps, for keys are in this memory; as many fds as the hard limit allows."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -137,8 +137,8 @@ class _Start:
             if user is None:
                 raise
             raise SystemSetupError(
-                f"the interface {name} is held by {user}: end that, or choose another "
-                f"name; a guest's TAP is joined by --attach {name}") from error
+                f"the interface {name} is in use by {user}: end that, or choose another "
+                f"name; to join a guest's TAP, use --attach {name}") from error
         self._cleanup.callback(self._queues.close)
 
     def read_private_key(self) -> None:
@@ -193,7 +193,7 @@ class _Start:
             link = self._watcher.read()
         if link is None:
             raise SystemSetupError(
-                f"the interface {self._config.name} was deleted as it was made")
+                f"the interface {self._config.name} was deleted while it was being made")
         self._link = link
         self._tables.mtu = link.mtu
 
@@ -222,7 +222,7 @@ class _Start:
             workers=WorkerOptions(pin=config.pin, busy_poll_us=config.busy_poll_us))
 
     def _lane_options(self) -> Options | None:
-        """What is offered to peers of lanes; None for WireGuard only."""
+        """What lanes offer to peers; None for WireGuard only."""
         config = self._config
         if config.transport == "wireguard":
             return None

@@ -15,7 +15,7 @@ from fastpump.clock import now_ns
 from fastpump.errors import FastpumpError, SystemSetupError
 from fastpump.host import ethernet
 from fastpump.ipc.control import Command, ControlServer
-from fastpump.ipc.fdb import Macs
+from fastpump.ipc.fdb import Fdb
 from fastpump.ipc.uapi_server import UapiServer
 from fastpump.tun.linkwatch import LinkWatcher
 from fastpump.tunnel.tunnel import Tunnel
@@ -41,7 +41,7 @@ class Service:
         self._tunnel = tunnel
         self._watcher = watcher
         self._must_serve_wg = must_serve_wg
-        self._macs = Macs(tunnel.tables, tunnel.supervisor.device, now_ns)
+        self._forwarding = Fdb(tunnel.tables, tunnel.supervisor.device, now_ns)
         self._control = ControlServer(tunnel.link.name, {
             "status": self._status, "stop": self._stop, "fdb": self._fdb, "limit": tunnel.limit,
             **{name: self._command(command) for name, command in commands.items()}})
@@ -75,7 +75,7 @@ class Service:
         log.info("stopped %s", supervisor.stop_reason)
 
     async def _start_wg(self) -> str:
-        """Serve wg; why not, if that is no failure."""
+        """Serve wg; the reason if that failed and may."""
         try:
             await self._wg.start()
         except SystemSetupError as error:
@@ -93,11 +93,11 @@ class Service:
         return self._tunnel.status()
 
     async def _stop(self, _request: dict[str, Any]) -> dict[str, Any]:
-        self._tunnel.supervisor.stop("because it was asked to")
+        self._tunnel.supervisor.stop("on request")
         return {"pid": os.getpid()}
 
     async def _fdb(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._macs.serve(request)
+        return self._forwarding.serve(request)
 
     def _command(self, command: TunnelCommand) -> Command:
         async def answer(_request: dict[str, Any]) -> dict[str, Any]:
@@ -138,5 +138,5 @@ class Service:
                     await asyncio.to_thread(join.check, self._tunnel.link.index,
                                             self._tunnel.link.mtu)
                 except (FastpumpError, OSError) as error:
-                    log.debug("cannot look at what the tunnel is joined to: %s", error)
+                    log.debug("cannot check what the tunnel is joined to: %s", error)
             await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)

@@ -1,4 +1,4 @@
-"""What a tunnel tells of itself: gather (in the tunnel) and show (in the terminal).
+"""The status of a tunnel: gather (in the tunnel) and show (in the terminal).
 
 The JSON keys are stable and documented in docs/fastpump.1.md.
 """
@@ -183,7 +183,7 @@ def show(status: dict[str, Any]) -> str:
             f"{', post-quantum' if peer['post_quantum'] else ''}",
         ]
         lines += [f"    lane {lane['lane']}: {lane['state']}, worker {lane['worker']}, "
-                  f"{lane['endpoint'] or 'not heard yet'}, {amount(lane['rx_bytes'])} received, "
+                  f"{lane['endpoint'] or 'not known yet'}, {amount(lane['rx_bytes'])} received, "
                   f"{amount(lane['tx_bytes'])} sent" for lane in peer["lanes"]]
         lines += _limit_lines(peer["rate_limits"])
         if peer["no_lanes_because"]:

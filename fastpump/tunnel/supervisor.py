@@ -43,7 +43,7 @@ from fastpump.tunnel.workers import WorkerOptions, WorkerProcess, Workers, Worke
 
 log = logging.getLogger("fastpump.supervisor")
 
-# Receive calls in a row on the handshake socket before others have their turn.
+# Receive calls in a row on the handshake socket before anything else is served.
 RECEIVES_PER_WAKEUP = 8
 
 
@@ -89,7 +89,7 @@ class Supervisor:
             on_interface_gone=lambda: self.stop("because the interface was deleted"),
             on_cannot_start=self._fail), options.workers)
         self.family = preferred_family()
-        self._intake = Admission()
+        self._admission = Admission()
         self.device = Device(tables, DeviceCallbacks(
             transmit=self._transmit, transmit_lane=self._transmit_lane,
             ring=self._workers.ring, unix_ns=time.time_ns, jitter=random.randrange,
@@ -97,7 +97,7 @@ class Supervisor:
             on_endpoint=self._on_endpoint, on_unanswered=on_unanswered,
         ), self.family, cpu_count=len(os.sched_getaffinity(0)), lanes=options.lanes,
             is_steered=options.is_steered)
-        self._handshakes = HandshakeQueue(self.device, self._intake, QueueCallbacks(
+        self._handshakes = HandshakeQueue(self.device, self._admission, QueueCallbacks(
             on_slice=self._hand_over_all_events, on_transport=self._pass_on))
 
     # -- what may change while it runs
@@ -139,13 +139,13 @@ class Supervisor:
         self._fwmark = fwmark
 
     def set_private_key(self, private_key: bytes) -> None:
-        """Be somebody else; zeros for nobody."""
+        """Set the static private key; zeros: none."""
         self.device.set_private_key(private_key)
         public = self.device.public_key
         if public is None:
-            self._intake.set_keys(None, None)
+            self._admission.set_keys(None, None)
         else:
-            self._intake.set_keys(cookie.mac1_key(public), cookie.cookie_key(public))
+            self._admission.set_keys(cookie.mac1_key(public), cookie.cookie_key(public))
 
     @property
     def workers(self) -> list[WorkerProcess]:
@@ -155,7 +155,7 @@ class Supervisor:
     @property
     def verdicts(self) -> Counter[str]:
         """Handshake messages by what became of them."""
-        return self.device.verdicts + self._handshakes.verdicts + Counter(self._intake.verdicts)
+        return self.device.verdicts + self._handshakes.verdicts + Counter(self._admission.verdicts)
 
     # -- life
 
@@ -219,7 +219,7 @@ class Supervisor:
         return group
 
     def _enter(self) -> None:
-        """Start to receive on new sockets."""
+        """Start receiving on new sockets."""
         assert self._loop is not None
         assert self._sockets is not None
         self._loop.add_reader(self._sockets.handshake, self._on_handshake)
@@ -227,7 +227,7 @@ class Supervisor:
                             [sock.fileno() for sock in self._sockets.lanes])
 
     def _leave(self, sockets: SocketGroup) -> None:
-        """Stop to receive, and close the sockets."""
+        """Stop receiving, and close the sockets."""
         assert self._loop is not None
         self._loop.remove_reader(sockets.handshake)
         self._workers.end()
@@ -240,8 +240,8 @@ class Supervisor:
             wait.cancel()
 
     def _on_exception(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        """A bug of ours in a callback: say so and end, rather than go on half dead. What
-        asyncio tells of its own (no fd left to accept a control client, say) passes."""
+        """A bug in a callback of ours: report it and end, rather than go on half dead. asyncio's
+        own errors (no fd left to accept a control client, say) are only logged."""
         error = context.get("exception")
         if "handle" not in context:
             log.warning("%s: %s", context.get("message"), error)
@@ -250,9 +250,9 @@ class Supervisor:
                   exc_info=error if isinstance(error, BaseException) else None)
         self._fail(f"internal error: {error!r}; this is a bug, please report it")
 
-    def _fail(self, complaint: str) -> None:
+    def _fail(self, error: str) -> None:
         """End `run` soon, by an error; the first counts."""
-        self.failure = self.failure or complaint
+        self.failure = self.failure or error
         self.stop("on an error")
 
     def stop(self, reason: str) -> None:
@@ -271,14 +271,14 @@ class Supervisor:
     # -- workers
 
     def _on_worker_event(self, number: int) -> None:
-        """Take the events, control packets and stray handshake messages of a worker."""
+        """Take the events, control packets and misdelivered handshake messages of a worker."""
         if self._stopped.is_set():
             return
         self._hand_over_events(number)
         for packet in self._tables.workers.controls(number):
             self.device.on_control(ControlPacket(*packet), now_ns())
-        for message, sockaddr, local in self._tables.workers.messages(number):
-            self._handshakes.receive_stray(message, sockaddr, local, now_ns())
+        for message, sockaddr, source_address in self._tables.workers.messages(number):
+            self._handshakes.receive_misdelivered(message, sockaddr, source_address, now_ns())
         self._serve_handshakes()
 
     def _hand_over_events(self, number: int) -> None:
@@ -303,7 +303,7 @@ class Supervisor:
                 return
             try:
                 count = self._handshakes.receive(self._sockets.handshake.fileno(), now_ns())
-            except OSError as error:    # what ICMP said of an earlier send
+            except OSError as error:    # an ICMP error of an earlier send
                 log.debug("handshake socket: %s", error)
                 continue
             if count < ADMISSION_BATCH:
@@ -323,29 +323,30 @@ class Supervisor:
         if self._is_serving:
             self._loop.call_soon(self._go_on_serving)
 
-    def _pass_on(self, message: bytes, sockaddr: bytes, local: bytes) -> None:
+    def _pass_on(self, message: bytes, sockaddr: bytes, source_address: bytes) -> None:
         """A transport message came with a handshake message: it is its worker's."""
         count = self._tables.queue_count
         number = message[4] & ((1 << (count - 1).bit_length()) - 1)
-        if number < count and self._tables.workers.inject(number, message, sockaddr, local):
+        if number < count and self._tables.workers.inject(
+                number, message, sockaddr, source_address):
             self._workers.ring_one(number)
 
-    def _transmit(self, message: bytes, endpoint: Endpoint, local: bytes) -> None:
+    def _transmit(self, message: bytes, endpoint: Endpoint, source_address: bytes) -> None:
         if self._sockets is None:
             return
         try:
-            self._sockets.send_handshake(message, endpoint, local)
+            self._sockets.send_handshake(message, endpoint, source_address)
         except OSError as error:
             log.debug("nothing can be sent to %s now: %s", endpoint, error)
 
-    def _transmit_lane(self, message: bytes, endpoint: Endpoint, local: bytes,
+    def _transmit_lane(self, message: bytes, endpoint: Endpoint, source_address: bytes,
                        socket_number: int | None) -> None:
         if self._sockets is None:
             return
         try:
-            self._sockets.send_lane(message, endpoint, local, socket_number)
+            self._sockets.send_lane(message, endpoint, source_address, socket_number)
         except OSError as error:
             log.debug("nothing can be sent to %s now: %s", endpoint, error)
 
     def _on_endpoint(self, endpoint: Endpoint) -> None:
-        self._intake.add_known(endpoint.sockaddr(self.family))
+        self._admission.add_known(endpoint.sockaddr(self.family))

@@ -72,7 +72,7 @@ class Tunnel:
             self.configure_peer(PeerChange(public_key, Presence.UPDATE, rate_limits=limits))
 
     async def limit(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer {"peer": KEY or null, "limits": as RateLimits.to_json(), or null to ask}."""
+        """Answer {"peer": KEY or null, "limits": as RateLimits.to_json(), or null to query}."""
         key = request.get("peer")
         public_key = None if key is None else keys.decode(str(key), "peer's public key")
         if request.get("limits") is not None:

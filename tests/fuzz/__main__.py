@@ -22,19 +22,19 @@ import sys
 import time
 import traceback
 
+from fuzz.admission import check_admission
 from fuzz.conffile import check_conffile
 from fuzz.frames import check_frames
 from fuzz.handshakes import check_handshakes
-from fuzz.intake import check_intake
 from fuzz.lanes import check_egress, check_lanes
 from fuzz.ratelimit import check_ratelimit
 from fuzz.timers import check_timers
 from fuzz.uapi import check_uapi
 
 CHECKS = {check.__name__.removeprefix("check_"): check for check in (
-    check_uapi, check_conffile, check_handshakes, check_intake, check_timers,
+    check_uapi, check_conffile, check_handshakes, check_admission, check_timers,
     check_lanes, check_egress, check_frames, check_ratelimit)}
-SHARES = {"uapi": 20, "conffile": 17, "handshakes": 2, "intake": 20, "timers": 8, "lanes": 18,
+SHARES = {"uapi": 20, "conffile": 17, "handshakes": 2, "admission": 20, "timers": 8, "lanes": 18,
           "egress": 6, "frames": 4, "ratelimit": 5}
 
 

@@ -45,8 +45,8 @@ def mutated(rng, data, *, most=4):
     return bytes(data)
 
 
-def cookie_for(intake, cookie_key, sockaddr):
+def cookie_for(admission, cookie_key, sockaddr):
     """The cookie that the holder of an address gets."""
     message = bytes(148)
-    reply = wire.parse(intake.cookie_reply(message, sockaddr))
+    reply = wire.parse(admission.cookie_reply(message, sockaddr))
     return cookie.open_reply(cookie_key, cookie.mac1_of(message), reply)

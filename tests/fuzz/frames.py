@@ -147,8 +147,8 @@ def check_frames(rng):
                 flags, payload = random_payload(rng)
                 inputs.append(("peer", flags, payload.hex()))
                 a.lie("b", payload, flags)
-        b.turn(now)
-        b.turn(now)
+        b.poll(now)
+        b.poll(now)
         for data in b.take():
             check_written(data)
         for site in (a, c):

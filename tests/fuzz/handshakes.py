@@ -6,7 +6,7 @@ import socket
 from collections import deque
 
 from fastpump._core import Admission, SharedTables
-from fastpump.conn.endpoint import NO_LOCAL
+from fastpump.conn.endpoint import NO_SOURCE_ADDRESS
 from fastpump.constants import (
     REKEY_TIMEOUT,
     REKEY_TIMEOUT_JITTER,
@@ -43,19 +43,19 @@ def core(message):
 
 
 class Side(devices.Side):
-    """One end: a device behind its intake; its peers' slots are as few as can be."""
+    """One end: a device behind its admission control; its peers' slots are as few as can be."""
 
     def __init__(self, world, name, private, peer_count):
-        self.world, self.intake = world, Admission()
+        self.world, self.admission = world, Admission()
         self.passed_on, self.used = 0, set()
         super().__init__(world, name, tables=SharedTables.create(2, peer_count, 8),
                          private_key=private, jitter=world.rng.randrange)
-        self.queue = HandshakeQueue(self.device, self.intake, QueueCallbacks(
+        self.queue = HandshakeQueue(self.device, self.admission, QueueCallbacks(
             on_slice=lambda: None, on_transport=self.pass_on))
         self.public = self.device.public_key
         self.mac1_key = cookie.mac1_key(self.public)
         self.cookie_key = cookie.cookie_key(self.public)
-        self.intake.set_keys(self.mac1_key, self.cookie_key)
+        self.admission.set_keys(self.mac1_key, self.cookie_key)
 
     @property
     def peer(self):
@@ -64,7 +64,7 @@ class Side(devices.Side):
         return self.device.peers[other.public]
 
     def on_endpoint(self, where):
-        self.intake.add_known(where.sockaddr(socket.AF_INET6))
+        self.admission.add_known(where.sockaddr(socket.AF_INET6))
 
     def transmit(self, message, where, _local):
         self.world.authors[core(message)] = self.public
@@ -87,7 +87,7 @@ class Side(devices.Side):
 
     def counted(self):
         return (self.device.verdicts.total() + self.queue.verdicts.total()
-                + sum(self.intake.verdicts.values()) + self.passed_on)
+                + sum(self.admission.verdicts.values()) + self.passed_on)
 
     def take(self, message, where):
         """One datagram, and what must hold of it."""
@@ -95,7 +95,8 @@ class Side(devices.Side):
         before = {peer: (self.keypairs(peer), peer.endpoint, peer.cookie)
                   for peer in self.device.peers.values()}
         counted = self.counted()
-        self.queue.receive_stray(message, where.sockaddr(socket.AF_INET6), NO_LOCAL, now)
+        self.queue.receive_misdelivered(
+            message, where.sockaddr(socket.AF_INET6), NO_SOURCE_ADDRESS, now)
         assert not self.queue.serve(lambda: now)
         for peer, (keypairs, endpoint, known_cookie) in before.items():
             if author != peer.public_key:
@@ -228,7 +229,7 @@ class World(devices.Clock):
         message = self.forge(to) if rng.random() < 0.8 or not self.history else (
             rng.choice(self.history))
         if len(message) in (92, 148) and rng.random() < 0.75:
-            value = cookie_for(to.intake, to.cookie_key, where.sockaddr(socket.AF_INET6))
+            value = cookie_for(to.admission, to.cookie_key, where.sockaddr(socket.AF_INET6))
             message = cookie.add_macs(message, to.mac1_key, rng.choice((None, value, bytes(16))))
         if message and message[0] in FIELDS:
             self.history.append(message)
@@ -256,15 +257,15 @@ class World(devices.Clock):
                 if rng.random() < 0.5:
                     self.flying.popleft()
         elif what < 92:
-            side.intake.declare_overload(self.now + rng.randrange(3 * SECOND))
+            side.admission.declare_overload(self.now + rng.randrange(3 * SECOND))
             for _ in range(rng.randrange(16)):
                 self.deliver(cookie.add_macs(b"\1\0\0\0" + rng.randbytes(144), side.mac1_key),
                              PLACE["a" if side is self.b else "b"], side)
         elif what < 93:
             if self.history and len(self.history[-1]) in LENGTHS.values():
                 there = PLACE["b" if side is self.a else "a"]
-                side.transmit(side.intake.cookie_reply(
-                    self.history[-1], there.sockaddr(socket.AF_INET6)), there, NO_LOCAL)
+                side.transmit(side.admission.cookie_reply(
+                    self.history[-1], there.sockaddr(socket.AF_INET6)), there, NO_SOURCE_ADDRESS)
         elif what < 95:
             self.unix_ns = max(0, self.unix_ns + rng.choice((-1, 1)) * rng.randrange(10 ** 15))
         elif what < 97:

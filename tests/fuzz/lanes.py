@@ -125,8 +125,8 @@ def check_lanes(rng):
             inputs.append((lane.number, flags, wire.hex()))
             if len(wire) > 2:
                 two.udp.sendto(wire[:60000], one.lane_sockets[lane.number].getsockname())
-        one.turn(START)
-        one.turn(START + 25_000_000)        # what was held goes on
+        one.poll(START)
+        one.poll(START + 25_000_000)        # what was held goes on
         for data in one.take():
             check_written(data)
         one.events()
@@ -162,7 +162,7 @@ def check_egress(rng):
             data = random_read(rng)
             inputs.append(data.hex())
             one.interface.send(data)
-        one.turn(START)
+        one.poll(START)
         for wire in datagrams(two):
             if wire[0] != 5:
                 continue

@@ -81,11 +81,11 @@ def test_the_soak_ends_at_a_failure_and_says_how_to_repeat_it(bug, told):
 
 def test_a_sockaddr_that_is_shorter_than_its_family_is_refused():
     """Not read beyond its end: a caller's bug is a ValueError."""
-    intake, rng = Admission(), random.Random(1)
+    admission, rng = Admission(), random.Random(1)
     for family in (0, 10, 65535):
         sockaddr = family.to_bytes(2, sys.byteorder) + rng.randbytes(14)
-        for call in (lambda where: intake.cookie_reply(bytes(148), where), intake.add_known,
-                     lambda where: intake.judge(b"\3\0\0\0" + bytes(60), where, 1)):
+        for call in (lambda where: admission.cookie_reply(bytes(148), where), admission.add_known,
+                     lambda where: admission.judge(b"\3\0\0\0" + bytes(60), where, 1)):
             with pytest.raises(ValueError, match="sockaddr"):
                 call(sockaddr)
 

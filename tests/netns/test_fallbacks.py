@@ -53,8 +53,8 @@ whole = superpacket(tcp(A4, B4, bytes(range(250)) * 20), 1000)
 for round_number in range(2):
     one.interface.send(whole)
     for _ in range(4):
-        one.turn()
-        two.turn()
+        one.poll()
+        two.poll()
     assert [data[10:] for data in two.take()] == _core.split(whole), "packets differ"
 print(one.verdicts(), two.verdicts())
 print(sorted(one.tables.offloads), sorted(two.tables.offloads))

@@ -114,7 +114,7 @@ def test_a_bridge_has_its_ports_below_it_and_knows_who_is_behind_them(lab):
     assert macs["02:00:00:00:00:99"]["age_seconds"] is None
     assert macs[found["wire"]["mac"]]["origin"] == "local"
     text = shown(lab)
-    assert re.search(rf"^br0  bridge, up.*\n(│.*\n)*│ +knows {far} behind wire, heard \d+ s ago\n"
+    assert re.search(rf"^br0  bridge, up.*\n(│.*\n)*│ +knows {far} behind wire, seen \d+ s ago\n"
                      r"(│.*\n)*└─ wire  veth, up", text, re.MULTILINE), text
     assert "knows 02:00:00:00:00:99 behind wire, set by hand" in text
 
@@ -287,7 +287,7 @@ def test_many_macs_are_cut_short():
     macs = [{"mac": f"02:00:00:00:00:{number:02x}", "vlan": 5, "port": "eth0",
              "origin": "learned", "age_seconds": 1.4} for number in range(20)]
     lines = tree(entry("br0", kind="bridge", bridge={"ports": ["eth0"], "macs": macs}))
-    assert lines[1].endswith("knows 02:00:00:00:00:00 in vlan 5 behind eth0, heard 1 s ago")
+    assert lines[1].endswith("knows 02:00:00:00:00:00 in vlan 5 behind eth0, seen 1 s ago")
     assert lines[-1].endswith("and 4 more: --json shows all") and len(lines) == 18
 
 

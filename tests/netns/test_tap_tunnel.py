@@ -136,7 +136,7 @@ def test_limits_come_by_options_and_change_while_it_runs(lab, tmp_path, mode):
     for words, complaint in (
             (("tx=fast",), "invalid rate 'fast'"), ((key["b"][1], "off"), "there is no peer"),
             (("tx=1gbit", "rx=1gbit"), "with a comma: tx=1gbit,rx=1gbit"),
-            (("x", "y", "z"), "too many words")):
+            (("x", "y", "z"), "too many arguments")):
         result = limit(lab, "b", *words, check=False)
         assert result.returncode == 1 and complaint in result.stderr, result
     for process in processes.values():
@@ -171,8 +171,8 @@ def test_a_peer_without_lanes_gets_no_frames(lab, tmp_path):
     (["--tap", "--attach", "wire", "--bridge", "br0"], "has addresses, which would stop working"),
     (["--tap", "--attach", "wire", "--attach-mode", "tc"], "has addresses"),
     (["--tap", "--attach", "lo", "--bridge", "br0"], "is the loopback interface"),
-    (["--tap", "--bridge", "wire"], "wire is no bridge"),
-    (["--tap", "--attach", "wire"], "wire is in no bridge"),
+    (["--tap", "--bridge", "wire"], "wire is not a bridge"),
+    (["--tap", "--attach", "wire"], "wire is not in a bridge"),
     (["--tap", "--attach-mode", "tc"], "exactly one interface"),
     (["--tap", "--mac", "03:00:00:00:00:01"], "invalid MAC address"),
     (["--tap", "--mtu", "70000"], "invalid MTU"),
@@ -315,7 +315,7 @@ def test_what_is_joined_no_more_is_said(lab, tmp_path):
     lab.ip("a", "link", "delete", "guest0")
     assert "guest0 is gone" in wait_for_line(process, "has no part in the tunnel")
     lab.ip("a", "link", "delete", "br0")
-    assert "start it again" in wait_for_line(process, "is in no bridge any more")
+    assert "start it again" in wait_for_line(process, "is not in a bridge any more")
     assert lab.status("a")["is_up"]
 
 

@@ -160,7 +160,7 @@ REFUSALS = [
     (("create", "x", "--user", "9" * 5000), "there is no user"),
     (("create", "x", "--bridge", "br7"), "there is no bridge br7: make it with `ip link add br7 "
      "type bridge`, or let `fastpump tunnel --tap --bridge br7` make it"),
-    (("create", "x", "--bridge", "wire"), "wire is no bridge: it is of the kind veth"),
+    (("create", "x", "--bridge", "wire"), "wire is not a bridge (its kind: veth)"),
     (("create", "x", "--mac", "01:00:00:00:00:00"), "the first an even number"),
     (("create", "x", "--mac", "00:00:00:00:00:00"), "the first an even number"),
     (("create", "x", "--mac", "2:0:0:0:0:1"), "six bytes like 02:00:00:00:00:01"),
@@ -176,8 +176,8 @@ REFUSALS = [
     (("create", "x", "--guest-mac", "02:00:00:00:00:01"), "give one of them too"),
     (("delete",), "give either the TAPs' names, or --prefix PREFIX"),
     (("delete", "old", "x"), "there is no TAP x; `fastpump tap list`"),
-    (("delete", "old", "wire"), "wire is no TAP: it is of the kind veth; `ip link delete wire`"),
-    (("delete", "tun0"), "tun0 is no TAP: it is of the kind tun"),
+    (("delete", "old", "wire"), "wire is not a TAP (its kind: veth); `ip link delete wire`"),
+    (("delete", "tun0"), "tun0 is not a TAP (its kind: tun)"),
     (("delete", "--prefix", "ol"), "there is no TAP ol0 or with another number"),
 ]
 

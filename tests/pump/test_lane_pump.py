@@ -59,8 +59,8 @@ def closing(ends):
 
 def carry(one, two, packet, vnet=PLAIN):
     one.give(packet, vnet)
-    one.turn()
-    two.turn()
+    one.poll()
+    two.poll()
     return two.take()
 
 
@@ -111,8 +111,8 @@ def test_a_partial_checksum_stays_partial(one, two, addresses, make):
 def test_a_superpacket_arrives_as_one(one, two, addresses, make, size):
     whole = superpacket(make(*addresses, bytes(range(256)) * 200), size)
     one.interface.send(whole)
-    one.turn()
-    two.turn()
+    one.poll()
+    two.poll()
     (written,) = two.take()
     assert parse_vnet(written)[1] == parse_vnet(whole)[1]
     assert _core.split(written) == _core.split(whole)
@@ -122,7 +122,7 @@ def test_a_superpacket_arrives_as_one(one, two, addresses, make, size):
 def test_segments_travel_with_partial_checksums(one, two):
     whole = superpacket(tcp(A4, B4, bytes(5000)), 1000)
     one.interface.send(whole)
-    one.turn()
+    one.poll()
     lane = two.plain()
     segments = [plainlanes.packets_of(*lane.open(each)) for each in on_the_wire(two)]
     assert [each[0][1] for each in segments] == [True] * 5
@@ -138,7 +138,7 @@ def test_checksums_are_completed_for_a_peer_that_does_not_take_partial_ones():
     (written,) = carry(one, two, packet, vnet)
     assert written == PLAIN + tcp(A4, B4, b"payload")
     one.interface.send(superpacket(tcp(A4, B4, bytes(3000)), 1000))
-    one.turn()
+    one.poll()
     lane = two.plain()
     for each in on_the_wire(two):
         ((packet, is_partial),) = plainlanes.packets_of(*lane.open(each))
@@ -162,8 +162,8 @@ def test_partial_and_complete_packets_are_not_merged(one, two):
     vnet, unfinished = needs_csum(second)
     one.give(first)
     one.give(unfinished, vnet)
-    one.turn()
-    two.turn()
+    one.poll()
+    two.poll()
     assert two.take() == [PLAIN + first, vnet + unfinished]
 
 
@@ -171,8 +171,8 @@ def test_without_gro_partial_packets_are_written_singly():
     one, two = lane_pair(offloads=("udp-gso",))
     whole = superpacket(tcp(A4, B4, bytes(3000)), 1000)
     one.interface.send(whole)
-    one.turn()
-    two.turn()
+    one.poll()
+    two.poll()
     written = two.take()
     assert len(written) == 3
     assert [parse_vnet(each)[0].flags for each in written] == [NEEDS_CSUM] * 3
@@ -188,7 +188,7 @@ def test_small_packets_of_unequal_sizes_share_a_datagram_in_order(one, two):
             for n, size in enumerate(sizes)]
     for packet in sent:
         one.give(packet)
-    one.turn()
+    one.poll()
     (wire,) = on_the_wire(two)
     lane = two.plain()
     flags, payload = lane.open(wire)
@@ -196,14 +196,14 @@ def test_small_packets_of_unequal_sizes_share_a_datagram_in_order(one, two):
     assert plainlanes.unbundle(payload) == [(packet, False) for packet in sent]
     assert one.counters()["udp_tx_bundles"] == 1
     one.send_lane(one.plain().seal(payload, BUNDLE, counter=99))
-    two.turn()
+    two.poll()
     assert two.take() == [PLAIN + packet for packet in sent]
 
 
 def test_a_lone_small_packet_is_no_bundle(one, two):
     vnet, packet = needs_csum(udp(A4, B4, b"alone"))
     one.give(packet, vnet)
-    one.turn()
+    one.poll()
     (wire,) = on_the_wire(two)
     assert two.plain().open(wire) == (PARTIAL, packet)
     assert one.counters()["udp_tx_bundles"] == 0
@@ -213,7 +213,7 @@ def test_a_larger_packet_waits_behind_a_bundle_of_its_lane(one, two):
     sent = [udp(A4, B4, bytes(size), ident=n) for n, size in enumerate((9, 99, 1300, 9, 10))]
     for packet in sent:
         one.give(packet)
-    one.turn()
+    one.poll()
     lane = two.plain()
     opened = [lane.open(wire) for wire in on_the_wire(two)]
     assert [flags for flags, _ in opened] == [BUNDLE, 0, BUNDLE]
@@ -224,7 +224,7 @@ def test_a_bundle_is_no_longer_than_the_mtu_allows(one, two):
     sent = [udp(A4, B4, bytes(100 + n % 3), ident=n) for n in range(64)]
     for packet in sent:
         one.give(packet)
-    one.turn()
+    one.poll()
     wires = on_the_wire(two)
     assert max(map(len, wires)) <= 1420 + 32
     assert len(wires) < 10
@@ -238,8 +238,8 @@ def test_packets_out_of_bundles_merge(one, two):
     for n, packet in enumerate(parts):
         one.give(packet)
         one.give(udp(A4, B4, bytes(n), ident=n, sport=7))      # sizes differ, flows mix
-    one.turn()
-    two.turn()
+    one.poll()
+    two.poll()
     written = two.take()
     (merged,) = [each for each in written if parse_vnet(each)[0].gso_type]
     assert _core.split(merged) == parts
@@ -250,7 +250,7 @@ def test_without_the_feature_nothing_is_bundled():
     one, two = lane_pair(features=_core.FEATURE_PARTIAL)
     for n in range(5):
         one.give(udp(A4, B4, bytes(10 * n)))
-    one.turn()
+    one.poll()
     assert len(on_the_wire(two)) == 5
     closing((one, two))
 
@@ -259,8 +259,8 @@ def test_partial_packets_of_a_bundle_stay_partial(one, two):
     vnet, packet = needs_csum(tcp(A4, B4, b"partial", flags=ACK | 8))
     one.give(SMALL)
     one.give(packet, vnet)
-    one.turn()
-    two.turn()
+    one.poll()
+    two.poll()
     assert two.take() == [PLAIN + SMALL, vnet + packet]
 
 
@@ -276,7 +276,7 @@ def test_the_plain_implementation_is_understood(cipher):
     two.send_lane(lane.seal(unfinished, PARTIAL))
     packets = [(udp(B4, A4, rng.randbytes(rng.randrange(400)), sport=n), False) for n in range(3)]
     two.send_lane(lane.seal(plainlanes.bundle([*packets, (unfinished, True)]), BUNDLE))
-    one.turn()
+    one.poll()
     assert one.take() == [PLAIN + udp(B4, A4, b"plain"), vnet + unfinished,
                           *(PLAIN + packet for packet, _ in packets), vnet + unfinished]
     assert one.verdicts() == {}
@@ -338,12 +338,12 @@ HOSTILE = [
 def test_hostile_lane_messages_cost_a_counter(make, verdicts):
     one, two = lane_pair(count=2)
     two.send_lane(make(two.plain(0, counter=5)))
-    one.turn()
+    one.poll()
     assert one.take() == []
     assert one.verdicts() == verdicts
     # And the lane lives on.
     two.send_lane(two.plain(0).seal(GOOD, counter=77))
-    one.turn()
+    one.poll()
     assert one.take() == [PLAIN + GOOD]
     closing((one, two))
 
@@ -351,7 +351,7 @@ def test_hostile_lane_messages_cost_a_counter(make, verdicts):
 def test_a_truncated_bundle_delivers_what_is_whole(one, two):
     payload = plainlanes.bundle([(GOOD, False), (GOOD, False)])[:-1]
     two.send_lane(two.plain().seal(payload, BUNDLE, counter=9))
-    one.turn()
+    one.poll()
     assert one.take() == [PLAIN + GOOD]
     assert one.verdicts() == {"DROP_MALFORMED_BUNDLE": 1}
 
@@ -363,7 +363,7 @@ def test_a_replayed_message_is_dropped_on_whatever_lane_it_comes():
         two.udp.sendto(wire, sock.getsockname())
     for lane in (0, 2, 3):
         two.send_lane(wire[:2] + bytes([lane]) + wire[3:])
-    one.turn()
+    one.poll()
     assert one.take() == [PLAIN + GOOD]
     assert one.verdicts() == {"DROP_REPLAYED": 3, "DROP_UNAUTHENTIC": 3}
     closing((one, two))
@@ -376,7 +376,7 @@ def test_data_goes_by_the_session_until_the_lane_was_heard():
     assert carry(one, two, SMALL) == [PLAIN + SMALL]
     assert one.lane()["tx_messages"] == 0
     two.send_lane(two.plain().seal())
-    one.turn()
+    one.poll()
     assert one.lane()["is_usable"]
     assert "lane_usable" in one.events()
     assert carry(one, two, SMALL) == [PLAIN + SMALL]
@@ -387,31 +387,31 @@ def test_data_goes_by_the_session_until_the_lane_was_heard():
 def test_the_lane_of_a_probe_tells_the_supervisor(one, two):
     two.send_lane(two.plain().seal(b"", ASK, counter=8))
     two.send_lane(two.plain().seal(b"", ASK, counter=9))
-    one.turn()
+    one.poll()
     assert one.events() == ["lane_echo_request"]
     one.tables.lanes.rearm(one.first, "echo_reported")
     two.send_lane(two.plain().seal(b"", ASK, counter=10))
-    one.turn()
+    one.poll()
     assert one.events() == ["lane_echo_request"]
 
 
 def test_who_asks_does_not_hear_us(one, two):
     """The way there may be blocked while the way back is free."""
     one.give(SMALL)
-    one.turn()
+    one.poll()
     assert one.lane()["first_unanswered_tx_ns"] == START
     two.send_lane(two.plain().seal(b"", ASK, counter=8))
-    one.turn()
+    one.poll()
     assert one.lane()["first_unanswered_tx_ns"] == START
     two.send_lane(two.plain().seal(b"", counter=9))
-    one.turn()
+    one.poll()
     assert one.lane()["first_unanswered_tx_ns"] == 0
     one.tables.lanes.set_dead(one.first)
     two.send_lane(two.plain().seal(b"", ASK, counter=10))
-    one.turn()
+    one.poll()
     assert not one.lane()["is_usable"]
     two.send_lane(two.plain().seal(b"", counter=11))
-    one.turn()
+    one.poll()
     assert one.lane()["is_usable"]
 
 
@@ -422,7 +422,7 @@ def test_each_lane_roams_by_itself():
                       _sockaddr(one.lane_sockets[n]) for n in range(2)]
     elsewhere = one.lane_sockets[5]
     elsewhere.sendto(one.plain(1).seal(SMALL, counter=50), two.udp.getsockname())
-    two.turn()
+    two.poll()
     assert two.take() == [PLAIN + SMALL]
     assert [two.lane(n)["endpoint"] for n in range(2)] == [before[0], _sockaddr(elsewhere)]
     # A message that fails moves nothing.
@@ -430,7 +430,7 @@ def test_each_lane_roams_by_itself():
                                two.udp.getsockname())
     one.lane_sockets[6].sendto(one.plain(1).seal(b"no packet", counter=52),
                                two.udp.getsockname())
-    two.turn()
+    two.poll()
     assert two.lane(1)["endpoint"] == _sockaddr(elsewhere)
     closing((one, two))
 
@@ -447,7 +447,7 @@ def test_flows_keep_to_one_of_several_lanes():
     for _ in range(3):
         for packet in flows:
             one.give(packet)
-            one.turn()
+            one.poll()
             (wire,) = on_the_wire(two)
             assert seen.setdefault(packet[20:22], wire[2]) == wire[2]
     assert set(seen.values()) == {0, 1, 2, 3}
@@ -460,11 +460,11 @@ def test_a_dead_lane_gives_its_flows_to_others():
     one.tables.lanes.set_dead(one.first)
     for packet in packets:
         one.give(packet)
-    one.turn()
+    one.poll()
     assert {wire[2] for wire in on_the_wire(two)} == {1}
     one.tables.lanes.set_dead(one.first + 1)
     one.give(packets[0])
-    one.turn()
+    one.poll()
     assert [wire[0] for wire in on_the_wire(two)] == [4]    # the session
     closing((one, two))
 
@@ -473,10 +473,10 @@ def test_flows_do_not_wander_to_a_lane_that_was_heard_first():
     one, two = lane_pair(count=2, usable=False)
     packets = [udp(A4, B4, bytes(600), sport=port) for port in range(1000, 1016)]
     two.send_lane(two.plain(1).seal())
-    one.turn()
+    one.poll()
     for packet in packets:
         one.give(packet)
-    one.turn()
+    one.poll()
     assert {wire[0] for wire in on_the_wire(two)} == {4, 5}    # lane 0's go by the session
     closing((one, two))
 
@@ -492,11 +492,11 @@ def test_the_next_set_takes_over_when_its_lane_is_heard(one, two):
     assert carry(one, two, SMALL) == [PLAIN + SMALL]
     assert one.lane()["tx_messages"] == 0
     one.send_lane(one.plain(generation=1).seal(counter=one.take_counter()))
-    two.turn()
+    two.poll()
     two.send_lane(two.plain(generation=1).seal(counter=two.take_counter()))
-    one.turn()
+    one.poll()
     one.give(SMALL)
-    one.turn()
+    one.poll()
     (wire,) = on_the_wire(two)
     assert two.plain(generation=1).open(wire) == (0, SMALL)     # no fence: the same sockets
     two.tables.lanes.retire(old[1])
@@ -507,21 +507,21 @@ def test_the_next_set_takes_over_when_its_lane_is_heard(one, two):
 
 def test_lanes_end_with_their_age(one, two):
     one.give(SMALL)
-    one.turn(START + REJECT_AFTER_TIME)
+    one.poll(START + REJECT_AFTER_TIME)
     assert one.lane()["tx_messages"] == 1
     one.send_lane(one.plain().seal(SMALL, counter=3))
-    two.turn(START + REJECT_AFTER_TIME)
+    two.poll(START + REJECT_AFTER_TIME)
     assert two.verdicts() == {"DROP_EXPIRED_KEYPAIR": 1}
 
 
 def test_an_old_lane_asks_for_a_new_session_once(one, two):
     for _ in range(2):
         one.give(SMALL)
-        one.turn(START + REKEY_AFTER_TIME)
+        one.poll(START + REKEY_AFTER_TIME)
     assert one.events().count("rekey") == 1
     two.send_lane(two.plain().seal(GOOD, counter=3))
     one.tables.lanes.rearm(one.first, "rekey_reported")
-    one.turn(START + REKEY_AFTER_TIME)
+    one.poll(START + REKEY_AFTER_TIME)
     assert one.events().count("rekey") == 1
 
 
@@ -531,16 +531,16 @@ def test_data_outside_of_lanes_is_refused_on_demand(policy):
     for end in (one, two):
         end.tables.peers.set_policy(end.peer, policy)
     one.give(SMALL)
-    one.turn()
+    one.poll()
     two.udp.sendto(message(one, 5, udp(B4, A4, b"by the session")), one.udp.getsockname())
-    one.turn()
+    one.poll()
     assert one.take() == [] and on_the_wire(two) == []
     assert one.verdicts() == {"DROP_NOT_IN_LANES": 1,
                               **({"DROP_NO_LANES": 1} if policy == "nothing" else {})}
     if policy == "lanes":       # it waited
         two.send_lane(two.plain().seal())
-        one.turn()
-        one.turn()
+        one.poll()
+        one.poll()
         (wire,) = on_the_wire(two)
         assert two.plain().open(wire) == (0, SMALL)
     closing((one, two))
@@ -551,11 +551,11 @@ def test_data_outside_of_lanes_is_refused_on_demand(policy):
 def switch(one, two):
     """`one` has sent by the session, and now hears its lane."""
     one.give(udp(A4, B4, b"by the session", ident=1))
-    one.turn()
+    one.poll()
     two.send_lane(two.plain().seal(counter=two.take_counter()))
-    one.turn()
+    one.poll()
     one.give(udp(A4, B4, b"on the lane", ident=2))
-    one.turn()
+    one.poll()
     found = on_the_wire(two)
     return [each for each in found if each[0] == 4], [each for each in found if each[0] == 5]
 
@@ -567,18 +567,18 @@ def test_the_first_use_of_a_lane_is_fenced():
     target = two.udp.getsockname()
     # The lane message overtakes; the data of the session and the END follow.
     one.udp.sendto(fenced, target)
-    two.turn()
+    two.poll()
     assert two.take() == []
     one.udp.sendto(data, target)
     one.udp.sendto(end, target)
-    two.turn()
-    two.turn()
+    two.poll()
+    two.poll()
     assert [each[38:] for each in two.take()] == [b"by the session", b"on the lane"]
     assert two.verdicts() == {}
     # From now on nothing waits.
     one.give(udp(A4, B4, b"later"))
-    one.turn()
-    two.turn()
+    one.poll()
+    two.poll()
     assert [each[38:] for each in two.take()] == [b"later"]
     closing((one, two))
 
@@ -586,7 +586,7 @@ def test_the_first_use_of_a_lane_is_fenced():
 def test_a_set_of_the_other_sides_is_fenced_too(one, two):
     """Both started a session: the sets have different openers, hence other sockets."""
     one.give(udp(A4, B4, b"first"))
-    one.turn()
+    one.poll()
     (first,) = on_the_wire(two)
     old = one.first
     for end in (one, two):
@@ -596,20 +596,20 @@ def test_a_set_of_the_other_sides_is_fenced_too(one, two):
     one.tables.peers.set_lanes(one.peer, one.first, old)
     two.lane_sockets[0].sendto(two.plain(generation=1).seal(counter=two.take_counter()),
                                one.udp.getsockname())
-    one.turn()
+    one.poll()
     one.give(udp(A4, B4, b"second"))
-    one.turn()
+    one.poll()
     (end,) = on_the_wire(two)
     fenced = two.lane_sockets[0].recv(2000)
     assert fenced[1] == FENCE
     where = two.udp.getsockname()
     one.lane_sockets[0].sendto(fenced, two.lane_sockets[0].getsockname())
-    two.turn()
+    two.poll()
     assert two.take() == []
     one.lane_sockets[0].sendto(first, where)
     one.lane_sockets[0].sendto(end, where)
-    two.turn()
-    two.turn()
+    two.poll()
+    two.poll()
     assert [each[38:] for each in two.take()] == [b"first", b"second"]
     assert two.verdicts() == {}
 
@@ -618,21 +618,21 @@ def test_a_lost_end_costs_20_ms_and_no_data():
     one, two = lane_pair(usable=False)
     _, (fenced,) = switch(one, two)
     one.udp.sendto(fenced, two.udp.getsockname())
-    two.turn()
-    two.turn(START + 19 * MS)
+    two.poll()
+    two.poll(START + 19 * MS)
     assert two.take() == []
-    two.turn(START + 20 * MS)
+    two.poll(START + 20 * MS)
     assert [each[38:] for each in two.take()] == [b"on the lane"]
     one.give(udp(A4, B4, b"later"))
-    one.turn()
-    two.turn()
+    one.poll()
+    two.poll()
     assert [each[38:] for each in two.take()] == [b"later"]
     closing((one, two))
 
 
 def test_a_quiet_session_needs_no_fence(one, two):
     one.give(SMALL)
-    one.turn()
+    one.poll()
     (wire,) = on_the_wire(two)
     assert wire[1] == 0
 
@@ -641,7 +641,7 @@ def test_a_stranger_cannot_have_messages_held(one, two):
     forged = flip(one.plain().seal(SMALL, FENCE, counter=9), 20)
     one.send_lane(forged)
     one.send_lane(one.plain().seal(SMALL, counter=10))
-    two.turn()
+    two.poll()
     assert two.take() == [PLAIN + SMALL]
     assert two.verdicts() == {"DROP_UNAUTHENTIC": 1}
 
@@ -654,10 +654,10 @@ def test_lane_messages_wait_for_their_keys():
     lane = one.plain()
     one.send_lane(lane.seal(b"", ASK))
     one.send_lane(lane.seal(SMALL))
-    two.turn()
+    two.poll()
     assert two.take() == [] and two.events() == [] and two.verdicts() == {}
     two.install_lanes()
-    two.turn()
+    two.poll()
     assert two.take() == [PLAIN + SMALL]
     assert set(two.events()) >= {"lane_echo_request", "lane_usable"}
     closing((one, two))
@@ -670,15 +670,15 @@ def test_what_waits_for_keys_that_never_come_is_dropped():
     big = one.plain().seal(bytes(60000))
     for _ in range(60):
         one.send_lane(big)
-        two.turn()
+        two.poll()
     held = two.verdicts()["DROP_HOLD_FULL"]
     assert 20 < held < 40
-    two.turn(START + 20 * MS)
+    two.poll(START + 20 * MS)
     assert two.verdicts() == {"DROP_HOLD_FULL": held, "DROP_UNKNOWN_INDEX": 60 - held}
     one.send_lane(one.plain().seal(SMALL, counter=1))
-    two.turn()
+    two.poll()
     two.tables.lanes.retire(two.first)
-    two.turn(START + 20 * MS)
+    two.poll(START + 20 * MS)
     assert two.verdicts()["DROP_UNKNOWN_INDEX"] == 61 - held
     closing((one, two))
 
@@ -694,28 +694,28 @@ def test_an_end_for_somebody_elses_lane_is_dropped(one, two):
         counter = one.tables.keypairs.take_counter(one.slot, one.index)
         two.udp.sendto(message(one, counter, plainlanes.end(index_, lane)),
                        one.udp.getsockname())
-    one.turn()
+    one.poll()
     assert one.verdicts() == {"DROP_UNKNOWN_INDEX": 4}
 
 
 def test_control_packets_go_to_the_supervisor(one, two):
     packet = plainlanes.control(1, {1: b"\1"})
     two.udp.sendto(message(one, 7, packet + bytes(9)), one.udp.getsockname())
-    one.turn()
+    one.poll()
     assert one.tables.workers.controls(0) == [(one.peer, one.index, packet + bytes(9))]
     for counter in range(40):
         two.udp.sendto(message(one, 100 + counter, packet), one.udp.getsockname())
-        one.turn()
+        one.poll()
     assert len(one.tables.workers.controls(0)) == 32
     two.udp.sendto(message(one, 200, b"\xf0\1" + bytes(2000)), one.udp.getsockname())
-    one.turn()
+    one.poll()
     assert one.verdicts() == {"DROP_CONTROL_FULL": 9}
 
 
 def test_a_dead_worker_leaves_lanes_that_work(one, two):
     one.give(SMALL)
-    one.turn()
-    two.turn()
+    one.poll()
+    two.poll()
     one.tables.workers.exited(0)
     assert carry(one, two, SMALL)[-1] == PLAIN + SMALL
     assert one.lane()["tx_messages"] == 3
@@ -741,7 +741,7 @@ def test_lane_sets_are_reused_by_their_size():
 
 
 def test_small_packets_wait_for_nothing(one, two):
-    """A lone packet's turn sends it."""
+    """The iteration of a lone packet sends it."""
     one.give(SMALL)
-    one.turn()
+    one.poll()
     assert len(on_the_wire(two)) == 1

@@ -33,12 +33,12 @@ def offered(one, two, sizes, seconds, load, vnet=PLAIN, step=MS, start=START, pa
         for _ in range(load):
             one.give(packet(number, sizes), vnet)
             number += 1
-        one.turn(at)
-        two.turn(at)
+        one.poll(at)
+        two.poll(at)
         got += [(at, data[10:]) for data in two.take()]
     # On a busy machine the kernel delivers some of it later.
     while select.select([two.udp, *two.lane_sockets], [], [], 0.01)[0]:
-        two.turn(at)
+        two.poll(at)
         got += [(at, data[10:]) for data in two.take()]
     return got
 
@@ -83,7 +83,7 @@ def test_a_superpacket_counts_as_its_packets(ends):
     wire = 0
     for at in range(START, START + 2 * SECOND, 10 * MS):
         one.give(data[10:], data[:10])
-        one.turn(at)
+        one.poll(at)
         wire += len(datagrams(two.udp))
     assert wire == pytest.approx(300, abs=10)
     one.tables.limiters.set(None, "tx", (130_000, SECOND, 0), None, START)
@@ -91,7 +91,7 @@ def test_a_superpacket_counts_as_its_packets(ends):
     wire = 0
     for at in range(START + 2 * SECOND, START + 4 * SECOND, 10 * MS):
         one.give(data[10:], data[:10])
-        one.turn(at)
+        one.poll(at)
         wire += sum(len(each) - 32 for each in datagrams(two.udp))
     assert wire == pytest.approx(3 * 130_000, rel=0.1)
 
@@ -126,10 +126,10 @@ def test_who_has_no_limit_does_not_wait_for_who_has():
         for number in (2, 3):
             a.give(frame(f"02:00:00:00:00:0{number}", "02:00:00:00:00:01", bytes(1386),
                          ethertype=0x88B5))
-    a.turn()
-    b.turn()
+    a.poll()
+    b.poll()
     for _ in range(5):
-        c.turn()
+        c.poll()
     assert (len(b.take()), len(c.take())) == (1, 20)
     close(sites)
 
@@ -155,13 +155,13 @@ def test_a_removed_peer_takes_its_limit_along(ends):
     one, _ = ends
     one.tables.limiters.set(one.peer, "tx", (1, SECOND, 0), None, START)
     one.tables.peers.remove(one.peer)
-    one.turn()
+    one.poll()
     one.tables.retired.reclaim()
     one.tables.retired.reclaim()
     assert one.tables.peers.add() == one.peer
     for _ in range(50):
         one.give(numbered(1, 100))
-        one.turn()
+        one.poll()
     assert "DROP_RATE_LIMIT" not in one.verdicts() and one.counters()["shaped_packets"] == 0
 
 
@@ -191,9 +191,9 @@ def test_what_waits_for_a_peer_is_not_sent_to_the_next_one_in_its_slot(ends):
     one.tables.peers.remove(one.peer)
     assert one.tables.peers.add() == one.peer        # nobody holds the slot: it is used again
     one.tables.peers.set_endpoint(one.peer, two.endpoint.sockaddr(10))
-    one.turn(START + SECOND)
+    one.poll(START + SECOND)
     one.start_session(two.index, created=START)
-    one.turn(START + 2 * SECOND)
+    one.poll(START + 2 * SECOND)
     assert one.verdicts()["DROP_STAGED_TIMEOUT"] == 2
     assert datagrams(two.udp) == []
 
@@ -213,11 +213,11 @@ def test_one_peer_cannot_have_all_the_room_there_is():
         for _ in range(100):
             a.give(frames["b"])
         for _ in range(2):
-            a.turn()
+            a.poll()
     for _ in range(50):
         a.give(frames["c"])
     before = a.counters()["shaped_packets"]
-    a.turn()
+    a.poll()
     assert before == 2048
     assert a.counters()["shaped_packets"] == 2048 + 49
     close(sites)
@@ -231,7 +231,7 @@ def test_tcp_options_are_headers_too(ends):
     wire = 0
     for _ in range(12):
         one.give(data[10:], data[:10])
-        one.turn()
+        one.poll()
         wire += len(datagrams(two.udp))
     assert wire == 100
 
@@ -242,5 +242,5 @@ def test_buckets_begin_full_also_just_after_boot(ends):
     one.tables.limiters.set(None, "tx", (70_000, 3_600 * SECOND, 0), None, young)
     for _ in range(60):
         one.give(numbered(1, 1400))
-    one.turn(young)
+    one.poll(young)
     assert len(datagrams(two.udp)) == 50

@@ -57,8 +57,8 @@ def two(ends):
 
 def carry(one, two, packet, vnet=PLAIN):
     one.give(packet, vnet)
-    one.turn()
-    two.turn()
+    one.poll()
+    two.poll()
     return two.take()
 
 
@@ -82,8 +82,8 @@ def test_a_superpacket_arrives_as_one(backend, addresses):
     one, two = pair(backend=backend)
     whole = tcp(*addresses, bytes(range(256)) * 200, flags=ACK)
     one.interface.send(superpacket(whole, 1348))
-    one.turn()
-    two.turn()
+    one.poll()
+    two.poll()
     (written,) = two.take()
     assert parse_vnet(written)[1] == parse_vnet(superpacket(whole, 1348))[1]
     assert one.counters()["udp_tx_datagrams"] == 38 == two.counters()["udp_rx_datagrams"]
@@ -97,9 +97,9 @@ def test_without_offloads_the_same_packets_arrive_singly():
     one, two = pair(offloads=())
     whole = tcp(A4, B4, bytes(5000))
     one.interface.send(superpacket(whole, 1000))
-    one.turn()
-    two.turn()
-    two.turn()
+    one.poll()
+    two.poll()
+    two.poll()
     written = two.take()
     assert [data[10:] for data in written] == _core.split(superpacket(whole, 1000))
     assert one.counters()["udp_tx_messages"] == 5
@@ -110,9 +110,9 @@ def test_without_offloads_the_same_packets_arrive_singly():
 def test_equal_small_packets_share_one_send(one, two):
     for i in range(40):
         one.give(udp(A4, B4, bytes([i]) * 64, ident=i))
-    one.turn()
+    one.poll()
     assert one.counters()["udp_tx_messages"] == one.counters()["udp_tx_calls"] == 1
-    two.turn()
+    two.poll()
     (written,) = two.take()
     assert len(_core.split(written)) == 40
 
@@ -127,7 +127,7 @@ def test_a_partial_checksum_leaves_complete(one, two):
 def test_padding_is_a_multiple_of_16_within_the_mtu(one, two):
     for size, sealed in ((1, 32), (4, 32), (5, 48), (1392, 1420), (1391, 1420), (1380, 1408)):
         one.give(udp(A4, B4, bytes(size)))
-        one.turn()
+        one.poll()
         (datagram,) = two.udp.recv(1 << 16),
         assert len(datagram) == sealed + 32, size
 
@@ -137,7 +137,7 @@ def test_the_longest_packet_of_a_large_mtu():
     packet = udp(A4, B4, bytes(65000 - 28))
     assert carry(one, two, packet) == [PLAIN + packet]
     one.give(udp(A4, B4, bytes(65480)))
-    one.turn()
+    one.poll()
     assert one.verdicts() == {"DROP_TOO_BIG": 1}
     one.close()
     two.close()
@@ -148,16 +148,16 @@ def test_no_route_no_packet(one, two):
     one.give(b"\x00" * 40)
     one.give(b"\x45")
     one.give(b"")
-    one.turn()
+    one.poll()
     assert one.verdicts() == {"DROP_NO_PEER": 1, "DROP_MALFORMED_PACKET": 3}
-    two.turn()
+    two.poll()
     assert two.counters()["udp_rx_datagrams"] == 0
 
 
 def test_without_an_endpoint_nothing_is_kept(one):
     one.tables.peers.set_endpoint(one.peer, b"")
     one.give(udp(A4, B4, b"x"))
-    one.turn()
+    one.poll()
     assert one.verdicts() == {"DROP_NO_ENDPOINT": 1}
 
 
@@ -194,14 +194,14 @@ HOSTILE = [
 def test_hostile_datagrams_cost_a_counter(one, two, make, verdict):
     endpoint = one.tables.peers.activity(one.peer)
     two.udp.sendto(make(one), one.udp.getsockname())
-    one.turn()
+    one.poll()
     assert one.take() == []
     assert one.verdicts() == {verdict: 1}
     if verdict not in ("DROP_MALFORMED_INNER", "DROP_SOURCE_NOT_ALLOWED"):
         assert one.tables.peers.activity(one.peer) == endpoint
     # And the session lives on.
     two.udp.sendto(message(one, 77, udp(B4, A4, b"fine")), one.udp.getsockname())
-    one.turn()
+    one.poll()
     assert one.take() == [PLAIN + udp(B4, A4, b"fine")]
 
 
@@ -215,7 +215,7 @@ def test_a_handshake_message_behind_data_goes_to_the_supervisor(one, two):
     data = [message(one, counter, udp(B4, A4, bytes(160))) for counter in range(3)]
     initiation = b"\1\0\0\0" + bytes(range(144))
     train(two, one, [*data, initiation])
-    one.turn()
+    one.poll()
     ((taken, sockaddr, _),) = one.tables.workers.messages(0)
     assert taken == initiation
     assert sockaddr == two.endpoint.sockaddr(socket.AF_INET6)
@@ -228,11 +228,11 @@ def test_data_behind_a_handshake_message_comes_back_to_the_worker(one, two):
     assert one.tables.workers.inject(0, message(one, 5, packet),
                                     two.endpoint.sockaddr(socket.AF_INET6))
     assert not one.tables.workers.inject(0, bytes(161), b"")
-    one.turn()
+    one.poll()
     assert one.take() == [PLAIN + packet] and one.verdicts() == {}
     assert all(one.tables.workers.inject(0, bytes(40), b"") for _ in range(64))
     assert not one.tables.workers.inject(0, bytes(40), b"")
-    one.turn()
+    one.poll()
     assert one.verdicts() == {"DROP_MALFORMED_MESSAGE": 64}
 
 
@@ -240,25 +240,25 @@ def test_a_flood_of_stray_handshake_messages_is_bounded(one, two):
     for _ in range(100):
         two.udp.sendto(b"\2\0\0\0" + bytes(88), one.udp.getsockname())
     for _ in range(20):
-        one.turn()
+        one.poll()
     assert len(one.tables.workers.messages(0)) == 64
     assert one.verdicts() == {"FAILED_EVENT_RING_FULL": 36}
     two.udp.sendto(b"\1\0\0\0" + bytes(1000), one.udp.getsockname())
-    one.turn()
+    one.poll()
     assert one.verdicts()["DROP_MALFORMED_MESSAGE"] == 1
 
 
 def test_what_a_dead_worker_had_no_time_to_tell_is_told_again():
     one, two = pair(session=False)
     one.give(udp(A4, B4, b"x"))
-    one.turn()
+    one.poll()
     assert one.events() == ["want_session"]
     one.give(udp(A4, B4, b"x"))
-    one.turn()
+    one.poll()
     assert one.events() == []
     one.tables.workers.exited(0)
     one.give(udp(A4, B4, b"x"))
-    one.turn()
+    one.poll()
     assert one.events() == ["want_session"]
     one.close()
     two.close()
@@ -268,37 +268,37 @@ def test_a_replay_is_dropped_also_inside_a_train(one, two):
     datagram = message(one, 3, udp(B4, A4, b"x"))
     for _ in range(3):
         two.udp.sendto(datagram, one.udp.getsockname())
-    one.turn()
-    one.turn()
+    one.poll()
+    one.poll()
     assert len(one.take()) == 1 and one.verdicts() == {"DROP_REPLAYED": 2}
 
 
 def test_a_forgery_does_not_move_the_replay_window(one, two):
     two.udp.sendto(message(one, 1 << 40, b"", key=bytes(32)), one.udp.getsockname())
     two.udp.sendto(message(one, 0, udp(B4, A4, b"x")), one.udp.getsockname())
-    one.turn()
-    one.turn()
+    one.poll()
+    one.poll()
     assert len(one.take()) == 1
 
 
 def test_an_old_keypair_is_no_use(one, two):
     late = START + REJECT_AFTER_TIME
     two.udp.sendto(message(one, 0, udp(B4, A4, b"x")), one.udp.getsockname())
-    one.turn(late)
+    one.poll(late)
     assert one.verdicts() == {"DROP_EXPIRED_KEYPAIR": 1}
     one.give(udp(A4, B4, b"x"))
-    one.turn(late)
+    one.poll(late)
     assert "want_session" in one.events() and one.counters()["udp_tx_datagrams"] == 0
 
 
 def test_the_initiator_asks_for_a_rekey_once(one, two):
     for _ in range(3):
         one.give(udp(A4, B4, b"x"))
-        one.turn(START + REKEY_AFTER_TIME)
+        one.poll(START + REKEY_AFTER_TIME)
     assert one.events().count("rekey") == 1
     one.tables.keypairs.rearm_rekey(one.slot)
     one.give(udp(A4, B4, b"x"))
-    one.turn(START + REKEY_AFTER_TIME)
+    one.poll(START + REKEY_AFTER_TIME)
     assert one.events() == ["rekey"]
 
 
@@ -307,7 +307,7 @@ def test_a_responder_reports_the_first_message_once():
     two.start_session(one.index, is_initiator=False)
     for counter in range(3):
         one.udp.sendto(message(two, counter, udp(A4, B4, b"x")), two.udp.getsockname())
-        two.turn()
+        two.poll()
     assert two.events().count("confirmed") == 1
     one.close()
     two.close()
@@ -318,12 +318,12 @@ def test_staged_packets_leave_in_order_when_a_session_comes():
     packets = [udp(A4, B4, bytes([i]), ident=i) for i in range(20)]
     for packet in packets:
         one.give(packet)
-    one.turn()
+    one.poll()
     assert one.events() == ["want_session"] and one.counters()["udp_tx_datagrams"] == 0
     for end, other in ((one, two), (two, one)):
         end.start_session(other.index)
-    one.turn()
-    two.turn()
+    one.poll()
+    two.poll()
     assert [p for w in two.take() for p in _core.split(w)] == packets
     one.close()
     two.close()
@@ -334,13 +334,13 @@ def test_at_most_128_packets_are_staged_and_the_oldest_give_way():
     for start in range(0, 150, 50):
         for i in range(start, start + 50):
             one.give(udp(A4, B4, struct.pack("!H", i), ident=i))
-        one.turn()
+        one.poll()
     assert one.verdicts() == {"DROP_STAGED_FULL": 22}
     for end, other in ((one, two), (two, one)):
         end.start_session(other.index)
-    one.turn()
+    one.poll()
     for _ in range(4):
-        two.turn()
+        two.poll()
     arrived = [p for w in two.take() for p in _core.split(w)]
     assert [struct.unpack("!H", packet[28:30])[0] for packet in arrived] == list(range(22, 150))
     one.close()
@@ -350,9 +350,9 @@ def test_at_most_128_packets_are_staged_and_the_oldest_give_way():
 def test_purged_packets_are_counted():
     one, two = pair(session=False)
     one.give(udp(A4, B4, b"x"))
-    one.turn()
+    one.poll()
     one.tables.peers.purge_staged(one.peer)
-    one.turn()
+    one.poll()
     assert one.verdicts() == {"DROP_STAGED_TIMEOUT": 1}
     one.close()
     two.close()
@@ -364,13 +364,13 @@ def test_roaming_is_told_once_and_only_for_good_packets(one, two):
         elsewhere.bind(("::ffff:127.0.0.1", 0))
         elsewhere.sendto(message(one, 0, udp("1.2.3.4", A4, b"x")), one.udp.getsockname())
         elsewhere.sendto(message(one, 1, b"", key=bytes(32)), one.udp.getsockname())
-        one.turn()
-        one.turn()
+        one.poll()
+        one.poll()
         assert "roam" not in one.events()
         for counter in (2, 3):
             elsewhere.sendto(message(one, counter, b""), one.udp.getsockname())
-        one.turn()
-        one.turn()
+        one.poll()
+        one.poll()
         assert one.events().count("roam") == 1
         sockaddr, _ = one.tables.peers.endpoint(one.peer)
         assert Endpoint.from_sockaddr(sockaddr).port == elsewhere.getsockname()[1]
@@ -384,9 +384,9 @@ def test_the_answer_to_a_roaming_peer_goes_where_it_is(one, two):
         elsewhere.settimeout(5)
         one.udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         elsewhere.sendto(message(one, 0, udp(B4, A4, b"x")), one.udp.getsockname())
-        one.turn()
+        one.poll()
         one.give(udp(A4, B4, b"y"))
-        one.turn()
+        one.poll()
         assert elsewhere.recv(2000)[:1] == b"\4"
     assert one.tables.peers.endpoint(one.peer)[1] == ip_address("::ffff:127.0.0.1").packed
 
@@ -396,8 +396,8 @@ def test_an_own_address_that_is_gone_is_given_up(one, two):
                                  ip_address("::ffff:192.0.2.200").packed)
     for size in (10, 10, 700):      # a GSO send, and a single datagram
         one.give(udp(A4, B4, bytes(size)))
-    one.turn()
-    two.turn()
+    one.poll()
+    two.poll()
     assert len(two.take()) >= 2
     assert one.events().count("source_address_gone") == 1 and one.verdicts() == {}
 
@@ -410,7 +410,7 @@ def test_a_worker_killed_while_it_wrote_an_endpoint(one, two):
         sequence = ctypes.c_uint32.from_buffer(memory, at)
         sequence.value |= 1
         one.give(udp(A4, B4, b"x"))
-        one.turn()
+        one.poll()
         assert one.verdicts() == {"DROP_NO_ENDPOINT": 1}
         assert one.tables.workers.exited(0) == [one.peer]
         assert one.tables.peers.endpoint(one.peer)[0] == b""
@@ -422,13 +422,13 @@ def test_a_worker_killed_while_it_wrote_an_endpoint(one, two):
 
 def test_activity_is_noted_for_the_timers(one, two):
     one.give(udp(A4, B4, b"x"))
-    one.turn(START + 1)
+    one.poll(START + 1)
     assert one.tables.peers.activity(one.peer) == (START + 1, 0, START + 1, 0)
-    two.turn(START + 2)
+    two.poll(START + 2)
     assert two.tables.peers.activity(two.peer) == (0, START + 2, 0, START + 2)
     two.give(udp(B4, A4, b"y"))
-    two.turn(START + 3)
-    one.turn(START + 4)
+    two.poll(START + 3)
+    one.poll(START + 4)
     assert one.tables.peers.activity(one.peer) == (0, START + 4, START + 1, START + 4)
     assert two.tables.peers.activity(two.peer)[1] == 0
     assert one.tables.peers.traffic(one.peer) == two.tables.peers.traffic(two.peer)[::-1]
@@ -436,7 +436,7 @@ def test_activity_is_noted_for_the_timers(one, two):
 
 def test_an_empty_message_is_a_keepalive(one, two):
     two.udp.sendto(message(one, 0, b""), one.udp.getsockname())
-    one.turn()
+    one.poll()
     assert one.counters()["keepalives_received"] == 1 and one.take() == []
     assert one.tables.peers.activity(one.peer)[1] == 0
 
@@ -446,7 +446,7 @@ def test_a_full_interface_is_counted(one, two):
     for counter in range(60):
         two.udp.sendto(message(one, counter, udp(B4, A4, bytes(900 + counter))),
                        one.udp.getsockname())
-        one.turn()
+        one.poll()
     written = len(one.take())
     assert one.verdicts() == {"DROP_INTERFACE_FULL": 60 - written} and written < 60
 
@@ -463,8 +463,8 @@ def test_an_authenticated_but_lying_peer(one, two, inners):
     counter = one.counters()["udp_rx_datagrams"]
     for i, inner in enumerate(inners):
         two.udp.sendto(message(one, counter + i, inner), one.udp.getsockname())
-    one.turn()
-    one.turn()
+    one.poll()
+    one.poll()
     assert one.counters()["udp_rx_datagrams"] == counter + len(inners)
     for written in one.take():
         for packet in _core.split(written):
@@ -477,19 +477,19 @@ def test_an_authenticated_but_lying_peer(one, two, inners):
 
 
 def test_no_bytecode_and_no_python_object_per_packet(one, two):
-    """A turn over 64 packets runs as many Python calls, and allocates as many Python
-    blocks, as a turn over none."""
+    """An iteration over 64 packets runs as many Python calls, and allocates as many Python
+    blocks, as an iteration over none."""
     def cost(packet_count):
         for i in range(packet_count):
             one.give(udp(A4, B4, bytes(10 + i % 7), ident=i))
         calls = []
-        one.turn()                              # warm
+        one.poll()                              # warm
         for i in range(packet_count):
             one.give(udp(A4, B4, bytes(10 + i % 7), ident=i))
-        turn = one.pump.turn
+        poll = one.pump.poll
         blocks = sys.getallocatedblocks()
         sys.setprofile(lambda *event: calls.append(event[1]))
-        turn(START)
+        poll(START)
         sys.setprofile(None)
         blocks = sys.getallocatedblocks() - blocks
         list(drain(two.udp))
@@ -513,8 +513,8 @@ def test_tables_change_while_a_worker_runs():
     def load():
         while not stop.is_set():
             one.give(udp(A4, B4, payload))
-            one.turn()
-            two.turn()
+            one.poll()
+            two.poll()
 
     thread = threading.Thread(target=load)
     thread.start()

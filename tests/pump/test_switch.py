@@ -182,7 +182,7 @@ def test_superpackets_behind_any_ethernet_header(mesh, vlans, inner):
     data = framed(superpacket(packet, 1300), link)
     for is_known in (False, True):
         mesh["a"].give(data[10:], data[:10])
-        mesh["a"].turn()
+        mesh["a"].poll()
         for name in "b" if is_known else "bc":
             seen = 0
             for flags, message in mesh[name].wire("a"):
@@ -231,7 +231,7 @@ def test_small_frames_share_a_message(mesh):
               for n in range(20)]
     for data in frames:
         mesh["a"].give(data)
-    mesh["a"].turn()
+    mesh["a"].poll()
     ((flags, _),) = mesh["b"].wire("a")
     assert flags == FRAME | BUNDLE
     assert sent(mesh, "a", *frames)["b"] == frames
@@ -291,7 +291,7 @@ def test_a_tun_takes_no_frames():
     one, two = lane_pair()
     for flags in (FRAME, RELAY, FRAME | RELAY):
         two.send_lane(two.plain().seal(arp(HOST["a"]), flags, counter=one_more(two)))
-    one.turn()
+    one.poll()
     assert one.verdicts() == {"DROP_MALFORMED_MESSAGE": 3} and one.take() == []
     for end in (one, two):
         end.close()
@@ -336,7 +336,7 @@ def test_a_flood_of_addresses_is_bounded_and_harms_nobody():
             sites["a"].lie("b", frame(ALL, (0x020000000000 | number).to_bytes(6, "big").hex(":"),
                                       b"\0", ethertype=0x88B5))
         for _ in range(70):
-            b.turn()
+            b.poll()
         b.take()
     everything, local, by_peer = b.tables.fdb.counts()
     assert (everything, local) == (801, 0)
@@ -373,7 +373,7 @@ def test_storms_are_limited_both_ways():
     a, b = sites["a"], sites["b"]
     for _ in range(250):
         a.give(arp(HOST["a"]))
-        a.turn()
+        a.poll()
     assert a.verdicts() == {"DROP_STORM": 150}
     settle(sites)
     assert len(b.take()) == 100
@@ -381,7 +381,7 @@ def test_storms_are_limited_both_ways():
         a.lie("b", relay_header(1 + number * 256) + arp(HOST["a"]), FRAME | RELAY)
     settle(sites, 40)
     assert b.verdicts() == {"DROP_STORM": 250} and b.take() == []
-    for _ in range(20):                     # of c nobody has heard yet
+    for _ in range(20):                     # c is not known yet
         sites["c"].give(arp(HOST["c"]))
     settle(sites)
     assert len(b.take()) == 20
@@ -391,7 +391,7 @@ def test_storms_are_limited_both_ways():
     later = START + SECOND // 2
     for _ in range(100):
         a.give(arp(HOST["a"]))
-        a.turn(later)
+        a.poll(later)
     assert a.verdicts() == {"DROP_STORM": 200}
     close(sites)
 
@@ -464,16 +464,16 @@ def test_of_several_ways_the_shortest_counts():
     sites = network(*"abc", relays="c")
     a, b, c = (sites[name] for name in "abc")
     a.give(arp(HOST["a"]))
-    a.turn()
-    c.turn()                                    # relays before b has looked
-    b.turn()
+    a.poll()
+    c.poll()                                    # relays before b has looked
+    b.poll()
     assert len(b.take()) == 1 and b.verdicts() == {"DROP_DUPLICATE_FRAME": 1}
     assert b.owner(HOST["a"]) == "a"
     b.lie("a", relay_header(77, 3) + arp(HOST["b"]), FRAME | RELAY)
-    a.turn()
+    a.poll()
     assert a.owner(HOST["b"]) == "b"
     c.lie("a", relay_header(77, 1) + arp(HOST["b"]), FRAME | RELAY)
-    a.turn()
+    a.poll()
     assert a.owner(HOST["b"]) == "c" and a.verdicts() == {"DROP_DUPLICATE_FRAME": 1}
     close(sites)
 
@@ -508,7 +508,7 @@ def test_entries_are_as_they_were_put_in():
     site.peers = {"b": site.tables.peers.add(), "c": site.tables.peers.add()}
     for _ in range(3000):
         mac, vlan = bytes([2, 0, 0, 0, 0, rng.randrange(60)]), rng.randrange(2)
-        owner = rng.choice([*site.peers.values(), _core.LOCAL_SIDE])
+        owner = rng.choice([*site.peers.values(), _core.LOCAL_PORT])
         if rng.random() < 0.4:
             assert site.tables.fdb.remove(mac, vlan) == (model.pop((mac, vlan), None) is not None)
         elif len(model) < 50 or (mac, vlan) in model:
@@ -523,7 +523,7 @@ def test_entries_are_as_they_were_put_in():
     assert site.tables.fdb.counts()[2] == {
         site.peers["b"]: 0, site.peers["c"]: list(model.values()).count(site.peers["c"])}
     for bad in (b"\x01" + bytes(5), b"short"):
-        with pytest.raises(ValueError, match="no address of a host"):
+        with pytest.raises(ValueError, match="not the address of a host"):
             site.tables.fdb.add(bad, 0, site.peers["b"], START)
     site.close()
 
@@ -562,10 +562,10 @@ def test_who_claims_our_addresses_stops_nothing():
     data = unicast(HOST["a"], HOST["b"])
     for _ in range(200):
         c.lie("a", unicast(HOST["a"], HOST["g"]))
-        a.turn()
+        a.poll()
         a.give(data)
-        a.turn()
-        b.turn()
+        a.poll()
+        b.poll()
     settle(sites, 40)
     assert [each[10:] for each in b.take()].count(data) >= 197      # of those flooded, 3 a second
     assert len(c.take()) <= 101
@@ -593,7 +593,7 @@ def test_the_frames_of_a_superpacket_are_a_storm_too():
     data = framed(superpacket(packet, 1300), link)
     for _ in range(5):
         sites["a"].give(data[10:], data[:10])
-        sites["a"].turn()
+        sites["a"].poll()
     assert sites["a"].verdicts() == {"DROP_STORM": 3}
     settle(sites)
     assert sites["b"].counters()["tun_tx_packets"] == 20 and not sites["b"].verdicts()
@@ -607,12 +607,12 @@ def test_floods_leave_room_for_those_who_wait_for_a_session():
         a.tables.peers.set_lanes(a.peers[name], None, None)
     for _ in range(200):
         a.give(arp(HOST["a"]))
-        a.turn()
+        a.poll()
     a.tables.fdb.add(bytes.fromhex(HOST["b"].replace(":", "")), 0, a.peers["b"], START)
     data = [frame(HOST["b"], HOST["a"], bytes([n]), ethertype=0x88B5) for n in range(100)]
     for each in data:
         a.give(each)
-        a.turn()
+        a.poll()
     a.tables.peers.set_lanes(a.peers["b"], a._first["b"], None)
     settle(sites)
     assert [each[10:] for each in sites["b"].take()] == [arp(HOST["a"])] * 8 + data
@@ -624,6 +624,6 @@ def test_frames_of_different_peers_are_not_merged():
     packets = [tcp(A4, B4, bytes(1000), seq=1 + 1000 * n, ident=n) for n in range(4)]
     for number, packet in enumerate(packets):
         sites["ab"[number % 2]].lie("c", frame(HOST["c"], HOST["g"], packet))
-    sites["c"].turn()
+    sites["c"].poll()
     assert len(sites["c"].take()) == 4
     close(sites)

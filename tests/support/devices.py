@@ -5,7 +5,7 @@ from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from fastpump._core import SharedTables
-from fastpump.conn.endpoint import NO_LOCAL, Endpoint
+from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
 from fastpump.constants import SECOND
 from fastpump.device.callbacks import DeviceCallbacks
 from fastpump.device.device import Device
@@ -109,9 +109,9 @@ class Side:
     def remove(self, public_key):
         self.configure(public_key, presence=Presence.REMOVE)
 
-    def receive(self, message, where, local=NO_LOCAL):
+    def receive(self, message, where, source_address=NO_SOURCE_ADDRESS):
         """A handshake message from somewhere."""
-        self.device.receive(message, where, local, self.clock.now)
+        self.device.receive(message, where, source_address, self.clock.now)
 
     def event(self, name, detail=0, *, peer=None, error=0):
         """What a worker reports of a peer."""

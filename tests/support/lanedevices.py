@@ -12,7 +12,7 @@ import struct
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from fastpump._core import Pump, SharedTables
-from fastpump.conn.endpoint import NO_LOCAL, Endpoint
+from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
 from fastpump.constants import REKEY_TIMEOUT, SECOND
 from fastpump.device.callbacks import DeviceCallbacks
 from fastpump.device.device import Device
@@ -51,8 +51,8 @@ class Side:
         for _ in range(queues):
             self._pumps.append(self._pump(queues, lane_sockets))
         self.device = Device(self.tables, DeviceCallbacks(
-            transmit=lambda message, where, local: self.sent.append(message),
-            transmit_lane=lambda message, where, local, number: self.lane_sent.append(
+            transmit=lambda message, where, source_address: self.sent.append(message),
+            transmit_lane=lambda message, where, source_address, number: self.lane_sent.append(
                 (message, where, number)),
             ring=lambda: None, unix_ns=lambda: world.unix_ns, jitter=lambda limit: 0,
             on_deadline=lambda: None, on_retired=lambda: None), socket.AF_INET6,
@@ -124,7 +124,7 @@ class Side:
     def run(self):
         """What workers and supervisor do when something has come."""
         for number, pump in enumerate(self._pumps):
-            pump.turn(self.world.now)
+            pump.poll(self.world.now)
             for event in self.tables.workers.events(number):
                 self.device.on_event(WorkerEvent(*event), self.world.now)
             for packet in self.tables.workers.controls(number):
@@ -148,7 +148,7 @@ class Side:
         self.run()
 
     def receive_handshake(self, message, other):
-        self.device.receive(message, other.place.endpoint, NO_LOCAL, self.world.now)
+        self.device.receive(message, other.place.endpoint, NO_SOURCE_ADDRESS, self.world.now)
 
     def receive_session(self, message, other):
         """A transport message; the kind of the control packet in it."""

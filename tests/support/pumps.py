@@ -71,8 +71,8 @@ class Pumped:
         """All that was written to the interface: vnet headers and packets."""
         return list(drain(self.interface))
 
-    def turn(self, now=START):
-        self.pump.turn(now)
+    def poll(self, now=START):
+        self.pump.poll(now)
 
     def counters(self):
         return self.tables.workers.counters(0)["counters"]
@@ -210,7 +210,7 @@ def lane_pair(*, count=1, usable=True, cipher="aes-256-gcm", features=ALL_FEATUR
         for end, other in ((one, two), (two, one)):
             for lane in range(count):
                 end.send_lane(end.plain(lane, cipher=number).seal(counter=end.take_counter(lane)))
-            other.turn()
+            other.poll()
             other.events()
     return one, two
 

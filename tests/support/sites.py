@@ -80,7 +80,7 @@ class Site(Pumped):
             one._first = {**getattr(one, "_first", {}), two.name: first}
         for one, two in ((self, other), (other, self)):
             one.lie(two.name, b"", 0)
-            two.turn()
+            two.poll()
             two.tables.workers.events(0)
 
 
@@ -96,7 +96,7 @@ def settle(sites, turns=20, now=START):
     """Let all that is under way arrive."""
     for _ in range(turns):
         for site in sites.values():
-            site.turn(now)
+            site.poll(now)
 
 
 def close(sites):

@@ -10,7 +10,7 @@ import socket
 import struct
 import sys
 
-from support.packets import NEEDS_CSUM
+from packets import NEEDS_CSUM  # a program: its neighbours are found by their names
 
 ETH_P_ALL = 3
 SOL_PACKET, PACKET_VNET_HDR = 263, 15

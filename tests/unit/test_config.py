@@ -178,7 +178,7 @@ def test_the_words_of_the_limit_command():
                            ([KEY, "tx=1gbit"], (key, LIMITS))):
         assert command_line.parse_limit(words) == meaning
     for bad, complaint in ((["x"], "items like"), (["x", "off"], "public key"),
-                           ([KEY, KEY], "items like"), ([KEY, "off", "off"], "too many words")):
+                           ([KEY, KEY], "items like"), ([KEY, "off", "off"], "too many arguments")):
         with pytest.raises(ConfigError, match=complaint):
             command_line.parse_limit(bad)
 

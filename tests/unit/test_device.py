@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from fastpump._core import Pump, xchacha20_poly1305
-from fastpump.conn.endpoint import NO_LOCAL
+from fastpump.conn.endpoint import NO_SOURCE_ADDRESS
 from fastpump.constants import (
     REJECT_AFTER_TIME,
     REKEY_AFTER_TIME,
@@ -92,7 +92,7 @@ def test_a_flood_of_good_initiations_is_slowed_down():
 
 
 def test_hostile_handshake_messages_are_counted():
-    """Those that pass the intake (test_admission.py)."""
+    """Those that pass admission control (test_admission.py)."""
     world = World()
     receiver = world.b.device
     stranger = noise.DhKeyPair.generate()
@@ -227,7 +227,7 @@ def test_a_silent_peer_gets_one_attempt_per_packet():
                     *(os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)))
         for _ in range(2):
             interface.send(PLAIN + udp(A4, B4, b"x"))
-            pump.turn(world.now)
+            pump.poll(world.now)
             assert side.tables.peers.activity(side.peer.slot)[0] == world.now
             side.hand_over_events(worker)
             for _ in range(170):    # not so long that the session ends
@@ -334,11 +334,11 @@ def test_messages_leave_from_the_address_that_was_spoken_to():
     world = World()
     home = bytes(10) + b"\xff\xff" + bytes([192, 0, 2, 77])
     world.a.want_session()
-    assert world.a.sent[-1].source == NO_LOCAL
+    assert world.a.sent[-1].source == NO_SOURCE_ADDRESS
     world.b.receive(world.a.sent.pop().message, PLACE["a"], home)
     assert world.b.sent[-1].source == home
     world.b.event("source_address_gone")
-    assert world.b.peer.local == NO_LOCAL and world.b.peer.endpoint == PLACE["a"]
+    assert world.b.peer.source_address == NO_SOURCE_ADDRESS and world.b.peer.endpoint == PLACE["a"]
 
 
 def test_a_try_without_answer_asks_for_the_name_again():

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from fastpump._core import Admission
-from fastpump.conn.endpoint import NO_LOCAL
+from fastpump.conn.endpoint import NO_SOURCE_ADDRESS
 from fastpump.constants import REKEY_TIMEOUT
 from fastpump.device.handshake_queue import HandshakeQueue, QueueCallbacks
 from fastpump.protocol import cookie
@@ -14,12 +14,12 @@ from support.devices import PLACE, World
 
 def served(world, *, on_slice):
     """b serves the initiation that a has sent."""
-    intake = Admission()
-    intake.set_keys(cookie.mac1_key(world.b.public_key), cookie.cookie_key(world.b.public_key))
-    queue = HandshakeQueue(world.b.device, intake, QueueCallbacks(on_slice, lambda *_: None))
+    admission = Admission()
+    admission.set_keys(cookie.mac1_key(world.b.public_key), cookie.cookie_key(world.b.public_key))
+    queue = HandshakeQueue(world.b.device, admission, QueueCallbacks(on_slice, lambda *_: None))
     (initiation,) = world.drop(world.a)
-    queue.receive_stray(initiation.message, PLACE["a"].sockaddr(socket.AF_INET6), NO_LOCAL,
-                        world.now)
+    queue.receive_misdelivered(
+        initiation.message, PLACE["a"].sockaddr(socket.AF_INET6), NO_SOURCE_ADDRESS, world.now)
     assert queue.serve(lambda: world.now) is False
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastpump.conn.endpoint import NO_LOCAL
+from fastpump.conn.endpoint import NO_SOURCE_ADDRESS
 from fastpump.constants import SECOND
 from fastpump.ipc import uapi
 from fastpump.protocol import keys
@@ -205,10 +205,10 @@ def test_peers(target, requests, peers):
 ])
 def test_endpoints(target, text, shown, address, port, scope):
     assert put(target, f"public_key={{A}} endpoint={text}").peers[A].endpoint == shown
-    sockaddr, local = target.tables.peers.endpoint(target.device.peers[A].slot)
+    sockaddr, source_address = target.tables.peers.endpoint(target.device.peers[A].slot)
     assert struct.unpack("=H2sI16sI", sockaddr) == (
         socket.AF_INET6, port.to_bytes(2, "big"), 0, ip_address(address).packed, scope)
-    assert local == NO_LOCAL
+    assert source_address == NO_SOURCE_ADDRESS
     assert put(target, f"public_key={{A}} endpoint={shown}").peers[A].endpoint == shown
 
 

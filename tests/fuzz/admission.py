@@ -1,4 +1,4 @@
-"""Any datagram at the handshake socket, against the intake's rules written down once more."""
+"""Any datagram at the handshake socket, against the rules of admission control, written anew."""
 
 from __future__ import annotations
 
@@ -29,36 +29,36 @@ def random_sockaddr(rng):
         bytes(26), rng.randbytes(26), PLACE["a"].sockaddr(socket.AF_INET6)[2:]))
 
 
-def check_intake(rng):
+def check_admission(rng):
     """Any bytes from any address get the verdict that their length, type and mac1 earn, and
     each is counted once; overload only ever lets less in."""
-    intake, inputs = Admission(), []
+    admission, inputs = Admission(), []
     key, cookie_key = rng.randbytes(32), rng.randbytes(32)
-    intake.set_keys(key, cookie_key)
+    admission.set_keys(key, cookie_key)
     has_key = rng.random() < 0.95
     if not has_key:
-        intake.set_keys(None, None)
+        admission.set_keys(None, None)
     now, seen, messages = rng.choice((0, START, 2 ** 62)), {}, []
     with telling(inputs):
         for _ in range(rng.randint(1, 24)):
             what = rng.randrange(10)
             if what == 0:
-                intake.declare_overload(now + rng.choice((0, 1, SECOND, 2 ** 40)))
+                admission.declare_overload(now + rng.choice((0, 1, SECOND, 2 ** 40)))
             elif what == 1:
                 now = max(0, now + rng.choice((1, SECOND, 9 * SECOND, -SECOND, 2 ** 40)))
             elif what == 2 and rng.random() < 0.3:
-                intake.renew_cookie_secret()
+                admission.renew_cookie_secret()
             elif what == 3:
-                intake.add_known(random_sockaddr(rng))
+                admission.add_known(random_sockaddr(rng))
             sockaddr = random_sockaddr(rng)
             message = random_datagram(rng, messages, key,
-                                      cookie_for(intake, cookie_key, sockaddr))
+                                      cookie_for(admission, cookie_key, sockaddr))
             messages.append(message)
             inputs.append((message.hex(), sockaddr.hex(), now))
-            before = intake.verdicts
-            is_overloaded = intake.is_overloaded(now)
-            verdict = intake.judge(message, sockaddr, now)
-            counted = Counter(intake.verdicts)
+            before = admission.verdicts
+            is_overloaded = admission.is_overloaded(now)
+            verdict = admission.judge(message, sockaddr, now)
+            counted = Counter(admission.verdicts)
             counted.subtract(before)
             drops = {name: count for name, count in counted.items() if count}
             assert set(drops) <= set(DROPS)
@@ -84,7 +84,7 @@ def random_datagram(rng, messages, key, value):
 
 def check_verdict(verdict, drops, message, key, seen, is_overloaded):
     """By the rules of hot/admission.pxd, written down once more; rates are not followed. `seen`:
-    the initiations that were let in, each in its place of 16384, until another comes there."""
+    the initiations that were admitted, each in its place of 16384, until another comes there."""
     kind, length, mac1 = int.from_bytes(message[:4], "little"), len(message), message[-32:-16]
     place = int.from_bytes(mac1[8:12], "little") % 16384
     if length >= 32 and (kind == 4 if length >= 64 else message[0] == 4):
