@@ -1,12 +1,15 @@
 """Fixtures of the suite, and the surroundings that each of its tests has, whoever runs it and
 wherever. Tests that make namespaces need root and say so."""
 
+import contextlib
 import locale
 import os
 import re
 import resource
+import signal
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -30,10 +33,27 @@ settings.load_profile("fastpump")
 
 
 def pytest_configure(config):
-    """Hypothesis leaves no files in the tree."""
+    """Hypothesis leaves no files in the tree, and a run that a signal ends leaves no networks."""
     directory = tempfile.TemporaryDirectory(prefix="hypothesis-")
     config.add_cleanup(directory.cleanup)
     set_hypothesis_home_dir(directory.name)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(_number, _frame):
+    """End the run as Ctrl-C does, and once, though a terminal signals all processes."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def pytest_keyboard_interrupt():
+    """xdist gives its workers ten seconds to end, and does not say why."""
+    task = Path(f"/proc/self/task/{os.getpid()}/children")
+    for pid in task.read_text().split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGTERM)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -288,7 +288,7 @@ class Lab:
     def udp(self, side: str, host: str, seconds: float, size: int) -> Load:
         """UDP datagrams of `size` bytes as fast as they go: what was received."""
         return udp_load(self.iperf(side, host, seconds, "--udp", "--length", str(size),
-                                         "--bitrate", "0"), size)
+                                   "--bitrate", "0"), size)
 
     def ping(self, side: str, host: str, count: int, interval_s: float = 0.01) -> list[float]:
         """Round-trip times in ms, sorted; lost ones are missing."""

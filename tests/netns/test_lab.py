@@ -1,9 +1,17 @@
 """Networks for tests: the same on every machine, and gone afterwards."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from fastpump.errors import SystemSetupError
-from fastpump.lab.networks import SETTINGS, Lab, ip
+from fastpump.lab.networks import SETTINGS, Lab, ip, stop
+from support.hosts import until
 
 
 def read_settings(lab, side):
@@ -35,3 +43,37 @@ def test_it_is_gone_whatever_happens_in_it():
         raise ZeroDivisionError
     assert sleeper.poll() is not None
     assert not names & set(ip("netns", "list").split())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_run_of_the_suite_that_is_ended_leaves_none(tmp_path, number):
+    """With conftest.py as a plugin, and a test that would take very long."""
+    test = tmp_path / "test_long.py"
+    test.write_text("def test_long(tunnel, lab):\n    lab.run('a', 'sleep', '600', timeout=600)\n")
+    plugins = next(path for path in Path(__file__).parents if (path / "conftest.py").exists())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-c",
+         os.devnull, test], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(plugins)})
+    try:
+        until(lambda: "sleep" in commands(process.pid))
+        assert len(namespaces(process.pid)) == 2
+    finally:
+        output = stop(process, number, 60)
+    assert process.returncode != 0 and "KeyboardInterrupt" in output
+    assert not namespaces(process.pid)
+
+
+def namespaces(pid):
+    """Those of the labs of a process."""
+    return [name for name in ip("netns", "list").split() if name.startswith(f"fp{pid}-")]
+
+
+def commands(pid):
+    """The names of the programs that run in those."""
+    found = []
+    for namespace in namespaces(pid):
+        for each in ip("netns", "pids", namespace, check=False).split():
+            with contextlib.suppress(OSError):      # it has ended
+                found.append(Path(f"/proc/{each}/comm").read_text().strip())
+    return found
