@@ -22,7 +22,7 @@ Example: a bridge that connects a guest to a network card
 
   br0  bridge, up, MTU 1500, MAC 02:93:0c:55:d1:07
   |    10.0.0.1/24
-  |    knows 02:5e:1b:77:90:3a behind vm0, heard 2 s ago
+  |    knows 02:5e:1b:77:90:3a behind vm0, seen 2 s ago
   |- vm0  tap, up, MTU 1500, MAC 36:0d:5b:aa:94:18
   |       single queue, vnet header, persistent
   |       in use by firecracker (pid 4711)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpump.config.options import OPTIONS
+from fastpump.config.values import Choice
 from fastpump.constants import DEFAULT_NAME, MAX_MTU
 from fastpump.errors import ConfigError
 from fastpump.ip import Interface, Network
@@ -79,8 +80,11 @@ class TunnelConfig:
 
 
 def check(config: TunnelConfig) -> None:
-    """What is wrong only in combination; ConfigError."""
+    """What is wrong in combination, or was not parsed from text; ConfigError."""
     check_name(config.name)
+    for option in OPTIONS:
+        if isinstance(option.value, Choice):
+            option.value.parse(getattr(config, option.name))
     if len(set(config.addresses)) < len(config.addresses):
         raise ConfigError("an --address is given twice; leave one out")
     if config.mtu is not None and config.mtu < MIN_IPV6_MTU and any(

@@ -31,7 +31,7 @@ class DeviceCallbacks:
     on_deadline: Callable[[], None] = _ignore
     """`Device.next_deadline` may be earlier than it was."""
     on_retired: Callable[[], None] = _ignore
-    """Something waits in the shared tables to be wiped (SharedTables.reclaim)."""
+    """Something waits in the shared tables to be wiped (SharedTables.retired)."""
     on_endpoint: Callable[[Endpoint], None] = _ignore
     """A peer is at this endpoint now: admit its handshakes when others must wait."""
     on_unanswered: Callable[[Peer], None] = _ignore

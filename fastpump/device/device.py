@@ -121,7 +121,7 @@ class Device:
         ConfigError for an endpoint that our sockets cannot reach, or a new peer with our own public
         key; MemoryError when the table of peers is full: then nothing has changed. MemoryError
         when the table of allowed IPs is full: all has changed but the allowed IPs from the one on
-        that found no room, as in the kernel.
+        that found no room.
         """
         peer = self.peers.get(change.public_key)
         if change.presence is Presence.REMOVE:

@@ -54,12 +54,15 @@ def open_queue(name: str, flags: int, number: int = 0) -> int:
     except OSError as error:
         os.close(fd)
         what = f"the {'TAP' if flags & IFF_TAP else 'TUN'} {name}"
-        raise SystemSetupError(_explain(error, name, what, number)) from None
+        raise SystemSetupError(_explain(error, name, what, number, flags)) from None
     return fd
 
 
-def _explain(error: OSError, name: str, what: str, number: int) -> str:
-    if error.errno in (errno.EBUSY, errno.EEXIST, errno.EINVAL) and number == 0:
+def _explain(error: OSError, name: str, what: str, number: int, flags: int) -> str:
+    exists = {errno.EBUSY, errno.EEXIST}
+    if flags & IFF_MULTI_QUEUE:
+        exists.add(errno.EINVAL)        # of an interface with one queue
+    if error.errno in exists and number == 0:
         return (f"the interface {name} exists already; choose another name, or delete it: "
                 f"ip link delete {name}")
     if error.errno in (errno.EPERM, errno.EACCES):

@@ -10,6 +10,7 @@ from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import KEY_LEN
 from fastpump.device.peer_change import UNCHANGED, PeerChange, PrefixChange
 from fastpump.errors import ConfigError
+from fastpump.ip import prefix_of
 from fastpump.protocol import keys
 from fastpump.ratelimit import NO_LIMITS
 
@@ -29,7 +30,7 @@ def peer_change_of(peer: PeerConfig, resolved: Endpoint | None,
         endpoint_name=peer.endpoint if peer.endpoint is not None and endpoint.is_name(
             peer.endpoint[0]) else None,
         replaces_allowed_ips=True,
-        allowed_ips=tuple(PrefixChange((network.network_address.packed, network.prefixlen))
+        allowed_ips=tuple(PrefixChange(prefix_of(network))
                           for network in peer.allowed_ips or ()),
         keepalive_s=peer.keepalive_s,
         rate_limits=UNCHANGED if peer.rate_limits == limits_before else peer.rate_limits)

@@ -1,7 +1,7 @@
 """The worker processes: one for each queue, restarted when they exit.
 
-A worker that exits is started again on the same fds, at once for the first three times, then
-after a back-off of at most MAX_BACKOFF_S. A worker that cannot set itself up before any of them
+A worker that exits is started again on the same fds: at once, but after a back-off of at most
+MAX_BACKOFF_S when it has exited QUICK_EXITS_ALLOWED times in a row within QUICK_EXIT_S. A worker that cannot set itself up before any of them
 ran is a failure of the tunnel. Workers are ended by SIGKILL: they have no state to save.
 """
 

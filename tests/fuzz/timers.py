@@ -22,52 +22,64 @@ from fuzz.common import PRIVATE_KEYS, START, STATICS, UNIX_START, telling
 from support import devices
 
 
-class Notes:
-    """SharedTables whose workers are played: the notes on peers and the events are ours."""
+class PlayedPeers:
+    """SharedTables.peers, whose workers are played: when they sent and received is ours."""
 
-    def __init__(self, tables):
-        self._tables = tables
+    def __init__(self, peers):
+        self._peers = peers
         self.first_tx, self.first_rx, self.last_tx, self.last_rx = (
             Counter(), Counter(), Counter(), Counter())
-        self.reported, self.events, self.looks = set(), [[], []], 0
+        self.reported, self.looks, self.rearms = set(), 0, 0
+        for name in ("add", "remove", "set_endpoint", "endpoint", "set_id",
+                     "set_policy", "set_lanes", "set_send_keypair", "purge_staged", "traffic"):
+            setattr(self, name, getattr(peers, name))
 
-    def __getattr__(self, name):
-        return getattr(self._tables, name)
-
-    def worker_events(self, number):
-        taken, self.events[number] = self.events[number], []
-        return taken
-
-    def peer_activity(self, slot):
+    def activity(self, slot):
         self.looks += 1
         return (self.first_tx[slot], self.first_rx[slot], self.last_tx[slot], self.last_rx[slot])
 
-    def peer_note_sent(self, slot, now, wire_bytes):
+    def record_sent(self, slot, now, wire_bytes):
         self.last_tx[slot], self.first_rx[slot] = now, 0
 
-    def peer_note_received(self, slot, now, wire_bytes):
+    def record_received(self, slot, now, wire_bytes):
         self.last_rx[slot], self.first_tx[slot] = now, 0
 
-    def peer_disarm(self, slot, what, handled_ns=0):
+    def rearm(self, slot, what, handled_ns=0):
+        self.rearms += 1
         for name, notes in (("unanswered_tx", self.first_tx), ("unanswered_rx", self.first_rx)):
             if what == name and handled_ns and notes[slot] == handled_ns:
                 notes[slot] = 0
         self.reported.discard((slot, what))
 
+
+class PlayedTables:
+    """SharedTables with played workers: what they report is ours."""
+
+    def __init__(self, tables):
+        self._tables, self.peers = tables, PlayedPeers(tables.peers)
+        self.events = [[], []]
+
+    def __getattr__(self, name):
+        return getattr(self._tables, name)
+
+    def take_events(self, number):
+        taken, self.events[number] = self.events[number], []
+        return taken
+
     def report(self, peer, name, now, detail=0, error=0):
         """A worker's event, once until it is handled."""
-        if (peer.slot, name) not in self.reported:
-            self.reported.add((peer.slot, name))
+        if (peer.slot, name) not in self.peers.reported:
+            self.peers.reported.add((peer.slot, name))
             self.events[peer.worker].append(WorkerEvent(name, peer.slot, detail, error, now))
 
     def data_sent(self, peer, now):
-        self.last_tx[peer.slot], self.first_rx[peer.slot] = now, 0
-        self.first_tx[peer.slot] = self.first_tx[peer.slot] or now
+        self.peers.last_tx[peer.slot], self.peers.first_rx[peer.slot] = now, 0
+        self.peers.first_tx[peer.slot] = self.peers.first_tx[peer.slot] or now
         self.report(peer, "unanswered_tx", now)
 
     def data_received(self, peer, now):
-        self.last_rx[peer.slot], self.first_tx[peer.slot] = now, 0
-        self.first_rx[peer.slot] = self.first_rx[peer.slot] or now
+        self.peers.last_rx[peer.slot], self.peers.first_tx[peer.slot] = now, 0
+        self.peers.first_rx[peer.slot] = self.peers.first_rx[peer.slot] or now
         self.report(peer, "unanswered_rx", now)
 
 
@@ -78,8 +90,8 @@ class Player(devices.Side):
         self.rng, self.stops, self.answers = rng, 0, 0
         self.log = []       # (time, type, where) of what was sent
         self.initiations = {}       # the last one, by where it went
-        self.notes = Notes(SharedTables.create(2, 4, 8))
-        super().__init__(devices.Clock(), tables=self.notes, private_key=PRIVATE_KEYS[0],
+        self.played = PlayedTables(SharedTables.create(2, 4, 8))
+        super().__init__(devices.Clock(), tables=self.played, private_key=PRIVATE_KEYS[0],
                          jitter=rng.randrange)
         self.peers, self.statics, self.places = [], {}, {}
         for number, static in enumerate(STATICS[1:]):
@@ -124,21 +136,21 @@ class Player(devices.Side):
             self.event("confirmed", peer.keypairs.next.slot, peer=peer)
 
     def hand_over(self, worker):
-        for event in self.notes.worker_events(worker):
+        for event in self.played.take_events(worker):
             self.device.on_event(event, self.now)
 
     def happen(self):
         rng, peer, what = self.rng, self.rng.choice(self.peers), self.rng.randrange(14)
         if what <= 2 and peer.keypairs.current is not None:
-            self.notes.data_sent(peer, self.now)
+            self.played.data_sent(peer, self.now)
         elif what <= 2:
-            self.notes.report(peer, "want_session", self.now)
+            self.played.report(peer, "want_session", self.now)
         elif what <= 4 and peer.keypairs.current is not None:
-            self.notes.data_received(peer, self.now)
+            self.played.data_received(peer, self.now)
         elif what == 5:
-            self.notes.report(peer, rng.choice(("rekey", "roam", "source_address_gone")), self.now)
+            self.played.report(peer, rng.choice(("rekey", "roam", "source_address_gone")), self.now)
         elif what == 6:     # what may still come of a peer or keypair that is gone
-            self.notes.events[rng.randrange(2)].append(WorkerEvent(
+            self.played.events[rng.randrange(2)].append(WorkerEvent(
                 rng.choice(("want_session", "unanswered_tx", "unanswered_rx", "confirmed",
                             "rekey", "send_error")),
                 rng.choice((peer.slot, 3, 2 ** 32 - 1)), rng.randrange(16), 101, self.now))
@@ -173,10 +185,10 @@ class Player(devices.Side):
         for worker in (0, 1):
             if rng.random() < 0.8:
                 self.hand_over(worker)
-        looks = self.notes.looks
+        looks = self.played.peers.looks
         self.tick()
         # Late, a timer that starts again as it fires may be due at once: a few rounds.
-        assert self.notes.looks - looks <= 8 * len(self.peers), "tick goes round and round"
+        assert self.played.peers.looks - looks <= 8 * len(self.peers), "tick goes round and round"
         deadline = self.device.next_deadline()
         assert deadline is None or deadline > self.now, "a deadline that tick left behind"
         assert len(self.device.deadlines) <= 32 * len(self.peers)
