@@ -14,6 +14,8 @@ tables       SharedTables: the supervisor's interface to the shared memory (hot/
 pump         Pump: one worker, its buffers, its loop; confine: its sandbox
 admission    Admission: what is admitted at the supervisor's handshake socket
 tools        plain functions over the hot code, for tests and tools
+shared_constants
+             numbers that Python has, too
 
 Three kinds of errors: hostile input ends in a counted verdict; a system error
 (-errno) is raised here, once; a caller's bug raises ValueError or IndexError.

@@ -67,11 +67,10 @@ cdef class Fdb:
 
     def sweep(self, uint64_t now):
         """Take aged entries out, and count the others anew."""
-        cdef uint32_t *counts = <uint32_t *>calloc(self.mapping.tables.header.peer_capacity,
-                                                   sizeof(uint32_t))
+        cdef uint32_t *counts = <uint32_t *>calloc(self.mapping.peer_capacity, sizeof(uint32_t))
         if counts == NULL:
             raise MemoryError
-        fdb_sweep(&self.mapping.tables, seconds(now), counts)
+        fdb_sweep(&self.mapping.tables, seconds(now), counts, self.mapping.peers_end)
         free(counts)
 
     def counts(self):
@@ -79,7 +78,7 @@ cdef class Fdb:
         cdef Header *header = self.mapping.tables.header
         cdef uint32_t slot
         return (header.mac_count, header.mac_count_local_port, {
-            slot: self.mapping.tables.peers[slot].mac_count for slot in range(header.peers_end)
+            slot: self.mapping.tables.peers[slot].mac_count for slot in range(self.mapping.peers_end)
             if self.mapping.tables.peers[slot].live})
 
 

@@ -106,15 +106,15 @@ cdef class Lanes(SlotTable):
             raise ValueError(f"{len(new.keys)} keys, {len(new.endpoints)} endpoints for {count} "
                              "lanes")
         for i in range(count):
-            self.install_one(self.at(first + i), new)
+            self.install_one(self.at(first + i), i, new)
 
-    cdef int install_one(self, Lane *lane, new) except -1:
+    cdef int install_one(self, Lane *lane, uint32_t i, new) except -1:
         cdef bytes send_key, receive_key
-        send_key, receive_key = new.keys[lane.number]
+        send_key, receive_key = new.keys[i]
         if len(send_key) != AEAD_RAW_KEY_LEN or len(receive_key) != AEAD_RAW_KEY_LEN:
             raise ValueError("lane keys have 32 bytes")
         lane.remote_index = new.remote_index
-        lane.socket = NONE if new.sockets is None else lane.number % <uint32_t>new.sockets
+        lane.socket = NONE if new.sockets is None else i % <uint32_t>new.sockets
         lane.cipher = CIPHERS[new.cipher]
         lane.features = new.features
         lane.rekey_at_ns = new.rekey_at_ns
@@ -124,7 +124,7 @@ cdef class Lanes(SlotTable):
                      lane.send_key)
         aead_key_set(&self.aead, lane.cipher, <const uint8_t *>PyBytes_AS_STRING(receive_key),
                      lane.receive_key)
-        sockaddr, source_address = new.endpoints[lane.number]
+        sockaddr, source_address = new.endpoints[i]
         endpoint_store(&lane.endpoint, sockaddr, source_address)
         store32(&lane.state, LANE_LIVE, RELEASE)
         return 0

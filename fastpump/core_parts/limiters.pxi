@@ -27,7 +27,7 @@ cdef class Limiters:
             limiter = limiter_of_peer(&self.mapping.tables, peer, which)
         bucket_configure(&limiter.bytes, bytes_bucket, now)
         bucket_configure(&limiter.ops, ops_bucket, now)
-        limits_publish(&self.mapping.tables)
+        limits_publish(&self.mapping.tables, self.mapping.peers_end)
 
 
 cdef int bucket_configure(Bucket *bucket, parts, uint64_t now) except -1:

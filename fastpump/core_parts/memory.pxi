@@ -26,21 +26,23 @@ cdef void *map_memory(size_t size, int fd) except NULL:
 
 cdef class Mapping:
     """Owns this process's mapping of the tables: every object with pointers into it references
-    this."""
+    this. Bounds of our own memory are copies: what is in the mapping, workers can write."""
 
     cdef Tables tables
     cdef size_t size
+    cdef uint32_t queue_count, peer_capacity
+    cdef uint32_t peers_end         # of the peers that this process has added
 
     def __dealloc__(self):
         if self.tables.header != NULL:
             munmap(self.tables.header, self.size)
 
     cdef PeerSlot *peer(self, uint32_t slot) except NULL:
-        if slot >= self.tables.header.peers_end or not self.tables.peers[slot].live:
+        if slot >= self.peers_end or not self.tables.peers[slot].live:
             raise IndexError(f"no peer in slot {slot}")
         return &self.tables.peers[slot]
 
     cdef WorkerShared *worker(self, uint32_t number) except NULL:
-        if number >= self.tables.header.queue_count:
+        if number >= self.queue_count:
             raise IndexError(f"no worker {number}")
         return &self.tables.workers[number]

@@ -42,6 +42,7 @@ cdef class Peers(SlotTable):
         peer.storm.refill_ns = self.mapping.tables.header.storm.refill_ns
         peer.purge_count = purge_count + 1      # what a worker still staged is not its
         peer.send_keypair = peer.lanes[0] = peer.lanes[1] = NONE
+        self.mapping.peers_end = self.end
         store32(&self.mapping.tables.header.peers_end, self.end, RELEASE)
         store32(&peer.live, 1, RELEASE)
         return slot
@@ -50,7 +51,7 @@ cdef class Peers(SlotTable):
         """Give the slot back. The caller has taken its prefixes and keypairs away."""
         cdef PeerSlot *peer = self.mapping.peer(slot)
         fdb_flush(&self.mapping.tables, slot, True)
-        limits_clear(&self.mapping.tables, slot)
+        limits_clear(&self.mapping.tables, slot, self.mapping.peers_end)
         store32(&peer.lanes[0], NONE, RELEASE)
         store32(&peer.send_keypair, NONE, RELEASE)
         add32(&peer.purge_count, 1, RELEASE)
@@ -71,7 +72,7 @@ cdef class Peers(SlotTable):
         """(sockaddr, source address) as the workers have them; (b"", zeros) for unknown."""
         return endpoint_load(&self.mapping.peer(slot).endpoint)
 
-    def set_id(self, uint32_t slot, uint64_t id):
+    def set_originator_id(self, uint32_t slot, uint64_t id):
         """The originator, in relay headers, of frames that came in at the peer
         (docs/PROTOCOL.md)."""
         store64(&self.mapping.peer(slot).originator_id, id, SEQ_CST)

@@ -91,6 +91,8 @@ cdef class SharedTables:
         cdef Mapping mapping = Mapping()
         mapping.tables.header = <Header *>map_memory(size, self.fd)
         mapping.size = size
+        mapping.queue_count = mapping.tables.header.queue_count
+        mapping.peer_capacity = mapping.tables.header.peer_capacity
         tables_lay_out(&mapping.tables, mapping.tables.header, mapping.tables.header)
         self.mapping = mapping
         self.retired = Retired(mapping)
@@ -105,7 +107,7 @@ cdef class SharedTables:
 
     @property
     def queue_count(self):
-        return self.mapping.tables.header.queue_count
+        return self.mapping.queue_count
 
     @property
     def is_tap(self):
@@ -141,7 +143,7 @@ cdef class SharedTables:
     def spread_queues(self, uint32_t value):
         store32(&self.mapping.tables.header.spread_queues, value, RELAXED)
 
-    def set_own_id(self, uint64_t id):
+    def set_originator_id(self, uint64_t id):
         """The originator, in relay headers, of frames that come in here (docs/PROTOCOL.md)."""
         store64(&self.mapping.tables.header.originator_id, id, SEQ_CST)
 

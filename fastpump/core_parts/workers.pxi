@@ -4,8 +4,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 
 from fastpump.hot.constants cimport BATCH_BUCKETS, CONTROL_PACKET_LEN, MISDELIVERED_LEN
-from fastpump.hot.events cimport event_first, event_pop, events_end
-from fastpump.hot.fdb cimport fdb_release
+from fastpump.hot.events cimport event_at, events_begin, events_pop
+from fastpump.hot.fdb cimport fdb_repair
 from fastpump.hot.rings cimport (
     control_packet_first, control_packet_pop, misdelivered_first, misdelivered_pop,
     misdelivered_push,
@@ -14,7 +14,7 @@ from fastpump.hot.shm cimport (
     ADDRESS_LEN, SOURCE_ADDRESS_LEN, ControlPacket, ControlPacketRing, Event, Misdelivered,
     MisdeliveredRing, Tables, WorkerShared,
 )
-from fastpump.hot.worker_exit cimport keypair_release, lane_release, peer_release, worker_release
+from fastpump.hot.worker_exit cimport keypair_repair, lane_repair, peer_repair, worker_repair
 
 
 cdef class Workers:
@@ -33,16 +33,16 @@ cdef class Workers:
         need one."""
         cdef Tables *tables = &self.mapping.tables
         cdef uint32_t slot
-        worker_release(self.mapping.worker(number))
+        worker_repair(self.mapping.worker(number))
         torn = []
-        for slot in range(tables.header.peers_end):
-            if peer_release(&tables.peers[slot]):
+        for slot in range(self.mapping.peers_end):
+            if peer_repair(&tables.peers[slot]):
                 torn.append(slot)
         for slot in range(self.keypairs.end):
-            keypair_release(&tables.keypairs[slot])
+            keypair_repair(&tables.keypairs[slot])
         for slot in range(self.lanes.end):
-            lane_release(&tables.lanes[slot], number)
-        fdb_release(tables, number)
+            lane_repair(&tables.lanes[slot], number)
+        fdb_repair(tables, number)
         return torn
 
     def counters(self, uint32_t number):
@@ -96,12 +96,13 @@ cdef class Workers:
     def events(self, uint32_t number):
         """Take all events of one worker: [(name, peer, detail, error, at_ns)]."""
         cdef WorkerShared *worker = self.mapping.worker(number)
-        cdef uint64_t end = events_end(worker)
-        cdef Event *event = event_first(worker, end)
+        cdef uint64_t end, position = events_begin(worker, &end)
+        cdef Event *event
         taken = []
-        while event != NULL:
+        while position != end:
+            event = event_at(worker, position)
             taken.append((EVENT_NAMES.get(event.kind, "unknown"), event.peer, event.detail,
                           event.error, event.at_ns))
-            event_pop(worker)
-            event = event_first(worker, end)
+            position += 1
+        events_pop(worker, end)
         return taken

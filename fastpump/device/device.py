@@ -99,7 +99,7 @@ class Device:
         self._handshakes.static = noise.DhKeyPair.from_private(private_key) \
             if any(private_key) else None
         self.lanes.set_public_key(self.public_key or b"")
-        self._tables.set_own_id(_originator_id(self.public_key or b""))
+        self._tables.set_originator_id(_originator_id(self.public_key or b""))
         own = self.peers.get(self.public_key or b"")
         if own is not None:
             self._remove_peer(own)
@@ -172,7 +172,7 @@ class Device:
         self._peers_of_worker[worker] += 1
         self.peers[public_key] = peer
         self._by_slot[peer.slot] = peer
-        self._tables.peers.set_id(peer.slot, _originator_id(public_key))
+        self._tables.peers.set_originator_id(peer.slot, _originator_id(public_key))
         self.lanes.add_peer(peer)
         self._spread()
         return peer

@@ -68,7 +68,7 @@ cdef inline void activity_sent(Worker *worker, uint32_t index, PeerSlot *peer) n
 
 cdef inline void activity_lane_sent(Worker *worker, Lane *lane, PeerSlot *peer,
                                     uint64_t counter) noexcept nogil:
-    """Data went out on a lane; `counter` is the last that it took."""
+    """Data went out on a lane; `counter` is the next that it would take."""
     lane.last_tx_ns = lane.last_data_ns = worker.now_ns
     if not lane.first_unanswered_tx_ns:
         lane.first_unanswered_tx_ns = worker.now_ns

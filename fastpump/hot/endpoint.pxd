@@ -1,10 +1,11 @@
 # Where a peer is, and what datagrams to it leave from: a sequence lock per Endpoint.
 #
 # A writer takes the lock by making the sequence odd, and gives it up by making it even; a reader
-# copies, and reads again if the sequence changed. Writers are the supervisor and the worker that
-# receives from elsewhere; one that finds the lock taken writes nothing, since its owner is writing
-# the same change. A write takes nanoseconds, so a sequence that stays odd was left by a worker that
-# was killed in between: the endpoint is torn, and only the supervisor may repair it.
+# copies, and reads again if the sequence changed. Writers are the supervisor, the worker
+# that receives the peer from elsewhere, and one that finds the source address gone. A worker that
+# finds the lock taken writes nothing: it tries again at the next message. The supervisor waits. A
+# write takes nanoseconds, so a sequence that stays odd was left by a worker that was killed in
+# between: the endpoint is torn, and only the supervisor may repair it.
 
 from libc.stdint cimport uint32_t, uint8_t
 from libc.string cimport memcpy, memset

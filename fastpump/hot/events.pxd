@@ -52,21 +52,18 @@ cdef inline bint events_have_room(WorkerShared *shared) noexcept nogil:
 
 # -- the supervisor's side
 
-cdef inline uint64_t events_end(WorkerShared *shared) noexcept nogil:
-    """Up to where there are events now. A worker that claims more than the ring holds is not
-    believed, and loses them."""
-    cdef uint64_t tail = load64(&shared.events_tail, ACQUIRE)
-    if tail - shared.events_head > EVENT_RING_LEN:
-        store64(&shared.events_head, tail, RELEASE)
-    return tail
+cdef inline uint64_t events_begin(WorkerShared *shared, uint64_t *end) noexcept nogil:
+    """From where to where (`end`) there are events now: EVENT_RING_LEN at most. A worker that
+    claims more than the ring holds is not believed, and loses them."""
+    cdef uint64_t begin = shared.events_head
+    end[0] = load64(&shared.events_tail, ACQUIRE)
+    return end[0] if end[0] - begin > EVENT_RING_LEN else begin
 
 
-cdef inline Event *event_first(WorkerShared *shared, uint64_t end) noexcept nogil:
-    """The oldest event before `end`; NULL if there is none."""
-    if shared.events_head == end:
-        return NULL
-    return &shared.events[shared.events_head % EVENT_RING_LEN]
+cdef inline Event *event_at(WorkerShared *shared, uint64_t position) noexcept nogil:
+    return &shared.events[position % EVENT_RING_LEN]
 
 
-cdef inline void event_pop(WorkerShared *shared) noexcept nogil:
-    store64(&shared.events_head, shared.events_head + 1, RELEASE)
+cdef inline void events_pop(WorkerShared *shared, uint64_t end) noexcept nogil:
+    """All before `end` were taken."""
+    store64(&shared.events_head, end, RELEASE)

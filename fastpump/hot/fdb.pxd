@@ -283,9 +283,10 @@ cdef inline uint32_t fdb_flush(const Tables *tables, uint32_t owner,
     return count
 
 
-cdef inline void fdb_sweep(const Tables *tables, uint32_t now_s, uint32_t *counts) noexcept nogil:
-    """Take aged entries out, and count the others anew. `counts`: a zero for each peer that
-    there is room for."""
+cdef inline void fdb_sweep(const Tables *tables, uint32_t now_s, uint32_t *counts,
+                           uint32_t peers_end) noexcept nogil:
+    """Take aged entries out, and count the others anew. `counts`: a zero for each of `peers_end`
+    peers."""
     cdef uint64_t position = 0, key, value
     cdef uint32_t owner, slot, total = 0, local = 0
     cdef MacEntry *entry = fdb_next(tables, &position, &key, &value)
@@ -297,16 +298,16 @@ cdef inline void fdb_sweep(const Tables *tables, uint32_t now_s, uint32_t *count
             total += 1
             if owner == MAC_LOCAL_PORT:
                 local += 1
-            elif owner < tables.header.peer_capacity:
+            elif owner < peers_end:
                 counts[owner] += 1
         entry = fdb_next(tables, &position, &key, &value)
     store32(&tables.header.mac_count, total, RELAXED)
     store32(&tables.header.mac_count_local_port, local, RELAXED)
-    for slot in range(tables.header.peers_end):
+    for slot in range(peers_end):
         store32(&tables.peers[slot].mac_count, counts[slot], RELAXED)
 
 
-cdef inline void fdb_release(const Tables *tables, uint32_t who) noexcept nogil:
+cdef inline void fdb_repair(const Tables *tables, uint32_t who) noexcept nogil:
     """Free what a dead worker claimed and did not fill."""
     cdef uint64_t i
     for i in range(<uint64_t>tables.header.mac_buckets * FDB_WAYS):

@@ -1,5 +1,5 @@
-# Fence: the switch from the session to lanes, from one set of lanes to the next, and back, with
-# nothing reordered (docs/PROTOCOL.md).
+# Fence: the switch from the session to lanes and from one set of lanes to the next, with nothing
+# reordered (docs/PROTOCOL.md); and the way back to the session.
 #
 # What a worker sent by the session may arrive after what it sends on a lane: they go by different
 # sockets, and another worker may receive them. So, in order:

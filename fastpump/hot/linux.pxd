@@ -1,4 +1,4 @@
-# System calls and structures of Linux that the pump uses, declared in one place.
+# System calls and structures of Linux that the module uses, declared in one place.
 #
 # The comment behind a call names its system call where a worker makes it while
 # packets flow; the filter in hot/sandbox.h admits exactly those.

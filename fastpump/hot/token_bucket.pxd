@@ -118,8 +118,8 @@ cdef inline uint64_t limiter_take(const Tables *tables, uint32_t peer, int direc
 
 cdef inline void bucket_set(Bucket *self, uint64_t size, uint64_t refill_ns, uint64_t burst,
                             uint64_t now_ns) noexcept nogil:
-    """Configure a full bucket; `size` 0: no limit. No worker sees two halves: there is no limit
-    while it changes."""
+    """Configure a full bucket; `size` 0: no limit. There is none while it changes; a worker that
+    took the old size just before may use it once more, with the new refill time."""
     store64(&self.size, 0, SEQ_CST)
     store64(&self.refill_ns, refill_ns, SEQ_CST)
     store64(&self.burst, burst, SEQ_CST)
@@ -127,19 +127,20 @@ cdef inline void bucket_set(Bucket *self, uint64_t size, uint64_t refill_ns, uin
     store64(&self.size, size, SEQ_CST)
 
 
-cdef inline void limits_publish(const Tables *tables) noexcept nogil:
+cdef inline void limits_publish(const Tables *tables, uint32_t peers_end) noexcept nogil:
     """Let the workers know whether there is any limit; without one they look at no bucket."""
     cdef const Limiter *limiter
     cdef uint32_t i
     cdef bint has_limits = False
-    for i in range(2 + 2 * tables.header.peers_end):
+    for i in range(2 + 2 * peers_end):
         limiter = &tables.limiters[i]
         has_limits |= limiter.bytes.size != 0 or limiter.ops.size != 0
     store32(&tables.header.has_rate_limits, has_limits, SEQ_CST)
 
 
-cdef inline void limits_clear(const Tables *tables, uint32_t peer) noexcept nogil:
+cdef inline void limits_clear(const Tables *tables, uint32_t peer,
+                              uint32_t peers_end) noexcept nogil:
     """A peer that is removed has none."""
     memset(limiter_of_peer(tables, peer, 0), 0, 2 * sizeof(Limiter))
     if tables.header.has_rate_limits:
-        limits_publish(tables)
+        limits_publish(tables, peers_end)

@@ -1,8 +1,8 @@
 # What a worker that was killed at any instruction leaves behind, and how it is repaired.
 #
 #   its epoch       odd, if it died in an iteration: no grace period would end (hot/reclaim.pxd)
-#   reported bits   of peers, keypairs and lanes: set, but the event that they stand for was
-#                   not pushed (hot/events.pxd). All are cleared: what is still true is sent again
+#   reported bits   of peers, keypairs and its own lanes: set, but the event that they stand for was
+#                   not pushed (hot/events.pxd). They are cleared: what is still true is sent again
 #   an Endpoint     locked, half written (hot/endpoint.pxd)
 #   a MacEntry      claimed, not filled (hot/fdb.pxd)
 #   its lanes       messages in its reorder buffer went with its private memory
@@ -21,23 +21,23 @@ from fastpump.hot.shm cimport (
 )
 
 
-cdef inline void worker_release(WorkerShared *self) noexcept nogil:
+cdef inline void worker_repair(WorkerShared *self) noexcept nogil:
     """It holds no pointer any more."""
     store64(&self.epoch, (self.epoch | 1) + 1, SEQ_CST)
 
 
-cdef inline bint peer_release(PeerSlot *self) noexcept nogil:
+cdef inline bint peer_repair(PeerSlot *self) noexcept nogil:
     """True if its endpoint was torn, and is unknown now."""
     store32(&self.reported, 0, SEQ_CST)
     return endpoint_repair(&self.endpoint)
 
 
-cdef inline void keypair_release(Keypair *self) noexcept nogil:
+cdef inline void keypair_repair(Keypair *self) noexcept nogil:
     cdef uint32_t reported = KEYPAIR_REKEY_REPORTED | KEYPAIR_CONFIRM_REPORTED
     and32(&self.flags, ~reported, SEQ_CST)
 
 
-cdef inline void lane_release(Lane *self, uint32_t worker) noexcept nogil:
+cdef inline void lane_repair(Lane *self, uint32_t worker) noexcept nogil:
     cdef uint32_t reported = (LANE_ECHO_REPORTED | LANE_USABLE_REPORTED | LANE_REKEY_REPORTED
                               | LANE_UNANSWERED_REPORTED | LANE_ROAM_REPORTED)
     if self.state == LANE_FREE:

@@ -30,7 +30,7 @@ class PlayedPeers:
         self.first_tx, self.first_rx, self.last_tx, self.last_rx = (
             Counter(), Counter(), Counter(), Counter())
         self.reported, self.looks, self.rearms = set(), 0, 0
-        for name in ("add", "remove", "set_endpoint", "endpoint", "set_id",
+        for name in ("add", "remove", "set_endpoint", "endpoint", "set_originator_id",
                      "set_policy", "set_lanes", "set_send_keypair", "purge_staged", "traffic"):
             setattr(self, name, getattr(peers, name))
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastpump.errors import SystemSetupError
-from fastpump.lab.networks import SETTINGS, Lab, ip, stop
-from support.hosts import until
+from fastpump.lab.networks import SETTINGS, Lab, ip, stop, wait_until
 
 
 def read_settings(lab, side):
@@ -56,7 +55,7 @@ def test_a_run_of_the_suite_that_is_ended_leaves_none(tmp_path, number):
          os.devnull, test], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(plugins)})
     try:
-        until(lambda: "sleep" in commands(process.pid))
+        wait_until(lambda: "sleep" in commands(process.pid), "no test runs")
         assert len(namespaces(process.pid)) == 2
     finally:
         output = stop(process, number, 60)

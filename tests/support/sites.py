@@ -23,7 +23,7 @@ class Site(Pumped):
         self.tables = SharedTables.create(1, 16, 64, is_tap=True, mac_limit=mac_limit)
         self.tables.offloads = EVERYTHING
         self.tables.mtu = 1500
-        self.tables.set_own_id(int.from_bytes(origin(name.encode()), "little"))
+        self.tables.set_originator_id(int.from_bytes(origin(name.encode()), "little"))
         self.tables.configure_switch(is_relay=is_relay, ageing_s=ageing_s,
                                      limit_per_peer=per_peer, storm_limit=storm_limit)
         self.interface, self.queue = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -62,7 +62,7 @@ class Site(Pumped):
             one.others[two.name] = two
             where = Endpoint.from_python(two.udp.getsockname()).sockaddr(socket.AF_INET6)
             one.tables.peers.set_endpoint(slot, where)
-            one.tables.peers.set_id(slot, int.from_bytes(origin(two.name.encode()), "little"))
+            one.tables.peers.set_originator_id(slot, int.from_bytes(origin(two.name.encode()), "little"))
             one.tables.peers.set_policy(slot, "lanes")
             slots[one] = one.tables.lanes.reserve(slot, 1)
         for one, two in ((self, other), (other, self)):
