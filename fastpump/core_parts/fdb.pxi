@@ -78,8 +78,8 @@ cdef class Fdb:
         cdef Header *header = self.mapping.tables.header
         cdef uint32_t slot
         return (header.mac_count, header.mac_count_local_port, {
-            slot: self.mapping.tables.peers[slot].mac_count for slot in range(self.mapping.peers_end)
-            if self.mapping.tables.peers[slot].live})
+            slot: self.mapping.tables.peers[slot].mac_count
+            for slot in range(self.mapping.peers_end) if self.mapping.tables.peers[slot].live})
 
 
 cdef uint32_t seconds(uint64_t now):

@@ -46,7 +46,7 @@ from fastpump.protocol import lane_messages
 from fastpump.tun.queues import TunQueues
 
 OFFLOAD_NAMES = ("csum", "tso4", "tso6", "uso", "gro", "udp-gso", "udp-gro", "partial", "bundle")
-CIPHER_NAMES = tuple(lane_messages.CIPHER_NUMBERS)
+LANE_CIPHERS = tuple(lane_messages.CIPHER_NUMBERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,4 +165,4 @@ def lane_ciphers(wanted: str) -> tuple[str, ...]:
         flags = ""
     has_aes = any(line.startswith(("flags", "Features")) and "aes" in line.split()
                   for line in flags.splitlines())
-    return CIPHER_NAMES if has_aes else ("chacha20-poly1305",)
+    return LANE_CIPHERS if has_aes else ("chacha20-poly1305",)

@@ -180,8 +180,8 @@ class FileTunnel:
     async def _apply(self, running: Tunnel, file: FileConfig, new: FileConfig) -> list[str]:
         """Change what differs between what is applied and `new`, which was made of `file`."""
         endpoints = await self._look_up(running, new)
-        changed = self._change_interface(running, new.tunnel)
-        changed += self._change_peers(running, new, endpoints)
+        changed = self.change_interface(running, new.tunnel)
+        changed += self.change_peers(running, new, endpoints)
         old, self.file, self.applied = self.applied, file, new
         assert self.host is not None
         # An MTU that was found stays, though the paths to the peers may differ by now.
@@ -201,7 +201,8 @@ class FileTunnel:
         found = await asyncio.gather(*(look_up(*endpoint) for endpoint in moved.values()))
         return dict(zip(moved, found, strict=True))
 
-    def _change_interface(self, running: Tunnel, new: TunnelConfig) -> list[str]:
+    def change_interface(self, running: Tunnel, new: TunnelConfig) -> list[str]:
+        """Change what the file changes of the interface; what that is, in words."""
         supervisor, old, changed = running.supervisor, self.applied.tunnel, []
         if new.private_key is not None and new.private_key != old.private_key:
             supervisor.set_private_key(new.private_key)
@@ -218,7 +219,7 @@ class FileTunnel:
         running.resolver.interval_s = new.resolve_every_s
         return changed
 
-    def _change_peers(self, running: Tunnel, new: FileConfig,
+    def change_peers(self, running: Tunnel, new: FileConfig,
                       endpoints: dict[bytes, Endpoint]) -> list[str]:
         """Change what the file changes, and nothing else: a peer keeps its session, and the
         endpoint that it roamed to."""

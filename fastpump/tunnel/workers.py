@@ -1,8 +1,9 @@
 """The worker processes: one for each queue, restarted when they exit.
 
 A worker that exits is started again on the same fds: at once, but after a back-off of at most
-MAX_BACKOFF_S when it has exited QUICK_EXITS_ALLOWED times in a row within QUICK_EXIT_S. A worker that cannot set itself up before any of them
-ran is a failure of the tunnel. Workers are ended by SIGKILL: they have no state to save.
+MAX_BACKOFF_S when it has exited QUICK_EXITS_ALLOWED times in a row within QUICK_EXIT_S. A worker
+that cannot set itself up before any of them ran is a failure of the tunnel. Workers are ended by
+SIGKILL: they have no state to save.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_lint import ROOMS
+from test_lint import ROOMS, VOCABULARY
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -35,8 +35,19 @@ def test_source_files_that_are_named_exist(path):
 
 
 def test_the_map_of_rooms_is_that_of_the_lint_test():
-    rows = re.findall(r"(?m)^([a-z_]+)/ +\S", text_of("ARCHITECTURE.md"))
-    assert set(rows) == set(ROOMS)
+    """The rooms, and what each may import."""
+    table = text_of("ARCHITECTURE.md").split("```\n")[1].splitlines()
+    column = table[1].rindex(" -")
+    imports, room = {}, None
+    for line in table[2:]:
+        if line[0] != " ":
+            room = line.split()[0].rstrip("/")
+            imports[room] = ""
+        imports[room] += " " + line[column:].partition("(")[0]
+    assert set(ROOMS) == set(imports) - {"vocabulary", "_core", "worker"}
+    for room, allowed in ROOMS.items():
+        if imports[room].strip() != "all above":
+            assert set(re.findall(r"\w+", imports[room])) == allowed - VOCABULARY, room
 
 
 def test_the_functions_that_a_packet_passes_exist():

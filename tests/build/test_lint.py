@@ -143,6 +143,25 @@ def test_the_rooms_make_no_circle():
             del left[room]
 
 
+def test_nothing_is_too_large():
+    """A file is at most 600 lines, a class at most 30 methods."""
+    cython = [*PACKAGE.glob("*.pyx"), *PARTS, *(PACKAGE / "hot").glob("*.*")]
+    for path in [*SOURCES, *cython]:
+        assert len(path.read_text().splitlines()) <= 600, path
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                methods = [each for each in node.body
+                           if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+                assert len(methods) <= 30, f"{path}: {node.name}"
+    for path in cython:
+        for part in re.split(r"(?m)^cdef class ", path.read_text())[1:]:
+            body = re.split(r"(?m)^(?=\S)", part, maxsplit=1)[-1]
+            body = part[:part.index(body)] if body != part else part
+            methods = re.findall(r"(?m)^    (?:cdef|cpdef|def) .*\(", body)
+            assert len(methods) <= 30, f"{path}: {part[:20]}"
+
+
 def test_rooms_load_nothing_by_themselves():
     """`fastpump genkey` and a worker start quickly: a package's __init__ imports nothing."""
     for path in PACKAGE.rglob("__init__.py"):

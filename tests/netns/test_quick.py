@@ -472,8 +472,8 @@ def test_reload_sets_the_rate_limits_that_changed():
             # wg(8) removed these; they come back with their limits.
             (old, (), [(a, "tx=1mbit"), (b, "rx=1mbit")])):
         running = Running(*present)
-        loaded._change_interface(running, new.tunnel)
-        loaded._change_peers(running, new, {})
+        loaded.change_interface(running, new.tunnel)
+        loaded.change_peers(running, new, {})
         assert running.limits == expected
 
 

@@ -41,7 +41,28 @@ class Clock:
         self.unix_ns += ns
 
 
-class Side:
+class Callbacks:
+    """What a device has told whoever runs it: a deadline, and something to reclaim."""
+
+    device = tables = None
+    alarm, must_reclaim = None, False
+
+    def on_deadline(self):
+        self.alarm = self.device.next_deadline()
+
+    def on_retired(self):
+        self.must_reclaim = True
+
+    def check_callbacks(self):
+        """The device has told all that whoever runs it must know; reclaims what may be."""
+        deadline = self.device.next_deadline()
+        assert deadline is None or (self.alarm is not None and self.alarm <= deadline)
+        assert self.must_reclaim or not self.tables.retired
+        self.tables.retired.reclaim()
+        self.must_reclaim = bool(self.tables.retired)
+
+
+class Side(Callbacks):
     """A device, and what it asked for: `sent`, `rings` and so on. Its workers are played."""
 
     def __init__(self, clock, name="a", *, tables=None, private_key=b"", family=socket.AF_INET6,
@@ -49,7 +70,7 @@ class Side:
         """`private_key`: b"" for a new one, zeros for none."""
         self.clock, self.name = clock, name
         self.sent, self.known_endpoints, self.unanswered = [], [], []
-        self.rings, self.alarm, self.must_reclaim = 0, None, False
+        self.rings = 0
         self.tables = tables or SharedTables.create(4, 64, 4096)
         self.tables.close()     # the fd only; nobody attaches
         self.device = Device(self.tables, DeviceCallbacks(
@@ -65,20 +86,6 @@ class Side:
 
     def ring(self):
         self.rings += 1
-
-    def on_deadline(self):
-        self.alarm = self.device.next_deadline()
-
-    def on_retired(self):
-        self.must_reclaim = True
-
-    def check_callbacks(self):
-        """The device has told all that whoever runs it must know; reclaims what may be."""
-        deadline = self.device.next_deadline()
-        assert deadline is None or (self.alarm is not None and self.alarm <= deadline)
-        assert self.must_reclaim or not self.tables.retired
-        self.tables.retired.reclaim()
-        self.must_reclaim = bool(self.tables.retired)
 
     def on_endpoint(self, where):
         self.known_endpoints.append(where)

@@ -21,7 +21,7 @@ from fastpump.device.lane_context import Options
 from fastpump.device.peer_change import PeerChange, PrefixChange
 from fastpump.protocol import keys, wire
 from support import plainlanes
-from support.devices import Clock
+from support.devices import Callbacks, Clock
 from support.pumps import udp_socket
 
 LANE_SOCKETS = 4        # for each queue
@@ -37,7 +37,7 @@ class Place:
         self.endpoint = Endpoint.from_python(self.socket.getsockname())
 
 
-class Side:
+class Side(Callbacks):
     """A device, its workers, and what it has sent. It stays in its place when it is restarted."""
 
     def __init__(self, world, place, queues, options):
@@ -55,7 +55,7 @@ class Side:
             transmit_lane=lambda message, where, source_address, number: self.lane_sent.append(
                 (message, where, number)),
             ring=lambda: None, unix_ns=lambda: world.unix_ns, jitter=lambda limit: 0,
-            on_deadline=lambda: None, on_retired=lambda: None), socket.AF_INET6,
+            on_deadline=self.on_deadline, on_retired=self.on_retired), socket.AF_INET6,
             lanes=Options(socket_count=len(lane_sockets), **options))
         self.device.set_private_key(keys.generate_private())
         self.device.start(world.now)
@@ -132,6 +132,8 @@ class Side:
 
     def tick(self):
         self.device.tick(self.world.now)
+        self.alarm = self.device.next_deadline()
+        self.check_callbacks()
 
     def start_handshake(self):
         """The initiation, as when an interface comes up that had a session."""

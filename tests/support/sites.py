@@ -62,7 +62,8 @@ class Site(Pumped):
             one.others[two.name] = two
             where = Endpoint.from_python(two.udp.getsockname()).sockaddr(socket.AF_INET6)
             one.tables.peers.set_endpoint(slot, where)
-            one.tables.peers.set_originator_id(slot, int.from_bytes(origin(two.name.encode()), "little"))
+            one.tables.peers.set_originator_id(
+                slot, int.from_bytes(origin(two.name.encode()), "little"))
             one.tables.peers.set_policy(slot, "lanes")
             slots[one] = one.tables.lanes.reserve(slot, 1)
         for one, two in ((self, other), (other, self)):

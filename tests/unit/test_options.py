@@ -16,7 +16,7 @@ from fastpump.config.values import Items, Number, Switch
 from fastpump.constants import MAX_MTU
 from fastpump.errors import ConfigError
 from fastpump.protocol import keys
-from fastpump.tun.offloads import CIPHER_NAMES, OFFLOAD_NAMES
+from fastpump.tun.offloads import LANE_CIPHERS, OFFLOAD_NAMES
 
 DOCS = Path(__file__).parents[2] / "docs"
 KEY = keys.encode(bytes(range(1, 33)))
@@ -100,7 +100,7 @@ def test_the_help_of_a_flag_states_its_default(option, capsys):
 
 
 def test_words_are_those_that_the_rest_of_the_program_knows():
-    assert named("cipher").value.words == ("auto", *CIPHER_NAMES)
+    assert named("cipher").value.words == ("auto", *LANE_CIPHERS)
     for name in OFFLOAD_NAMES:
         assert re.search(rf"\b{name}\b", named("offloads").help)
 
