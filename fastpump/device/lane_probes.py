@@ -14,7 +14,7 @@ of TIMED, and stops when another one is entered.
     NEW, OPENING -> UP           the peer was received there
     UP -> SUSPECT -> UP          data is not answered; it is after all
     OPENING, SUSPECT -> DEAD     no answer to any probe
-    DEAD -> UNWATCHED            it works again
+    DEAD -> UP                   it works again
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ class State(enum.Enum):
     UP = "the peer was received on it; workers report data that has to be answered"
     SUSPECT = "data is not answered; probed after LANE_UNANSWERED_TIME"
     DEAD = "workers send on others; probed on until the peer is received on it again"
-    UNWATCHED = "up, but workers do not report unanswered data: they have, and it is not cleared"
 
 
 @enum.unique
@@ -69,6 +68,7 @@ class Action(enum.Enum):
     WATCH = "have the workers report the next unanswered data"
     DECLARE_DEAD = "move its flows to other lanes, warn, and probe on"
     LOG_BACK = "log that it works again"
+    LOG_BACK_AND_WATCH = "both"
 
 
 TIMED = frozenset({State.OPENING, State.SUSPECT, State.DEAD})
@@ -108,22 +108,17 @@ TRANSITIONS: dict[tuple[State, Event], tuple[State, Action]] = {
     (State.SUSPECT, Event.PROBES_SPENT): (State.DEAD, Action.DECLARE_DEAD),
     # Reported by two workers: one timer is enough.
     (State.SUSPECT, Event.UNANSWERED): (State.SUSPECT, Action.NONE),
-    # The reports of two workers in the wrong order. That of unanswered data is not cleared.
-    (State.SUSPECT, Event.USABLE): (State.UNWATCHED, Action.NONE),
+    # The reports of two workers in the wrong order, or a timer was faster than the report.
+    (State.SUSPECT, Event.USABLE): (State.UP, Action.WATCH),
 
     # The path may come back. A probe from the peer proves nothing: it may not receive us.
     (State.DEAD, Event.PROBE_DUE): (State.DEAD, Action.PROBE),
     # Data that left just before it was declared dead.
     (State.DEAD, Event.UNANSWERED): (State.DEAD, Action.NONE),
-    # It works again. The report of unanswered data is not cleared.
-    (State.DEAD, Event.USABLE): (State.UNWATCHED, Action.LOG_BACK),
+    # It works again, and may fail again.
+    (State.DEAD, Event.USABLE): (State.UP, Action.LOG_BACK_AND_WATCH),
     # It works again: judge it by its data.
     (State.DEAD, Event.FOUND_USABLE): (State.SUSPECT, Action.LOG_BACK),
-
-    # Received before a timer found it usable.
-    (State.UNWATCHED, Event.USABLE): (State.UNWATCHED, Action.NONE),
-    # The worker was started anew, which clears all its reports.
-    (State.UNWATCHED, Event.UNANSWERED): (State.SUSPECT, Action.AWAIT_ANSWER),
 }
 
 
@@ -150,11 +145,12 @@ class LaneOwner(Protocol):
 class Lane:
     """One lane of a set."""
 
-    __slots__ = ("_owner", "_probes_sent", "number", "state")
+    __slots__ = ("_owner", "_probed_since", "_probes_sent", "number", "state")
 
     def __init__(self, owner: LaneOwner, number: int) -> None:
         self._owner = owner
         self._probes_sent = 0
+        self._probed_since = 0
         self.number = number
         self.state = State.NEW
 
@@ -199,6 +195,8 @@ class Lane:
         if self.state is State.SUSPECT:
             if not since:
                 return Event.ANSWERED
+            if since != self._probed_since:     # the probes until then were answered
+                self._probed_since, self._probes_sent = since, 0
             if now < since + LANE_UNANSWERED_TIME:
                 return Event.TOO_EARLY
             is_spent = self._probes_sent >= LANE_DEAD_AFTER_PROBES
@@ -222,7 +220,10 @@ class Lane:
             case Action.DECLARE_DEAD:
                 self._declare_dead(before, now, since)
             case Action.LOG_BACK:
-                self._owner.note("lane %d of %s is back", self.number, self._owner.peer)
+                self._log_back()
+            case Action.LOG_BACK_AND_WATCH:
+                self._log_back()
+                self._watch()
 
     # -- actions
 
@@ -241,6 +242,9 @@ class Lane:
         since = tables.lanes.status(self.slot)["first_unanswered_tx_ns"]
         if since:
             self.on_unanswered(since)
+
+    def _log_back(self) -> None:
+        self._owner.note("lane %d of %s is back", self.number, self._owner.peer)
 
     def _declare_dead(self, before: State, now: int, since: int) -> None:
         self._owner.tables.lanes.set_dead(self.slot)

@@ -68,6 +68,26 @@ def test_a_lane_that_is_not_answered_dies_and_comes_back(world, caplog):
     assert caplog.text.count("is dead") == 1
 
 
+def test_a_lane_that_came_back_is_watched(world, caplog):
+    a = world.a
+    for times in (1, 2):
+        a.send_packet(worker=1)
+        for _ in world.steps(5, a):
+            a.take_probes()
+        assert a.usable == [0]
+        assert caplog.text.count("is dead") == times
+        world.advance(6 * SECOND)
+        assert a.usable == [0, 1]
+
+
+def test_one_way_data_does_not_kill_a_lane(world, caplog):
+    for _ in range(300):
+        world.a.send_packet(worker=1)
+        world.advance(SECOND // 10)
+    assert world.a.usable == world.b.usable == [0, 1]
+    assert "is dead" not in caplog.text
+
+
 def test_an_answer_to_a_probe_keeps_a_lane(world):
     """And the next data that is not answered is noticed, too."""
     a, b = world.a, world.b

@@ -5,7 +5,13 @@ import itertools
 import pytest
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 
-from fastpump.constants import HELLO_TIMEOUT, LANE_PROBE_INTERVALS, LANE_UNANSWERED_TIME, SECOND
+from fastpump.constants import (
+    HELLO_TIMEOUT,
+    LANE_DEAD_AFTER_PROBES,
+    LANE_PROBE_INTERVALS,
+    LANE_UNANSWERED_TIME,
+    SECOND,
+)
 from fastpump.device import lane_probes, lane_upgrade
 from fastpump.device.lane_probes import Lane
 from fastpump.device.lane_sets import Reservation
@@ -322,10 +328,10 @@ def dead():
 
 def living(state):
     """A set whose lane is in a state."""
-    each = dead() if state in (Life.DEAD, Life.UNWATCHED) else Set()
+    each = dead() if state is Life.DEAD else Set()
     if state is Life.OPENING:
         each.lane.open(START)
-    if state in (Life.UP, Life.SUSPECT, Life.UNWATCHED):
+    if state in (Life.UP, Life.SUSPECT):
         each.usable()
     if state is Life.SUSPECT:
         each.unanswered(START)
@@ -403,3 +409,46 @@ def test_younger_data_gets_its_time():
     assert each.run(START + SECOND) == [START + SECOND]
     assert each.due[each.lane] == START + SECOND // 2 + LANE_UNANSWERED_TIME
     assert each.sent == []
+
+
+@pytest.mark.parametrize("state", [Life.SUSPECT, Life.DEAD], ids=lambda state: state.name)
+def test_a_lane_that_works_again_is_watched_again(state):
+    each = living(state)
+    each.usable()
+    assert (each.lane.state, each.tables.cleared, each.due) == (Life.UP, 1, {})
+    each.unanswered(START + 100 * SECOND)
+    assert each.run(START + 105 * SECOND)
+    assert each.lane.is_dead
+
+
+def test_data_that_left_before_the_report_was_cleared_is_not_overlooked():
+    each = living(Life.DEAD)
+    each.tables.is_usable, each.tables.since = True, START + 100 * SECOND
+    each.lane.on_usable()
+    assert each.lane.state is Life.SUSPECT
+    assert each.due == {each.lane: START + 100 * SECOND + LANE_UNANSWERED_TIME}
+
+
+@pytest.mark.parametrize("answered_after", [0, SECOND // 100, 2 * SECOND + SECOND // 2])
+def test_a_lane_whose_probes_are_answered_never_dies(answered_after):
+    """There is data all the time, so that there is always some that is not answered."""
+    each = living(Life.SUSPECT)
+    answers = []
+    for now in range(START, START + 60 * SECOND, SECOND // 100):
+        if answers and now >= answers[0]:
+            del answers[0]
+            each.tables.since = now
+        if now >= each.due[each.lane]:
+            each.lane.on_timer(now)
+            answers += [at + answered_after for at in each.sent]
+            each.sent.clear()
+    assert each.lane.state is Life.SUSPECT and each.logged == []
+
+
+def test_probes_of_the_opening_do_not_count_for_data():
+    each = living(Life.OPENING)
+    each.run(START + 3 * SECOND)
+    each.unanswered(START + 3 * SECOND)
+    each.sent.clear()
+    each.run(START + 8 * SECOND)
+    assert each.lane.is_dead and len(each.sent) >= LANE_DEAD_AFTER_PROBES
