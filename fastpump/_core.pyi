@@ -61,6 +61,7 @@ class LaneStatus(TypedDict):
     tx_bytes: int
     rx_bytes: int
     last_tx_ns: int
+    last_data_ns: int
     last_rx_ns: int
     first_unanswered_tx_ns: int
 

@@ -155,6 +155,7 @@ cdef class Lanes(SlotTable):
             "tx_bytes": lane.tx_bytes,
             "rx_bytes": lane.rx_bytes,
             "last_tx_ns": lane.last_tx_ns,
+            "last_data_ns": lane.last_data_ns,      # as last_tx_ns, of data
             "last_rx_ns": lane.last_rx_ns,
             "first_unanswered_tx_ns": lane.first_unanswered_tx_ns,
         }

@@ -24,6 +24,7 @@ from typing import Protocol
 
 from fastpump._core import SharedTables
 from fastpump.constants import (
+    LANE_ANSWER_INTERVAL,
     LANE_DEAD_AFTER_PROBES,
     LANE_PROBE_INTERVALS,
     LANE_UNANSWERED_TIME,
@@ -131,6 +132,8 @@ class LaneOwner(Protocol):
     """The table's slot of lane 0."""
     due: dict[Lane, int]
     """When the timers fire that run."""
+    is_opener: bool
+    """Whether the lanes are ours to open."""
 
     def send(self, number: int, flags: int, now: int) -> None:
         """Send an empty message on a lane."""
@@ -145,12 +148,13 @@ class LaneOwner(Protocol):
 class Lane:
     """One lane of a set."""
 
-    __slots__ = ("_owner", "_probed_since", "_probes_sent", "number", "state")
+    __slots__ = ("_answered_at", "_owner", "_probed_since", "_probes_sent", "number", "state")
 
     def __init__(self, owner: LaneOwner, number: int) -> None:
         self._owner = owner
         self._probes_sent = 0
         self._probed_since = 0
+        self._answered_at = 0
         self.number = number
         self.state = State.NEW
 
@@ -164,9 +168,23 @@ class Lane:
         """Whether its flows have moved to other lanes."""
         return self.state is State.DEAD
 
-    def send(self, flags: int, now: int) -> None:
-        """Send an empty message on it."""
-        self._owner.send(self.number, flags, now)
+    @property
+    def is_ours_to_open(self) -> bool:
+        """Whether we are the opener of its set."""
+        return self._owner.is_opener
+
+    def ask(self, now: int) -> None:
+        """Send an echo request. Whatever is sent unasked is one: an empty message without the flag
+        would pass for the answer to a probe that was lost."""
+        self._owner.send(self.number, wire.LANE_FLAG_ECHO_REQUEST, now)
+
+    def answer(self, now: int) -> None:
+        """Answer an echo request, unless data or an answer has just left. An echo request of ours
+        is no answer: two that cross have one each."""
+        data_at = self._owner.tables.lanes.status(self.slot)["last_data_ns"]
+        if now >= max(data_at, self._answered_at) + LANE_ANSWER_INTERVAL:
+            self._answered_at = now
+            self._owner.send(self.number, 0, now)
 
     # -- events
 
@@ -233,7 +251,7 @@ class Lane:
             interval = LANE_PROBE_INTERVALS[min(self._probes_sent, len(LANE_PROBE_INTERVALS) - 1)]
         self._probes_sent += 1
         self._owner.due[self] = now + interval
-        self.send(wire.LANE_FLAG_ECHO_REQUEST, now)
+        self.ask(now)
 
     def _watch(self) -> None:
         tables = self._owner.tables

@@ -137,18 +137,19 @@ class LaneSet:
         self._context.callbacks.send_lane(
             header + sealed, Endpoint.from_sockaddr(sockaddr), source_address, socket)
 
-    def send_all(self, now: int) -> None:
-        """An empty message on each lane: the peer learns where they are."""
+    def ask_all(self, now: int) -> None:
+        """An echo request on each lane: the peer learns where they are."""
         for lane in self.lanes:
-            lane.send(0, now)
+            lane.ask(now)
 
     def keep_alive(self, interval_ns: int, now: int) -> int:
-        """Send on each lane on which nothing was sent for so long; when the next is due."""
+        """An echo request on each lane on which nothing was sent for so long; when the next is
+        due."""
         oldest = now
         for lane in self.lanes:
             last = self.tables.lanes.status(lane.slot)["last_tx_ns"]
             if now >= last + interval_ns:
-                lane.send(0, now)
+                lane.ask(now)
                 last = now
             oldest = min(oldest, last)
         return oldest + interval_ns

@@ -23,7 +23,6 @@ import logging
 
 from fastpump._core import SharedTables
 from fastpump.constants import (
-    LANE_ANSWER_INTERVAL,
     LANES_PROOF_TIME,
     SECOND,
     UPGRADE_ATTEMPTS,
@@ -32,7 +31,7 @@ from fastpump.device.lane_context import LanesCallbacks, LanesContext, Options
 from fastpump.device.lane_sets import Agreement, LaneSet, LaneSets
 from fastpump.device.lane_upgrade import Upgrade
 from fastpump.device.peer import Peer
-from fastpump.protocol import lane_messages, wire
+from fastpump.protocol import lane_messages
 from fastpump.protocol.keypairs import Keypair
 from fastpump.protocol.lane_messages import Abilities, Hello, Offer
 from fastpump.verdicts import Verdict
@@ -74,7 +73,7 @@ class PeerLanes:
     """The lanes of one peer."""
 
     __slots__ = ("_context", "_does_lanes", "_keepalive_at", "_mtu_warned", "_proof_at",
-                 "_proof_since", "_session_answer_at", "_session_answered_at",
+                 "_proof_since", "_session_answer_at", "_session_answered_at", "_shows_lanes",
                  "_silent_sessions", "_tables", "peer", "refusal", "sets", "upgrades")
 
     def __init__(self, peer: Peer, context: LanesContext) -> None:
@@ -95,6 +94,9 @@ class PeerLanes:
         # When a probe has to be answered by the session, too; when that was last done.
         self._session_answer_at: int | None = None
         self._session_answered_at = 0
+        # Whether one came on a lane that we opened. (Were ours shown for any, two sides that both
+        # opened a set would ask each other for ever.)
+        self._shows_lanes = False
         self._keepalive_at: int | None = None
         self._mtu_warned = 0
         self._set_policy("lanes")
@@ -301,11 +303,11 @@ class PeerLanes:
         if lane is None:
             return
         self._tables.lanes.rearm(slot, "echo_reported")
+        self._shows_lanes |= lane.is_ours_to_open
         if self._session_answer_at is None:
             self._session_answer_at = max(now, self._session_answered_at + SECOND)
             self._answer_by_session(now)
-        if now >= self._tables.lanes.status(slot)["last_tx_ns"] + LANE_ANSWER_INTERVAL:
-            lane.send(0, now)
+        lane.answer(now)
 
     def on_lane_roam(self, slot: int, now: int) -> None:
         """The peer was received from elsewhere on a lane: probe it, and it answers by the
@@ -313,14 +315,14 @@ class PeerLanes:
         lane = self.sets.find(slot)
         if lane is not None:
             self._tables.lanes.rearm(slot, "roam_reported")
-            lane.send(wire.LANE_FLAG_ECHO_REQUEST, now)
+            lane.ask(now)
 
     # -- what is sent where nothing else is
 
     def sockets_changed(self, now: int) -> None:
         """We have other sockets: the peer learns on each lane where it comes from."""
         if self.sets.newest is not None:
-            self.sets.newest.send_all(now)
+            self.sets.newest.ask_all(now)
 
     def keep_alive(self, now: int) -> None:
         """Persistent keepalive is due or was changed: keep each lane's NAT mapping open."""
@@ -341,8 +343,9 @@ class PeerLanes:
         self._session_answer_at = None
         self._send_keepalive(now)
         newest = self.sets.newest
-        if newest is not None and newest.is_opener:
-            newest.send_all(now)
+        if self._shows_lanes and newest is not None and newest.is_opener:
+            newest.ask_all(now)
+        self._shows_lanes = False
 
     def _send_keepalive(self, now: int) -> None:
         """By the session, if there is one."""

@@ -198,6 +198,8 @@ class World(Clock):
     def __init__(self, *, queues=(2, 2), a=None, b=None):
         super().__init__()
         self._places = []
+        self.blocked = set()
+        """(sender, lane): what does not arrive."""
         self.a = Side(self, self.new_place(), queues[0], a or {})
         self.b = Side(self, self.new_place(), queues[1], b or {})
         self.a.add_peer(self.b)
@@ -260,6 +262,8 @@ class World(Clock):
                 kinds.append(f"type {message[0]}")
         lane_sent, one.lane_sent = one.lane_sent, []
         for message, _, _ in lane_sent:
+            if (one, message[2]) in self.blocked:
+                continue
             other.receive_lane(message, one)
             kinds.append(("lane", message[2], message[1]))
         return kinds

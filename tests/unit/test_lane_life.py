@@ -28,7 +28,7 @@ def endpoints(side):
 
 def probe(side, number):
     """A probe on a lane, as it leaves."""
-    side.newest.lanes[number].send(ASK, side.world.now)
+    side.newest.lanes[number].ask(side.world.now)
     message, _, _ = side.lane_sent.pop()
     return message
 
@@ -116,9 +116,11 @@ def test_a_peer_that_roams_is_probed_and_answers_by_the_session_too(world):
 
     world.now += SECOND // 10
     assert world.deliver(b, a) == [("lane", 1, ASK)]
-    assert world.deliver(a, b) == ["keepalive", ("lane", 0, 0), ("lane", 1, 0)]
+    assert world.deliver(a, b) == ["keepalive", ("lane", 0, ASK), ("lane", 1, ASK),
+                                   ("lane", 1, 0)]
 
     # Soon after that, the session's answer comes when its time has come.
+    b.sent.clear()
     b.lane_sent.clear()
     b.lanes.on_lane_roam(b.newest.first, world.now)
     world.now += SECOND // 10
@@ -126,7 +128,7 @@ def test_a_peer_that_roams_is_probed_and_answers_by_the_session_too(world):
     assert world.deliver(a, b) == [("lane", 0, 0)]
     world.now += SECOND
     a.tick()
-    assert world.deliver(a, b) == ["keepalive", ("lane", 0, 0), ("lane", 1, 0)]
+    assert world.deliver(a, b) == ["keepalive", ("lane", 0, ASK), ("lane", 1, ASK)]
 
 
 def test_a_flood_of_probes_is_answered_now_and_then(world):
@@ -137,6 +139,59 @@ def test_a_flood_of_probes_is_answered_now_and_then(world):
         b.receive_lane(probe(a, 0), a)
     assert a.tables.lanes.status(a.newest.first)["tx_messages"] > 100
     assert 5 <= len(b.lane_sent) <= 6
+
+
+def test_probes_that_cross_are_both_answered(world):
+    world.advance(SECOND)
+    for side in (world.a, world.b):
+        side.newest.lanes[1].ask(world.now)
+    world.deliver(world.a, world.b)
+    assert ("lane", 1, 0) in world.deliver(world.b, world.a)
+    assert ("lane", 1, 0) in world.deliver(world.a, world.b)
+
+
+def test_data_that_has_just_left_answers_a_probe(world):
+    a, b = world.a, world.b
+    world.advance(2 * SECOND)
+    b.send_packet(worker=1)
+    b.receive_lane(probe(a, 1), a)
+    assert b.lane_sent == []
+
+
+@pytest.mark.parametrize("keepalive", [0, 1])
+@pytest.mark.parametrize("blocked", ["a", "b"])
+def test_only_an_answer_is_an_answer(world, blocked, keepalive):
+    """One way of a lane is blocked. Data on another lane makes the other side show where its lanes
+    are, and keepalives come: that they arrive proves nothing for the other way."""
+    sender, other = (world.a, world.b) if blocked == "a" else (world.b, world.a)
+    other.configure(sender, keepalive_s=keepalive)
+    world.blocked = {(sender, 1)}
+    for _ in range(45):
+        sender.send_packet(worker=0)
+        sender.send_packet(worker=1)
+        world.advance(SECOND // 10)
+    assert sender.usable == [0]
+
+    world.blocked.clear()
+    world.advance(6 * SECOND)
+    assert sender.usable == [0, 1]
+
+
+def test_two_openers_do_not_ask_each_other_for_ever(worlds):
+    world = worlds()
+    a, b = world.a, world.b
+    from_a, from_b = a.start_handshake(), b.start_handshake()
+    b.receive_handshake(from_a, a)
+    a.receive_handshake(from_b, b)
+    world.settle()
+    assert {each.is_opener for each in a.sets} == {each.is_opener for each in b.sets} \
+        == {False, True}
+    a.newest.ask_all(world.now)
+    b.newest.ask_all(world.now)
+    world.advance(5 * SECOND)
+    for side in (a, b):
+        assert all(side.tables.lanes.status(slot)["last_tx_ns"] < world.now - 3 * SECOND
+                   for each in side.sets for slot in each.slots)
 
 
 def test_keepalives_keep_each_lane_open(worlds):
