@@ -66,7 +66,7 @@ class Device:
         self.sessions = Sessions(tables)
         self.lanes = Lanes(tables, lanes or Options("wireguard"), LanesCallbacks(
             send_control=self._send_control, send_lane=callbacks.transmit_lane,
-            ring=callbacks.ring), family)
+            ring=callbacks.ring, want_session=self._want_session), family)
         self._endpoints = Endpoints(tables, self.lanes, callbacks, family)
         self._handshakes = Handshakes(tables, self.peers, self.sessions, self._endpoints,
                                       self.lanes, callbacks)
@@ -346,6 +346,9 @@ class Device:
     def _report_retired(self) -> None:
         if self._tables.retired:
             self._callbacks.on_retired()
+
+    def _want_session(self, peer: Peer, now: int) -> None:
+        self._handshakes.want_session(peer, now)
 
     def _send_control(self, peer: Peer, keypair: Keypair, data: bytes, now: int) -> None:
         """Send a control packet in a session; b"" for a keepalive."""

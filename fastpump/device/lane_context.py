@@ -37,6 +37,8 @@ class LanesCallbacks:
     None for our port)."""
     ring: Callable[[], None]
     """Have the workers look at what they have staged."""
+    want_session: Callable[[Peer, int], None]
+    """Start a handshake, REKEY_TIMEOUT after the last one at the earliest."""
 
 
 @dataclass(slots=True)

@@ -141,6 +141,9 @@ class LaneOwner(Protocol):
     def warn(self, message: str, *args: object) -> None:
         """Log that a lane does not work."""
 
+    def on_dead(self, since: int, now: int) -> None:
+        """A lane has died: its data of `since` was not answered. 0: it was never used."""
+
     def note(self, message: str, *args: object) -> None:
         """Log that a lane works again."""
 
@@ -274,3 +277,4 @@ class Lane:
                              "to other lanes", self.number, self._owner.peer,
                              (now - since) // SECOND)
         self._probe(now)
+        self._owner.on_dead(since, now)

@@ -30,6 +30,7 @@ from fastpump.device.peer import Peer
 from fastpump.protocol import lane_messages, wire
 from fastpump.protocol.keypairs import Keypair
 from fastpump.protocol.lane_messages import Mode, Terms
+from fastpump.protocol.timers import Activity
 
 log = logging.getLogger("fastpump.lanes")
 
@@ -119,6 +120,15 @@ class LaneSet:
     def received_since(self, since: int) -> bool:
         """Whether the peer was received on a lane since then."""
         return any(self.tables.lanes.status(slot)["last_rx_ns"] > since for slot in self.slots)
+
+    def on_dead(self, since: int, now: int) -> None:
+        """A lane has died. If all have, or nothing of the peer was received since, it may have been
+        restarted, and know neither our session nor where we are. Not if all lanes of a young set
+        are dead: they seem to be blocked, and a new set would have the same fate."""
+        received_at = Activity(*self.tables.peers.activity(self.peer.slot)).last_rx_ns
+        is_young = now < self.created_ns + KEEPALIVE_TIMEOUT
+        if received_at <= since or (not is_young and all(lane.is_dead for lane in self.lanes)):
+            self._context.callbacks.want_session(self.peer, now)
 
     # -- sending
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from fastpump.conn.endpoint import Endpoint
-from fastpump.constants import LANE_DEAD_AFTER_PROBES, SECOND
+from fastpump.constants import LANE_DEAD_AFTER_PROBES, REKEY_TIMEOUT, SECOND
 from support import plainlanes
 from support.plainlanes import ASK
 
@@ -66,6 +66,68 @@ def test_a_lane_that_is_not_answered_dies_and_comes_back(world, caplog):
     world.advance(6 * SECOND)
     assert a.usable == [0, 1]
     assert caplog.text.count("is dead") == 1
+
+
+def initiations(side):
+    return sum(message[0] == 1 for message in side.sent)
+
+
+@pytest.mark.parametrize("workers", [[1], [0, 1]], ids=["one flow", "flows on all lanes"])
+def test_a_peer_that_lost_all_gets_a_handshake_when_its_lanes_are_dead(world, workers):
+    """A hub that was restarted, and knows no endpoints."""
+    a = world.a
+    world.advance(10 * SECOND)
+    world.restart_b()
+    for worker in workers:
+        a.send_packet(worker)
+    for _ in range(42):
+        world.pass_time(SECOND // 10)
+        a.tick()
+        a.take_probes()
+    assert initiations(a) == 1
+    world.settle()
+    assert a.usable == world.b.usable == [0, 1]
+
+
+@pytest.mark.parametrize(("age", "count"), [(2, 0), (12, 1)])
+def test_a_peer_that_does_not_receive_any_lane_gets_a_handshake_now_and_then(world, age, count):
+    a, b = world.a, world.b
+    world.advance(age * SECOND)
+    for worker in (0, 1):
+        a.send_packet(worker)
+    for _ in world.steps(4.5, a):
+        a.take_probes()
+        b.newest.lanes[0].ask(world.now)
+        world.deliver(b, a)
+        a.lane_sent.clear()
+    assert a.usable == []
+    assert initiations(a) == count
+
+
+def test_one_dead_lane_of_several_needs_no_handshake(world):
+    a = world.a
+    world.advance(10 * SECOND)
+    world.blocked = {(world.b, 1)}
+    for _ in range(80):
+        a.send_packet(worker=0)
+        a.send_packet(worker=1)
+        world.advance(SECOND // 10)
+    assert a.usable == [0]
+    assert a.peer.last_initiation_sent_at < world.now - 10 * SECOND
+
+
+def test_handshakes_for_dead_lanes_keep_their_distance(world):
+    a = world.a
+    world.advance(10 * SECOND)
+    sent_at = []
+    for worker in (0, 1):
+        a.send_packet(worker)
+    for now in world.steps(30, a):
+        a.take_probes()
+        sent_at += [now] * initiations(a)
+        a.sent.clear()
+    assert len(sent_at) >= 5
+    assert all(later - earlier >= REKEY_TIMEOUT for earlier, later in pairwise(sent_at))
 
 
 def test_a_lane_that_came_back_is_watched(world, caplog):

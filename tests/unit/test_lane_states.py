@@ -288,7 +288,7 @@ class Set:
     peer, first = "peer", 0
 
     def __init__(self):
-        self.tables, self.due, self.sent, self.logged = Bits(), {}, [], []
+        self.tables, self.due, self.sent, self.logged, self.deaths = Bits(), {}, [], [], []
         self.lane = Lane(self, 0)
 
     def send(self, number, flags, now):
@@ -298,6 +298,9 @@ class Set:
         self.logged.append(message % args)
 
     note = warn
+
+    def on_dead(self, since, now):
+        self.deaths.append(now)
 
     def usable(self):
         """The worker has received the peer there, and reports it."""
@@ -392,6 +395,7 @@ def test_unanswered_data_is_probed_for_and_then_the_lane_is_dead():
     each.unanswered(START)
     assert each.run(START + 4 * SECOND) == [START + n * SECOND for n in (1, 2, 3, 4)]
     assert each.lane.is_dead and len(each.sent) == 4
+    assert each.deaths == [START + 4 * SECOND]
     assert each.logged == ["lane 0 of peer is dead: no reply for 4 seconds; moving its flows to "
                            "other lanes"]
 
