@@ -51,6 +51,9 @@ LANES_PROOF_TIME = 3 * SECOND
 """A peer that is not received on a lane within this time of a new session has lost its lanes."""
 LANE_PROBE_INTERVALS = (SECOND // 10, SECOND // 5, SECOND // 2, SECOND, 2 * SECOND, 5 * SECOND)
 """Between probes of a lane that is not usable yet, or is dead; the last one repeats."""
+LANE_OPENING_TIME = 5 * SECOND
+"""A lane that the peer opens is dead if it was not received there within this time: the first five
+probes of LANE_PROBE_INTERVALS, and what the two sides begin apart."""
 LANE_UNANSWERED_TIME = SECOND
 """Data on a lane that is unanswered for so long makes us probe it."""
 LANE_DEAD_AFTER_PROBES = 3

@@ -2,7 +2,8 @@
 
 A probe is an empty lane message with the probe flag (an echo request); the peer answers it on the
 same lane. The side that opens a set probes its lanes until they are answered: the first probe shows
-the other side where the lane is, the answer shows that nothing blocks it. Later, a lane is probed
+the other side where the lane is, the answer shows that nothing blocks it. The other side expects
+the first probe within LANE_OPENING_TIME. Later, a lane is probed
 when data on it is not answered, and when it is dead, until it works again.
 
 Workers send on a lane as soon as they have received a message there, and report that (USABLE).
@@ -12,6 +13,7 @@ A timer that fires looks at the times that workers left in the shared table. It 
 of TIMED, and stops when another one is entered.
 
     NEW, OPENING -> UP           the peer was received there
+    NEW -> DEAD                  it was not, in time
     UP -> SUSPECT -> UP          data is not answered; it is after all
     OPENING, SUSPECT -> DEAD     no answer to any probe
     DEAD -> UP                   it works again
@@ -26,6 +28,7 @@ from fastpump._core import SharedTables
 from fastpump.constants import (
     LANE_ANSWER_INTERVAL,
     LANE_DEAD_AFTER_PROBES,
+    LANE_OPENING_TIME,
     LANE_PROBE_INTERVALS,
     LANE_UNANSWERED_TIME,
     SECOND,
@@ -47,9 +50,10 @@ class State(enum.Enum):
 
 @enum.unique
 class Event(enum.Enum):
-    """What happens to a lane. The last five are what a timer that fires finds."""
+    """What happens to a lane. The last six are what a timer that fires finds."""
 
     OPENED = "a new set that this side opens"
+    AWAITED = "a new set that the peer opens"
     USABLE = "a worker reports that it received the peer there, and sends there from now on"
     UNANSWERED = "a worker reports data, the first since the peer was received there"
     FOUND_USABLE = "the worker sends there already; its report is on the way"
@@ -57,6 +61,7 @@ class Event(enum.Enum):
     TOO_EARLY = "the data that is not answered is younger than LANE_UNANSWERED_TIME"
     PROBE_DUE = "no answer, and not the last probe"
     PROBES_SPENT = "no answer, after all probes that a lane gets"
+    NOT_OPENED = "the peer was never received there"
 
 
 @enum.unique
@@ -65,6 +70,7 @@ class Action(enum.Enum):
 
     NONE = "nothing"
     PROBE = "send a probe, and set the timer for the next"
+    AWAIT_PROBE = "set the timer to when the peer's first probe has to be here"
     AWAIT_ANSWER = "set the timer to when the data has to be answered"
     WATCH = "have the workers report the next unanswered data"
     DECLARE_DEAD = "move its flows to other lanes, warn, and probe on"
@@ -72,12 +78,18 @@ class Action(enum.Enum):
     LOG_BACK_AND_WATCH = "both"
 
 
-TIMED = frozenset({State.OPENING, State.SUSPECT, State.DEAD})
+TIMED = frozenset({State.NEW, State.OPENING, State.SUSPECT, State.DEAD})
 """States in which a timer runs."""
 
 TRANSITIONS: dict[tuple[State, Event], tuple[State, Action]] = {
     # The peer learns from the first probe where the lane is.
     (State.NEW, Event.OPENED): (State.OPENING, Action.PROBE),
+    # The peer probes it now.
+    (State.NEW, Event.AWAITED): (State.NEW, Action.AWAIT_PROBE),
+    # Something blocks the way from the peer: our flows must not wait for it.
+    (State.NEW, Event.NOT_OPENED): (State.DEAD, Action.DECLARE_DEAD),
+    # As with OPENING, below.
+    (State.NEW, Event.FOUND_USABLE): (State.SUSPECT, Action.NONE),
     # The peer's first probe, or data of it, has arrived.
     (State.NEW, Event.USABLE): (State.UP, Action.NONE),
     # It is usable; another worker, which sent there, has reported before the one that received.
@@ -192,8 +204,8 @@ class Lane:
     # -- events
 
     def open(self, now: int) -> None:
-        """Its set is new, and ours to open."""
-        self._step(Event.OPENED, now)
+        """Its set is new."""
+        self._step(Event.OPENED if self._owner.is_opener else Event.AWAITED, now)
 
     def on_usable(self) -> None:
         """A worker received the peer on it, and sends on it from now on."""
@@ -213,6 +225,8 @@ class Lane:
 
     def _find(self, since: int, now: int) -> Event:
         """What a timer finds; `since`: when the first data that is not answered left, or 0."""
+        if self.state is State.NEW:
+            return Event.NOT_OPENED
         if self.state is State.SUSPECT:
             if not since:
                 return Event.ANSWERED
@@ -223,7 +237,7 @@ class Lane:
             is_spent = self._probes_sent >= LANE_DEAD_AFTER_PROBES
         else:
             is_spent = self.state is State.OPENING \
-                and self._probes_sent >= len(LANE_PROBE_INTERVALS)
+                and self._probes_sent >= len(LANE_PROBE_INTERVALS) - 1
         return Event.PROBES_SPENT if is_spent else Event.PROBE_DUE
 
     def _step(self, event: Event, now: int = 0, since: int = 0) -> None:
@@ -234,6 +248,8 @@ class Lane:
         match action:
             case Action.PROBE:
                 self._probe(now)
+            case Action.AWAIT_PROBE:
+                self._owner.due[self] = now + LANE_OPENING_TIME
             case Action.AWAIT_ANSWER:
                 self._owner.due[self] = since + LANE_UNANSWERED_TIME
             case Action.WATCH:
@@ -269,7 +285,10 @@ class Lane:
 
     def _declare_dead(self, before: State, now: int, since: int) -> None:
         self._owner.tables.lanes.set_dead(self.slot)
-        if before is State.OPENING:
+        if before is State.NEW:
+            self._owner.warn("lane %d of %s: nothing arrives on its UDP port (blocked?); moving "
+                             "its flows to other lanes", self.number, self._owner.peer)
+        elif before is State.OPENING:
             self._owner.warn("lane %d of %s: no reply on its UDP port (blocked?); moving its "
                              "flows to other lanes", self.number, self._owner.peer)
         else:

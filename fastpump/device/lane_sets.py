@@ -98,6 +98,11 @@ class LaneSet:
         return range(self.first, self.first + self.count)
 
     @property
+    def usable(self) -> list[bool]:
+        """Of each lane, whether workers send on it."""
+        return [self.tables.lanes.status(slot)["is_usable"] for slot in self.slots]
+
+    @property
     def reject_at(self) -> int:
         """When its keys are too old."""
         return self.created_ns + REJECT_AFTER_TIME
@@ -112,10 +117,9 @@ class LaneSet:
             lane.on_timer(now)
 
     def open(self, now: int) -> None:
-        """Probe all lanes, if they are ours to open."""
-        if self.is_opener:
-            for lane in self.lanes:
-                lane.open(now)
+        """Probe all lanes, if they are ours to open; else expect the peer's probes."""
+        for lane in self.lanes:
+            lane.open(now)
 
     def received_since(self, since: int) -> bool:
         """Whether the peer was received on a lane since then."""
@@ -216,6 +220,20 @@ class LaneSets:
     def received_since(self, since: int) -> bool:
         """Whether the peer was received on a lane since then."""
         return any(each.received_since(since) for each in self._live)
+
+    def carry_all(self) -> bool:
+        """Whether all data leaves on lanes now: none by the session, whose keys depend on X25519
+        alone. With --transport auto, the flows of a lane that is not usable yet do (hot/lane.pxd:
+        lane_choose)."""
+        if not self._live or self._context.is_lanes_only:
+            return bool(self._live)
+        newest, older = self._live[0], self._live[1:2]
+        usable = newest.usable
+        any_usable = any(usable) or any(any(each.usable) for each in older)
+        stand_ins = next((each.usable for each in older if each.count == newest.count),
+                         [False] * newest.count)
+        return all(is_usable or stand_in or (lane.is_dead and any_usable) for
+                   lane, is_usable, stand_in in zip(newest.lanes, usable, stand_ins, strict=True))
 
     # -- how sets come and go
 

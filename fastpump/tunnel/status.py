@@ -40,8 +40,9 @@ def _transport(tables: SharedTables, state: PeerLanes) -> dict[str, Any]:
     for lane_set in state.sets:
         lanes = [_lane(tables, lane.slot, lane.is_dead) for lane in lane_set.lanes]
         if any(lane["state"] == "up" for lane in lanes):
-            return {"transport": "lanes", "cipher": lane_set.cipher, "post_quantum": True,
-                    "lanes": lanes, "no_lanes_because": None}
+            return {"transport": "lanes", "cipher": lane_set.cipher,
+                    "post_quantum": state.sets.carry_all(), "lanes": lanes,
+                    "no_lanes_because": None}
     return {"transport": "wireguard", "cipher": "chacha20-poly1305", "post_quantum": False,
             "lanes": [], "no_lanes_because": state.refusal or None}
 

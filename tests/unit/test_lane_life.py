@@ -68,6 +68,33 @@ def test_a_lane_that_is_not_answered_dies_and_comes_back(world, caplog):
     assert caplog.text.count("is dead") == 1
 
 
+@pytest.mark.parametrize("blocked", ["a", "b"])
+@pytest.mark.parametrize("transport", ["auto", "lanes"])
+def test_a_lane_that_is_blocked_from_the_start_dies_on_both_sides(worlds, blocked, transport):
+    """In one direction; and again in the next set. It comes back on both sides."""
+    world = worlds(a={"transport": transport}, b={"transport": transport})
+    a, b = world.a, world.b
+    world.blocked = {(getattr(world, blocked), 1)}
+    world.connect()
+    for _ in range(2):
+        # Flows of lane 1 leave by the session until it is dead. b was received there if its own
+        # direction is the blocked one, and sends there.
+        assert a.lanes.sets.carry_all() == (transport == "lanes")
+        assert b.lanes.sets.carry_all() == (transport == "lanes" or blocked == "b")
+        for _ in range(62):
+            a.send_packet(worker=1)
+            b.send_packet(worker=1)
+            world.advance(SECOND // 10)
+        for side in (a, b):
+            assert side.usable == [0] and side.lanes.sets.carry_all()
+            assert [lane.is_dead for lane in side.newest.lanes] == [False, True]
+        world.rekey(a, b)
+    world.blocked.clear()
+    world.advance(12 * SECOND)
+    assert a.usable == b.usable == [0, 1]
+    assert a.lanes.sets.carry_all() and b.lanes.sets.carry_all()
+
+
 def initiations(side):
     return sum(message[0] == 1 for message in side.sent)
 

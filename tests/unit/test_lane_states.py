@@ -287,7 +287,8 @@ class Set:
 
     peer, first = "peer", 0
 
-    def __init__(self):
+    def __init__(self, *, is_opener=True):
+        self.is_opener = is_opener
         self.tables, self.due, self.sent, self.logged, self.deaths = Bits(), {}, [], [], []
         self.lane = Lane(self, 0)
 
@@ -331,7 +332,9 @@ def dead():
 
 def living(state):
     """A set whose lane is in a state."""
-    each = dead() if state is Life.DEAD else Set()
+    each = dead() if state is Life.DEAD else Set(is_opener=state is not Life.NEW)
+    if state is Life.NEW:
+        each.lane.open(START)
     if state is Life.OPENING:
         each.lane.open(START)
     if state in (Life.UP, Life.SUSPECT):
@@ -354,7 +357,7 @@ def test_a_lane_expects_a_workers_report_in_every_state(state):
 @pytest.mark.parametrize("state", Life, ids=lambda state: state.name)
 def test_a_lanes_timer_runs_in_timed_states_only(state):
     expected = {event for before, event in lane_probes.TRANSITIONS if before is state}
-    timer = expected - FROM_WORKERS - {Happening.OPENED}
+    timer = expected - FROM_WORKERS - {Happening.OPENED, Happening.AWAITED}
     assert bool(timer) == (state in lane_probes.TIMED) == bool(living(state).due)
 
 
@@ -388,6 +391,26 @@ def test_a_lane_is_probed_often_then_slowly_until_it_is_usable():
     each.usable()
     assert each.logged[1:] == ["lane 0 of peer is back"]
     assert not each.lane.is_dead and not each.due
+
+
+def test_a_lane_that_is_not_answered_when_it_opens_is_dead_in_time():
+    each = living(Life.OPENING)
+    each.run(START + 4 * SECOND)
+    assert each.lane.is_dead
+
+
+@pytest.mark.parametrize("is_received", [False, True])
+def test_a_lane_that_the_peer_does_not_open_is_dead(is_received):
+    each = living(Life.NEW)
+    if is_received:
+        each.usable()
+    each.run(START + 6 * SECOND)
+    assert each.lane.is_dead == (not is_received)
+    if not is_received:
+        assert each.logged == ["lane 0 of peer: nothing arrives on its UDP port (blocked?); moving "
+                               "its flows to other lanes"]
+        each.usable()
+        assert each.lane.state is Life.UP
 
 
 def test_unanswered_data_is_probed_for_and_then_the_lane_is_dead():
