@@ -220,6 +220,7 @@ class PeerLanes:
         lane_set = self.sets.install(agreement)
         self._does_lanes, self._silent_sessions, self.refusal = True, 0, ""
         self._proof_at = None
+        self._set_policy("lanes")       # also if nobody expected them any more
         log.log(logging.INFO if is_first else logging.DEBUG,
                 "%s: using %d lanes, %s, keys from X25519 and ML-KEM-768", self.peer,
                 lane_set.count, lane_set.cipher)

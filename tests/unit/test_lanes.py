@@ -340,6 +340,34 @@ def test_only_lanes(worlds, caplog):
     assert a.verdicts()["DROP_NO_LANES"] == 1
 
 
+@pytest.mark.parametrize("late", [OFFER, ACCEPT])
+def test_only_lanes_that_come_late_are_used(worlds, late, caplog):
+    """After the tries are spent, when data is dropped already: from then on it waits again."""
+    world = worlds(a={"transport": "lanes"}, b={"transport": "lanes"})
+    a, b = world.a, world.b
+    world.handshake(a, b)
+    world.deliver(a, b)
+    if late == OFFER:
+        side, messages, send = a, b.sent[:], lambda: world.deliver(b, a)
+    else:
+        world.deliver(b, a)
+        side, messages, send = b, a.sent[:], lambda: world.deliver(a, b)
+        a.lane_sent.clear()
+    count_unheard(world, side, 10)
+    assert caplog.text.count(NO_DATA_SENT) == 1
+    side.send_packet(worker=0)
+    assert side.verdicts()["DROP_NO_LANES"] == 1
+
+    (a if late == ACCEPT else b).sent[:] = messages
+    send()
+    assert side.usable == []
+    side.send_packet(worker=0)
+    assert side.verdicts()["DROP_NO_LANES"] == 1
+    world.advance(6 * SECOND)
+    assert side.usable == [0, 1]
+    assert side.tables.lanes.status(side.newest.first)["tx_bytes"] > 0
+
+
 def test_only_lanes_as_the_responder(worlds, caplog):
     world = worlds(a={"transport": "wireguard"}, b={"transport": "lanes"})
     world.handshake(world.a, world.b)
