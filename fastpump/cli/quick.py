@@ -151,9 +151,9 @@ def _save(path: Path, name: str) -> None:
     if answer is None:
         return
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.",
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.",
                                          delete=False) as file:     # mode 0600
-            file.write(answer["text"])
+            file.write(answer["text"].encode("utf-8", "surrogateescape"))
             file.flush()
             os.fsync(file.fileno())
         Path(file.name).replace(path)

@@ -10,8 +10,7 @@ from pathlib import Path
 from fastpump import ratelimit
 from fastpump.config.model import PeerConfig, TunnelConfig
 from fastpump.config.options import KEEPALIVE
-from fastpump.config.parsers import parse_network
-from fastpump.conn.endpoint import split_host_port
+from fastpump.config.parsers import parse_endpoint, parse_network
 from fastpump.errors import ConfigError, invalid
 from fastpump.protocol import keys
 from fastpump.ratelimit import RateLimits
@@ -33,7 +32,7 @@ def parse_peer(spec: str) -> PeerConfig:
     allowed = values.get("allowed-ips")
     return PeerConfig(
         public_key=keys.decode(key, "public key of a peer"),
-        endpoint=split_host_port(where) if at else None,
+        endpoint=parse_endpoint(where) if at else None,
         allowed_ips=None if allowed is None else tuple(dict.fromkeys(
             parse_network(cidr) for cidr in allowed.split("+") if cidr)),
         preshared_key=(keys.read_file(Path(values["psk"]), "preshared key")

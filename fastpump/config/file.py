@@ -1,13 +1,16 @@
 """The configuration file of wg-quick(8) and wg(8), with a few keys of our own: find, read, parse.
 
-Flow: a line is cut at its first '#', and is a [Section] or a KEY = VALUE; the tables of options say
-what a KEY takes. Values of [Interface] are gathered by the names of their options; each [Peer] is a
-section of its own, and at the end they are merged in the order of the file (file_peers.py). Every
-error is FILE:LINE and one sentence; what is merely suspicious is in `FileConfig.warnings`. No error
-repeats a key, not even one in place of another word. file_emit.py writes the text back.
+Flow: a line is cut at its first '#', unless it is a shell command, and is a [Section] or a
+KEY = VALUE; the tables of options say what a KEY takes. Values of [Interface] are gathered by the
+names of their options; each [Peer] is a section of its own, and at the end they are merged in the
+order of the file (file_peers.py). Every error is FILE:LINE and one sentence; what is merely
+suspicious is in `FileConfig.warnings`. No error repeats a key, not even one in place of another
+word. file_emit.py writes the text back.
 
-Accepted limits: white space inside a value is kept, unlike in wg; a file is read whole, and has at
-most MAX_FILE_LEN bytes.
+What wg reads is read as wg does: blanks inside do not count. Bytes that are not UTF-8 are kept as
+surrogates, so that a comment or a command may hold any.
+
+Accepted limits: a file is read whole, and has at most MAX_FILE_LEN bytes.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import Any
 from fastpump.config.file_peers import PeerSection, drop_allowed_ips, merge
 from fastpump.config.model import DEFAULTS, TunnelConfig, check
 from fastpump.config.options import OPTIONS, PEER_OPTIONS, Option
+from fastpump.config.values import BLANKS, squeeze
 from fastpump.errors import ConfigError
 from fastpump.protocol import keys
 from fastpump.tun.queues import check_name
@@ -143,14 +147,9 @@ def interface_name(path: Path) -> str:
 
 
 def load(path: Path) -> FileConfig:
-    """Read and parse; ConfigError also for what cannot be read, or is not text."""
+    """Read and parse; ConfigError also for what cannot be read."""
     data, mode = _read(path)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: this is not text: must be UTF-8") from None
-    file = parse(text, str(path))
+    file = parse(data.decode("utf-8-sig", "surrogateescape"), str(path))
     has_secrets = file.tunnel.private_key is not None or any(
         peer.preshared_key is not None for peer in file.tunnel.peers)
     if not has_secrets or not mode & 0o007:
@@ -189,7 +188,7 @@ def parse(text: str, name: str) -> FileConfig:
     try:
         # Not splitlines(), which knows more line endings than wg-quick does.
         for number, whole in enumerate(text.split("\n"), 1):
-            line = whole.partition("#")[0].strip()
+            line = _content(section, whole)
             if not line:
                 continue
             if "\0" in line:
@@ -209,12 +208,21 @@ def parse(text: str, name: str) -> FileConfig:
     return FileConfig(warnings=(*warnings, *more)).having(**interface)
 
 
+def _content(section: dict[str, Any] | PeerSection | None, whole: str) -> str:
+    """A line without its comment; of a command, '#' is part, and the shell decides what it is."""
+    key = whole.partition("=")[0].strip(BLANKS).lower()
+    if isinstance(section, dict) and key in INTERFACE_KEYS \
+            and INTERFACE_KEYS[key].value.may_have_hash:
+        return whole.strip(BLANKS)
+    return whole.partition("#")[0].strip(BLANKS)
+
+
 def _section_name(line: str) -> str:
     """interface or peer."""
-    name = line[1:-1].strip().lower()
-    if line[-1] != "]" or name not in ("interface", "peer"):
+    head = squeeze(line).lower()
+    if head not in ("[interface]", "[peer]"):
         raise ConfigError("unknown section: must be [Interface] or [Peer]")
-    return name
+    return head[1:-1]
 
 
 def _parse_line(section: dict[str, Any] | PeerSection | None, line: str, number: int) -> None:
@@ -222,13 +230,16 @@ def _parse_line(section: dict[str, Any] | PeerSection | None, line: str, number:
     key, equals, value = line.partition("=")
     if not equals:      # not repeated: it may be half of a secret
         raise ConfigError("cannot parse this line: must be KEY = VALUE, [Interface] or [Peer]")
-    key, value = key.rstrip(), value.lstrip()
+    key, value = key.rstrip(BLANKS), value.lstrip(BLANKS)
     if section is None:
         raise ConfigError("this key is in no section: must follow [Interface] or [Peer]")
     if isinstance(section, PeerSection):
-        section.set(_option(key, "Peer", PEER_KEYS, INTERFACE_KEYS), value, number)
+        option = _option(key, "Peer", PEER_KEYS, INTERFACE_KEYS)
+        section.set(option, squeeze(value) if option.is_wg else value, number)
         return
     option = _option(key, "Interface", INTERFACE_KEYS, PEER_KEYS)
+    if option.is_wg:
+        value = squeeze(value)
     before = section.get(option.name, option.value.nothing)
     section[option.name] = option.read(before, value)
 
@@ -236,9 +247,12 @@ def _parse_line(section: dict[str, Any] | PeerSection | None, line: str, number:
 def _option(key: str, section: str, known: Mapping[str, Option],
             others: Mapping[str, Option]) -> Option:
     """The option that a key of `section` sets; ConfigError."""
-    lower = key.lower()
+    lower = key.lower() if key.isascii() else key   # the Kelvin sign's lower() is k
     if lower in known:
         return known[lower]
+    squeezed = squeeze(lower)
+    if squeezed in known and known[squeezed].is_wg:
+        return known[squeezed]
     expected = f"must be one of {', '.join(option.key for option in known.values())}"
     if lower in others:
         raise ConfigError(f"{others[lower].key} does not belong in [{section}]: {expected}")

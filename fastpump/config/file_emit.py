@@ -25,6 +25,7 @@ def _lines(values: Iterable[tuple[Option, Any]]) -> Iterable[str]:
             continue
         for text in option.value.lines(value):
             # A value that did not come from a file must not smuggle in further lines.
-            if any(char in text for char in "#\n\0"):
-                raise ValueError(f"{option.key} is not one line without '#'")
+            unsafe = "\n\0" if option.value.may_have_hash else "#\n\0"
+            if any(char in text for char in unsafe):
+                raise ValueError(f"{option.key} is not one line, or has a comment")
             yield f"{option.key} = {text}"

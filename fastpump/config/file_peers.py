@@ -1,18 +1,20 @@
 """The [Peer] sections of a configuration file: gathered, then merged as the kernel would take them
 one by one.
 
-A second [Peer] of the same peer replaces the allowed IPs that the first gave it, and its other
-values win; an allowed IP moves to the peer that named it last. With Mode = tap there are none.
+A second [Peer] of the same peer replaces the allowed IPs that the first gave it, or changes them if
+they have signs, and its other values win; an allowed IP moves to the peer that named it last. With
+Mode = tap there are none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastpump.config.model import PeerConfig
 from fastpump.config.options import Option
+from fastpump.config.values import Networks
 from fastpump.errors import ConfigError
 from fastpump.ip import Network
 from fastpump.protocol import keys
@@ -27,13 +29,45 @@ class PeerSection:
     """What it says, by the names of the options."""
     networks: dict[Network, int] = field(default_factory=dict)
     """Its allowed IPs, and the lines they are on."""
+    removed: set[Network] = field(default_factory=set)
+    """Those with a minus."""
+    is_incremental: bool = False
+    """Whether it leaves the peer the allowed IPs of an earlier section: so if the last AllowedIPs
+    line has a sign."""
+    bare_endpoint_line: int = 0
+    """Where its endpoint is an IPv6 address without brackets."""
 
     def set(self, option: Option, text: str, line: int) -> None:
         """Take one line of it; ConfigError."""
-        if option.name == "allowed_ips":
-            self.networks.update((network, line) for network in option.value.parse(text))
-        else:
-            self.values[option.name] = option.read(None, text)
+        if isinstance(option.value, Networks):
+            self._change_networks(option.value.changes(text), line)
+            return
+        self.values[option.name] = option.read(None, text)
+        if option.name == "endpoint":
+            is_bare = ":" in self.values["endpoint"][0] and not text.startswith("[")
+            self.bare_endpoint_line = line if is_bare else 0
+
+    def _change_networks(self, changes: Iterable[tuple[str, Network]], line: int) -> None:
+        self.is_incremental = False
+        for sign, network in changes:
+            self.is_incremental |= bool(sign)
+            if sign == "-":
+                self.networks.pop(network, None)
+                self.removed.add(network)
+            else:
+                self.networks[network] = line
+                self.removed.discard(network)
+
+    def follow(self, earlier: PeerSection, owners: dict[Network, PeerSection]) -> None:
+        """Take over what an earlier section of the same peer said and this one does not."""
+        for network in earlier.networks:
+            del owners[network]
+        if self.is_incremental:
+            kept = {network: line for network, line in earlier.networks.items()
+                    if network not in self.removed}
+            owners.update(dict.fromkeys(kept, self))
+            self.networks = kept | self.networks
+        self.values = earlier.values | self.values
 
     @property
     def public_key(self) -> bytes | None:
@@ -67,13 +101,16 @@ def merge(sections: Sequence[PeerSection],
                               "PublicKey = KEY")
         earlier = merged.get(section.public_key)
         if earlier is not None:
+            replaces = "are added to" if section.is_incremental else "replace"
             warnings.append(
                 f"{name}:{section.line}: the peer {keys.encode(section.public_key)} already has a "
                 f"[Peer] on line {earlier.line}; the values of this one win, and its allowed IPs "
-                "replace the earlier ones")
-            for network in earlier.networks:
-                del owners[network]
-            section.values = earlier.values | section.values
+                f"{replaces} the earlier ones")
+            section.follow(earlier, owners)
+        if section.bare_endpoint_line:
+            host, port = section.values["endpoint"]
+            warnings.append(f"{name}:{section.bare_endpoint_line}: this endpoint is read as "
+                            f"[{host}]:{port}; write IPv6 addresses in brackets")
         warnings += _claim(section, owners, name)
         merged[section.public_key] = section
     return tuple(section.config() for section in merged.values()), warnings
@@ -85,7 +122,7 @@ def _claim(section: PeerSection, owners: dict[Network, PeerSection], name: str) 
     warnings = []
     for network, line in section.networks.items():
         loser = owners.get(network)
-        if loser is not None:
+        if loser is not None and loser is not section:
             warnings.append(
                 f"{name}:{line}: the allowed IPs {network} are already given to another peer on "
                 f"line {loser.networks.pop(network)}; packets to them go to this one")

@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from fastpump.config.values import (
+    DECIMAL,
+    NOT_OCTAL,
     Choice,
     Commands,
     Items,
+    Networks,
     Number,
     Parsed,
     Settings,
@@ -48,7 +51,7 @@ PRESHARED_KEY = Parsed(lazily("fastpump.config.parsers.parse_optional_key", "pre
                        lazily("fastpump.protocol.keys.encode"))
 PUBLIC_KEY = Parsed(lazily("fastpump.protocol.keys.decode", "public key"),
                     lazily("fastpump.protocol.keys.encode"))
-KEEPALIVE = Number("keepalive interval", 0, MAX_KEEPALIVE_S, has_off=True)
+KEEPALIVE = Number("keepalive interval", 0, MAX_KEEPALIVE_S, has_off=True, notation=DECIMAL)
 RATE_LIMITS = Parsed(lazily("fastpump.ratelimit.parse", may_read=False),
                      lazily("fastpump.ratelimit.emit"))
 
@@ -78,6 +81,8 @@ class Option:
     needs_tap: bool = False
     is_own: bool = False
     """Whether wg-quick(8) and wg(8) do not know the key."""
+    is_wg: bool = False
+    """Whether wg(8) reads the key, and so ignores blanks inside key and value."""
     summary: str = ""
     """For --help; {default} and {bounds} are filled in."""
 
@@ -158,8 +163,8 @@ OPTIONS = (
            summary="add no routes to the allowed IPs"),
     Option(name="dns", value=Items(Parsed(lazily("fastpump.config.parsers.parse_dns"))),
            key="DNS"),
-    Option(name="mtu", value=Number("MTU", MIN_MTU, MAX_TAP_MTU), flag="--mtu", key="MTU",
-           metavar="N", may_be_empty=True,
+    Option(name="mtu", value=Number("MTU", MIN_MTU, MAX_TAP_MTU, notation=NOT_OCTAL),
+           flag="--mtu", key="MTU", metavar="N", may_be_empty=True,
            summary=f"MTU of the interface (default: {DEFAULT_MTU}; with --tap, what fits)"),
     Option(name="table", value=Parsed(lazily("fastpump.config.parsers.parse_table")),
            default="auto", key="Table", may_be_empty=True, needs_restart=True),
@@ -209,29 +214,30 @@ OPTIONS = (
     Option(name="post_up", value=Commands(), key="PostUp"),
     Option(name="pre_down", value=Commands(), key="PreDown"),
     Option(name="post_down", value=Commands(), key="PostDown"),
-    Option(name="listen_port", value=Number("UDP port", 0, 65535), flag="--listen-port",
-           key="ListenPort", metavar="PORT",
+    Option(name="listen_port", value=Number("UDP port", 0, 65535, notation=DECIMAL),
+           flag="--listen-port", key="ListenPort", metavar="PORT", is_wg=True,
            summary=f"UDP port (default: {DEFAULT_PORT}, or any free one if that is taken; 0: any)"),
     Option(name="fwmark", value=Number("firewall mark", 0, MAX_U32, has_off=True, is_hex=True),
-           default="off", flag="--fwmark", key="FwMark", metavar="N",
+           default="off", flag="--fwmark", key="FwMark", metavar="N", is_wg=True,
            summary="firewall mark of the tunnel's own packets, for policy routing (default: "
                    "{default})"),
-    Option(name="private_key", value=PRIVATE_KEY, key="PrivateKey"),
+    Option(name="private_key", value=PRIVATE_KEY, key="PrivateKey", is_wg=True),
     Option(name="private_key_file", value=Parsed(Path), flag="--private-key", metavar="FILE",
            summary="file with the private key (default: generated once and kept in "
                    "/var/lib/fastpump)"),
 )
 
 PEER_OPTIONS = (
-    Option(name="public_key", value=PUBLIC_KEY, key="PublicKey"),
-    Option(name="preshared_key", value=PRESHARED_KEY, key="PresharedKey"),
-    Option(name="allowed_ips", value=Items(Parsed(
+    Option(name="public_key", value=PUBLIC_KEY, key="PublicKey", is_wg=True),
+    Option(name="preshared_key", value=PRESHARED_KEY, key="PresharedKey", is_wg=True),
+    Option(name="allowed_ips", value=Networks(Parsed(
                lazily("fastpump.config.parsers.parse_network"))),
-           key="AllowedIPs"),
+           key="AllowedIPs", is_wg=True),
     Option(name="endpoint", value=Parsed(lazily("fastpump.config.parsers.parse_endpoint"),
                                          lazily("fastpump.config.parsers.emit_endpoint")),
-           key="Endpoint"),
-    Option(name="keepalive_s", value=KEEPALIVE, default="off", key="PersistentKeepalive"),
+           key="Endpoint", is_wg=True),
+    Option(name="keepalive_s", value=KEEPALIVE, default="off", key="PersistentKeepalive",
+           is_wg=True),
     Option(name="rate_limits", value=RATE_LIMITS, default="off", key="RateLimit",
            may_be_empty=True, is_own=True),
 )

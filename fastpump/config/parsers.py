@@ -9,7 +9,7 @@ import ipaddress
 import re
 
 from fastpump.config.options import MAX_U32
-from fastpump.config.values import Number, one_of
+from fastpump.config.values import DECIMAL, NOT_OCTAL, Number, one_of
 from fastpump.conn.endpoint import split_host_port
 from fastpump.constants import KEY_LEN
 from fastpump.errors import ConfigError, invalid
@@ -20,8 +20,9 @@ from fastpump.tun.offloads import OFFLOAD_NAMES
 _NO_KEY = bytes(KEY_LEN)    # how wg says that there is none
 _MAC = re.compile(r"[0-9a-fA-F]{2}([:-])(?:[0-9a-fA-F]{2}\1){4}[0-9a-fA-F]{2}")
 _TABLE = re.compile(r"[a-z0-9_][a-z0-9_-]*")
-_TABLE_NUMBER = Number("routing table", 1, MAX_U32)
-_HOST = re.compile(r"[\w.-]+")
+_TABLE_NUMBER = Number("routing table", 1, MAX_U32, notation=NOT_OCTAL)
+_LIKE_NUMBER = re.compile(r"[0-9]+|0x.*")
+_HOST = re.compile(r"[\w.-]+", re.ASCII)
 _DOMAIN = re.compile(r"~?[\w.-]+|~")                # ~: a routing domain of systemd-resolved
 _LIKE_ADDRESS = re.compile(r"[0-9.]+|.*:.*")        # wg-quick's
 
@@ -29,22 +30,33 @@ _LIKE_ADDRESS = re.compile(r"[0-9.]+|.*:.*")        # wg-quick's
 # -- addresses
 
 def parse_address(text: str) -> Interface:
-    """An address with its prefix length, for the interface."""
+    """An address with its prefix length or netmask, for the interface."""
     try:
         if "%" in text:
             raise ValueError("no scope id here")
-        return ipaddress.ip_interface(text)
+        interface = ipaddress.ip_interface(text)
+        length = text.partition("/")[2]
+        # ip(8) refuses a host mask, and reads /030 as octal.
+        if length and length not in (str(interface.network.prefixlen), str(interface.netmask)):
+            raise ValueError("the length must be decimal without leading zeros")
+        return interface
     except ValueError as error:
         raise invalid("address", text,
                       f"ADDRESS/PREFIXLEN, like 10.9.0.1/24 ({error})") from None
 
 
 def parse_network(text: str) -> Network:
-    """A prefix; host bits are cleared, as wg does."""
+    """A prefix; host bits are cleared, as wg does. The length is a number, no mask."""
+    address, slash, length_text = text.partition("/")
     try:
-        if "%" in text:
+        if "%" in address:
             raise ValueError("no scope id here")
-        return ipaddress.ip_network(text, strict=False)
+        if not slash:
+            return ipaddress.ip_network(address)
+        length = DECIMAL.read(length_text)
+        if length is None:
+            raise ValueError("the length must be decimal")
+        return ipaddress.ip_network((address, length), strict=False)
     except ValueError as error:
         raise invalid("allowed IP", text,
                       f"ADDRESS/PREFIXLEN, like 10.9.0.0/24 ({error})") from None
@@ -72,8 +84,8 @@ def parse_endpoint(text: str) -> tuple[str, int]:
     except ValueError:
         good = False
     if not good:
-        raise invalid("endpoint host", host,
-                      "a name, an IPv4 address, or an IPv6 address in brackets")
+        raise invalid("endpoint host", host, "a name, an IPv4 address, or an IPv6 address"
+                                             + ", not a URL" * ("/" in host))
     return host, port
 
 
@@ -96,7 +108,7 @@ def parse_dns(text: str) -> str:
 
 def parse_table(text: str) -> str:
     """A routing table as `ip route` takes it, or auto, or off."""
-    if text.isdigit() or text.startswith("0x"):
+    if _LIKE_NUMBER.fullmatch(text):
         try:
             return str(_TABLE_NUMBER.parse(text))
         except ConfigError as error:

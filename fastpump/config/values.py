@@ -5,14 +5,21 @@ Light to load: what a kind needs beyond the interpreter's own types is imported 
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from fastpump.errors import invalid
+
+BLANKS = "\t\n\v\f\r "
+"""White space as wg and wg-quick have it; Python's has more."""
+
+_NO_BLANKS = str.maketrans("", "", BLANKS)
+_SEPARATORS = re.compile(f"[,{BLANKS}]+")
 
 
 def lazily(dotted: str, *more: Any, **named: Any) -> Callable[[Any], Any]:
@@ -33,7 +40,36 @@ def one_of(words: Iterable[str]) -> str:
 
 def split_list(text: str) -> list[str]:
     """The items of a list with commas, spaces or both."""
-    return text.replace(",", " ").split()
+    return [item for item in _SEPARATORS.split(text) if item]
+
+
+def squeeze(text: str) -> str:
+    """Without any blanks, as wg reads a line."""
+    return text.translate(_NO_BLANKS)
+
+
+class Notation(NamedTuple):
+    """How a number is written: ASCII digits only, no sign, no underscore."""
+
+    pattern: re.Pattern[str]
+    words: str
+
+    def read(self, text: str) -> int | None:
+        """The number; None if it is written in another way."""
+        if not self.pattern.fullmatch(text):
+            return None
+        if text[1:2] in ("x", "X"):
+            return int(text, 16)
+        return int(text.lstrip("0")[:20] or "0")    # more digits are out of any range, too
+
+
+DECIMAL = Notation(re.compile("[0-9]+"), "in decimal")
+"""Leading zeros mean nothing, as with wg."""
+DECIMAL_OR_HEX = Notation(re.compile("[0-9]+|0x[0-9a-fA-F]+"),
+                          "in decimal, or in hexadecimal with 0x")
+NOT_OCTAL = Notation(re.compile("0|[1-9][0-9]*|0[xX][0-9a-fA-F]+"),
+                     "in decimal without leading zeros, or in hexadecimal with 0x")
+"""For what wg-quick gives to ip(8), where a leading zero means octal."""
 
 
 class Value(ABC):
@@ -43,6 +79,8 @@ class Value(ABC):
     """The value of an option that was not given and has no default."""
     is_repeatable: ClassVar[bool] = False
     """Whether its flag may be given several times."""
+    may_have_hash: ClassVar[bool] = False
+    """Whether a '#' in a file is part of it, and begins no comment."""
 
     @abstractmethod
     def parse(self, text: str) -> Any:
@@ -72,24 +110,24 @@ class Value(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Number(Value):
-    """A whole number in a range, decimal or 0x; perhaps `off`, which is 0."""
+    """A whole number in a range; perhaps `off`, which is 0."""
 
     what: str
     low: int
     high: int
     has_off: bool = False
     is_hex: bool = False
+    """Whether it is written in hexadecimal."""
+    notation: Notation = DECIMAL_OR_HEX
 
     def parse(self, text: str) -> int:
         if self.has_off and text.lower() == "off":
             return 0
-        try:
-            value = int(text, 0)
-        except ValueError:
-            value = self.low - 1
-        if not self.low <= value <= self.high:
-            raise invalid(self.what, text, self.bounds + ", or off" * self.has_off)
-        return value
+        value = self.notation.read(text)
+        if value is not None and self.low <= value <= self.high:
+            return value
+        notation = f" ({self.notation.words})" if value is None else ""
+        raise invalid(self.what, text, self.bounds + ", or off" * self.has_off + notation)
 
     def emit(self, value: Any) -> str:
         if self.has_off and value == 0:
@@ -172,6 +210,19 @@ class Items(Value):
         return tuple(given)
 
 
+class Networks(Items):
+    """Networks as wg lists them: commas alone separate them, and none is empty."""
+
+    def parse(self, text: str) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(network for _, network in self.changes(text)))
+
+    def changes(self, text: str) -> Iterable[tuple[str, Any]]:
+        """Each with its sign: "+" or nothing if the peer gets it, "-" if it loses it."""
+        for item in squeeze(text).split(","):
+            sign = item[0] if item.startswith(("+", "-")) else ""
+            yield sign, self.item.parse(item[len(sign):])
+
+
 class Settings(Items):
     """Items that are NAME=VALUE: a dict, in which the last value of a name counts."""
 
@@ -194,6 +245,7 @@ class Commands(Value):
     """Shell commands in order, a line of a file each."""
 
     nothing: ClassVar[Any] = ()
+    may_have_hash: ClassVar[bool] = True
 
     def parse(self, text: str) -> tuple[str, ...]:
         return (text,) if text else ()

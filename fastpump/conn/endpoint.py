@@ -7,6 +7,7 @@ has no IPv6; then they are AF_INET, and so are the sockaddrs.
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import struct
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from fastpump.errors import ConfigError, invalid
 _SOCKADDR_IN6 = struct.Struct("=H2sI16sI")
 _SOCKADDR_IN = struct.Struct("=H2s4s8x")
 _MAPPED_PREFIX = bytes(10) + b"\xff\xff"
+_PORT = re.compile("0*[0-9]{1,5}")
 
 NO_SOURCE_ADDRESS = bytes(16)
 """In place of a source address: the kernel chooses. Source addresses are 16 bytes, IPv4 ones
@@ -85,16 +87,16 @@ class Endpoint:
 
 
 def split_host_port(text: str) -> tuple[str, int]:
-    """HOST:PORT or [V6]:PORT; ConfigError says what is wrong."""
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise invalid("endpoint", text, "[ADDRESS]:PORT for IPv6")
-    if not colon or not host or not port.isascii() or not port.isdigit() \
-            or len(port) > 5 or not 1 <= int(port) <= 65535:
+    """HOST:PORT or [HOST]:PORT; without brackets the last colon separates, as in wg, also after an
+    IPv6 address. ConfigError says what is wrong."""
+    if text.startswith("["):
+        host, separator, port = text[1:].partition("]:")
+    else:
+        host, separator, port = text.rpartition(":")
+    if not separator or not host or "]" in host or not _PORT.fullmatch(port) \
+            or not 1 <= int(port[-5:]) <= 65535:
         raise invalid("endpoint", text, "HOST:PORT, with a port from 1 to 65535")
-    return host, int(port)
+    return host, int(port[-5:])
 
 
 def is_name(host: str) -> bool:

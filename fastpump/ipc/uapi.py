@@ -237,6 +237,8 @@ def parse_endpoint(text: str) -> Endpoint:
     """ADDRESS:PORT or [V6]:PORT; a link-local V6 may end with %INTERFACE."""
     try:
         host, port = split_host_port(text)
+        if ":" in host and not text.startswith("["):
+            raise ValueError("IPv6 without brackets is for files")
         address, _, scope = host.partition("%")
         scope_id = 0
         if scope:

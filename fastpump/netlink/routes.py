@@ -166,7 +166,7 @@ def _routes(netlink: IPRoute, index: int) -> set[tuple[Network, int]]:
 
 def table_number(name: str) -> int:
     """The number of a routing table, by its number or its name in rt_tables."""
-    if name.isdigit():
+    if name.isascii() and name.isdigit():
         return int(name)
     known = {"main": TABLE_MAIN, "default": TABLE_DEFAULT, "local": TABLE_LOCAL}
     for path in TABLE_NAMES:

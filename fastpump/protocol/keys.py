@@ -24,7 +24,7 @@ def encode(key: bytes) -> str:
 
 def decode(text: str, what: str = "key") -> bytes:
     """32 bytes; ConfigError names `what` and the form that is expected."""
-    text = text.strip()
+    text = text.strip("\t\n\v\f\r ")     # not Unicode's blanks: wg refuses those
     try:
         key = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

@@ -48,8 +48,9 @@ FILE_VALUES = {
     "PrivateKey": [FILE_KEY, keys.encode(bytes(32)), FILE_KEY[:-1], FILE_KEY + "=", ""],
     "PublicKey": [keys.encode(bytes([n]) * 32) for n in range(1, 4)] + [FILE_KEY[::-1]],
     "PresharedKey": [FILE_KEY, keys.encode(bytes(32)), "x"],
-    "AllowedIPs": ["10.1.2.3/16,fd01::/48 192.0.2.1", "", "0.0.0.0/0, ::/0", "10.0.0.0/8",
-                   "10.1.2.3/255.255.0.0", "10.0.0.0/0.255.255.255", "::/129", "1%1"],
+    "AllowedIPs": ["10.1.2.3/16,fd01::/48,192.0.2.1", "", "+10.3.0.0/16, -fd01::/48",
+                   "0.0.0.0/0, ::/0", "10.0.0.0/8", "10.1.2.3/255.255.0.0",
+                   "10.0.0.0/0.255.255.255", "::/129", "1%1"],
     "Endpoint": ["[2001:DB8::1]:51820", "vpn.example.org:1", "192.0.2.1:65535", "[fe80::1%2]:1",
                  "::1:1", "a:0", "[a]:1", "b\u00fccher.example:1", "[]:1"],
     "PersistentKeepalive": ["25", "OFF", "0", "65536", "0x19"],
@@ -109,7 +110,7 @@ def random_config(rng):
     def perhaps(*values):
         return rng.choice((None, *values))
 
-    hooks = ["true", "echo a=b", "echo '[x]'", "iptables -A x; y && z"]
+    hooks = ["true", "echo a=b", "echo '[x]'", "iptables -A x; y && z", "a # b"]
     publics = rng.sample(range(1, 256), rng.randrange(4))
     prefixes = list(dict.fromkeys(random_prefix(rng)[1] for _ in range(8)))
     mode = rng.choice(("tun", "tun", "tap"))
