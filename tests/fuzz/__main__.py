@@ -30,12 +30,13 @@ from fuzz.lanes import check_egress, check_lanes
 from fuzz.ratelimit import check_ratelimit
 from fuzz.timers import check_timers
 from fuzz.uapi import check_uapi
+from fuzz.wgfiles import check_wgfiles
 
 CHECKS = {check.__name__.removeprefix("check_"): check for check in (
     check_uapi, check_conffile, check_handshakes, check_admission, check_timers,
-    check_lanes, check_egress, check_frames, check_ratelimit)}
+    check_lanes, check_egress, check_frames, check_ratelimit, check_wgfiles)}
 SHARES = {"uapi": 20, "conffile": 17, "handshakes": 2, "admission": 20, "timers": 8, "lanes": 18,
-          "egress": 6, "frames": 4, "ratelimit": 5}
+          "egress": 6, "frames": 4, "ratelimit": 5, "wgfiles": 0}     # 0: needs wg, only by --check
 
 
 def run_case(seed, number, only=None):
