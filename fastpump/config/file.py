@@ -7,8 +7,8 @@ order of the file (file_peers.py). Every error is FILE:LINE and one sentence; wh
 suspicious is in `FileConfig.warnings`. No error repeats a key, not even one in place of another
 word. file_emit.py writes the text back.
 
-What wg reads is read as wg does: blanks inside do not count. Bytes that are not UTF-8 are kept as
-surrogates, so that a comment or a command may hold any.
+What wg reads is read as wg does: blanks inside do not count. Comments and commands may hold bytes
+that are not UTF-8; in text they are surrogates.
 
 Accepted limits: a file is read whole, and has at most MAX_FILE_LEN bytes.
 """
@@ -42,6 +42,7 @@ PEER_KEYS = {option.key.lower(): option for option in PEER_OPTIONS}
 
 _NAME = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")       # wg-quick's
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")  # shorter than a key in base64
+_NOT_UTF_8 = re.compile("[\ud800-\udfff]")
 _LIKE_KEY = re.compile(r"[A-Za-z0-9+/]{42,}=*")
 
 
@@ -209,12 +210,16 @@ def parse(text: str, name: str) -> FileConfig:
 
 
 def _content(section: dict[str, Any] | PeerSection | None, whole: str) -> str:
-    """A line without its comment; of a command, '#' is part, and the shell decides what it is."""
+    """A line without its comment; of a command, '#' is part, and the shell decides what it is.
+    ConfigError."""
     key = whole.partition("=")[0].strip(BLANKS).lower()
     if isinstance(section, dict) and key in INTERFACE_KEYS \
             and INTERFACE_KEYS[key].value.may_have_hash:
         return whole.strip(BLANKS)
-    return whole.partition("#")[0].strip(BLANKS)
+    line = whole.partition("#")[0].strip(BLANKS)
+    if _NOT_UTF_8.search(line):
+        raise ConfigError("there are bytes here that are no text: must be UTF-8")
+    return line
 
 
 def _section_name(line: str) -> str:

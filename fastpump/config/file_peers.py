@@ -101,11 +101,11 @@ def merge(sections: Sequence[PeerSection],
                               "PublicKey = KEY")
         earlier = merged.get(section.public_key)
         if earlier is not None:
-            replaces = "are added to" if section.is_incremental else "replace"
+            verb = "change" if section.is_incremental else "replace"
             warnings.append(
                 f"{name}:{section.line}: the peer {keys.encode(section.public_key)} already has a "
                 f"[Peer] on line {earlier.line}; the values of this one win, and its allowed IPs "
-                f"{replaces} the earlier ones")
+                f"{verb} the earlier ones")
             section.follow(earlier, owners)
         if section.bare_endpoint_line:
             host, port = section.values["endpoint"]

@@ -173,7 +173,7 @@ def table_number(name: str) -> int:
         with contextlib.suppress(OSError):
             for line in path.read_text().splitlines():
                 words = line.partition("#")[0].split()
-                if len(words) == 2 and words[0].isdigit():
+                if len(words) == 2 and words[0].isascii() and words[0].isdigit():
                     known.setdefault(words[1], int(words[0]))
     if name not in known:
         raise ConfigError(f"there is no routing table {name!r}: give its number, or add the name "

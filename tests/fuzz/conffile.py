@@ -153,5 +153,5 @@ def check_conffile(rng):
         check_conffile_text(text)
         for _ in range(rng.randrange(3)):
             data = mutated(rng, text.encode())
-            inputs.append(data.decode("utf-8", "replace"))
+            inputs.append(data.decode("utf-8", "surrogateescape"))
             check_conffile_text(inputs[-1])

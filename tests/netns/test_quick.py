@@ -315,6 +315,18 @@ def test_save_config_writes_what_runs(quick, lab):
     assert is_reachable(lab, INSIDE4["b"]) and lab.status("a")["listen_port"] == 4242
 
 
+def test_a_command_is_all_of_its_line_and_is_saved_as_it_was(quick, monkeypatch):
+    """With what follows a '#', and bytes that are not UTF-8."""
+    monkeypatch.setenv("HOOKS", str(quick.directory / "hooks"))
+    command = b"PostUp = echo '%i #1 \xfc' >> $HOOKS # done"
+    quick.write(ADDRESSES, "SaveConfig = true", "PostUp = true")
+    quick.path.write_bytes(quick.path.read_bytes().replace(b"PostUp = true", command))
+    quick("up")
+    quick("down")
+    assert (quick.directory / "hooks").read_bytes() == f"{quick.name} #1 ".encode() + b"\xfc\n"
+    assert command in quick.path.read_bytes().splitlines()
+
+
 def test_the_tunnel_of_a_tap_is_what_the_file_says():
     lines = {"Mode = tap": ("mode", "tap"), "Bridge = br0": ("bridge", "br0"),
              "Attach = eth1": ("attach", ("eth1",)), "AttachMode = tc": ("attach_mode", "tc"),

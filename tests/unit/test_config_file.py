@@ -570,8 +570,9 @@ def test_comments_and_commands_may_have_any_bytes(tmp_path):
     (command,) = config.post_up
     assert os.fsencode(command) == b"echo \xfc # \xff"
     assert emit(config).encode("utf-8", "surrogateescape") == data.partition(b"\n")[2]
-    with pytest.raises(ConfigError, match=r"'\\udcfc'"):
-        config_file.load(write(tmp_path / "wg0.conf", b"[Interface]\nMTU = \xfc\n"))
+    for line in (b"MTU = \xfc", b"Attach = \xfc", b"\xfc = 1", b"[\xfc]"):
+        with pytest.raises(ConfigError, match=r"wg0\.conf:2: .* UTF-8"):
+            config_file.load(write(tmp_path / "wg0.conf", b"[Interface]\n" + line))
 
 
 def test_an_ipv6_endpoint_needs_no_brackets_but_gets_a_warning():
@@ -619,7 +620,7 @@ def test_strange_files_are_refused(tmp_path):
     write(tmp_path / "binary", b"[Interface]\n\xff\xfe")
     write(tmp_path / "big", b"#" * (config_file.MAX_FILE_LEN + 1))
     for name, complaint in (("fifo", "regular file"), (".", "regular file"),
-                            ("missing", "cannot read"), ("binary", "binary:2: cannot parse"),
+                            ("missing", "cannot read"), ("binary", "binary:2: .*UTF-8"),
                             ("big", "at most 16 MiB")):
         with pytest.raises(ConfigError, match=complaint):
             config_file.load(tmp_path / name)
