@@ -54,8 +54,12 @@ LANE_PROBE_INTERVALS = (SECOND // 10, SECOND // 5, SECOND // 2, SECOND, 2 * SECO
 LANE_OPENING_TIME = 5 * SECOND
 """A lane that the peer opens is dead if it was not received there within this time: the first five
 probes of LANE_PROBE_INTERVALS, and what the two sides begin apart."""
-LANE_UNANSWERED_TIME = SECOND
+LANE_UNANSWERED_TIME = SECOND // 2
 """Data on a lane that is unanswered for so long makes us probe it."""
+LANE_PROBE_TIMEOUT = SECOND
+"""Until the next probe because of such data, or the lane's death. If one direction is blocked and
+data goes both ways, the side that still receives notices when the other has moved its flows: twice
+LANE_UNANSWERED_TIME and three of these, 7 s."""
 LANE_DEAD_AFTER_PROBES = 3
 LANE_ANSWER_INTERVAL = SECOND // 50
 """An echo request is not answered if something was sent on the lane this recently."""

@@ -3,8 +3,8 @@
 A probe is an empty lane message with the probe flag (an echo request); the peer answers it on the
 same lane. The side that opens a set probes its lanes until they are answered: the first probe shows
 the other side where the lane is, the answer shows that nothing blocks it. The other side expects
-the first probe within LANE_OPENING_TIME. Later, a lane is probed
-when data on it is not answered, and when it is dead, until it works again.
+the first probe within LANE_OPENING_TIME. Later, a lane is probed when data on it is not answered,
+and when it is dead, until it works again.
 
 Workers send on a lane as soon as they have received a message there, and report that (USABLE).
 They also report data that is the first to leave since then (UNANSWERED), and do not report it
@@ -30,6 +30,7 @@ from fastpump.constants import (
     LANE_DEAD_AFTER_PROBES,
     LANE_OPENING_TIME,
     LANE_PROBE_INTERVALS,
+    LANE_PROBE_TIMEOUT,
     LANE_UNANSWERED_TIME,
     SECOND,
 )
@@ -111,7 +112,7 @@ TRANSITIONS: dict[tuple[State, Event], tuple[State, Action]] = {
     # Most data is answered at once; look again when that is overdue.
     (State.UP, Event.UNANSWERED): (State.SUSPECT, Action.AWAIT_ANSWER),
 
-    # The usual case: the peer answers. One look a second costs less than a timer a packet.
+    # The usual case: the peer answers. Two looks a second cost less than a timer a packet.
     (State.SUSPECT, Event.ANSWERED): (State.UP, Action.WATCH),
     # What was reported has been answered; other data has left since.
     (State.SUSPECT, Event.TOO_EARLY): (State.SUSPECT, Action.AWAIT_ANSWER),
@@ -200,6 +201,8 @@ class Lane:
         if now >= max(data_at, self._answered_at) + LANE_ANSWER_INTERVAL:
             self._answered_at = now
             self._owner.send(self.number, 0, now)
+            if self.is_dead:        # the peer's way to us is open again; perhaps ours is, too
+                self.ask(now)
 
     # -- events
 
@@ -265,7 +268,7 @@ class Lane:
     # -- actions
 
     def _probe(self, now: int) -> None:
-        interval = LANE_UNANSWERED_TIME
+        interval = LANE_PROBE_TIMEOUT
         if self.state is not State.SUSPECT:
             interval = LANE_PROBE_INTERVALS[min(self._probes_sent, len(LANE_PROBE_INTERVALS) - 1)]
         self._probes_sent += 1

@@ -59,7 +59,7 @@ def test_a_lane_that_is_not_answered_dies_and_comes_back(world, caplog):
     a.send_packet(worker=1)
     probed_at = [(now - began) // (SECOND // 10)
                  for now in world.steps(10, a) for _ in a.take_probes()]
-    assert probed_at[:LANE_DEAD_AFTER_PROBES] == [10, 20, 30]
+    assert probed_at[:LANE_DEAD_AFTER_PROBES] == [5, 15, 25]
     assert a.usable == [0]
     assert "lane 1 of" in caplog.text and caplog.text.count("is dead") == 1
 
@@ -182,7 +182,7 @@ def test_an_answer_to_a_probe_keeps_a_lane(world):
     a, b = world.a, world.b
     for _ in range(3):
         a.send_packet(worker=1)
-        for _ in world.steps(2.5, a, b):
+        for _ in world.steps(2, a, b):
             pass
         assert a.take_probes() == [1, 1]
         b.receive_lane(probe(a, 1), a)
@@ -237,6 +237,20 @@ def test_probes_that_cross_are_both_answered(world):
     world.deliver(world.a, world.b)
     assert ("lane", 1, 0) in world.deliver(world.b, world.a)
     assert ("lane", 1, 0) in world.deliver(world.a, world.b)
+
+
+def test_a_probe_on_a_dead_lane_is_answered_with_a_probe(world):
+    """So that it works again on both sides as soon as one finds that the path is open."""
+    a, b = world.a, world.b
+    a.send_packet(worker=1)
+    for _ in world.steps(5, a):
+        a.take_probes()
+    assert a.usable == [0]
+    b.newest.lanes[1].ask(world.now)
+    assert world.deliver(b, a) == [("lane", 1, ASK)]
+    assert [message[1] for message, _, _ in a.lane_sent if message[2] == 1].count(0) == 1
+    world.settle()
+    assert a.usable == [0, 1]
 
 
 def test_data_that_has_just_left_answers_a_probe(world):

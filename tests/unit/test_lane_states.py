@@ -9,6 +9,7 @@ from fastpump.constants import (
     HELLO_TIMEOUT,
     LANE_DEAD_AFTER_PROBES,
     LANE_PROBE_INTERVALS,
+    LANE_PROBE_TIMEOUT,
     LANE_UNANSWERED_TIME,
     SECOND,
 )
@@ -416,25 +417,28 @@ def test_a_lane_that_the_peer_does_not_open_is_dead(is_received):
 def test_unanswered_data_is_probed_for_and_then_the_lane_is_dead():
     each = living(Life.UP)
     each.unanswered(START)
-    assert each.run(START + 4 * SECOND) == [START + n * SECOND for n in (1, 2, 3, 4)]
+    dead_at = START + LANE_UNANSWERED_TIME + LANE_DEAD_AFTER_PROBES * LANE_PROBE_TIMEOUT
+    assert each.run(dead_at) == [*range(START + LANE_UNANSWERED_TIME, dead_at + 1,
+                                        LANE_PROBE_TIMEOUT)]
     assert each.lane.is_dead and len(each.sent) == 4
-    assert each.deaths == [START + 4 * SECOND]
-    assert each.logged == ["lane 0 of peer is dead: no reply for 4 seconds; moving its flows to "
+    assert each.deaths == [dead_at]
+    assert each.logged == ["lane 0 of peer is dead: no reply for 3 seconds; moving its flows to "
                            "other lanes"]
 
 
 def test_an_answer_in_time_has_the_next_data_reported():
     each = living(Life.SUSPECT)
     each.tables.since = 0
-    assert each.run(START + 60 * SECOND) == [START + SECOND]
+    assert each.run(START + 60 * SECOND) == [START + LANE_UNANSWERED_TIME]
     assert (each.lane.state, each.tables.cleared, each.sent) == (Life.UP, 1, [])
 
 
 def test_younger_data_gets_its_time():
     each = living(Life.SUSPECT)
-    each.tables.since = START + SECOND // 2
-    assert each.run(START + SECOND) == [START + SECOND]
-    assert each.due[each.lane] == START + SECOND // 2 + LANE_UNANSWERED_TIME
+    look_at = START + LANE_UNANSWERED_TIME
+    each.tables.since = START + SECOND // 4
+    assert each.run(look_at) == [look_at]
+    assert each.due[each.lane] == START + SECOND // 4 + LANE_UNANSWERED_TIME
     assert each.sent == []
 
 
