@@ -26,6 +26,7 @@ from fuzz.admission import check_admission
 from fuzz.conffile import check_conffile
 from fuzz.frames import check_frames
 from fuzz.handshakes import check_handshakes
+from fuzz.lanelife import check_lanelife
 from fuzz.lanes import check_egress, check_lanes
 from fuzz.ratelimit import check_ratelimit
 from fuzz.timers import check_timers
@@ -34,9 +35,13 @@ from fuzz.wgfiles import check_wgfiles
 
 CHECKS = {check.__name__.removeprefix("check_"): check for check in (
     check_uapi, check_conffile, check_handshakes, check_admission, check_timers,
-    check_lanes, check_egress, check_frames, check_ratelimit, check_wgfiles)}
+    check_lanes, check_egress, check_frames, check_ratelimit, check_wgfiles, check_lanelife)}
 SHARES = {"uapi": 20, "conffile": 17, "handshakes": 2, "admission": 20, "timers": 8, "lanes": 18,
-          "egress": 6, "frames": 4, "ratelimit": 5, "wgfiles": 0}     # 0: needs wg, only by --check
+          "egress": 6, "frames": 4, "ratelimit": 5, "lanelife": 0.02,
+          "wgfiles": 0}     # needs wg: only by --check
+
+LONG = {"lanelife"}
+"""A quarter of a second each: tests/unit/test_lane_schedules.py runs some with the suite."""
 
 
 def run_case(seed, number, only=None):

@@ -29,6 +29,16 @@ LANE_SOCKETS = 4        # for each queue
 PACKET = bytes.fromhex("4500001400000000400100000a0900010a090002")
 
 
+def received(sock):
+    """All that waits in a socket."""
+    found = []
+    while True:
+        try:
+            found.append(sock.recv(1 << 16))
+        except BlockingIOError:
+            return found
+
+
 class Place:
     """Where a side is, as the other sees it."""
 
@@ -146,8 +156,16 @@ class Side(Callbacks):
 
     def send_packet(self, worker):
         """Data for the peer, from the host."""
-        self._interfaces[worker].send(bytes(10) + PACKET)
+        self.write_packet(worker, PACKET)
         self.run()
+
+    def write_packet(self, worker, packet):
+        """The host sends a packet; the worker has not looked yet."""
+        self._interfaces[worker].send(bytes(10) + packet)
+
+    def take_packets(self):
+        """What the workers have written to the interface."""
+        return [data[10:] for interface in self._interfaces for data in received(interface)]
 
     def receive_handshake(self, message, other):
         self.device.receive(message, other.place.endpoint, NO_SOURCE_ADDRESS, self.world.now)
