@@ -7,34 +7,24 @@ the shared tables, confines itself, and never returns from the data plane's loop
 Imports are few: a restart after a crash has 200 ms.
 """
 
-from __future__ import annotations
-
 import os
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import namedtuple
 
 EXIT_INTERFACE_GONE = 3
 EXIT_SETUP = 4
 
 
-class WorkerArguments(NamedTuple):
-    """The command line of a worker: NAME=NUMBER, or NAME=NUMBER,NUMBER... for the last two."""
+class WorkerArguments(namedtuple("_Fields", (
+        "number", "udp_fd", "tables_fd", "doorbell_fd", "event_fd", "cpu", "busy_poll_us", "parent",
+        "lane_fds", "tun_fds"))):
+    """The command line of a worker: NAME=NUMBER, or NAME=NUMBER,NUMBER... for the last two.
 
-    number: int
-    udp_fd: int
-    tables_fd: int
-    doorbell_fd: int
-    event_fd: int
-    cpu: int
-    """To run on; -1 for any."""
-    busy_poll_us: int
-    parent: int
-    """The supervisor's pid."""
-    lane_fds: tuple[int, ...]
-    """Of all lane sockets."""
-    tun_fds: tuple[int, ...]
-    """Of all queues."""
+    `cpu`: to run on, -1 for any; `parent`: the supervisor's pid; `lane_fds`, `tun_fds`: tuples, of
+    all lane sockets and of all queues. (Not of typing, which takes longer to load than all else.)
+    """
+
+    __slots__ = ()
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -48,14 +38,14 @@ class WorkerArguments(NamedTuple):
                 for name, value in zip(self._fields, self, strict=True)]
 
     @classmethod
-    def parse(cls, words: Sequence[str]) -> WorkerArguments:
+    def parse(cls, words: list[str]) -> "WorkerArguments":
         """What `emit` gave."""
         values: dict[str, int | tuple[int, ...]] = {}
         for word in words:
             name, _, text = word.partition("=")
             numbers = tuple(map(int, filter(None, text.split(","))))
             values[name] = numbers if name in ("lane_fds", "tun_fds") else numbers[0]
-        return cls(**values)    # type: ignore[arg-type]
+        return cls(**values)
 
 
 def main() -> None:

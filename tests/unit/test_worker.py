@@ -1,5 +1,10 @@
 """The command line of a worker process."""
 
+import subprocess
+import sys
+from pathlib import Path
+
+import fastpump
 from fastpump.worker import WorkerArguments
 
 
@@ -10,3 +15,15 @@ def test_arguments_survive_the_command_line():
     assert arguments.fds == (5, 6, 7, 8, 9, 10)
     lanes = arguments._replace(lane_fds=(20, 21))
     assert WorkerArguments.parse(lanes.emit()) == lanes
+
+
+def test_a_worker_loads_little():
+    """It has 200 ms to be back after a crash."""
+    program = ("import sys, fastpump.worker, fastpump._core; "
+               "print([name for name in ('typing', 'asyncio', 'dataclasses', 'logging') "
+               "if name in sys.modules])")
+    path = str(Path(fastpump.__file__).parents[1])
+    result = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {path!r}); {program}"],
+        capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
