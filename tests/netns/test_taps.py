@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import sys
 from types import SimpleNamespace
 
@@ -28,7 +27,7 @@ import fastpump
 from fastpump.cli.main import main
 from fastpump.errors import ConfigError
 from fastpump.host import monitors, taps
-from fastpump.lab.networks import stop
+from fastpump.lab.networks import need, stop
 from support.hosts import FASTPUMP, as_user, until, with_tun_device
 
 COUNT = 1000
@@ -353,12 +352,10 @@ def test_qemus_arguments(name, queue_count, arguments):
 @pytest.mark.parametrize("options", [(), ("--multi-queue", "--queues", "3")],
                          ids=["one queue", "three queues"])
 def test_qemu_takes_them(lab, options):
-    qemu = shutil.which("qemu-system-x86_64")
-    if qemu is None:
-        pytest.skip("qemu-system-x86_64 is not installed")
+    need("qemu-system-x86_64")
     arguments = shlex.split(tap(lab, "create", "a,b", "--qemu", *options))
-    machine = [qemu, "-machine", "q35", "-accel", "tcg", "-m", "16", "-display", "none",
-               "-nodefaults", "-S", "-monitor", "stdio"]
+    machine = ["qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-m", "16",
+               "-display", "none", "-nodefaults", "-S", "-monitor", "stdio"]
     lab.spawn("a", *machine, *arguments)
     (holder,) = until(lambda: listed(lab)["a,b"]["tuntap"]["holders"], timeout_s=30)
     assert (holder["command"], holder["fds"]) == ("qemu-system-x86", 3 if options else 1)

@@ -28,40 +28,20 @@ from support.packets import (
     udp,
 )
 from support.plainlanes import ASK, BUNDLE, FENCE, PARTIAL
-from support.pumps import ALL_FEATURES, START, datagrams, lane_pair, message, pair
+from support.pumps import ALL_FEATURES, START, carry, datagrams, lane_pair, message, pair
 
 MS = SECOND // 1000
 SMALL = udp(A4, B4, b"small")
 
 
 @pytest.fixture
-def ends():
-    both = lane_pair()
-    yield both
-    for end in both:
-        end.close()
-
-
-@pytest.fixture
-def one(ends):
-    return ends[0]
-
-
-@pytest.fixture
-def two(ends):
-    return ends[1]
+def ends(closed):
+    return closed(lane_pair())
 
 
 def closing(ends):
     for end in ends:
         end.close()
-
-
-def carry(one, two, packet, vnet=PLAIN):
-    one.give(packet, vnet)
-    one.poll()
-    two.poll()
-    return two.take()
 
 
 def needs_csum(packet, l4_at=20):

@@ -34,32 +34,12 @@ from support.packets import (
     tcp,
     udp,
 )
-from support.pumps import START, drain, message, pair
+from support.pumps import START, carry, drain, message, pair
 
 
 @pytest.fixture
-def ends():
-    both = pair()
-    yield both
-    for end in both:
-        end.close()
-
-
-@pytest.fixture
-def one(ends):
-    return ends[0]
-
-
-@pytest.fixture
-def two(ends):
-    return ends[1]
-
-
-def carry(one, two, packet, vnet=PLAIN):
-    one.give(packet, vnet)
-    one.poll()
-    two.poll()
-    return two.take()
+def ends(closed):
+    return closed(pair())
 
 
 @pytest.mark.parametrize("backend", _core.BACKENDS)

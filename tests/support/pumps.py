@@ -221,3 +221,11 @@ def message(end, counter, inner, *, key=None, index=None, kind=4):
     sealed = ChaCha20Poly1305(key or end.keys[1]).encrypt(
         bytes(4) + struct.pack("<Q", counter), inner, b"")
     return header + sealed
+
+
+def carry(one, two, packet, vnet=PLAIN):
+    """A packet from one interface to the other; what is written there."""
+    one.give(packet, vnet)
+    one.poll()
+    two.poll()
+    return two.take()
