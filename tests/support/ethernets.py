@@ -78,6 +78,15 @@ class Sites(Lab):
         self.ip(before, "link", "set", host, "netns", self.names[site])
         self.ip(site, "link", "set", host, "master", "br0", "up")
 
+    @contextlib.contextmanager
+    def unplugged(self, host, site):
+        """Nothing that a host sends by itself (ARP, neighbour discovery) comes to its site."""
+        self.ip(site, "link", "set", host, "down")
+        try:
+            yield
+        finally:
+            self.ip(site, "link", "set", host, "up")
+
     def pings(self, host, to, *options):
         """Whether a ping is answered."""
         return self.run(host, "ping", "-c", "1", "-W", "2", *options, to,
