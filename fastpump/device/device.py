@@ -34,7 +34,7 @@ from fastpump.device.sessions import Sessions
 from fastpump.errors import ConfigError
 from fastpump.protocol import cookie, keys, noise
 from fastpump.protocol.keypairs import Keypair
-from fastpump.protocol.timers import Action, Activity
+from fastpump.protocol.timers import Action, Activity, earliest
 from fastpump.verdicts import Verdict
 
 TICK_LEN = 32       # peers per call of `tick`: some milliseconds
@@ -337,9 +337,8 @@ class Device:
     def _watch(self, peer: Peer) -> None:
         """The last step of whatever may have changed a peer's timers or lanes, or retired
         something of it."""
-        deadlines = (peer.timers.deadline(), self.lanes.of(peer).deadline())
-        earliest = min((each for each in deadlines if each is not None), default=None)
-        if self.deadlines.watch(peer, earliest):
+        if self.deadlines.watch(peer, earliest(peer.timers.deadline(),
+                                               self.lanes.of(peer).deadline())):
             self._callbacks.on_deadline()
         self._report_retired()
 

@@ -30,7 +30,7 @@ from fastpump.device.peer import Peer
 from fastpump.protocol import lane_messages, wire
 from fastpump.protocol.keypairs import Keypair
 from fastpump.protocol.lane_messages import Mode, Terms
-from fastpump.protocol.timers import Activity
+from fastpump.protocol.timers import Activity, earliest
 
 log = logging.getLogger("fastpump.lanes")
 
@@ -300,7 +300,7 @@ class LaneSets:
 
     def deadline(self) -> int | None:
         """When `run_timers` has something to do."""
-        return min((each.deadline() for each in self._live), default=None)
+        return earliest(*(each.deadline() for each in self._live))
 
     def run_timers(self, now: int) -> None:
         """Drop what is too old, and look at the lanes whose timers have fired."""

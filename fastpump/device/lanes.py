@@ -34,6 +34,7 @@ from fastpump.device.peer import Peer
 from fastpump.protocol import lane_messages
 from fastpump.protocol.keypairs import Keypair
 from fastpump.protocol.lane_messages import Abilities, Hello, Offer
+from fastpump.protocol.timers import earliest
 from fastpump.verdicts import Verdict
 
 log = logging.getLogger("fastpump.lanes")
@@ -112,9 +113,8 @@ class PeerLanes:
 
     def deadline(self) -> int | None:
         """When `tick` wants to be called next."""
-        times = [self._proof_at, self._keepalive_at, self._session_answer_at,
-                 self.sets.deadline(), *(upgrade.deadline for upgrade in self.upgrades)]
-        return min((time for time in times if time is not None), default=None)
+        return earliest(self._proof_at, self._keepalive_at, self._session_answer_at,
+                        self.sets.deadline(), *(upgrade.deadline for upgrade in self.upgrades))
 
     def tick(self, now: int) -> None:
         """Run what is due."""
