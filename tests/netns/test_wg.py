@@ -185,7 +185,7 @@ def test_it_goes_to_the_background_and_wg_sees_it(alone, lab):
     assert alone.socket.stat().st_mode & 0o777 == 0o600
     pid = alone.pid
     assert os.getsid(pid) == pid
-    assert {str(Path(f"/proc/{pid}/fd/{fd}").readlink()) for fd in (0, 1, 2)} == {"/dev/null"}
+    assert all(Path(f"/proc/{pid}/fd/{fd}").samefile("/dev/null") for fd in (0, 1, 2))
     assert alone.name in lab.run("a", "wg", "show", "interfaces").stdout.split()
     assert f"interface: {alone.name}\n" in lab.run("a", "wg", "show", "all").stdout
     assert f"{alone.name}\t(none)\t(none)\t0\toff" in lab.run(

@@ -301,13 +301,14 @@ DIFFERENCES = (
     Difference("wg", _PORT_KEY + rb"([+-]\d+|0+|" + _OVER_65535 + rb")$",
                "the C library cuts ports to 16 bits and takes signs; nobody means that. Port 0 "
                "is no place to send to"),
-    Difference("wg", _PORT_KEY + rb"[a-z][a-z0-9-]*$",
-               "names of services depend on the host's /etc/services"),
     Difference("wg", rb"^endpoint=\*:", "an oddity of glibc, which takes * for the loopback"),
     Difference("ours", b"^\xef\xbb\xbf", "some editors begin a file with a byte order mark"),
     Difference("ours", b"^(" + b"|".join(sorted(QUICK_KEYS)) + b")=",
                "wg-quick does not find its own keys after [ Interface ] with blanks; we do"),
 )
+# Of some hosts:
+SERVICE_NAMES = Difference("wg", _PORT_KEY + rb"[a-z][a-z0-9-]*$",
+                           "names of services depend on the host's /etc/services")
 NO_SIGNS = Difference("ours", rb"^allowedips=([^,]*,)*[+-]",
                       "wg before 1.0.20250521 knows no signs")
 

@@ -11,6 +11,7 @@ from support.setconf import Judge
 from support.wgfiles import (
     DIFFERENCES,
     NO_SIGNS,
+    SERVICE_NAMES,
     A,
     Comparison,
     mangled,
@@ -32,8 +33,12 @@ def judge():
 @pytest.fixture(scope="module")
 def known(judge):
     """The deliberate differences from this host's wg."""
-    signs = f"[Peer]\nPublicKey={A}\nAllowedIPs=+::/0\n".encode()
-    return DIFFERENCES if judge(signs).wg else (*DIFFERENCES, NO_SIGNS)
+    differences = list(DIFFERENCES)
+    if judge(f"[Peer]\nPublicKey={A}\nAllowedIPs=+::/0\n".encode()).wg is None:
+        differences.append(NO_SIGNS)
+    if judge(b"[Interface]\nListenPort=domain\n").wg is not None:
+        differences.append(SERVICE_NAMES)
+    return tuple(differences)
 
 
 def compare(judge, data):
