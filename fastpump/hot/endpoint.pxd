@@ -25,6 +25,7 @@ cdef inline bint endpoint_write(Endpoint *self, const void *address, uint32_t le
     memcpy(self.address, address, length)
     memcpy(self.source_address, source_address, SOURCE_ADDRESS_LEN)
     self.length = length
+    self.gso_refused = self.gso_failures = 0
     store32(&self.sequence, before + 2, RELEASE)
     return True
 
