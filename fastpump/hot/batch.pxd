@@ -19,6 +19,8 @@
 #   EIO, EMSGSIZE, EINVAL     of a GSO message: sent again one by one, as for a while are all
 #                             of that size on this path (hot/gso.pxd)
 #   others                    dropped, counted, reported to the supervisor once a second
+#
+# Nothing is sent while the supervisor drops all keys (hot/halt.pxd).
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
@@ -30,6 +32,7 @@ from fastpump.hot.constants cimport (
 from fastpump.hot.endpoint cimport endpoint_forget_source_address, endpoint_read
 from fastpump.hot.events cimport event_push, event_push_once
 from fastpump.hot.gso cimport gso_accept, gso_is_refused, gso_may_retry, gso_refuse
+from fastpump.hot.halt cimport halt_forbids
 from fastpump.hot.linux cimport (
     CMSG_DATA, CMSG_LEN, EADDRNOTAVAIL, EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE, ENETUNREACH, ENOBUFS,
     ENOMEM, MSG_DONTWAIT, SOL_UDP, UDP_SEGMENT, cmsghdr, errno, iovec, mmsghdr, sendmmsg,
@@ -41,8 +44,8 @@ from fastpump.hot.shm cimport (
     REPORTED_SOURCE_ADDRESS_GONE, SOURCE_ADDRESS_LEN, Endpoint, Tables, WorkerShared,
 )
 from fastpump.hot.verdict cimport (
-    DROP_SEND_BUFFER_FULL, DROP_SEND_ERROR, FAILED_UDP_GSO, UDP_TX_BYTES, UDP_TX_CALLS,
-    UDP_TX_DATAGRAMS, UDP_TX_MESSAGES,
+    DROP_HALTED, DROP_SEND_BUFFER_FULL, DROP_SEND_ERROR, FAILED_UDP_GSO, UDP_TX_BYTES,
+    UDP_TX_CALLS, UDP_TX_DATAGRAMS, UDP_TX_MESSAGES,
 )
 
 cdef enum:
@@ -73,6 +76,7 @@ cdef struct SendBatch:
     Tables *tables
     WorkerShared *shared
     uint64_t now_ns
+    uint32_t halt_number            # of the iteration
     uint64_t last_error_event_ns
     uint64_t last_gso_event_ns
     bint has_events                 # something went into the event ring
@@ -162,6 +166,8 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
     """Send everything that was reserved, and empty the batch."""
     cdef uint32_t sent = 0, end = 0, i, datagrams
     cdef int result
+    if halt_forbids(self.tables.header, self.halt_number):
+        send_discard(self)
     for i in range(self.count):
         self.iov[i].iov_len = self.info[i].length
         memcpy(CMSG_DATA(<cmsghdr *>(self.control[i] + PKTINFO_LEN)),
@@ -196,6 +202,14 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
                 send_control_set(self, sent, self.info[sent].segment_count > 1)
     self.count = 0
     self.bytes = 0
+
+
+cdef inline void send_discard(SendBatch *self) noexcept nogil:
+    """Empty the batch without sending it."""
+    cdef uint32_t i
+    for i in range(self.count):
+        self.shared.verdicts[DROP_HALTED] += self.info[i].segment_count
+    self.count = 0
 
 
 cdef inline void send_control_set(SendBatch *self, uint32_t which, bint is_gso) noexcept nogil:

@@ -18,6 +18,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastpump.hot.atomics cimport RELAXED, SEQ_CST, load32, store64
 from fastpump.hot.egress cimport egress_dispatch_staged, egress_flush, egress_release
+from fastpump.hot.halt cimport halt_number
 from fastpump.hot.ingress cimport udp_to_tun
 from fastpump.hot.ingress_delayed cimport ingress_misdelivered, ingress_reordered
 from fastpump.hot.linux cimport (
@@ -101,11 +102,15 @@ cdef inline void loop_run(Worker *worker) noexcept nogil:
 
 cdef inline void loop_snapshot(Worker *worker) noexcept nogil:
     """What may change between two iterations, and is the same during one."""
+    cdef uint32_t number = halt_number(worker.tables.header)
     worker.send.now_ns = worker.now_ns
     worker.now_s = <uint32_t>(worker.now_ns / 1000000000)
     worker.mtu = load32(&worker.tables.header.mtu, RELAXED)
     worker.spread_queues = load32(&worker.tables.header.spread_queues, RELAXED)
     worker.has_rate_limits = load32(&worker.tables.header.has_rate_limits, RELAXED) != 0
+    if worker.send.halt_number != number:
+        worker.send.halt_number = number
+        worker.random_left = 0      # the other machine has the same
 
 
 cdef inline void loop_release(Worker *worker) noexcept nogil:
