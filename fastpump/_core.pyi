@@ -12,6 +12,7 @@ FEATURE_PARTIAL: int
 FEATURE_BUNDLE: int
 HAS_NULL_CIPHER: bool
 REPLAY_WINDOW: int
+REPLAY_LEN: int
 REJECT_AFTER_MESSAGES: int
 NO_SLOT: int
 LOCAL_PORT: int
@@ -202,6 +203,7 @@ class Admission:
         int, list[tuple[int, bytes, bytes, bytes]]]: ...
 
 class ReplayWindow:
+    def __init__(self, place: int = ...) -> None: ...
     def is_fresh(self, counter: int) -> bool: ...
     def mark(self, counter: int) -> bool: ...
 
