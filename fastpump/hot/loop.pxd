@@ -16,7 +16,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastpump.hot.atomics cimport RELAXED, SEQ_CST, load32, store64
+from fastpump.hot.atomics cimport RELAXED, load32
 from fastpump.hot.egress cimport egress_dispatch_staged, egress_flush, egress_release
 from fastpump.hot.halt cimport halt_number
 from fastpump.hot.ingress cimport udp_to_tun
@@ -25,6 +25,7 @@ from fastpump.hot.linux cimport (
     EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno,
     now_ns, read, write,
 )
+from fastpump.hot.reclaim cimport epoch_enter, epoch_leave
 from fastpump.hot.shaper cimport shaper_pop, shaper_slot_free, shaper_timeout_ms
 from fastpump.hot.shm cimport DIRECTION_RX, NONE
 from fastpump.hot.staged cimport staged_purge
@@ -73,7 +74,7 @@ cdef inline void loop_run(Worker *worker) noexcept nogil:
     cdef uint64_t ready = READY_DOORBELL
     cdef bint has_more
     cdef int timeout
-    store64(&worker.shared.epoch, epoch, SEQ_CST)
+    epoch_enter(worker.shared, epoch)
     worker.send.has_events = True   # the first wake-up says that this worker runs
     while not worker.is_interface_gone:
         worker.now_ns = now_ns()
@@ -165,14 +166,14 @@ cdef inline uint64_t loop_wait(Worker *worker, uint64_t *epoch, int timeout) noe
     cdef int count, i
     if timeout:
         epoch[0] += 1
-        store64(&worker.shared.epoch, epoch[0], SEQ_CST)
+        epoch_leave(worker.shared, epoch[0])
         count = epoll_wait(worker.epoll_fd, events, LOOP_EVENTS, timeout)
         worker.shared.counters[WAKEUPS] += 1
         epoch[0] += 1
     else:
         count = epoll_wait(worker.epoll_fd, events, LOOP_EVENTS, 0)
         epoch[0] += 2
-    store64(&worker.shared.epoch, epoch[0], SEQ_CST)
+    epoch_enter(worker.shared, epoch[0])
     for i in range(count):
         ready |= events[i].data.u64
     return ready
