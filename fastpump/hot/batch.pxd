@@ -230,7 +230,8 @@ cdef inline bint send_handle_error(SendBatch *self, uint32_t which, int error) n
                 self.shared, &self.tables.peers[info.peer].reported, REPORTED_SOURCE_ADDRESS_GONE,
                 EVENT_SOURCE_ADDRESS_GONE, info.peer, 0, self.now_ns)
         else:
-            endpoint_forget_source_address(info.endpoint)
+            endpoint_forget_source_address(
+                info.endpoint, <uint32_t>(self.shared - self.tables.workers))
         return False
     if error in (ENOBUFS, ENOMEM):
         self.shared.verdicts[DROP_SEND_BUFFER_FULL] += info.segment_count

@@ -217,7 +217,7 @@ cdef struct WorkerShared:
 
 cdef struct Endpoint:
     # Where a peer is, and what datagrams to it leave from (hot/endpoint.pxd). One line.
-    uint32_t sequence               # odd while it is being written
+    uint32_t sequence               # odd while it is being written; by whom: in its low bits
     uint32_t length                 # 0: unknown
     uint8_t address[ADDRESS_LEN]
     uint8_t source_address[SOURCE_ADDRESS_LEN]
