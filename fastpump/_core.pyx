@@ -6,8 +6,8 @@ needs of them is in core_parts/, by subject; each part says what it takes from h
 names        what the operator calls verdicts, counters and events, from the enums of hot/
 memory       mapped memory, and the owner of the tables' mapping
 backends     the AEAD libraries of this build
-reclaim      slots of the tables: free, taken, retired
 endpoints    addresses of peers and lanes, as bytes
+reclaim      slots of the tables: free, taken, retired
 peers keypairs lanes allowed_ips fdb limiters workers
              the tables by subject: SharedTables.peers and so on
 tables       SharedTables: the supervisor's interface to the shared memory (hot/shm.pxd)
@@ -24,8 +24,8 @@ Three kinds of errors: hostile input ends in a counted verdict; a system error
 include "core_parts/names.pxi"
 include "core_parts/memory.pxi"
 include "core_parts/backends.pxi"
-include "core_parts/reclaim.pxi"
 include "core_parts/endpoints.pxi"
+include "core_parts/reclaim.pxi"
 include "core_parts/peers.pxi"
 include "core_parts/keypairs.pxi"
 include "core_parts/lanes.pxi"

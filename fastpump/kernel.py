@@ -69,6 +69,13 @@ PACKET_MREQ = struct.Struct("=iHH8x")       # struct packet_mreq: interface, typ
 # linux/rtnetlink.h
 RTMGRP_LINK = 1
 
+# linux/netlink.h, lib/kobject_uevent.c
+NETLINK_KOBJECT_UEVENT = 15
+UEVENT_GROUP_KERNEL = 1
+
+# linux/prctl.h
+PR_SET_DUMPABLE = 4
+
 # linux/sched.h
 CLONE_NEWNET = 0x40000000
 

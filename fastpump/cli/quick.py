@@ -25,6 +25,7 @@ from fastpump.host import attach, ethernet
 from fastpump.host.network import recover
 from fastpump.ipc import control
 from fastpump.netlink import routes
+from fastpump.process import memory
 from fastpump.process.daemon import detach
 from fastpump.tunnel.file import FileTunnel
 
@@ -34,6 +35,8 @@ END_TIMEOUT_MS = 10_000
 
 
 def _load(word: str) -> tuple[Path, str, FileConfig]:
+    """The path, the interface's name, and what the file says, which may be keys."""
+    memory.hide()
     path = config_file.find(word)
     file = config_file.load(path)
     for warning in file.warnings:

@@ -1,22 +1,58 @@
 # Endpoints of peers and lanes (hot/endpoint.pxd), as bytes.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint32_t, uint8_t
+from libc.stdint cimport uint32_t, uint8_t, uintptr_t
 from libc.string cimport memset
 
-from fastpump.hot.endpoint cimport endpoint_read, endpoint_set
+from fastpump.hot.atomics cimport ACQUIRE, load32
+from fastpump.hot.endpoint cimport endpoint_read, endpoint_sequence_after, endpoint_set
 from fastpump.hot.shm cimport ADDRESS_LEN, SOURCE_ADDRESS_LEN, Endpoint
 
 
-cdef int endpoint_store(Endpoint *endpoint, bytes sockaddr, bytes source_address) except -1:
-    """`sockaddr`: a struct sockaddr_in or sockaddr_in6; b"" for unknown. `source_address`: of what
-    we send there, 16 bytes; zeros: the kernel's choice."""
-    cdef uint32_t length = <uint32_t>len(sockaddr)
-    if length > ADDRESS_LEN or len(source_address) != SOURCE_ADDRESS_LEN:
-        raise ValueError(f"a sockaddr of {length} bytes, a source address of {len(source_address)}")
-    endpoint_set(endpoint, PyBytes_AS_STRING(sockaddr), length,
-                 <const uint8_t *>PyBytes_AS_STRING(source_address))
-    return 0
+cdef class EndpointWriter:
+    """Writes endpoints. One that a worker is just writing, and has stopped in between, is written
+    when that has ended (`write_late`): the worker is not overruled, nor is one that writes after
+    it. Its length: how many wait."""
+
+    cdef dict waiting               # by the endpoint's place: (sequence to be, what to write)
+
+    def __cinit__(self):
+        self.waiting = {}
+
+    def __len__(self):
+        return len(self.waiting)
+
+    cdef int write(self, Endpoint *endpoint, bytes sockaddr, bytes source_address) except -1:
+        """`sockaddr`: a struct sockaddr_in or sockaddr_in6; b"" for unknown. `source_address`: of
+        what we send there, 16 bytes; zeros: the kernel's choice."""
+        cdef uint32_t length = <uint32_t>len(sockaddr)
+        if length > ADDRESS_LEN or len(source_address) != SOURCE_ADDRESS_LEN:
+            raise ValueError(
+                f"a sockaddr of {length} bytes, a source address of {len(source_address)}")
+        self.forget(endpoint)
+        if not endpoint_set(endpoint, PyBytes_AS_STRING(sockaddr), length,
+                            <const uint8_t *>PyBytes_AS_STRING(source_address)):
+            self.waiting[<uintptr_t>endpoint] = (
+                endpoint_sequence_after(endpoint), sockaddr, source_address)
+        return 0
+
+    cdef int forget(self, Endpoint *endpoint) except -1:
+        """It is written anew, or taken out of use."""
+        self.waiting.pop(<uintptr_t>endpoint, None)
+        return 0
+
+    cdef int write_late(self) except -1:
+        """Write what waited for a worker that has gone on, or died."""
+        cdef Endpoint *endpoint
+        cdef uint32_t sequence
+        for place, (after, sockaddr, source_address) in list(self.waiting.items()):
+            endpoint = <Endpoint *><uintptr_t>place
+            sequence = load32(&endpoint.sequence, ACQUIRE)
+            if sequence == after:
+                self.write(endpoint, sockaddr, source_address)
+            elif endpoint_sequence_after(endpoint) != after:
+                self.forget(endpoint)       # written since, by who knew better
+        return 0
 
 
 cdef tuple endpoint_load(Endpoint *endpoint):

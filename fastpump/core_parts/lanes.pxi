@@ -125,7 +125,7 @@ cdef class Lanes(SlotTable):
         aead_key_set(&self.aead, lane.cipher, <const uint8_t *>PyBytes_AS_STRING(receive_key),
                      lane.receive_key)
         sockaddr, source_address = new.endpoints[i]
-        endpoint_store(&lane.endpoint, sockaddr, source_address)
+        self.retired.endpoints.write(&lane.endpoint, sockaddr, source_address)
         store32(&lane.state, LANE_LIVE, RELEASE)
         return 0
 
@@ -133,6 +133,7 @@ cdef class Lanes(SlotTable):
         """Take a set out of use; its keys are wiped after the grace period."""
         cdef uint32_t i
         for i in range(self.at(first).count):
+            self.retired.endpoints.forget(&self.mapping.tables.lanes[first + i].endpoint)
             store32(&self.mapping.tables.lanes[first + i].state, LANE_FREE, SEQ_CST)
         self.retired.add(self, first)
 
@@ -167,7 +168,7 @@ cdef class Lanes(SlotTable):
     def set_endpoint(self, uint32_t slot, bytes sockaddr,
                      bytes source_address=bytes(SOURCE_ADDRESS_LEN)):
         """As of a peer."""
-        endpoint_store(&self.at(slot).endpoint, sockaddr, source_address)
+        self.retired.endpoints.write(&self.at(slot).endpoint, sockaddr, source_address)
 
     def rearm(self, uint32_t slot, str bit):
         """Let the worker send the event that a bit of LANE_BITS stands for again."""

@@ -52,6 +52,7 @@ cdef class Peers(SlotTable):
         cdef PeerSlot *peer = self.mapping.peer(slot)
         fdb_flush(&self.mapping.tables, slot, True)
         limits_clear(&self.mapping.tables, slot, self.mapping.peers_end)
+        self.retired.endpoints.forget(&peer.endpoint)
         store32(&peer.lanes[0], NONE, RELEASE)
         store32(&peer.send_keypair, NONE, RELEASE)
         add32(&peer.purge_count, 1, RELEASE)
@@ -66,7 +67,7 @@ cdef class Peers(SlotTable):
                      bytes source_address=bytes(SOURCE_ADDRESS_LEN)):
         """`sockaddr`: a struct sockaddr_in or sockaddr_in6 as bytes; b"" for unknown.
         `source_address`: of what we send there, 16 bytes; zeros: the kernel's choice."""
-        endpoint_store(&self.mapping.peer(slot).endpoint, sockaddr, source_address)
+        self.retired.endpoints.write(&self.mapping.peer(slot).endpoint, sockaddr, source_address)
 
     def endpoint(self, uint32_t slot):
         """(sockaddr, source address) as the workers have them; (b"", zeros) for unknown."""

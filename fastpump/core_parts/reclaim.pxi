@@ -9,19 +9,22 @@ cdef class SlotTable
 
 cdef class Retired:
     """Slots that were taken out of use: `reclaim` gives them back when no worker can hold a
-    pointer to them any more. Its length: how many wait."""
+    pointer to them any more; and writes the `endpoints` that a worker was just writing. Its
+    length: how many wait."""
 
     cdef Mapping mapping
+    cdef EndpointWriter endpoints
     cdef Grace grace
     cdef list waiting               # (SlotTable, slot) whose grace period runs
     cdef list newest                # retired since it began
 
     def __cinit__(self, Mapping mapping):
         self.mapping = mapping
+        self.endpoints = EndpointWriter()
         self.waiting, self.newest = [], []
 
     def __len__(self):
-        return len(self.waiting) + len(self.newest)
+        return len(self.waiting) + len(self.newest) + len(self.endpoints)
 
     cdef int add(self, SlotTable table, uint32_t slot) except -1:
         self.newest.append((table, slot))
@@ -36,6 +39,7 @@ cdef class Retired:
             for table, slot in self.waiting:
                 (<SlotTable>table).recycle(slot)
             self.waiting = []
+        self.endpoints.write_late()
         return len(self)
 
     cdef int reclaim_all(self) except -1:

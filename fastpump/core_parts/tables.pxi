@@ -8,6 +8,7 @@ from libc.string cimport memset
 
 from fastpump.hot.atomics cimport RELAXED, SEQ_CST, load32, store32, store64
 from fastpump.hot.constants cimport FDB_WAYS, MAX_QUEUES
+from fastpump.hot.halt cimport halt_begin, halt_end, halt_number
 from fastpump.hot.layout cimport tables_lay_out
 from fastpump.hot.shm cimport (
     OFFLOAD_TUN_TCP4, OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6, OFFLOAD_UDP_GSO, Header,
@@ -142,6 +143,18 @@ cdef class SharedTables:
     @spread_queues.setter
     def spread_queues(self, uint32_t value):
         store32(&self.mapping.tables.header.spread_queues, value, RELAXED)
+
+    def halt(self):
+        """Let nothing leave that is sealed with the keys of now (hot/halt.pxd). For any thread."""
+        halt_begin(self.mapping.tables.header)
+
+    def resume(self):
+        """All keys of before `halt` have been retired."""
+        halt_end(self.mapping.tables.header)
+
+    @property
+    def is_halted(self):
+        return bool(halt_number(self.mapping.tables.header) & 1)
 
     def set_originator_id(self, uint64_t id):
         """The originator, in relay headers, of frames that come in here (docs/PROTOCOL.md)."""

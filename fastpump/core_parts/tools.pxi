@@ -1,7 +1,7 @@
 # Plain functions over the hot code, for tests and tools.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint32_t, uint64_t, uint8_t
+from libc.stdint cimport uint32_t, uint64_t, uint8_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -25,6 +25,7 @@ from fastpump.hot.split cimport Splitter, splitter_init, splitter_next
 from fastpump.hot.vnet cimport VnetHeader, vnet_checksum_complete, vnet_load
 
 REPLAY_WINDOW = constants.REPLAY_WINDOW
+REPLAY_LEN = sizeof(Replay)
 
 
 def aead(str backend, str cipher, bytes key, bytes nonce, bytes aad, bytes data, *, bint seal):
@@ -85,16 +86,21 @@ def xchacha20_poly1305(bytes key, bytes nonce, bytes aad, bytes data, *, bint se
 
 
 cdef class ReplayWindow:
-    """The replay window of hot/replay.pxd."""
+    """The replay window of hot/replay.pxd. `place`: the address of REPLAY_LEN bytes that processes
+    share, and that live longer than this; 0 for memory of its own."""
 
-    cdef Replay replay
+    cdef Replay own
+    cdef Replay *replay
+
+    def __cinit__(self, uintptr_t place=0):
+        self.replay = <Replay *>place if place else &self.own
 
     def is_fresh(self, uint64_t counter):
-        return bool(replay_is_fresh(&self.replay, counter))
+        return bool(replay_is_fresh(self.replay, counter))
 
     def mark(self, uint64_t counter):
         """Accept the counter; False if it was seen before or is too old."""
-        return bool(replay_mark(&self.replay, counter))
+        return bool(replay_mark(self.replay, counter))
 
 
 def split(bytes vnet_and_packet, *, bint may_leave_partial=False, bint is_frame=False):

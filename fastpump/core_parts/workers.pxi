@@ -36,13 +36,14 @@ cdef class Workers:
         worker_repair(self.mapping.worker(number))
         torn = []
         for slot in range(self.mapping.peers_end):
-            if peer_repair(&tables.peers[slot]):
+            if peer_repair(&tables.peers[slot], number):
                 torn.append(slot)
         for slot in range(self.keypairs.end):
             keypair_repair(&tables.keypairs[slot])
         for slot in range(self.lanes.end):
             lane_repair(&tables.lanes[slot], number)
         fdb_repair(tables, number)
+        self.lanes.retired.endpoints.write_late()
         return torn
 
     def counters(self, uint32_t number):

@@ -284,6 +284,7 @@ class Device:
         for peer in self.peers.values():
             self._endpoints.follow(peer)
             self._endpoints.rewrite_lanes(peer)
+        self._report_retired()
 
     # -- time
 

@@ -6,6 +6,7 @@ again (hot/events.pxd).
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable
 from typing import NamedTuple
@@ -75,6 +76,7 @@ class PeerEvents:
             "lane_echo_request": self._lane_echo_request,
             "lane_roam": self._lane_roam,
             "lane_unanswered": self._lane_unanswered,
+            "gso_refused": self._gso_refused,
         }
 
     def handle(self, peer: Peer, event: WorkerEvent, now: int) -> None:
@@ -117,3 +119,11 @@ class PeerEvents:
 
     def _lane_unanswered(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
         self._lanes.of(peer).on_lane_unanswered(event.detail, event.at_ns)
+
+    def _gso_refused(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
+        """Said once for each place where the peer is: a new set of lanes finds it out again."""
+        if peer.gso_refused_at != peer.endpoint:
+            peer.gso_refused_at = peer.endpoint
+            log.warning("the way to %s takes no UDP GSO (%s): datagrams are sent there singly, "
+                        "which is slower; tried again from time to time", peer,
+                        errno.errorcode.get(event.error, event.error))

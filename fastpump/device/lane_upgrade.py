@@ -347,7 +347,7 @@ class Upgrade:
             reservation = self._owner.sets.reserve(terms.lanes)
         except MemoryError:
             return Verdict.DROP_TABLE_FULL
-        kem_key = MLKEM768PrivateKey.generate()
+        kem_key = lane_messages.generate_kem_key()
         self._offered = _Offered(reservation, terms, self._owner.sets.is_opener,
                                  hello.abilities.features, kem_key)
         self.hello = whole

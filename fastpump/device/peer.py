@@ -29,6 +29,8 @@ class Peer:
     """If the endpoint was configured by a host name."""
     source_address: bytes = NO_SOURCE_ADDRESS
     """Our address that it sends to: the source address of our datagrams to it."""
+    gso_refused_at: Endpoint | None = None
+    """Where it was when the way there was found to take no UDP GSO."""
     allowed_ips: set[Prefix] = field(default_factory=set)
     rate_limits: RateLimits = NO_LIMITS
     timers: Timers = field(default_factory=Timers)

@@ -152,7 +152,8 @@ cdef inline void activity_peer_roams(Worker *worker, uint32_t index,
         return
     # Not while the event ring is full: no later packet would differ from what is written.
     if not events_have_room(worker.shared) or not endpoint_write(
-            &peer.endpoint, sender.address, sender.address_len, sender.source_address):
+            &peer.endpoint, worker.number, sender.address, sender.address_len,
+            sender.source_address):
         return
     worker.send.has_events |= event_push_once(
         worker.shared, &peer.reported, REPORTED_ROAM, EVENT_ROAM, index, 0, worker.now_ns)
@@ -164,8 +165,8 @@ cdef inline void activity_lane_roams(Worker *worker, Lane *lane,
     the supervisor may find out where that is now."""
     cdef bint was_known = lane.endpoint.length != 0
     if sender_is_at(sender, &lane.endpoint) or not events_have_room(worker.shared) \
-            or not endpoint_write(&lane.endpoint, sender.address, sender.address_len,
-                                  sender.source_address):
+            or not endpoint_write(&lane.endpoint, worker.number, sender.address,
+                                  sender.address_len, sender.source_address):
         return
     if lane.socket != NONE:
         activity_peer_roams(worker, lane.peer, sender)

@@ -31,7 +31,9 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcmp, memcpy, memset
 
 from fastpump.hot.bytes cimport load_le32, load_le64, store_le32
-from fastpump.hot.linux cimport AF_INET, MSG_DONTWAIT, iovec, mmsghdr, sendmmsg, sockaddr_in6
+from fastpump.hot.linux cimport (
+    AF_INET, MSG_DONTWAIT, getrandom, iovec, mmsghdr, sendmmsg, sockaddr_in6,
+)
 from fastpump.hot.pktinfo cimport PKTINFO_LEN, RECV_CMSG_LEN, pktinfo_write
 
 
@@ -54,9 +56,6 @@ cdef extern from "xchacha.h" nogil:
                     const uint8_t *aad, size_t aad_len, const uint8_t *src, uint8_t *dst,
                     size_t length)
 
-
-cdef extern from "<openssl/rand.h>" nogil:
-    int RAND_bytes(uint8_t *buf, int length)
 
 cdef enum:
     ADMISSION_MESSAGES = 32         # of one recvmmsg; each may be a GRO train
@@ -344,7 +343,7 @@ cdef inline bint cookie_reply_write(Admission *admission, uint8_t *reply, const 
     cdef uint8_t cookie[MAC_LEN]
     store_le32(reply, COOKIE_REPLY_TYPE)
     memcpy(reply + 4, message + 4, 4)           # the sender's index
-    return (RAND_bytes(reply + 8, 24) == 1 and cookie_of(admission, sockaddr, cookie) == 0
+    return (getrandom(reply + 8, 24, 0) == 24 and cookie_of(admission, sockaddr, cookie) == 0
             and xchacha_run(&admission.xchacha, 1, admission.cookie_key, reply + 8,
                             message + length - 2 * MAC_LEN, MAC_LEN, cookie, reply + 32,
                             MAC_LEN) == 0)

@@ -33,3 +33,4 @@ cdef extern from * nogil:
     bint cas64 "fastpump_cas64"(uint64_t *p, uint64_t expected, uint64_t value)
     uint32_t and32 "__atomic_fetch_and"(uint32_t *p, uint32_t value, int order)
     void fence "__atomic_thread_fence"(int order)
+    void signal_fence "__atomic_signal_fence"(int order)     # for the compiler: no instruction

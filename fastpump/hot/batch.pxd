@@ -16,24 +16,23 @@
 #                             of a message with a source address (hot/pktinfo.pxd), which
 #                             the host may have lost: sent again from one that the kernel
 #                             chooses, and reported to the supervisor
-#   EIO, EMSGSIZE, EINVAL     of a GSO message: sent again one by one. EIO means that
-#                             the output interface has no checksum offload
-#                             (udp_send_skb()); GSO is switched off for good. The others
-#                             mean that such segments exceed the path MTU: for a while,
-#                             datagrams of that size are sent one by one from the start, and
-#                             the kernel makes fragments
+#   EIO, EMSGSIZE, EINVAL     of a GSO message: sent again one by one, as for a while are all
+#                             of that size on this path (hot/gso.pxd)
 #   others                    dropped, counted, reported to the supervisor once a second
+#
+# Nothing is sent while the supervisor drops all keys (hot/halt.pxd).
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
 
-from fastpump.hot.atomics cimport RELAXED, and32
 from fastpump.hot.constants cimport (
     BATCH_BUCKETS, BUFFER_STRIDE, MAX_GSO_SEGMENTS, MAX_UDP_PAYLOAD, SEND_FLUSH_BYTES,
     SEND_MESSAGES,
 )
 from fastpump.hot.endpoint cimport endpoint_forget_source_address, endpoint_read
 from fastpump.hot.events cimport event_push, event_push_once
+from fastpump.hot.gso cimport gso_accept, gso_is_refused, gso_may_retry, gso_refuse
+from fastpump.hot.halt cimport halt_forbids
 from fastpump.hot.linux cimport (
     CMSG_DATA, CMSG_LEN, EADDRNOTAVAIL, EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE, ENETUNREACH, ENOBUFS,
     ENOMEM, MSG_DONTWAIT, SOL_UDP, UDP_SEGMENT, cmsghdr, errno, iovec, mmsghdr, sendmmsg,
@@ -41,19 +40,18 @@ from fastpump.hot.linux cimport (
 )
 from fastpump.hot.pktinfo cimport PKTINFO_LEN, pktinfo_write
 from fastpump.hot.shm cimport (
-    EVENT_OFFLOAD_OFF, EVENT_SEND_ERROR, EVENT_SOURCE_ADDRESS_GONE, NONE, OFFLOAD_UDP_GSO,
+    EVENT_GSO_REFUSED, EVENT_SEND_ERROR, EVENT_SOURCE_ADDRESS_GONE, OFFLOAD_UDP_GSO,
     REPORTED_SOURCE_ADDRESS_GONE, SOURCE_ADDRESS_LEN, Endpoint, Tables, WorkerShared,
 )
 from fastpump.hot.verdict cimport (
-    DROP_SEND_BUFFER_FULL, DROP_SEND_ERROR, FAILED_UDP_GSO, UDP_TX_BYTES, UDP_TX_CALLS,
-    UDP_TX_DATAGRAMS, UDP_TX_MESSAGES,
+    DROP_HALTED, DROP_SEND_BUFFER_FULL, DROP_SEND_ERROR, FAILED_UDP_GSO, UDP_TX_BYTES,
+    UDP_TX_CALLS, UDP_TX_DATAGRAMS, UDP_TX_MESSAGES,
 )
 
 cdef enum:
     SEGMENT_CMSG_LEN = 24           # CMSG_SPACE(sizeof(uint16_t))
     SEND_CMSG_LEN = 64              # and PKTINFO_LEN
     ERROR_EVENT_INTERVAL_NS = 1000000000
-    GSO_RETRY_NS = 1000000000       # other peers have other path MTUs, and they change
 
 cdef struct Path:
     # Where a datagram goes: by a peer's session, or on a lane.
@@ -72,15 +70,16 @@ cdef struct SendMessage:
     uint32_t segment_count
     uint32_t pktinfo_len            # of the control message; 0: no source address given
     bint is_open
+    bint is_gso_retry               # the path has refused such a message
 
 cdef struct SendBatch:
     Tables *tables
     WorkerShared *shared
     uint64_t now_ns
+    uint32_t halt_number            # of the iteration
     uint64_t last_error_event_ns
+    uint64_t last_gso_event_ns
     bint has_events                 # something went into the event ring
-    uint32_t gso_limit              # larger segments did not fit, lately; 0: none
-    uint64_t gso_retry_ns
     uint32_t count
     uint32_t bytes
     uint8_t *buffers                # SEND_MESSAGES of BUFFER_STRIDE
@@ -134,8 +133,10 @@ cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
     info.length = length
     info.segment_len = length
     info.segment_count = 1
-    info.is_open = (self.tables.header.offloads & OFFLOAD_UDP_GSO) != 0 and (
-        self.gso_limit == 0 or length <= self.gso_limit or self.now_ns >= self.gso_retry_ns)
+    info.is_open = (self.tables.header.offloads & OFFLOAD_UDP_GSO) != 0
+    info.is_gso_retry = False
+    if gso_is_refused(path.endpoint, length) and info.is_open:
+        info.is_open = info.is_gso_retry = gso_may_retry(path.endpoint, send_now_s(self))
     self.messages[i].msg_hdr.msg_namelen = name_len
     info.pktinfo_len = pktinfo_write(self.control[i], source_address, self.names[i].sin6_family)
     control = <cmsghdr *>(self.control[i] + PKTINFO_LEN)
@@ -165,6 +166,8 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
     """Send everything that was reserved, and empty the batch."""
     cdef uint32_t sent = 0, end = 0, i, datagrams
     cdef int result
+    if halt_forbids(self.tables.header, self.halt_number):
+        send_discard(self)
     for i in range(self.count):
         self.iov[i].iov_len = self.info[i].length
         memcpy(CMSG_DATA(<cmsghdr *>(self.control[i] + PKTINFO_LEN)),
@@ -182,6 +185,8 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
             for i in range(sent, sent + <uint32_t>result):
                 datagrams += self.info[i].segment_count
                 self.shared.counters[UDP_TX_BYTES] += self.info[i].length
+                if self.info[i].is_gso_retry and self.info[i].segment_count > 1:
+                    gso_accept(self.info[i].endpoint)
             self.shared.counters[UDP_TX_MESSAGES] += <uint32_t>result
             self.shared.counters[UDP_TX_DATAGRAMS] += datagrams
             self.shared.send_batches[batch_bucket(datagrams)] += 1
@@ -197,6 +202,14 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
                 send_control_set(self, sent, self.info[sent].segment_count > 1)
     self.count = 0
     self.bytes = 0
+
+
+cdef inline void send_discard(SendBatch *self) noexcept nogil:
+    """Empty the batch without sending it."""
+    cdef uint32_t i
+    for i in range(self.count):
+        self.shared.verdicts[DROP_HALTED] += self.info[i].segment_count
+    self.count = 0
 
 
 cdef inline void send_control_set(SendBatch *self, uint32_t which, bint is_gso) noexcept nogil:
@@ -217,19 +230,16 @@ cdef inline bint send_handle_error(SendBatch *self, uint32_t which, int error) n
                 self.shared, &self.tables.peers[info.peer].reported, REPORTED_SOURCE_ADDRESS_GONE,
                 EVENT_SOURCE_ADDRESS_GONE, info.peer, 0, self.now_ns)
         else:
-            endpoint_forget_source_address(info.endpoint)
+            endpoint_forget_source_address(
+                info.endpoint, <uint32_t>(self.shared - self.tables.workers))
         return False
     if error in (ENOBUFS, ENOMEM):
         self.shared.verdicts[DROP_SEND_BUFFER_FULL] += info.segment_count
     elif info.segment_count > 1 and error in (EIO, EMSGSIZE, EINVAL):
         self.shared.verdicts[FAILED_UDP_GSO] += 1
-        if error == EIO and and32(&self.tables.header.offloads, ~<uint32_t>OFFLOAD_UDP_GSO,
-                                  RELAXED) & OFFLOAD_UDP_GSO:
-            self.has_events |= event_push(self.shared, EVENT_OFFLOAD_OFF, NONE,
-                                          OFFLOAD_UDP_GSO, error, self.now_ns)
-        elif error != EIO:
-            self.gso_limit = info.segment_len - 1
-            self.gso_retry_ns = self.now_ns + GSO_RETRY_NS
+        if gso_refuse(info.endpoint, info.segment_len, error, info.is_gso_retry,
+                      send_now_s(self)) and error == EIO:
+            send_gso_report(self, info.peer, error)
         send_one_by_one(self, which)
     else:
         self.shared.verdicts[DROP_SEND_ERROR] += info.segment_count
@@ -271,6 +281,17 @@ cdef inline void send_error_report(SendBatch *self, uint32_t peer, int error) no
     self.last_error_event_ns = self.now_ns
     self.has_events |= event_push(self.shared, EVENT_SEND_ERROR, peer, 0, error,
                                   self.now_ns)
+
+
+cdef inline void send_gso_report(SendBatch *self, uint32_t peer, int error) noexcept nogil:
+    if self.now_ns - self.last_gso_event_ns < ERROR_EVENT_INTERVAL_NS:
+        return
+    self.last_gso_event_ns = self.now_ns
+    self.has_events |= event_push(self.shared, EVENT_GSO_REFUSED, peer, 0, error, self.now_ns)
+
+
+cdef inline uint32_t send_now_s(const SendBatch *self) noexcept nogil:
+    return <uint32_t>(self.now_ns / 1000000000)
 
 
 cdef inline uint32_t batch_bucket(uint32_t count) noexcept nogil:

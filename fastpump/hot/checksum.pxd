@@ -42,6 +42,13 @@ cdef inline uint64_t pseudo_sum(const uint8_t *ip, bint is_v6, uint8_t protocol,
     return checksum_sum(ip + 12, 8) + checksum_sum(tail, 8)
 
 
+cdef inline uint16_t checksum_load(const uint8_t *p) noexcept nogil:
+    """A checksum field as a native-order sum."""
+    cdef uint16_t native
+    memcpy(&native, p, 2)
+    return native
+
+
 cdef inline void checksum_store(uint8_t *p, uint16_t native) noexcept nogil:
     memcpy(p, &native, 2)
 
@@ -52,16 +59,14 @@ cdef inline void ipv4_checksum_set(uint8_t *ip, uint32_t header_len) noexcept no
     checksum_store(ip + 10, <uint16_t>~checksum_fold(checksum_sum(ip, header_len)))
 
 
-cdef inline void l4_checksum_set(uint8_t *ip, bint is_v6, uint8_t protocol, uint8_t *l4,
-                                 uint32_t l4_len, uint32_t check_offset) noexcept nogil:
-    """Compute and write the complete TCP or UDP checksum at `l4 + check_offset`.
+cdef inline void l4_checksum_finish(uint8_t protocol, uint8_t *l4, uint32_t l4_len,
+                                    uint32_t check_offset) noexcept nogil:
+    """Make the partial TCP or UDP checksum at `l4 + check_offset` complete: the pseudo-header's sum
+    that is there takes part in the sum.
 
     A UDP checksum of zero is sent as 0xffff (RFC 768).
     """
-    cdef uint16_t check
-    store_be16(l4 + check_offset, 0)
-    check = <uint16_t>~checksum_fold(
-        pseudo_sum(ip, is_v6, protocol, l4_len) + checksum_sum(l4, l4_len))
+    cdef uint16_t check = <uint16_t>~checksum_fold(checksum_sum(l4, l4_len))
     if check == 0 and protocol == 17:
         check = 0xffff
     checksum_store(l4 + check_offset, check)

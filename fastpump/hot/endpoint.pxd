@@ -1,44 +1,57 @@
 # Where a peer is, and what datagrams to it leave from: a sequence lock per Endpoint.
 #
-# A writer takes the lock by making the sequence odd, and gives it up by making it even; a reader
-# copies, and reads again if the sequence changed. Writers are the supervisor, the worker
-# that receives the peer from elsewhere, and one that finds the source address gone. A worker that
-# finds the lock taken writes nothing: it tries again at the next message. The supervisor waits. A
-# write takes nanoseconds, so a sequence that stays odd was left by a worker that was killed in
-# between: the endpoint is torn, and only the supervisor may repair it.
+# A writer takes the lock by making the sequence odd, with its own number in it, and gives it up by
+# making it even; a reader copies, and reads again if the sequence changed. Writers are the
+# supervisor, the worker that receives the peer from elsewhere, and one that finds the source
+# address gone. Whoever finds the lock taken writes nothing: a worker tries again at the next
+# message, the supervisor after a while (core_parts/endpoints.pxi). Nobody is overruled: a write
+# takes nanoseconds, but a writer may be stopped or preempted in between, and would go on later.
+# Only the lock of a worker that has died is released, by the supervisor: its endpoint is torn.
+#
+# The sequence, from the low bits: 1 bit, locked; 9 bits, by whom; the rest counts the writes.
 
 from libc.stdint cimport uint32_t, uint8_t
 from libc.string cimport memcpy, memset
 
-from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, fence, load32, or32, store32
+from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, cas32, fence, load32, store32
 from fastpump.hot.linux cimport sched_yield
 from fastpump.hot.shm cimport ADDRESS_LEN, SOURCE_ADDRESS_LEN, Endpoint
 
+cdef enum:
+    ENDPOINT_LOCKED = 1
+    ENDPOINT_LOCK_MASK = 0x3ff      # with the owner
+    ENDPOINT_WRITTEN = 0x400        # what a write adds
+    ENDPOINT_SUPERVISOR = 0x1ff     # as an owner; a worker has its number
+    ENDPOINT_READS = 10000          # some microseconds, until its readers do without
+    ENDPOINT_WRITES = 1000
 
-cdef inline bint endpoint_write(Endpoint *self, const void *address, uint32_t length,
-                                const uint8_t *source_address) noexcept nogil:
+
+cdef inline bint endpoint_write(Endpoint *self, uint32_t owner, const void *address,
+                                uint32_t length, const uint8_t *source_address) noexcept nogil:
     """False, and nothing is written, if another process is writing it now."""
-    cdef uint32_t before = or32(&self.sequence, 1, ACQUIRE)
-    if before & 1:
+    cdef uint32_t before = load32(&self.sequence, RELAXED)
+    if before & ENDPOINT_LOCKED \
+            or not cas32(&self.sequence, before, before | owner << 1 | ENDPOINT_LOCKED):
         return False
     fence(RELEASE)
     memcpy(self.address, address, length)
     memcpy(self.source_address, source_address, SOURCE_ADDRESS_LEN)
     self.length = length
-    store32(&self.sequence, before + 2, RELEASE)
+    self.gso_refused = self.gso_failures = 0
+    store32(&self.sequence, before + ENDPOINT_WRITTEN, RELEASE)
     return True
 
 
 cdef inline uint32_t endpoint_read(Endpoint *self, uint8_t *out,
                                    uint8_t *source_address) noexcept nogil:
     """Copy the address and the source address to send from; the address's length, 0 when it
-    is unknown. Retries while they change (which takes a few nanoseconds; bounded all the
-    same)."""
+    is unknown. Retries while they change, which takes a few nanoseconds; 0 if the writer has
+    stopped."""
     cdef uint32_t before, length
     cdef int _
-    for _ in range(1000000):
+    for _ in range(ENDPOINT_READS):
         before = load32(&self.sequence, ACQUIRE)
-        if before & 1:
+        if before & ENDPOINT_LOCKED:
             continue
         length = self.length
         memcpy(out, self.address, ADDRESS_LEN)
@@ -49,49 +62,39 @@ cdef inline uint32_t endpoint_read(Endpoint *self, uint8_t *out,
     return 0
 
 
-cdef inline void endpoint_forget_source_address(Endpoint *self) noexcept nogil:
+cdef inline void endpoint_forget_source_address(Endpoint *self, uint32_t owner) noexcept nogil:
     """Let the kernel choose the source address, until the peer sends again."""
     cdef uint8_t address[ADDRESS_LEN]
     cdef uint8_t source_address[SOURCE_ADDRESS_LEN]
     cdef uint32_t length = endpoint_read(self, address, source_address)
-    memset(source_address, 0, SOURCE_ADDRESS_LEN)
-    endpoint_write(self, address, length, source_address)
+    if length:
+        memset(source_address, 0, SOURCE_ADDRESS_LEN)
+        endpoint_write(self, owner, address, length, source_address)
 
 
-# -- the supervisor's side: it may wait, and repairs
+# -- the supervisor's side
 
-cdef inline void endpoint_unlock(Endpoint *self) noexcept nogil:
-    """Release a lock whose owner is dead."""
-    store32(&self.sequence, (load32(&self.sequence, RELAXED) | 1) + 1, RELEASE)
-
-
-cdef inline void endpoint_set(Endpoint *self, const void *address, uint32_t length,
+cdef inline bint endpoint_set(Endpoint *self, const void *address, uint32_t length,
                               const uint8_t *source_address) noexcept nogil:
-    """Write it, even if the lock is taken."""
+    """Write it, waiting a little for a worker that is just writing; False if that has not ended."""
     cdef int _
-    for _ in range(1000):
-        if endpoint_write(self, address, length, source_address):
-            return
-        sched_yield()               # a worker is writing
-    endpoint_unlock(self)
-    endpoint_write(self, address, length, source_address)
-
-
-cdef inline bint endpoint_is_torn(Endpoint *self) noexcept nogil:
-    """Whether a writer died mid-update; a live one finishes in nanoseconds."""
-    cdef uint32_t sequence = load32(&self.sequence, ACQUIRE)
-    cdef int _
-    for _ in range(100):
-        if not sequence & 1 or load32(&self.sequence, ACQUIRE) != sequence:
-            return False
+    for _ in range(ENDPOINT_WRITES):
+        if endpoint_write(self, ENDPOINT_SUPERVISOR, address, length, source_address):
+            return True
         sched_yield()
-    return True
+    return False
 
 
-cdef inline bint endpoint_repair(Endpoint *self) noexcept nogil:
-    """Make a torn endpoint unknown; True if it was torn."""
-    if not endpoint_is_torn(self):
+cdef inline uint32_t endpoint_sequence_after(Endpoint *self) noexcept nogil:
+    """What the sequence is when the write that is under way has ended, and no other has begun."""
+    return (load32(&self.sequence, ACQUIRE) & ~<uint32_t>ENDPOINT_LOCK_MASK) + ENDPOINT_WRITTEN
+
+
+cdef inline bint endpoint_repair(Endpoint *self, uint32_t worker) noexcept nogil:
+    """A worker has died: if it was writing this, make it unknown; True if so."""
+    cdef uint32_t sequence = load32(&self.sequence, ACQUIRE)
+    if sequence & ENDPOINT_LOCK_MASK != (worker << 1 | ENDPOINT_LOCKED):
         return False
     self.length = 0
-    endpoint_unlock(self)
+    store32(&self.sequence, endpoint_sequence_after(self), RELEASE)
     return True

@@ -16,14 +16,16 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastpump.hot.atomics cimport RELAXED, SEQ_CST, load32, store64
+from fastpump.hot.atomics cimport RELAXED, load32
 from fastpump.hot.egress cimport egress_dispatch_staged, egress_flush, egress_release
+from fastpump.hot.halt cimport halt_number
 from fastpump.hot.ingress cimport udp_to_tun
 from fastpump.hot.ingress_delayed cimport ingress_misdelivered, ingress_reordered
 from fastpump.hot.linux cimport (
     EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno,
     now_ns, read, write,
 )
+from fastpump.hot.reclaim cimport epoch_enter, epoch_leave
 from fastpump.hot.shaper cimport shaper_pop, shaper_slot_free, shaper_timeout_ms
 from fastpump.hot.shm cimport DIRECTION_RX, NONE
 from fastpump.hot.staged cimport staged_purge
@@ -72,7 +74,7 @@ cdef inline void loop_run(Worker *worker) noexcept nogil:
     cdef uint64_t ready = READY_DOORBELL
     cdef bint has_more
     cdef int timeout
-    store64(&worker.shared.epoch, epoch, SEQ_CST)
+    epoch_enter(worker.shared, epoch)
     worker.send.has_events = True   # the first wake-up says that this worker runs
     while not worker.is_interface_gone:
         worker.now_ns = now_ns()
@@ -101,11 +103,15 @@ cdef inline void loop_run(Worker *worker) noexcept nogil:
 
 cdef inline void loop_snapshot(Worker *worker) noexcept nogil:
     """What may change between two iterations, and is the same during one."""
+    cdef uint32_t number = halt_number(worker.tables.header)
     worker.send.now_ns = worker.now_ns
     worker.now_s = <uint32_t>(worker.now_ns / 1000000000)
     worker.mtu = load32(&worker.tables.header.mtu, RELAXED)
     worker.spread_queues = load32(&worker.tables.header.spread_queues, RELAXED)
     worker.has_rate_limits = load32(&worker.tables.header.has_rate_limits, RELAXED) != 0
+    if worker.send.halt_number != number:
+        worker.send.halt_number = number
+        worker.random_left = 0      # the other machine has the same
 
 
 cdef inline void loop_release(Worker *worker) noexcept nogil:
@@ -160,14 +166,14 @@ cdef inline uint64_t loop_wait(Worker *worker, uint64_t *epoch, int timeout) noe
     cdef int count, i
     if timeout:
         epoch[0] += 1
-        store64(&worker.shared.epoch, epoch[0], SEQ_CST)
+        epoch_leave(worker.shared, epoch[0])
         count = epoll_wait(worker.epoll_fd, events, LOOP_EVENTS, timeout)
         worker.shared.counters[WAKEUPS] += 1
         epoch[0] += 1
     else:
         count = epoll_wait(worker.epoll_fd, events, LOOP_EVENTS, 0)
         epoch[0] += 2
-    store64(&worker.shared.epoch, epoch[0], SEQ_CST)
+    epoch_enter(worker.shared, epoch[0])
     for i in range(count):
         ready |= events[i].data.u64
     return ready

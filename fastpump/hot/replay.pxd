@@ -6,9 +6,14 @@
 #
 # Order of use: `replay_is_fresh` before the (expensive) opening of the message,
 # `replay_mark` after it has proved authentic, so that a forgery moves nothing.
+#
+# A worker may be killed at any instruction, and the next goes on with the window: so the newest
+# counter is stored before the words of older ones are cleared. Bits of a ring ago that stay then
+# let messages be dropped; nothing is accepted twice.
 
 from libc.stdint cimport uint64_t
 
+from fastpump.hot.atomics cimport SEQ_CST, signal_fence
 from fastpump.hot.constants cimport REJECT_AFTER_MESSAGES, REPLAY_WINDOW, REPLAY_WORDS
 from fastpump.hot.shm cimport Replay
 
@@ -26,18 +31,20 @@ cdef inline bint replay_is_fresh(const Replay *self, uint64_t counter) noexcept 
 
 cdef inline bint replay_mark(Replay *self, uint64_t counter) noexcept nogil:
     """Accept `counter`; False if it was not fresh."""
+    cdef uint64_t before = self.newest
     cdef uint64_t word = counter >> 6
     cdef uint64_t newest_word, passed, i
     if not replay_is_fresh(self, counter):
         return False
-    if counter >= self.newest:
+    if counter >= before:
+        self.newest = counter + 1
+        signal_fence(SEQ_CST)
         # `newest` is one past the highest counter; its word may not be started yet.
-        newest_word = (self.newest - 1) >> 6 if self.newest else 0
+        newest_word = (before - 1) >> 6 if before else 0
         passed = word - newest_word
         if passed > REPLAY_WORDS:
             passed = REPLAY_WORDS
         for i in range(passed):
             self.bitmap[(newest_word + 1 + i) % REPLAY_WORDS] = 0
-        self.newest = counter + 1
     self.bitmap[word % REPLAY_WORDS] |= <uint64_t>1 << (counter & 63)
     return True

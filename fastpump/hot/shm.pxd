@@ -83,7 +83,8 @@ cdef enum:
     POLICY_LANES                    # lanes only; packets wait for them
     POLICY_NOTHING                  # lanes only, and the peer does not support them
 
-# Bits of Header.offloads: what is in use now. Workers clear a bit when it fails.
+# Bits of Header.offloads: what is in use now. Workers clear a bit of the TUN's when it fails; which
+# paths refuse UDP GSO stands in their Endpoints (hot/gso.pxd).
 cdef enum:
     OFFLOAD_UDP_GSO = 1
     OFFLOAD_TUN_TCP4 = 2
@@ -99,13 +100,14 @@ cdef enum:
     EVENT_CONFIRMED                 # first message on the responder's new keypair
     EVENT_REKEY                     # the keypair in use is old
     EVENT_ROAM                      # `peer` sends from another address
-    EVENT_OFFLOAD_OFF               # `detail` is the OFFLOAD_* bit, `error` the errno
+    EVENT_OFFLOAD_OFF               # `detail` is the OFFLOAD_TUN_* bit, `error` the errno
     EVENT_SEND_ERROR                # `error` is the errno of sendmmsg
     EVENT_SOURCE_ADDRESS_GONE       # sendmmsg refused the peer's `source_address`
     EVENT_LANE_USABLE               # first message on the lane in slot `detail`
     EVENT_LANE_ECHO_REQUEST         # the peer wants an echo reply on it
     EVENT_LANE_UNANSWERED           # data left on it, the first since the peer last sent on it
     EVENT_LANE_ROAM                 # the peer sends on it from another address
+    EVENT_GSO_REFUSED               # the way to the peer takes no UDP GSO; `error` says why
     EVENT_COUNT
 
 cdef struct Misdelivered:
@@ -181,6 +183,7 @@ cdef struct Header:
     uint32_t spread_queues          # how many queues a peer's flows are written to
     uint32_t peers_end              # no peer has this slot, or one behind it
     uint32_t has_rate_limits        # somewhere: the interface, or any peer
+    uint32_t halts                  # odd: nothing may be sent (hot/halt.pxd)
     # TAP only.
     uint32_t is_tap
     uint32_t is_relay
@@ -214,11 +217,14 @@ cdef struct WorkerShared:
 
 cdef struct Endpoint:
     # Where a peer is, and what datagrams to it leave from (hot/endpoint.pxd). One line.
-    uint32_t sequence               # odd while it is being written
+    uint32_t sequence               # odd while it is being written; by whom: in its low bits
     uint32_t length                 # 0: unknown
     uint8_t address[ADDRESS_LEN]
     uint8_t source_address[SOURCE_ADDRESS_LEN]
-    uint8_t padding[12]
+    # Outside of the sequence: hints of workers that send there (hot/gso.pxd).
+    uint32_t gso_refused            # segments of this length and more; 0: none
+    uint32_t gso_retry_s            # CLOCK_BOOTTIME
+    uint32_t gso_failures           # in a row
 
 cdef struct PeerSlot:
     # Line 0: configuration, read by all, written by the supervisor.

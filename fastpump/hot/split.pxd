@@ -15,14 +15,16 @@
 # As the kernel's tcp_gso_segment() and __udp_gso_segment() do it: IPv4 ids count up,
 # sequence numbers advance, CWR stays on the first segment only, PSH and FIN go to
 # the last only. Checksums are written complete; or partial (CHECKSUM_PARTIAL: the
-# pseudo-header's sum), where the transport can mark them so.
+# pseudo-header's sum), where the transport can mark them so. The pseudo-header's sum comes from
+# the superpacket's checksum, which is partial: its addresses are not always the IP header's (the
+# destination is the last one of an IPv6 routing header, RFC 8200, 8.1, or IPv4 source route).
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
 
 from fastpump.hot.bytes cimport load_be16, load_be32, store_be16, store_be32
 from fastpump.hot.checksum cimport (
-    checksum_fold, checksum_store, checksum_sum, checksum_word, l4_checksum_set, pseudo_sum,
+    checksum_fold, checksum_load, checksum_store, checksum_sum, checksum_word, l4_checksum_finish,
 )
 from fastpump.hot.ip cimport (
     PROTOCOL_TCP, PROTOCOL_UDP, TCP_CWR, TCP_FIN, TCP_PSH, IpPacket, ip_total_len_set,
@@ -54,7 +56,7 @@ cdef struct Splitter:
     uint16_t first_id
     uint32_t first_sequence
     uint64_t ip_sum                 # of the IPv4 header without length, id and checksum
-    uint64_t pseudo_sum             # of the pseudo-header without the length
+    uint64_t pseudo_sum             # of the pseudo-header without the length; see the head
     uint8_t header[SPLIT_MAX_HEADER]
 
 
@@ -68,6 +70,7 @@ cdef inline bint splitter_init(Splitter *self, const VnetHeader *vnet,
     cdef uint8_t gso_type = vnet.gso_type & ~VIRTIO_NET_HDR_GSO_ECN
     cdef const IpPacket *ip = &packet.ip
     cdef uint32_t l4_header_len = 8, end = packet.link_len + ip.total_len
+    cdef uint16_t length
     cdef uint8_t *l4
     cdef uint8_t *header
     if not vnet.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM or vnet.gso_size == 0 or not packet.is_ip:
@@ -114,8 +117,9 @@ cdef inline bint splitter_init(Splitter *self, const VnetHeader *vnet,
         store_be16(header + 4, 0)
         store_be16(header + 10, 0)
         self.ip_sum = checksum_sum(header, self.ip_header_len)
-    self.pseudo_sum = pseudo_sum(header, self.is_v6,
-                                 PROTOCOL_TCP if self.is_tcp else PROTOCOL_UDP, 0)
+    # Without the superpacket's length: adding the complement subtracts.
+    length = <uint16_t>(end - self.l4_at) if self.is_tcp else load_be16(l4 + 4)
+    self.pseudo_sum = checksum_load(l4 + vnet.csum_offset) + (0xffff ^ checksum_word(length))
     return True
 
 
@@ -162,7 +166,7 @@ cdef inline uint32_t splitter_next(Splitter *self, uint8_t **segment) noexcept n
 cdef inline void splitter_checksum(const Splitter *self, uint8_t *packet, uint8_t protocol,
                                    uint32_t l4_len, uint32_t check_offset) noexcept nogil:
     cdef uint8_t *l4 = packet + self.l4_at
-    if self.leaves_partial:
-        checksum_store(l4 + check_offset, checksum_fold(self.pseudo_sum + checksum_word(l4_len)))
-    else:
-        l4_checksum_set(packet + self.ip_at, self.is_v6, protocol, l4, l4_len, check_offset)
+    checksum_store(l4 + check_offset,
+                   checksum_fold(self.pseudo_sum + checksum_word(<uint16_t>l4_len)))
+    if not self.leaves_partial:
+        l4_checksum_finish(protocol, l4, l4_len, check_offset)

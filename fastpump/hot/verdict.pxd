@@ -20,6 +20,7 @@ cdef enum:
     DROP_LOCAL_FRAME                # TAP: the destination is at the port that it came from
     DROP_STORM                      # more flooded frames than the storm limit, either direction
     DROP_RATE_LIMIT                 # too much waits for its rate limit already, either direction
+    DROP_HALTED                     # sealed with keys that another machine may have, too
     DROP_SEND_BUFFER_FULL           # EAGAIN, ENOBUFS, ENOMEM of sendmmsg
     DROP_SEND_ERROR                 # any other error of sendmmsg (unreachable, filtered, ...)
     # udp_to_tun

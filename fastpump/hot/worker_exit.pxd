@@ -3,7 +3,7 @@
 #   its epoch       odd, if it died in an iteration: no grace period would end (hot/reclaim.pxd)
 #   reported bits   of peers, keypairs and its own lanes: set, but the event that they stand for was
 #                   not pushed (hot/events.pxd). They are cleared: what is still true is sent again
-#   an Endpoint     locked, half written (hot/endpoint.pxd)
+#   an Endpoint     locked by it, half written (hot/endpoint.pxd)
 #   a MacEntry      claimed, not filled (hot/fdb.pxd)
 #   its lanes       messages in its reorder buffer went with its private memory
 #
@@ -26,10 +26,10 @@ cdef inline void worker_repair(WorkerShared *self) noexcept nogil:
     store64(&self.epoch, (self.epoch | 1) + 1, SEQ_CST)
 
 
-cdef inline bint peer_repair(PeerSlot *self) noexcept nogil:
+cdef inline bint peer_repair(PeerSlot *self, uint32_t worker) noexcept nogil:
     """True if its endpoint was torn, and is unknown now."""
     store32(&self.reported, 0, SEQ_CST)
-    return endpoint_repair(&self.endpoint)
+    return endpoint_repair(&self.endpoint, worker)
 
 
 cdef inline void keypair_repair(Keypair *self) noexcept nogil:
@@ -46,4 +46,4 @@ cdef inline void lane_repair(Lane *self, uint32_t worker) noexcept nogil:
         self.reorder_count = 0
         self.first_unanswered_tx_ns = 0
         and32(&self.bits, ~reported, SEQ_CST)
-    endpoint_repair(&self.endpoint)     # the peer's next message says where it is
+    endpoint_repair(&self.endpoint, worker)     # the peer's next message says where it is

@@ -1,12 +1,14 @@
 """Go to the background: the foreground process returns when the background one is ready.
 
 Until then the background process logs to the terminal; afterwards to syslog, if there is
-one. Its standard streams are /dev/null from the start, so that neither it nor its workers
-keep a pipe open that the caller reads.
+one. Its standard streams are /dev/null from the start, and what else its caller had open is closed,
+so that neither it nor its workers keep a pipe open that the caller reads, a lock that it holds, or
+a mount busy.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
 import os
@@ -63,6 +65,7 @@ def _run(work: Callable[[Callable[[], None]], None], ready_out: int) -> None:
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         os.close(null)
+        _close_inherited()
         work(on_ready)
         status = 0
     except (FastpumpError, OSError) as error:
@@ -74,6 +77,15 @@ def _run(work: Callable[[Callable[[], None]], None], ready_out: int) -> None:
         log.exception("this is a bug, please report it")
     finally:
         os._exit(status)
+
+
+def _close_inherited() -> None:
+    """Close what our caller had left open for us: what survived the exec of this program. Python
+    opens everything close-on-exec (PEP 446), so nothing of ours is among it."""
+    for fd in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+        with contextlib.suppress(OSError):      # that of the list itself is closed by now
+            if fd > 2 and os.get_inheritable(fd):
+                os.close(fd)
 
 
 def _log_to_syslog() -> None:

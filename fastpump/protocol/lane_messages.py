@@ -16,6 +16,7 @@ Integers are little-endian. Unknown kinds and fields are skipped.
 from __future__ import annotations
 
 import enum
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from fastpump.protocol.wire import CONTROL_MARK
 VERSION = 1
 KEM_KEY_LEN = 1184
 KEM_CIPHERTEXT_LEN = 1088
+KEM_SEED_LEN = 64
 
 _HEADER = struct.Struct("<BBH")
 _FIELD = struct.Struct("<BH")
@@ -319,10 +321,15 @@ def derive(exported: bytes, kem_secret: bytes, transcript: Transcript, terms: Te
 def kem_is_supported() -> bool:
     """Whether the `cryptography` library has ML-KEM (its OpenSSL may not)."""
     try:
-        MLKEM768PrivateKey.generate()
+        generate_kem_key()
     except UnsupportedAlgorithm:
         return False
     return True
+
+
+def generate_kem_key() -> MLKEM768PrivateKey:
+    """By the kernel's random numbers, as an ephemeral key (protocol/noise.py)."""
+    return MLKEM768PrivateKey.from_seed_bytes(os.urandom(KEM_SEED_LEN))
 
 
 def encapsulate(kem_key: bytes) -> tuple[bytes, bytes]:

@@ -11,6 +11,7 @@ Any invalid message ends in HandshakeError, which says which step failed.
 from __future__ import annotations
 
 import hmac
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2s
@@ -69,8 +70,9 @@ class DhKeyPair:
 
     @classmethod
     def generate(cls) -> DhKeyPair:
-        """A fresh one."""
-        return cls(X25519PrivateKey.generate())
+        """A fresh one. By the kernel's random numbers: those of a library would be the same in a
+        clone of this machine."""
+        return cls.from_private(os.urandom(KEY_LEN))
 
     @classmethod
     def from_private(cls, private: bytes) -> DhKeyPair:

@@ -13,7 +13,8 @@ By the names that `--offload NAME=off` takes:
 
 Some kernels accept vnet headers and then fail superpackets, so each kind is written to
 the interface before it is up: a kernel that takes it says EIO (interface down), one that
-does not EINVAL. What fails later is switched off by the worker that notices.
+does not EINVAL. What the interface refuses later is switched off by the worker that notices; a path
+that takes no UDP GSO does without (hot/gso.pxd).
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from fastpump.device.lane_context import Options
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import attach, ethernet, taps
 from fastpump.ip import Address
-from fastpump.process import signals
+from fastpump.process import memory, signals
 from fastpump.protocol import keys, lane_messages
 from fastpump.tun import steering
 from fastpump.tun.linkwatch import LinkWatcher, TunState
@@ -71,6 +71,7 @@ def run(config: TunnelConfig, program: Program) -> None:
     _check(config)
     endpoints = {peer.public_key: endpoint.resolve(*peer.endpoint)
                  for peer in config.peers if peer.endpoint is not None}
+    memory.hide()
     _set_rlimits()
     with ExitStack() as cleanup:
         cleanup.enter_context(signals.unwinding())
@@ -101,7 +102,8 @@ def _check(config: TunnelConfig) -> None:
 
 
 def _set_rlimits() -> None:
-    """No core dumps, for keys are in this memory; as many fds as the hard limit allows."""
+    """No core dumps, also of the workers before they are confined; as many fds as the hard limit
+    allows."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

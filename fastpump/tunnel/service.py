@@ -18,6 +18,7 @@ from fastpump.ipc.control import Command, ControlServer
 from fastpump.ipc.fdb import Fdb
 from fastpump.ipc.uapi_server import UapiServer
 from fastpump.tun.linkwatch import LinkWatcher
+from fastpump.tunnel.clones import CloneGuard
 from fastpump.tunnel.tunnel import Tunnel
 
 log = logging.getLogger("fastpump")
@@ -47,6 +48,7 @@ class Service:
             **{name: self._command(command) for name, command in commands.items()}})
         self._wg = UapiServer(tunnel.link.name, tunnel.supervisor)
         self._links_changed = asyncio.Event()
+        self._clones = CloneGuard(tunnel.tables, tunnel.supervisor.device)
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Serve until the supervisor is stopped; `on_ready` is called once."""
@@ -56,6 +58,7 @@ class Service:
         housekeeper = (loop.create_task(self._keep_house())
                        if self._tunnel.tables.is_tap else None)
         loop.add_reader(self._watcher, self._on_link)
+        self._clones.start(loop)
         try:
             await self._control.start()
             hidden = await self._start_wg()
@@ -70,6 +73,7 @@ class Service:
             if housekeeper is not None:
                 housekeeper.cancel()
             loop.remove_reader(self._watcher)
+            self._clones.close()
             await self._wg.stop()
             await self._control.stop()
         log.info("stopped %s", supervisor.stop_reason)

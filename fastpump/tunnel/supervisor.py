@@ -332,7 +332,7 @@ class Supervisor:
             self._workers.ring_one(number)
 
     def _transmit(self, message: bytes, endpoint: Endpoint, source_address: bytes) -> None:
-        if self._sockets is None:
+        if self._sockets is None or self._tables.is_halted:
             return
         try:
             self._sockets.send_handshake(message, endpoint, source_address)
@@ -341,7 +341,7 @@ class Supervisor:
 
     def _transmit_lane(self, message: bytes, endpoint: Endpoint, source_address: bytes,
                        socket_number: int | None) -> None:
-        if self._sockets is None:
+        if self._sockets is None or self._tables.is_halted:
             return
         try:
             self._sockets.send_lane(message, endpoint, source_address, socket_number)

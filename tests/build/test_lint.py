@@ -82,6 +82,19 @@ def test_the_hot_path_is_free_of_python():
             assert "noexcept nogil" in head, f"{path}: {head}"
 
 
+def test_a_worker_s_loads_come_after_its_epoch():
+    """An iteration begins with a store and a full fence. x86 does not show whether it is there: a
+    sequentially consistent store is a fence as well there, on aarch64 (LDAPR) it is not."""
+    stores = {path for path in HOT if re.search(r"\bstore64\(&\w+(\.shared)?\.epoch",
+                                                (ROOT / path).read_text())}
+    assert stores == {"fastpump/hot/reclaim.pxd", "fastpump/hot/worker_exit.pxd"}
+    (enter,) = re.findall(r"(?s)epoch_enter\(WorkerShared .*?\n\n", (
+        PACKAGE / "hot/reclaim.pxd").read_text())
+    assert enter.rstrip().splitlines()[-1].strip() == "fence(SEQ_CST)"
+    loop = (PACKAGE / "hot/loop.pxd").read_text()
+    assert loop.count("epoch_enter(worker.shared") == 2
+
+
 def room_of(module):
     """fastpump.host.taps -> host; fastpump.errors -> errors; fastpump -> __init__."""
     return module.split(".")[1] if "." in module else "__init__"

@@ -100,11 +100,16 @@ def parse_vnet(data: bytes) -> tuple[Vnet, bytes]:
     return Vnet(*struct.unpack("=BBHHHH", data[:10])), data[10:]
 
 
-def partial(packet: bytes, l4_at: int, check_at: int) -> bytes:
+def partial(packet: bytes, l4_at: int, check_at: int, *, source: str | None = None,
+            destination: str | None = None) -> bytes:
     """The packet with its checksum field as CHECKSUM_PARTIAL has it: the pseudo-header's
-    sum, not complemented."""
+    sum, not complemented. Its addresses are the IP header's unless given."""
     is_v6 = packet[0] >> 4 == 6
     src, dst = (packet[8:24], packet[24:40]) if is_v6 else (packet[12:16], packet[16:20])
+    if source is not None:
+        src = ipaddress.ip_address(source).packed
+    if destination is not None:
+        dst = ipaddress.ip_address(destination).packed
     protocol = TCP if check_at == 16 else UDP
     total = ~checksum(pseudo(src, dst, protocol, len(packet) - l4_at)) & 0xFFFF
     at = l4_at + check_at

@@ -37,9 +37,20 @@ def test_each_event_of_a_worker_is_handled():
 def test_what_a_worker_cannot_send_or_offload_is_logged(caplog):
     world = World()
     world.a.event("send_error", error=errno.ENETUNREACH)
-    world.a.event("offload_off", OFFLOAD_BITS["udp-gso"], error=errno.EIO)
+    world.a.event("offload_off", OFFLOAD_BITS["tun-udp4"], error=errno.EINVAL)
     assert f"sending to {world.a.peer} fails with errno {errno.ENETUNREACH}" in caplog.text
-    assert f"udp-gso failed with errno {errno.EIO}" in caplog.text
+    assert f"tun-udp4 failed with errno {errno.EINVAL}" in caplog.text
+
+
+def test_a_way_without_udp_gso_is_said_once_for_each_place_of_the_peer(caplog):
+    world = World()
+    for port in (1, 2):
+        world.a.configure(world.b.public_key, endpoint=Endpoint(IPv4Address("198.51.100.7"), port))
+        for _ in range(3):
+            world.a.event("gso_refused", error=errno.EIO)
+        said = [record.message for record in caplog.records if "no UDP GSO" in record.message]
+        assert len(said) == port
+        assert said[-1].startswith(f"the way to {world.a.peer} takes no UDP GSO (EIO)")
 
 
 def test_a_rekey_that_lanes_ask_for_late_is_not_done_again():

@@ -1,10 +1,16 @@
 """The replay window, as a numbered table (after RFC 6479 and the kernel's selftest)."""
 
+import ctypes
+import mmap
+import os
+import signal
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastpump._core import REJECT_AFTER_MESSAGES, REPLAY_WINDOW, ReplayWindow
+from fastpump._core import REJECT_AFTER_MESSAGES, REPLAY_LEN, REPLAY_WINDOW, ReplayWindow
 
 W = REPLAY_WINDOW
 OK, NO = True, False
@@ -48,3 +54,32 @@ def test_against_a_set(counters):
         if fresh:
             seen.add(counter)
             newest = max(newest, counter)
+
+
+def test_who_is_killed_while_it_marks_leaves_nothing_open():
+    """A process that does nothing but move the window a whole length on is mostly killed while it
+    clears words. `done`: up to where all counters were accepted."""
+    memory = mmap.mmap(-1, 4096)
+    buffer = (ctypes.c_uint8 * 4096).from_buffer(memory)
+    place = ctypes.addressof(buffer)
+    done = struct.Struct("<Q")
+    for _ in range(150):
+        memory[:] = bytes(4096)
+        child = os.fork()
+        if child == 0:
+            window = ReplayWindow(place)
+            for counter in range(W, 1 << 50, W):
+                window.mark(counter)
+                for older in (counter - 1, counter - W // 2):
+                    window.mark(older)
+                done.pack_into(memory, REPLAY_LEN, counter)
+        while not done.unpack_from(memory, REPLAY_LEN)[0]:
+            pass
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        window, (counter,) = ReplayWindow(place), done.unpack_from(memory, REPLAY_LEN)
+        for accepted in (counter, counter - 1, counter - W // 2):
+            assert not window.is_fresh(accepted)
+        assert window.mark(counter + 10 * W)        # and it can be gone on with
+    del buffer
+    memory.close()

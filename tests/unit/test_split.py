@@ -1,6 +1,7 @@
 """Superpackets leave as the packets that the kernel would have made of them."""
 
 import struct
+from ipaddress import ip_address
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from support.packets import (
     FIN,
     GSO_TCPV4,
     GSO_TCPV6,
+    GSO_UDP_L4,
     NEEDS_CSUM,
     PLAIN,
     PSH,
@@ -26,6 +28,7 @@ from support.packets import (
     Vnet,
     checksums_are_right,
     ip,
+    l4_checksum,
     partial,
     superpacket,
     tcp,
@@ -86,6 +89,52 @@ def test_behind_an_ipv6_extension_header():
         without = segment[:6] + bytes([TCP]) + segment[7:40] + segment[48:]
         without = without[:4] + struct.pack("!H", len(without) - 40) + without[6:]
         assert checksums_are_right(without)
+
+
+ROUTER4, ROUTER6 = "10.9.0.77", "fd00:9::77"
+# What stands between the IP header and TCP's or UDP's, and has an address that is the
+# pseudo-header's (RFC 8200, 8.1; RFC 6275, 11.3.1): (next header, extension header).
+ROUTING_HEADER = 43, struct.pack("!BBBBI", 0, 2, 2, 1, 0) + ip_address(B6).packed
+HOME_ADDRESS = 60, struct.pack("!BB", 0, 2) + b"\x01\x02\0\0\xc9\x10" + ip_address(A6).packed
+SOURCE_ROUTE = b"\x83\x07\x04" + ip_address(B4).packed + b"\0"     # RFC 791, loose
+
+
+def routed(way, protocol, l4):
+    """(packet, its IP header's end) by a way on which a router is one of the IP header's
+    addresses."""
+    if way == "source route":
+        return ip(A4, ROUTER4, protocol, l4, options=SOURCE_ROUTE), 20 + len(SOURCE_ROUTE)
+    kind, header = ROUTING_HEADER if way == "routing header" else HOME_ADDRESS
+    addresses = (A6, ROUTER6) if way == "routing header" else (ROUTER6, B6)
+    return ip(*addresses, kind, bytes([protocol]) + header[1:] + l4), 40 + len(header)
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP], ids=["tcp", "udp"])
+@pytest.mark.parametrize("way", ["routing header", "home address", "source route"])
+@pytest.mark.parametrize("may_leave_partial", [False, True], ids=["complete", "partial"])
+def test_checksums_are_for_the_addresses_that_the_partial_one_is_for(
+        way, protocol, may_leave_partial):
+    pair = (A4, B4) if way == "source route" else (A6, B6)
+    plain = (tcp if protocol == TCP else udp)(*pair, bytes(range(250)) * 10)
+    packet, l4_at = routed(way, protocol, plain[20 if way == "source route" else 40:])
+    check_at = 16 if protocol == TCP else 6
+    gso = GSO_UDP_L4 if protocol == UDP else GSO_TCPV4 if way == "source route" else GSO_TCPV6
+    whole = Vnet(NEEDS_CSUM, gso, 0, 1000, l4_at, check_at).emit() + partial(
+        packet, l4_at, check_at, source=pair[0], destination=pair[1])
+    segments = _core.split(whole, may_leave_partial=may_leave_partial)
+    assert len(segments) == 3
+    for segment in segments:
+        l4 = segment[l4_at:]
+        if may_leave_partial and way == "source route":
+            assert segment == partial(segment, l4_at, check_at, source=pair[0],
+                                      destination=pair[1])
+        else:
+            assert l4_checksum(*pair, protocol, blank(l4, check_at)) == int.from_bytes(
+                l4[check_at:check_at + 2], "big")
+
+
+def blank(l4, check_at):
+    return l4[:check_at] + bytes(2) + l4[check_at + 2:]
 
 
 def test_a_superpacket_of_one_segment():

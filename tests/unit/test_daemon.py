@@ -1,0 +1,70 @@
+"""The background process: what it keeps of its caller, and of its memory's secrets."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from fastpump.process.daemon import detach
+
+GET_DUMPABLE = """
+import ctypes, os
+
+def leave(*_):
+    os._exit(10 + ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))       # PR_GET_DUMPABLE
+"""
+
+
+def is_closed(reader, timeout_ms=20_000):
+    """Whether nobody has the other end of a pipe open, after a while at most."""
+    poll = select.poll()
+    poll.register(reader, 0)
+    return bool(poll.poll(timeout_ms))
+
+
+@pytest.fixture
+def pipe():
+    ends = list(os.pipe())
+    yield ends
+    for fd in ends:
+        os.close(fd)
+
+
+def test_the_background_process_closes_what_its_caller_had_open(pipe):
+    """A pipe that the caller reads to its end, say. What we opened ourselves goes on to work."""
+    reader, writer = pipe
+    os.set_inheritable(writer, True)            # as it is in a program that inherited it
+    ours, background = os.pipe()
+
+    def work(on_ready):
+        on_ready()
+        os.write(background, b"still open")
+        signal.pause()
+
+    pid = detach(work)
+    try:
+        os.close(pipe.pop())
+        assert is_closed(reader)
+        assert os.read(ours, 20) == b"still open"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(ours)
+        os.close(background)
+
+
+@pytest.mark.parametrize("program", [
+    "from fastpump.tunnel import run\nfrom fastpump.config.model import TunnelConfig\n"
+    "run._Start.open_queues = leave\n"
+    "run.run(TunnelConfig(name='fpdump', keeps_key=False), None)",
+    "from fastpump.cli import quick\nquick.config_file.find = leave\nquick.up('fpdump')",
+    "from fastpump.cli import quick\nquick.config_file.find = leave\nquick.check('fpdump')",
+], ids=["a tunnel", "up", "check"])
+def test_memory_with_keys_is_not_dumped(program):
+    """Also where core dumps go to a program, which a limit of zero bytes does not prevent."""
+    result = subprocess.run([sys.executable, "-c", GET_DUMPABLE + program], capture_output=True,
+                            text=True, check=False, timeout=60)
+    assert result.returncode == 10, result.stderr
