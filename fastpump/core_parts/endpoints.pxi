@@ -4,7 +4,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint8_t
 from libc.string cimport memset
 
-from fastpump.hot.endpoint cimport endpoint_read, endpoint_set
+from fastpump.hot.endpoint cimport endpoint_get, endpoint_set
 from fastpump.hot.shm cimport ADDRESS_LEN, SOURCE_ADDRESS_LEN, Endpoint
 
 
@@ -20,11 +20,11 @@ cdef int endpoint_store(Endpoint *endpoint, bytes sockaddr, bytes source_address
 
 
 cdef tuple endpoint_load(Endpoint *endpoint):
-    """(sockaddr, source address); (b"", zeros) for unknown."""
+    """(sockaddr, source address); (b"", zeros) for unknown, or if it is no sockaddr."""
     cdef uint8_t address[ADDRESS_LEN]
     cdef uint8_t source_address[SOURCE_ADDRESS_LEN]
     cdef uint32_t length
     memset(source_address, 0, SOURCE_ADDRESS_LEN)
-    length = endpoint_read(endpoint, address, source_address)
+    length = endpoint_get(endpoint, address, source_address)
     return (PyBytes_FromStringAndSize(<char *>address, length),
             PyBytes_FromStringAndSize(<char *>source_address, SOURCE_ADDRESS_LEN))

@@ -42,7 +42,7 @@ from fastpump.hot.linux cimport (
 from fastpump.hot.pktinfo cimport PKTINFO_LEN, pktinfo_write
 from fastpump.hot.shm cimport (
     EVENT_OFFLOAD_OFF, EVENT_SEND_ERROR, EVENT_SOURCE_ADDRESS_GONE, NONE, OFFLOAD_UDP_GSO,
-    REPORTED_SOURCE_ADDRESS_GONE, SOURCE_ADDRESS_LEN, Endpoint, Tables, WorkerShared,
+    REPORTED_SOURCE_ADDRESS_GONE, SOURCE_ADDRESS_LEN, Endpoint, PeerState, Tables, WorkerShared,
 )
 from fastpump.hot.verdict cimport (
     DROP_SEND_BUFFER_FULL, DROP_SEND_ERROR, FAILED_UDP_GSO, UDP_TX_BYTES, UDP_TX_CALLS,
@@ -134,7 +134,7 @@ cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
     info.length = length
     info.segment_len = length
     info.segment_count = 1
-    info.is_open = (self.tables.header.offloads & OFFLOAD_UDP_GSO) != 0 and (
+    info.is_open = (self.tables.interface.offloads & OFFLOAD_UDP_GSO) != 0 and (
         self.gso_limit == 0 or length <= self.gso_limit or self.now_ns >= self.gso_retry_ns)
     self.messages[i].msg_hdr.msg_namelen = name_len
     info.pktinfo_len = pktinfo_write(self.control[i], source_address, self.names[i].sin6_family)
@@ -210,11 +210,13 @@ cdef inline void send_control_set(SendBatch *self, uint32_t which, bint is_gso) 
 cdef inline bint send_handle_error(SendBatch *self, uint32_t which, int error) noexcept nogil:
     """Deal with one message that sendmmsg refused; False if it is to be tried again."""
     cdef SendMessage *info = &self.info[which]
+    cdef PeerState *peer
     if info.pktinfo_len and error in (EINVAL, EADDRNOTAVAIL, ENETUNREACH):
         info.pktinfo_len = 0
-        if info.endpoint == &self.tables.peers[info.peer].endpoint:
+        peer = &self.tables.peer_states[info.peer]
+        if info.endpoint == &peer.endpoint:
             self.has_events |= event_push_once(
-                self.shared, &self.tables.peers[info.peer].reported, REPORTED_SOURCE_ADDRESS_GONE,
+                self.shared, &peer.reported, REPORTED_SOURCE_ADDRESS_GONE,
                 EVENT_SOURCE_ADDRESS_GONE, info.peer, 0, self.now_ns)
         else:
             endpoint_forget_source_address(info.endpoint)
@@ -223,7 +225,7 @@ cdef inline bint send_handle_error(SendBatch *self, uint32_t which, int error) n
         self.shared.verdicts[DROP_SEND_BUFFER_FULL] += info.segment_count
     elif info.segment_count > 1 and error in (EIO, EMSGSIZE, EINVAL):
         self.shared.verdicts[FAILED_UDP_GSO] += 1
-        if error == EIO and and32(&self.tables.header.offloads, ~<uint32_t>OFFLOAD_UDP_GSO,
+        if error == EIO and and32(&self.tables.interface.offloads, ~<uint32_t>OFFLOAD_UDP_GSO,
                                   RELAXED) & OFFLOAD_UDP_GSO:
             self.has_events |= event_push(self.shared, EVENT_OFFLOAD_OFF, NONE,
                                           OFFLOAD_UDP_GSO, error, self.now_ns)

@@ -7,12 +7,16 @@
 # write takes nanoseconds, so a sequence that stays odd was left by a worker that was killed in
 # between: the endpoint is torn, and only the supervisor may repair it.
 
-from libc.stdint cimport uint32_t, uint8_t
+from libc.stdint cimport uint16_t, uint32_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, fence, load32, or32, store32
-from fastpump.hot.linux cimport sched_yield
+from fastpump.hot.linux cimport AF_INET, AF_INET6, sched_yield, sockaddr_in6
 from fastpump.hot.shm cimport ADDRESS_LEN, SOURCE_ADDRESS_LEN, Endpoint
+
+
+cdef enum:
+    SOCKADDR_IN_LEN = 16
 
 
 cdef inline bint endpoint_write(Endpoint *self, const void *address, uint32_t length,
@@ -34,19 +38,27 @@ cdef inline uint32_t endpoint_read(Endpoint *self, uint8_t *out,
     """Copy the address and the source address to send from; the address's length, 0 when it
     is unknown. Retries while they change (which takes a few nanoseconds; bounded all the
     same)."""
-    cdef uint32_t before, length
+    cdef uint32_t length
     cdef int _
     for _ in range(1000000):
-        before = load32(&self.sequence, ACQUIRE)
-        if before & 1:
-            continue
-        length = self.length
-        memcpy(out, self.address, ADDRESS_LEN)
-        memcpy(source_address, self.source_address, SOURCE_ADDRESS_LEN)
-        fence(ACQUIRE)
-        if load32(&self.sequence, RELAXED) == before:
+        if endpoint_try_read(self, out, source_address, &length):
             return length
     return 0
+
+
+cdef inline bint endpoint_try_read(Endpoint *self, uint8_t *out, uint8_t *source_address,
+                                   uint32_t *length) noexcept nogil:
+    """False if it is being written. A length that no address has counts as unknown."""
+    cdef uint32_t before = load32(&self.sequence, ACQUIRE)
+    if before & 1:
+        return False
+    length[0] = load32(&self.length, RELAXED)
+    if length[0] > ADDRESS_LEN:
+        length[0] = 0
+    memcpy(out, self.address, ADDRESS_LEN)
+    memcpy(source_address, self.source_address, SOURCE_ADDRESS_LEN)
+    fence(ACQUIRE)
+    return load32(&self.sequence, RELAXED) == before
 
 
 cdef inline void endpoint_forget_source_address(Endpoint *self) noexcept nogil:
@@ -58,7 +70,27 @@ cdef inline void endpoint_forget_source_address(Endpoint *self) noexcept nogil:
     endpoint_write(self, address, length, source_address)
 
 
-# -- the supervisor's side: it may wait, and repairs
+# -- the supervisor's side: it may wait, and repairs; it believes no length, no family
+
+cdef inline uint32_t endpoint_get(Endpoint *self, uint8_t *out,
+                                  uint8_t *source_address) noexcept nogil:
+    """As endpoint_read, and what is no struct sockaddr_in or sockaddr_in6 is unknown."""
+    cdef uint32_t length
+    cdef int _
+    for _ in range(1000):
+        if endpoint_try_read(self, out, source_address, &length):
+            return length if sockaddr_is_valid(out, length) else 0
+        sched_yield()               # a worker is writing
+    return 0
+
+
+cdef inline bint sockaddr_is_valid(const uint8_t *address, uint32_t length) noexcept nogil:
+    """Whether so many bytes are a struct sockaddr_in or sockaddr_in6."""
+    cdef uint16_t family
+    memcpy(&family, address, sizeof(family))
+    return (family == AF_INET6 and length == sizeof(sockaddr_in6)) or (
+        family == AF_INET and length == SOCKADDR_IN_LEN)
+
 
 cdef inline void endpoint_unlock(Endpoint *self) noexcept nogil:
     """Release a lock whose owner is dead."""

@@ -151,7 +151,8 @@ class Workers:
         assert self._loop is not None
         worker.restart_timer = None
         arguments = WorkerArguments(
-            number=worker.number, udp_fd=self._udp_fds[worker.number], tables_fd=self._tables.fd,
+            number=worker.number, udp_fd=self._udp_fds[worker.number],
+            configuration_fd=self._tables.readonly_fd, state_fd=self._tables.state_fd,
             doorbell_fd=worker.doorbell_fd, event_fd=worker.event_fd,
             cpu=-1 if worker.cpu is None else worker.cpu,
             busy_poll_us=self._options.busy_poll_us, parent=os.getpid(),
