@@ -141,11 +141,12 @@ class Workers:
     def ring(self) -> None:
         """Wake all, to look at their staged packets."""
         for worker in self.processes:
-            os.eventfd_write(worker.doorbell_fd, 1)
+            self.ring_one(worker.number)
 
     def ring_one(self, number: int) -> None:
         """Wake one, to look at what was injected for it."""
-        os.eventfd_write(self.processes[number].doorbell_fd, 1)
+        with contextlib.suppress(BlockingIOError):      # it was filled up, and rings still
+            os.eventfd_write(self.processes[number].doorbell_fd, 1)
 
     def _start(self, worker: WorkerProcess) -> None:
         assert self._loop is not None
@@ -217,7 +218,7 @@ class Workers:
         assert worker.process is not None
         pid = worker.process.pid
         status, stderr = self._reap(worker)
-        if status == EXIT_INTERFACE_GONE:
+        if status == EXIT_INTERFACE_GONE and self._tun.current_name() is None:
             self._callbacks.on_interface_gone()
             return
         if time.monotonic() - worker.started_at >= QUICK_EXIT_S:
