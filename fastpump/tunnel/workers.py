@@ -66,11 +66,13 @@ class WorkerProcess:
 
 
 def _stderr_tail(process: subprocess.Popen[bytes]) -> str:
-    """What a process that exited had written to stderr."""
+    """What a process that exited had written to stderr: one line, which can forge no others in the
+    log and no escapes on a terminal."""
     assert process.stderr is not None
     with process.stderr as pipe:
         os.set_blocking(pipe.fileno(), False)
-        return (pipe.read(4096) or b"").decode(errors="replace").strip()
+        text = (pipe.read(4096) or b"").decode(errors="replace")
+    return "".join(each if each.isprintable() else " " for each in text).strip()
 
 
 @dataclass(frozen=True, slots=True)
