@@ -26,7 +26,7 @@ define apt_install
 	    apt-get -qq -y --no-install-recommends install $$missing >/dev/null; fi
 endef
 
-.PHONY: demo test lint bench bench-gateway bench-lanes bench-limits packages test-packages install clean
+.PHONY: demo test lint fuzz-memory bench bench-gateway bench-lanes bench-limits packages test-packages install clean
 
 demo: install
 	$(SUDO) $(VENV)/bin/fastpump demo $(DEMO_OPTIONS)
@@ -40,6 +40,10 @@ lint: install
 	$(VENV)/bin/ruff check --no-cache .
 	$(VENV)/bin/mypy --cache-dir=/dev/null
 	$(VENV)/bin/cython-lint fastpump/_core.pyx fastpump/core_parts/*.pxi fastpump/hot/*.pxd
+
+# Every word that a worker may write, with every hostile value: some minutes.
+fuzz-memory: install
+	PYTHONPATH=.:tests $(VENV)/bin/python -m fuzz.sharedmemory $(FUZZ_OPTIONS)
 
 # WIREGUARD_GO=/path/to/wireguard-go compares with it.
 bench: install

@@ -1,7 +1,7 @@
 """Types of the extension module; its docstrings are in core_parts/."""
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, Self, TypedDict
 
 VERDICT_NAMES: dict[int, str]
 COUNTER_NAMES: dict[int, str]
@@ -73,15 +73,24 @@ class SwitchConfiguration(TypedDict):
     mac_table: int
     storm_limit: int
 
-class SharedTables:
-    fd: int
-    offloads: Iterable[str]
-    mtu: int
-    spread_queues: int
+class AttachedTables:
     @property
     def queue_count(self) -> int: ...
     @property
     def is_tap(self) -> bool: ...
+    @classmethod
+    def attach(cls, configuration_fd: int, state_fd: int) -> Self: ...
+
+class SharedTables(AttachedTables):
+    offloads: Iterable[str]
+    mtu: int
+    spread_queues: int
+    @property
+    def configuration_fd(self) -> int: ...
+    @property
+    def readonly_fd(self) -> int: ...
+    @property
+    def state_fd(self) -> int: ...
     @property
     def retired(self) -> Retired: ...
     @property
@@ -104,8 +113,6 @@ class SharedTables:
     def create(cls, queue_count: int, peer_capacity: int = ...,
                node_capacity: int = ..., *, backend: str | None = ..., is_tap: bool = ...,
                mac_limit: int = ...) -> SharedTables: ...
-    @classmethod
-    def attach(cls, fd: int) -> SharedTables: ...
     def close(self) -> None: ...
     def halt(self) -> None: ...
     def resume(self) -> None: ...
@@ -182,7 +189,7 @@ class Workers:
     def events(self, number: int) -> list[tuple[str, int, int, int, int]]: ...
 
 class Pump:
-    def __init__(self, tables: SharedTables, number: int, tun_fds: list[int], udp_fd: int,
+    def __init__(self, tables: AttachedTables, number: int, tun_fds: list[int], udp_fd: int,
                  doorbell_fd: int, event_fd: int, *, lane_fds: Sequence[int] = ...,
                  backend: str | None = None, busy_poll_us: int = 0) -> None: ...
     def run(self) -> None: ...

@@ -4,13 +4,14 @@ Thin: the mechanisms are inline functions in hot/*.pxd, compiled into this one m
 needs of them is in core_parts/, by subject; each part says what it takes from hot/:
 
 names        what the operator calls verdicts, counters and events, from the enums of hot/
-memory       mapped memory, and the owner of the tables' mapping
+memory       mapped memory, and the owner of the tables' mappings
 backends     the AEAD libraries of this build
 endpoints    addresses of peers and lanes, as bytes
 reclaim      slots of the tables: free, taken, retired
 peers keypairs lanes allowed_ips fdb limiters workers
              the tables by subject: SharedTables.peers and so on
-tables       SharedTables: the supervisor's interface to the shared memory (hot/shm.pxd)
+tables       SharedTables: the supervisor's interface to the shared memory (hot/shm.pxd);
+             AttachedTables: a worker's
 pump         Pump: one worker, its buffers, its loop; confine: its sandbox
 admission    Admission: what is admitted at the supervisor's handshake socket
 tools        plain functions over the hot code, for tests and tools
@@ -26,12 +27,12 @@ include "core_parts/memory.pxi"
 include "core_parts/backends.pxi"
 include "core_parts/endpoints.pxi"
 include "core_parts/reclaim.pxi"
+include "core_parts/limiters.pxi"
 include "core_parts/peers.pxi"
 include "core_parts/keypairs.pxi"
 include "core_parts/lanes.pxi"
 include "core_parts/allowed_ips.pxi"
 include "core_parts/fdb.pxi"
-include "core_parts/limiters.pxi"
 include "core_parts/workers.pxi"
 include "core_parts/tables.pxi"
 include "core_parts/pump.pxi"

@@ -16,12 +16,13 @@ EXIT_SETUP = 4
 
 
 class WorkerArguments(namedtuple("_Fields", (
-        "number", "udp_fd", "tables_fd", "doorbell_fd", "event_fd", "cpu", "busy_poll_us", "parent",
-        "lane_fds", "tun_fds"))):
+        "number", "udp_fd", "configuration_fd", "state_fd", "doorbell_fd", "event_fd", "cpu",
+        "busy_poll_us", "parent", "lane_fds", "tun_fds"))):
     """The command line of a worker: NAME=NUMBER, or NAME=NUMBER,NUMBER... for the last two.
 
-    `cpu`: to run on, -1 for any; `parent`: the supervisor's pid; `lane_fds`, `tun_fds`: tuples, of
-    all lane sockets and of all queues. (Not of typing, which takes longer to load than all else.)
+    `configuration_fd` is read-only; `cpu`: to run on, -1 for any; `parent`: the supervisor's pid;
+    `lane_fds`, `tun_fds`: tuples, of all lane sockets and of all queues. (Not of typing, which
+    takes longer to load than all else.)
     """
 
     __slots__ = ()
@@ -29,8 +30,8 @@ class WorkerArguments(namedtuple("_Fields", (
     @property
     def fds(self) -> tuple[int, ...]:
         """All that the process inherits."""
-        return (self.udp_fd, self.tables_fd, self.doorbell_fd, self.event_fd, *self.lane_fds,
-                *self.tun_fds)
+        return (self.udp_fd, self.configuration_fd, self.state_fd, self.doorbell_fd, self.event_fd,
+                *self.lane_fds, *self.tun_fds)
 
     def emit(self) -> list[str]:
         """As words of a command line."""
@@ -53,13 +54,13 @@ def main() -> None:
     status = EXIT_SETUP
     try:
         arguments = WorkerArguments.parse(sys.argv[1:])
-        from fastpump._core import Pump, SharedTables, confine
+        from fastpump._core import AttachedTables, Pump, confine
 
         if arguments.cpu >= 0:
             os.sched_setaffinity(0, {arguments.cpu})
-        pump = Pump(SharedTables.attach(arguments.tables_fd), arguments.number,
-                    list(arguments.tun_fds), arguments.udp_fd, arguments.doorbell_fd,
-                    arguments.event_fd, lane_fds=arguments.lane_fds,
+        tables = AttachedTables.attach(arguments.configuration_fd, arguments.state_fd)
+        pump = Pump(tables, arguments.number, list(arguments.tun_fds), arguments.udp_fd,
+                    arguments.doorbell_fd, arguments.event_fd, lane_fds=arguments.lane_fds,
                     busy_poll_us=arguments.busy_poll_us)
         confine(arguments.parent)
         pump.run()

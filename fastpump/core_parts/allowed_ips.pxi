@@ -24,9 +24,9 @@ cdef class AllowedIps(SlotTable):
         cdef uint32_t fresh[2]
         cdef uint32_t i, taken
         cdef bint is_v6 = address_is_v6(address, prefix_len)
-        self.mapping.peer(peer)
+        self.mapping.check_peer(peer)
         prefix_load(bits, <const uint8_t *>PyBytes_AS_STRING(address), is_v6)
-        if trie_move(&self.mapping.tables, is_v6, bits, prefix_len, peer):
+        if trie_move(&self.mapping.configuration, is_v6, bits, prefix_len, peer):
             return                  # takes no memory: also when there is none
         fresh[0] = <uint32_t>self.take()
         try:
@@ -34,7 +34,7 @@ cdef class AllowedIps(SlotTable):
         except MemoryError:
             self.free.append(fresh[0])
             raise
-        taken = trie_insert(&self.mapping.tables, is_v6, bits, prefix_len, peer, fresh)
+        taken = trie_insert(&self.mapping.configuration, is_v6, bits, prefix_len, peer, fresh)
         for i in range(taken, 2):
             self.free.append(fresh[i])
 
@@ -45,7 +45,7 @@ cdef class AllowedIps(SlotTable):
         cdef uint32_t i
         cdef bint is_v6 = address_is_v6(address, prefix_len)
         prefix_load(bits, <const uint8_t *>PyBytes_AS_STRING(address), is_v6)
-        for i in range(trie_remove(&self.mapping.tables, is_v6, bits, prefix_len, unlinked)):
+        for i in range(trie_remove(&self.mapping.configuration, is_v6, bits, prefix_len, unlinked)):
             self.retired.add(self, unlinked[i])
 
     def lookup(self, bytes address):

@@ -5,7 +5,7 @@ from libc.stdint cimport uint32_t, uint8_t, uintptr_t
 from libc.string cimport memset
 
 from fastpump.hot.atomics cimport ACQUIRE, load32
-from fastpump.hot.endpoint cimport endpoint_read, endpoint_sequence_after, endpoint_set
+from fastpump.hot.endpoint cimport endpoint_get, endpoint_sequence_after, endpoint_set
 from fastpump.hot.shm cimport ADDRESS_LEN, SOURCE_ADDRESS_LEN, Endpoint
 
 
@@ -56,11 +56,11 @@ cdef class EndpointWriter:
 
 
 cdef tuple endpoint_load(Endpoint *endpoint):
-    """(sockaddr, source address); (b"", zeros) for unknown."""
+    """(sockaddr, source address); (b"", zeros) for unknown, or if it is no sockaddr."""
     cdef uint8_t address[ADDRESS_LEN]
     cdef uint8_t source_address[SOURCE_ADDRESS_LEN]
     cdef uint32_t length
     memset(source_address, 0, SOURCE_ADDRESS_LEN)
-    length = endpoint_read(endpoint, address, source_address)
+    length = endpoint_get(endpoint, address, source_address)
     return (PyBytes_FromStringAndSize(<char *>address, length),
             PyBytes_FromStringAndSize(<char *>source_address, SOURCE_ADDRESS_LEN))

@@ -4,10 +4,10 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastpump.hot.fdb cimport (
-    MAC_LOCAL_PORT, MAC_STATIC, MAC_UNKNOWN, MAC_VALID, fdb_add_static, fdb_flush, fdb_next,
-    fdb_remove, fdb_sweep, mac_is_aged, mac_key, mac_lookup, mac_owner,
+    MAC_LOCAL_PORT, MAC_STATIC, MAC_UNKNOWN, fdb_add_static, fdb_flush, fdb_next, fdb_remove,
+    fdb_sweep, mac_address, mac_is_aged, mac_key, mac_lookup, mac_owner,
 )
-from fastpump.hot.shm cimport Header, Tables
+from fastpump.hot.shm cimport InterfaceState, Tables
 
 LOCAL_PORT = MAC_LOCAL_PORT
 
@@ -34,7 +34,7 @@ cdef class Fdb:
         is no room for it."""
         cdef uint64_t key = self.key_of(mac, vlan)
         if owner != MAC_LOCAL_PORT:
-            self.mapping.peer(owner)
+            self.mapping.check_peer(owner)
         if not fdb_add_static(&self.mapping.tables, key, owner, seconds(now)):
             raise MemoryError("there is no room for that MAC address")
 
@@ -57,7 +57,7 @@ cdef class Fdb:
             if not mac_is_aged(tables, value, seconds(now)):
                 is_static = bool(value & MAC_STATIC)
                 age_s = 0 if is_static else max(0, seconds(now) - (value & 0xffffffff))
-                found.append((((key & ~MAC_VALID) >> 12).to_bytes(6, "big"), key & 0xfff,
+                found.append((mac_address(key).to_bytes(6, "big"), key & 0xfff,
                               mac_owner(value), is_static, age_s))
         return found
 
@@ -67,7 +67,8 @@ cdef class Fdb:
 
     def sweep(self, uint64_t now):
         """Take aged entries out, and count the others anew."""
-        cdef uint32_t *counts = <uint32_t *>calloc(self.mapping.peer_capacity, sizeof(uint32_t))
+        cdef uint32_t *counts = <uint32_t *>calloc(
+            self.mapping.tables.header.peer_capacity, sizeof(uint32_t))
         if counts == NULL:
             raise MemoryError
         fdb_sweep(&self.mapping.tables, seconds(now), counts, self.mapping.peers_end)
@@ -75,10 +76,10 @@ cdef class Fdb:
 
     def counts(self):
         """(all, at the local port, {peer's slot: of that peer})."""
-        cdef Header *header = self.mapping.tables.header
+        cdef InterfaceState *interface = self.mapping.tables.interface
         cdef uint32_t slot
-        return (header.mac_count, header.mac_count_local_port, {
-            slot: self.mapping.tables.peers[slot].mac_count
+        return (interface.mac_count, interface.mac_count_local_port, {
+            slot: self.mapping.tables.peer_states[slot].mac_count
             for slot in range(self.mapping.peers_end) if self.mapping.tables.peers[slot].live})
 
 

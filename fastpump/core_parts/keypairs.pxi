@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memset
 from fastpump.hot cimport constants
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, add64, and32, load32, store32
 from fastpump.hot.shm cimport (
-    KEYPAIR_INITIATOR, KEYPAIR_REKEY_REPORTED, KEYPAIR_UNCONFIRMED, Header, Keypair,
+    KEYPAIR_INITIATOR, KEYPAIR_REKEY_REPORTED, KEYPAIR_UNCONFIRMED, Header, Keypair, KeypairState,
 )
 
 REJECT_AFTER_MESSAGES = constants.REJECT_AFTER_MESSAGES
@@ -40,12 +40,16 @@ cdef class Keypairs(SlotTable):
     cdef Keypair *at(self, uint32_t slot) except NULL:
         if slot >= self.end:
             raise IndexError(f"no keypair in slot {slot}")
-        return &self.mapping.tables.keypairs[slot]
+        return &self.mapping.configuration.keypairs[slot]
+
+    cdef KeypairState *state_at(self, uint32_t slot) except NULL:
+        self.at(slot)
+        return &self.mapping.tables.keypair_states[slot]
 
     def reserve(self, uint32_t worker):
         """(slot, local_index) for a handshake that begins: the index says which worker
         will receive. MemoryError when the table is full."""
-        cdef Header *header = self.mapping.tables.header
+        cdef const Header *header = self.mapping.tables.header
         self.mapping.worker(worker)
         slot = self.take()
         taken_bits = header.worker_bits + header.slot_bits
@@ -58,15 +62,17 @@ cdef class Keypairs(SlotTable):
         A responder's keypair is unconfirmed: the worker reports its first message.
         """
         cdef Keypair *keypair = self.at(slot)
+        cdef KeypairState *state = self.state_at(slot)
         cdef bytes send_key = new.send_key, receive_key = new.receive_key
         if len(send_key) != 32 or len(receive_key) != 32:
             raise ValueError("transport keys have 32 bytes")
         memset(keypair, 0, sizeof(Keypair))
+        memset(state, 0, sizeof(KeypairState))
         keypair.local_index = new.local_index
         keypair.remote_index = new.remote_index
         keypair.peer = new.peer
         keypair.worker = new.worker
-        keypair.flags = KEYPAIR_INITIATOR if new.is_initiator else KEYPAIR_UNCONFIRMED
+        state.flags = KEYPAIR_INITIATOR if new.is_initiator else KEYPAIR_UNCONFIRMED
         keypair.rekey_at_ns = new.rekey_at_ns
         keypair.rekey_rx_at_ns = new.rekey_rx_at_ns
         keypair.reject_at_ns = new.reject_at_ns
@@ -76,11 +82,11 @@ cdef class Keypairs(SlotTable):
 
     def confirm(self, uint32_t slot):
         """The peer has sent on a responder's keypair."""
-        and32(&self.at(slot).flags, ~<uint32_t>KEYPAIR_UNCONFIRMED, RELAXED)
+        and32(&self.state_at(slot).flags, ~<uint32_t>KEYPAIR_UNCONFIRMED, RELAXED)
 
     def rearm_rekey(self, uint32_t slot):
         """Let the workers ask for a rekey again (the last attempt failed)."""
-        and32(&self.at(slot).flags, ~<uint32_t>KEYPAIR_REKEY_REPORTED, RELAXED)
+        and32(&self.state_at(slot).flags, ~<uint32_t>KEYPAIR_REKEY_REPORTED, RELAXED)
 
     def take_counter(self, uint32_t slot, uint32_t local_index):
         """A send counter, taken atomically: nobody else gets it. ValueError if the slot's
@@ -88,7 +94,7 @@ cdef class Keypairs(SlotTable):
         cdef Keypair *keypair = self.at(slot)
         if not load32(&keypair.live, ACQUIRE) or keypair.local_index != local_index:
             raise ValueError(f"the keypair in slot {slot} is gone")
-        return add64(&keypair.send_counter, 1, RELAXED)
+        return add64(&self.state_at(slot).send_counter, 1, RELAXED)
 
     def retire(self, uint32_t slot):
         """Take the keypair out of use; its keys are wiped after the grace period."""
@@ -96,5 +102,6 @@ cdef class Keypairs(SlotTable):
         self.retired.add(self, slot)
 
     cdef int recycle(self, uint32_t slot) except -1:
-        memset(&self.mapping.tables.keypairs[slot], 0, sizeof(Keypair))
+        memset(&self.mapping.configuration.keypairs[slot], 0, sizeof(Keypair))
+        memset(&self.mapping.tables.keypair_states[slot], 0, sizeof(KeypairState))
         return SlotTable.recycle(self, slot)

@@ -15,7 +15,7 @@ from fastpump.hot.atomics cimport (
 from fastpump.hot.shm cimport (
     LANE_DEAD, LANE_ECHO_REPORTED, LANE_FREE, LANE_LIVE, LANE_REKEY_REPORTED, LANE_RESERVED,
     LANE_ROAM_REPORTED, LANE_UNANSWERED_REPORTED, LANE_USABLE, LANE_USABLE_REPORTED, NONE,
-    SOURCE_ADDRESS_LEN, Header, Lane,
+    SOURCE_ADDRESS_LEN, Header, Lane, LaneState,
 )
 
 FEATURE_PARTIAL, FEATURE_BUNDLE = constants.FEATURE_PARTIAL, constants.FEATURE_BUNDLE
@@ -63,7 +63,11 @@ cdef class Lanes(SlotTable):
     cdef Lane *at(self, uint32_t slot) except NULL:
         if slot >= self.end:
             raise IndexError(f"no lane in slot {slot}")
-        return &self.mapping.tables.lanes[slot]
+        return &self.mapping.configuration.lanes[slot]
+
+    cdef LaneState *state_at(self, uint32_t slot) except NULL:
+        self.at(slot)
+        return &self.mapping.tables.lane_states[slot]
 
     cdef int64_t take_run(self, uint32_t count) except -1:
         """The first of `count` free slots in a row; MemoryError when there are none."""
@@ -80,17 +84,17 @@ cdef class Lanes(SlotTable):
     def reserve(self, uint32_t peer, uint32_t count):
         """(slot of lane 0, receiver index) for a set of `count` lanes, whose keys are not known
         yet: what comes for it waits. MemoryError when the table is full."""
-        cdef Header *header = self.mapping.tables.header
+        cdef const Header *header = self.mapping.tables.header
         cdef Lane *lane
         cdef uint32_t first, index, i
-        self.mapping.peer(peer)
+        self.mapping.check_peer(peer)
         if not 1 <= count <= constants.MAX_LANES:
             raise ValueError(f"a set has 1 to {constants.MAX_LANES} lanes, not {count}")
         first = <uint32_t>self.take_run(count)
         random = int.from_bytes(os.urandom(4), "little")
         index = random >> header.lane_bits << header.lane_bits | first
         for i in range(count):
-            lane = &self.mapping.tables.lanes[first + i]
+            lane = &self.mapping.configuration.lanes[first + i]
             lane.local_index = index
             lane.peer = peer
             lane.number = i
@@ -106,9 +110,10 @@ cdef class Lanes(SlotTable):
             raise ValueError(f"{len(new.keys)} keys, {len(new.endpoints)} endpoints for {count} "
                              "lanes")
         for i in range(count):
-            self.install_one(self.at(first + i), i, new)
+            self.install_one(first + i, i, new)
 
-    cdef int install_one(self, Lane *lane, uint32_t i, new) except -1:
+    cdef int install_one(self, uint32_t slot, uint32_t i, new) except -1:
+        cdef Lane *lane = self.at(slot)
         cdef bytes send_key, receive_key
         send_key, receive_key = new.keys[i]
         if len(send_key) != AEAD_RAW_KEY_LEN or len(receive_key) != AEAD_RAW_KEY_LEN:
@@ -125,7 +130,7 @@ cdef class Lanes(SlotTable):
         aead_key_set(&self.aead, lane.cipher, <const uint8_t *>PyBytes_AS_STRING(receive_key),
                      lane.receive_key)
         sockaddr, source_address = new.endpoints[i]
-        self.retired.endpoints.write(&lane.endpoint, sockaddr, source_address)
+        self.retired.endpoints.write(&self.state_at(slot).endpoint, sockaddr, source_address)
         store32(&lane.state, LANE_LIVE, RELEASE)
         return 0
 
@@ -133,22 +138,23 @@ cdef class Lanes(SlotTable):
         """Take a set out of use; its keys are wiped after the grace period."""
         cdef uint32_t i
         for i in range(self.at(first).count):
-            self.retired.endpoints.forget(&self.mapping.tables.lanes[first + i].endpoint)
-            store32(&self.mapping.tables.lanes[first + i].state, LANE_FREE, SEQ_CST)
+            self.retired.endpoints.forget(&self.state_at(first + i).endpoint)
+            store32(&self.mapping.configuration.lanes[first + i].state, LANE_FREE, SEQ_CST)
         self.retired.add(self, first)
 
     cdef int recycle(self, uint32_t first) except -1:
         cdef uint32_t count = self.mapping.tables.lanes[first].count
-        memset(&self.mapping.tables.lanes[first], 0, count * sizeof(Lane))
+        memset(&self.mapping.configuration.lanes[first], 0, count * sizeof(Lane))
+        memset(&self.mapping.tables.lane_states[first], 0, count * sizeof(LaneState))
         self.free_runs.setdefault(run_of(count), []).append(first)
         return 0
 
     def status(self, uint32_t slot):
         """What is known of a lane: a dict; 0 for a time: never."""
-        cdef Lane *lane = self.at(slot)
+        cdef LaneState *lane = self.state_at(slot)
         return {
-            "number": lane.number,
-            "worker": lane.worker,
+            "number": self.at(slot).number,
+            "worker": self.at(slot).worker,
             "is_usable": load32(&lane.bits, RELAXED) & LANE_USABLE != 0,
             "endpoint": endpoint_load(&lane.endpoint)[0],
             "tx_messages": load64(&lane.send_counter, RELAXED),
@@ -163,26 +169,26 @@ cdef class Lanes(SlotTable):
 
     def endpoint(self, uint32_t slot):
         """(sockaddr, source address) as the lane's worker has them; (b"", zeros) for unknown."""
-        return endpoint_load(&self.at(slot).endpoint)
+        return endpoint_load(&self.state_at(slot).endpoint)
 
     def set_endpoint(self, uint32_t slot, bytes sockaddr,
                      bytes source_address=bytes(SOURCE_ADDRESS_LEN)):
         """As of a peer."""
-        self.retired.endpoints.write(&self.at(slot).endpoint, sockaddr, source_address)
+        self.retired.endpoints.write(&self.state_at(slot).endpoint, sockaddr, source_address)
 
     def rearm(self, uint32_t slot, str bit):
         """Let the worker send the event that a bit of LANE_BITS stands for again."""
-        and32(&self.at(slot).bits, ~<uint32_t>LANE_BITS[bit], SEQ_CST)
+        and32(&self.state_at(slot).bits, ~<uint32_t>LANE_BITS[bit], SEQ_CST)
 
     def set_dead(self, uint32_t slot):
         """Let the flows of an unanswered lane take others, until the peer sends on it."""
-        cdef Lane *lane = self.at(slot)
+        cdef LaneState *lane = self.state_at(slot)
         or32(&lane.bits, LANE_DEAD, SEQ_CST)
         and32(&lane.bits, ~<uint32_t>LANE_USABLE, SEQ_CST)
 
     def take_counter(self, uint32_t slot, uint64_t now):
         """A send counter, taken atomically for a message that leaves now."""
-        cdef Lane *lane = self.at(slot)
+        cdef LaneState *lane = self.state_at(slot)
         lane.last_tx_ns = now
         return add64(&lane.send_counter, 1, RELAXED)
 

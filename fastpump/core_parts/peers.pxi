@@ -4,15 +4,14 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastpump.hot.atomics cimport (
-    RELAXED, RELEASE, SEQ_CST, add32, add64, and32, load64, store32, store64,
+    RELAXED, RELEASE, SEQ_CST, add64, and32, load64, store32, store64,
 )
 from fastpump.hot.fdb cimport fdb_flush
 from fastpump.hot.shm cimport (
     NONE, POLICY_ANY, POLICY_LANES, POLICY_NOTHING, REPORTED_ROAM, REPORTED_SOURCE_ADDRESS_GONE,
     REPORTED_UNANSWERED_RX, REPORTED_UNANSWERED_TX, REPORTED_WANT_SESSION, SOURCE_ADDRESS_LEN,
-    PeerSlot,
+    PeerSlot, PeerState,
 )
-from fastpump.hot.token_bucket cimport limits_clear
 
 POLICIES = {"any": POLICY_ANY, "lanes": POLICY_LANES, "nothing": POLICY_NOTHING}
 REPORTED_BITS = {
@@ -28,34 +27,37 @@ NO_SLOT = NONE
 cdef class Peers(SlotTable):
     """The table of peers. Times are CLOCK_BOOTTIME, ns. IndexError for a slot with no peer."""
 
+    cdef Limiters limiters
+
     def __cinit__(self, Mapping mapping, Retired retired):
         self.title = "the peer table"
         self.capacity = mapping.tables.header.peer_capacity
 
     def add(self):
         """A slot for a new peer; MemoryError when the table is full."""
-        cdef uint32_t purge_count, slot = <uint32_t>self.take()
-        cdef PeerSlot *peer = &self.mapping.tables.peers[slot]
-        purge_count = peer.purge_count
-        memset(peer, 0, sizeof(PeerSlot))
-        peer.storm.size = self.mapping.tables.header.storm.size
-        peer.storm.refill_ns = self.mapping.tables.header.storm.refill_ns
-        peer.purge_count = purge_count + 1      # what a worker still staged is not its
-        peer.send_keypair = peer.lanes[0] = peer.lanes[1] = NONE
+        cdef uint32_t slot = <uint32_t>self.take()
+        cdef PeerSlot *peer = &self.mapping.configuration.peers[slot]
+        cdef PeerState *state = &self.mapping.tables.peer_states[slot]
+        memset(state, 0, sizeof(PeerState))
+        bucket_configure(&state.storm, storm_bucket(self.mapping.tables.header.storm_limit), 0)
+        state.send_keypair = state.lanes[0] = state.lanes[1] = NONE
+        peer.policy, peer.originator_id = POLICY_ANY, 0
+        peer.purge_count += 1       # what a worker still staged is not its
         self.mapping.peers_end = self.end
-        store32(&self.mapping.tables.header.peers_end, self.end, RELEASE)
+        store32(&self.mapping.configuration.header.peers_end, self.end, RELEASE)
         store32(&peer.live, 1, RELEASE)
         return slot
 
     def remove(self, uint32_t slot):
         """Give the slot back. The caller has taken its prefixes and keypairs away."""
-        cdef PeerSlot *peer = self.mapping.peer(slot)
+        cdef PeerState *state = self.mapping.peer_state(slot)
+        cdef PeerSlot *peer = &self.mapping.configuration.peers[slot]
         fdb_flush(&self.mapping.tables, slot, True)
-        limits_clear(&self.mapping.tables, slot, self.mapping.peers_end)
-        self.retired.endpoints.forget(&peer.endpoint)
-        store32(&peer.lanes[0], NONE, RELEASE)
-        store32(&peer.send_keypair, NONE, RELEASE)
-        add32(&peer.purge_count, 1, RELEASE)
+        self.limiters.clear(slot)
+        self.retired.endpoints.forget(&state.endpoint)
+        store32(&state.lanes[0], NONE, RELEASE)
+        store32(&state.send_keypair, NONE, RELEASE)
+        store32(&peer.purge_count, peer.purge_count + 1, RELEASE)
         store32(&peer.live, 0, RELEASE)
         self.retired.add(self, slot)
 
@@ -67,41 +69,46 @@ cdef class Peers(SlotTable):
                      bytes source_address=bytes(SOURCE_ADDRESS_LEN)):
         """`sockaddr`: a struct sockaddr_in or sockaddr_in6 as bytes; b"" for unknown.
         `source_address`: of what we send there, 16 bytes; zeros: the kernel's choice."""
-        self.retired.endpoints.write(&self.mapping.peer(slot).endpoint, sockaddr, source_address)
+        self.retired.endpoints.write(&self.mapping.peer_state(slot).endpoint, sockaddr,
+                                     source_address)
 
     def endpoint(self, uint32_t slot):
         """(sockaddr, source address) as the workers have them; (b"", zeros) for unknown."""
-        return endpoint_load(&self.mapping.peer(slot).endpoint)
+        return endpoint_load(&self.mapping.peer_state(slot).endpoint)
 
     def set_originator_id(self, uint32_t slot, uint64_t id):
         """The originator, in relay headers, of frames that came in at the peer
         (docs/PROTOCOL.md)."""
-        store64(&self.mapping.peer(slot).originator_id, id, SEQ_CST)
+        self.mapping.check_peer(slot)
+        store64(&self.mapping.configuration.peers[slot].originator_id, id, SEQ_CST)
 
     def set_policy(self, uint32_t slot, str policy):
         """What the peer's data may travel by: "any" route, "lanes" only, or "nothing"."""
-        store32(&self.mapping.peer(slot).policy, POLICIES[policy], RELAXED)
+        self.mapping.check_peer(slot)
+        store32(&self.mapping.configuration.peers[slot].policy, POLICIES[policy], RELAXED)
 
     def set_lanes(self, uint32_t slot, newest, older):
         """The sets of lanes that workers send on, by the slots of their first lanes; None for
         none."""
-        cdef PeerSlot *peer = self.mapping.peer(slot)
+        cdef PeerState *peer = self.mapping.peer_state(slot)
         store32(&peer.lanes[1], NONE if older is None else older, SEQ_CST)
         store32(&peer.lanes[0], NONE if newest is None else newest, SEQ_CST)
 
     def set_send_keypair(self, uint32_t slot, keypair):
         """What workers seal with from now on; None for no session."""
         cdef uint32_t value = NONE if keypair is None else keypair
-        store32(&self.mapping.peer(slot).send_keypair, value, SEQ_CST)
+        store32(&self.mapping.peer_state(slot).send_keypair, value, SEQ_CST)
 
     def purge_staged(self, uint32_t slot):
         """Drop what waits for a session; ring the workers' doorbells afterwards."""
-        add32(&self.mapping.peer(slot).purge_count, 1, RELEASE)
+        cdef PeerSlot *peer = &self.mapping.configuration.peers[slot]
+        self.mapping.check_peer(slot)
+        store32(&peer.purge_count, peer.purge_count + 1, RELEASE)
 
     def rearm(self, uint32_t slot, str what, uint64_t handled_ns=0):
         """Let workers send the event of that name (REPORTED_BITS) for the peer again. `handled_ns`:
         the first unanswered packet that was dealt with; a later one is not forgotten."""
-        cdef PeerSlot *peer = self.mapping.peer(slot)
+        cdef PeerState *peer = self.mapping.peer_state(slot)
         cdef uint32_t bit = REPORTED_BITS[what]
         if handled_ns and bit == REPORTED_UNANSWERED_TX and (
                 peer.first_unanswered_tx_ns == handled_ns):
@@ -113,14 +120,14 @@ cdef class Peers(SlotTable):
 
     def record_sent(self, uint32_t slot, uint64_t now, uint64_t wire_bytes):
         """The supervisor sent something authenticated to the peer (a keepalive)."""
-        cdef PeerSlot *peer = self.mapping.peer(slot)
+        cdef PeerState *peer = self.mapping.peer_state(slot)
         peer.last_tx_ns = now
         peer.first_unanswered_rx_ns = 0
         add64(&peer.tx_bytes, wire_bytes, RELAXED)
 
     def record_received(self, uint32_t slot, uint64_t now, uint64_t wire_bytes):
         """The supervisor received something authenticated (a handshake message)."""
-        cdef PeerSlot *peer = self.mapping.peer(slot)
+        cdef PeerState *peer = self.mapping.peer_state(slot)
         peer.last_rx_ns = now
         peer.first_unanswered_tx_ns = 0
         add64(&peer.rx_bytes, wire_bytes, RELAXED)
@@ -128,11 +135,11 @@ cdef class Peers(SlotTable):
     def activity(self, uint32_t slot):
         """(first_unanswered_tx_ns, first_unanswered_rx_ns, last_tx_ns, last_rx_ns); 0 for never
         or nothing unanswered."""
-        cdef PeerSlot *peer = self.mapping.peer(slot)
+        cdef PeerState *peer = self.mapping.peer_state(slot)
         return (peer.first_unanswered_tx_ns, peer.first_unanswered_rx_ns, peer.last_tx_ns,
                 peer.last_rx_ns)
 
     def traffic(self, uint32_t slot):
         """(rx_bytes, tx_bytes) of transport messages, without UDP and IP headers."""
-        cdef PeerSlot *peer = self.mapping.peer(slot)
+        cdef PeerState *peer = self.mapping.peer_state(slot)
         return load64(&peer.rx_bytes, RELAXED), load64(&peer.tx_bytes, RELAXED)

@@ -62,7 +62,7 @@ cdef class Pump:
     cdef Mapping mapping
     cdef Arena arena
 
-    def __init__(self, SharedTables tables, uint32_t number, list tun_fds, int udp_fd,
+    def __init__(self, AttachedTables tables, uint32_t number, list tun_fds, int udp_fd,
                  int doorbell_fd, int event_fd, *, lane_fds=(), str backend=None,
                  uint64_t busy_poll_us=0):
         cdef Worker *worker

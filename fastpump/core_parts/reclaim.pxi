@@ -34,8 +34,8 @@ cdef class Retired:
         """Wipe and reuse what every worker has let go of; how many still wait."""
         if not self.waiting:
             self.waiting, self.newest = self.newest, []
-            grace_begin(&self.grace, &self.mapping.tables, self.mapping.queue_count)
-        if grace_is_over(&self.grace, &self.mapping.tables, self.mapping.queue_count):
+            grace_begin(&self.grace, &self.mapping.tables)
+        if grace_is_over(&self.grace, &self.mapping.tables):
             for table, slot in self.waiting:
                 (<SlotTable>table).recycle(slot)
             self.waiting = []

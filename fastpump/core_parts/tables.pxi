@@ -1,5 +1,6 @@
 # The tables as a whole: their creation, their header, their parts.
 
+import fcntl
 import os
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -9,10 +10,10 @@ from libc.string cimport memset
 from fastpump.hot.atomics cimport RELAXED, SEQ_CST, load32, store32, store64
 from fastpump.hot.constants cimport FDB_WAYS, MAX_QUEUES
 from fastpump.hot.halt cimport halt_begin, halt_end, halt_number
-from fastpump.hot.layout cimport tables_lay_out
+from fastpump.hot.layout cimport configuration_lay_out, state_lay_out
 from fastpump.hot.shm cimport (
-    OFFLOAD_TUN_TCP4, OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6, OFFLOAD_UDP_GSO, Header,
-    Tables,
+    OFFLOAD_TUN_TCP4, OFFLOAD_TUN_TCP6, OFFLOAD_TUN_UDP4, OFFLOAD_TUN_UDP6, OFFLOAD_UDP_GSO,
+    Configuration, Header, InterfaceState, Tables,
 )
 
 OFFLOAD_BITS = {
@@ -27,15 +28,39 @@ cdef enum:
     MOVES_PER_S = 100               # hosts that moved here, and are announced
 
 
-cdef class SharedTables:
+cdef class AttachedTables:
+    """The shared memory as a worker has it: the configuration cannot be written."""
+
+    cdef Mapping mapping
+
+    @classmethod
+    def attach(cls, int configuration_fd, int state_fd):
+        """By the supervisor's `readonly_fd` and `state_fd`."""
+        cdef AttachedTables self = cls.__new__(cls)
+        self.mapping = Mapping()
+        self.mapping.map_fds(configuration_fd, state_fd, False)
+        return self
+
+    @property
+    def queue_count(self):
+        return self.mapping.tables.header.queue_count
+
+    @property
+    def is_tap(self):
+        return bool(self.mapping.tables.header.is_tap)
+
+
+cdef class SharedTables(AttachedTables):
     """The tables that the supervisor writes and the workers read.
 
-    Create them with `create`, hand `fd` to the workers, who `attach`. Slots are
-    plain integers. All changes are safe while workers run.
+    Create them with `create`; hand `readonly_fd` and `state_fd` to the workers, who attach by
+    them (AttachedTables). Slots are plain integers. All changes are safe while workers run, and
+    whatever they have written.
     """
 
-    cdef readonly int fd
-    cdef Mapping mapping
+    cdef readonly int configuration_fd      # stays with the supervisor
+    cdef readonly int readonly_fd           # the same memory, never to be written by it
+    cdef readonly int state_fd
     cdef readonly Retired retired
     cdef readonly Peers peers
     cdef readonly Keypairs keypairs
@@ -46,13 +71,14 @@ cdef class SharedTables:
     cdef readonly Workers workers
 
     def __cinit__(self):
-        self.fd = -1
+        self.configuration_fd = self.readonly_fd = self.state_fd = -1
 
     def close(self):
-        """Close the file descriptor; the mapping stays until the object goes."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Close the file descriptors; the mappings stay until the object goes."""
+        for fd in (self.configuration_fd, self.readonly_fd, self.state_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.configuration_fd = self.readonly_fd = self.state_fd = -1
 
     @classmethod
     def create(cls, uint32_t queue_count, uint32_t peer_capacity=16384,
@@ -62,40 +88,39 @@ cdef class SharedTables:
         TAP's have room for so many MAC addresses."""
         cdef SharedTables self = cls.__new__(cls)
         cdef Header header
-        cdef Tables measured
         if not 1 <= queue_count <= MAX_QUEUES:
             raise ValueError(f"a TUN has 1 to {MAX_QUEUES} queues, not {queue_count}")
         header_fill(&header, queue_count, peer_capacity, node_capacity)
         if is_tap:
             header_fill_tap(&header, mac_limit)
-        size = tables_lay_out(&measured, &header, NULL)
-        self.fd = os.memfd_create("fastpump", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(self.fd, size)
-            os.pwrite(self.fd, PyBytes_FromStringAndSize(<char *>&header, sizeof(header)), 0)
-            self.map_fd(size)
+            self.make_memory(&header)
+            self.make_parts()
             self.lanes.start_aead(backend)
         except BaseException:
             self.close()
             raise
         return self
 
-    @classmethod
-    def attach(cls, int fd):
-        """The tables behind another process's `fd`."""
-        cdef SharedTables self = cls.__new__(cls)
-        self.fd = fd
-        self.map_fd(os.fstat(fd).st_size)
-        return self
+    cdef int make_memory(self, const Header *header) except -1:
+        cdef Configuration configuration
+        cdef Tables state
+        self.configuration_fd = make_memfd(
+            "configuration", configuration_lay_out(&configuration, header, NULL))
+        os.fchmod(self.configuration_fd, 0o400)
+        self.state_fd = make_memfd("state", state_lay_out(&state, header, NULL))
+        os.pwrite(self.configuration_fd,
+                  PyBytes_FromStringAndSize(<char *>header, sizeof(Header)), 0)
+        # A descriptor of its own, not a seal: a seal would bind a supervisor, too, that takes the
+        # memory over. What is mapped by it can never be made writable.
+        self.readonly_fd = os.open(f"/proc/self/fd/{self.configuration_fd}",
+                                   os.O_RDONLY | os.O_CLOEXEC)
+        self.mapping = Mapping()
+        self.mapping.map_fds(self.configuration_fd, self.state_fd, True)
+        return 0
 
-    cdef int map_fd(self, size_t size) except -1:
-        cdef Mapping mapping = Mapping()
-        mapping.tables.header = <Header *>map_memory(size, self.fd)
-        mapping.size = size
-        mapping.queue_count = mapping.tables.header.queue_count
-        mapping.peer_capacity = mapping.tables.header.peer_capacity
-        tables_lay_out(&mapping.tables, mapping.tables.header, mapping.tables.header)
-        self.mapping = mapping
+    cdef int make_parts(self) except -1:
+        cdef Mapping mapping = self.mapping
         self.retired = Retired(mapping)
         self.peers = Peers(mapping, self.retired)
         self.keypairs = Keypairs(mapping, self.retired)
@@ -103,21 +128,14 @@ cdef class SharedTables:
         self.allowed_ips = AllowedIps(mapping, self.retired)
         self.fdb = Fdb(mapping)
         self.limiters = Limiters(mapping)
+        self.peers.limiters = self.limiters
         self.workers = Workers(mapping, self.keypairs, self.lanes)
         return 0
 
     @property
-    def queue_count(self):
-        return self.mapping.queue_count
-
-    @property
-    def is_tap(self):
-        return bool(self.mapping.tables.header.is_tap)
-
-    @property
     def offloads(self):
         """Names of OFFLOAD_BITS in use now; workers clear what fails."""
-        cdef uint32_t bits = load32(&self.mapping.tables.header.offloads, RELAXED)
+        cdef uint32_t bits = load32(&self.mapping.tables.interface.offloads, RELAXED)
         return [name for name, bit in OFFLOAD_BITS.items() if bits & bit]
 
     @offloads.setter
@@ -125,7 +143,7 @@ cdef class SharedTables:
         cdef uint32_t bits = 0
         for name in names:
             bits |= <uint32_t>OFFLOAD_BITS[name]
-        store32(&self.mapping.tables.header.offloads, bits, RELAXED)
+        store32(&self.mapping.tables.interface.offloads, bits, RELAXED)
 
     @property
     def mtu(self):
@@ -133,7 +151,7 @@ cdef class SharedTables:
 
     @mtu.setter
     def mtu(self, uint32_t value):
-        store32(&self.mapping.tables.header.mtu, value, RELAXED)
+        store32(&self.mapping.configuration.header.mtu, value, RELAXED)
 
     @property
     def spread_queues(self):
@@ -142,15 +160,15 @@ cdef class SharedTables:
 
     @spread_queues.setter
     def spread_queues(self, uint32_t value):
-        store32(&self.mapping.tables.header.spread_queues, value, RELAXED)
+        store32(&self.mapping.configuration.header.spread_queues, value, RELAXED)
 
     def halt(self):
         """Let nothing leave that is sealed with the keys of now (hot/halt.pxd). For any thread."""
-        halt_begin(self.mapping.tables.header)
+        halt_begin(self.mapping.configuration.header)
 
     def resume(self):
         """All keys of before `halt` have been retired."""
-        halt_end(self.mapping.tables.header)
+        halt_end(self.mapping.configuration.header)
 
     @property
     def is_halted(self):
@@ -158,29 +176,44 @@ cdef class SharedTables:
 
     def set_originator_id(self, uint64_t id):
         """The originator, in relay headers, of frames that come in here (docs/PROTOCOL.md)."""
-        store64(&self.mapping.tables.header.originator_id, id, SEQ_CST)
+        store64(&self.mapping.configuration.header.originator_id, id, SEQ_CST)
 
     def configure_switch(self, *, bint is_relay, uint32_t ageing_s, uint32_t limit_per_peer,
                          uint64_t storm_limit):
         """`storm_limit`: flooded frames per second, from the interface and from each peer that
         is added later; 0 for none."""
-        cdef Header *header = self.mapping.tables.header
+        cdef Header *header = self.mapping.configuration.header
+        cdef InterfaceState *interface = self.mapping.tables.interface
         cdef uint64_t moves = MOVES_PER_S
         header.is_relay = is_relay
         header.mac_ageing_s = ageing_s
         header.mac_limit_per_peer = limit_per_peer
-        bucket_configure(&header.storm, (storm_limit, 1000000000, 0) if storm_limit else None, 0)
+        header.storm_limit = storm_limit
+        bucket_configure(&interface.storm, storm_bucket(storm_limit), 0)
         if storm_limit and storm_limit // 10 < moves:
             moves = storm_limit // 10 + 1
-        bucket_configure(&header.moves, (moves, 1000000000, 0), 0)
+        bucket_configure(&interface.moves, storm_bucket(moves), 0)
 
     @property
     def switch_configuration(self):
         """What is configured, by the names of fastpump/config/model.py."""
-        cdef Header *header = self.mapping.tables.header
+        cdef const Header *header = self.mapping.tables.header
         return {"relay": bool(header.is_relay), "mac_ageing_s": header.mac_ageing_s,
                 "mac_limit": header.mac_limit_per_peer, "mac_table": header.mac_limit,
-                "storm_limit": header.storm.size}
+                "storm_limit": header.storm_limit}
+
+
+cdef int make_memfd(str name, size_t size) except -1:
+    """Shared memory of a size that it keeps: nobody can take pages from under a mapping."""
+    cdef int fd = os.memfd_create(f"fastpump {name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS,
+                    fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 cdef int header_fill(Header *header, uint32_t queue_count, uint32_t peer_capacity,

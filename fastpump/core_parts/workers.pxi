@@ -2,13 +2,17 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
+from libc.stdlib cimport calloc, free
 
-from fastpump.hot.constants cimport BATCH_BUCKETS, CONTROL_PACKET_LEN, MISDELIVERED_LEN
-from fastpump.hot.events cimport event_at, events_begin, events_pop
+from fastpump.hot.atomics cimport RELAXED, RELEASE, load32, store64
+from fastpump.hot.constants cimport (
+    BATCH_BUCKETS, CONTROL_PACKET_LEN, CONTROL_RING_LEN, MISDELIVERED_LEN, MISDELIVERED_RING_LEN,
+)
+from fastpump.hot.endpoint cimport sockaddr_is_valid
+from fastpump.hot.events cimport event_at, events_end, events_pop
 from fastpump.hot.fdb cimport fdb_repair
 from fastpump.hot.rings cimport (
-    control_packet_first, control_packet_pop, misdelivered_first, misdelivered_pop,
-    misdelivered_push,
+    control_packet_at, misdelivered_at, misdelivered_push, ring_end,
 )
 from fastpump.hot.shm cimport (
     ADDRESS_LEN, SOURCE_ADDRESS_LEN, ControlPacket, ControlPacketRing, Event, Misdelivered,
@@ -16,16 +20,30 @@ from fastpump.hot.shm cimport (
 )
 from fastpump.hot.worker_exit cimport keypair_repair, lane_repair, peer_repair, worker_repair
 
+cdef struct Positions:
+    # Where the supervisor is in a worker's rings. The worker can write to those in the state.
+    uint64_t events, up, controls   # the next to take
+    uint64_t down                   # the next to fill
+
 
 cdef class Workers:
-    """The workers by their numbers. IndexError for one that does not exist."""
+    """The workers by their numbers. IndexError for one that does not exist. What a worker says is
+    taken as it is; that it is well-formed, and no more than its ring holds, is made sure of
+    here."""
 
     cdef Mapping mapping
     cdef Keypairs keypairs
     cdef Lanes lanes
+    cdef Positions *positions       # by number
 
     def __cinit__(self, Mapping mapping, Keypairs keypairs, Lanes lanes):
         self.mapping, self.keypairs, self.lanes = mapping, keypairs, lanes
+        self.positions = <Positions *>calloc(mapping.tables.header.queue_count, sizeof(Positions))
+        if self.positions == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.positions)
 
     def exited(self, uint32_t number):
         """The worker's process has ended: put right what it left behind (hot/worker_exit.pxd).
@@ -36,12 +54,12 @@ cdef class Workers:
         worker_repair(self.mapping.worker(number))
         torn = []
         for slot in range(self.mapping.peers_end):
-            if peer_repair(&tables.peers[slot], number):
+            if peer_repair(&tables.peer_states[slot], number):
                 torn.append(slot)
         for slot in range(self.keypairs.end):
-            keypair_repair(&tables.keypairs[slot])
+            keypair_repair(&tables.keypair_states[slot])
         for slot in range(self.lanes.end):
-            lane_repair(&tables.lanes[slot], number)
+            lane_repair(&tables.lanes[slot], &tables.lane_states[slot], number)
         fdb_repair(tables, number)
         self.lanes.retired.endpoints.write_late()
         return torn
@@ -60,50 +78,70 @@ cdef class Workers:
     def messages(self, uint32_t number):
         """Take the handshake messages that reached a worker: [(data, sockaddr, source_address)]."""
         cdef MisdeliveredRing *ring = &self.mapping.worker(number).up
-        cdef Misdelivered *datagram = misdelivered_first(ring)
+        cdef uint64_t *head = &self.positions[number].up
+        cdef uint64_t end = ring_end(head, &ring.tail, MISDELIVERED_RING_LEN)
+        cdef Misdelivered *datagram
+        cdef bytes data, address
         taken = []
-        while datagram != NULL:
-            taken.append((
-                PyBytes_FromStringAndSize(<char *>datagram.data,
-                                          min(datagram.length, <uint32_t>MISDELIVERED_LEN)),
-                PyBytes_FromStringAndSize(<char *>datagram.address, ADDRESS_LEN),
-                PyBytes_FromStringAndSize(<char *>datagram.source_address, SOURCE_ADDRESS_LEN)))
-            misdelivered_pop(ring)
-            datagram = misdelivered_first(ring)
+        while head[0] != end:
+            datagram = misdelivered_at(ring, head[0])
+            data = PyBytes_FromStringAndSize(
+                <char *>datagram.data,
+                min(load32(&datagram.length, RELAXED), <uint32_t>MISDELIVERED_LEN))
+            address = PyBytes_FromStringAndSize(
+                <char *>datagram.address,
+                min(load32(&datagram.address_len, RELAXED), <uint32_t>ADDRESS_LEN))
+            if sockaddr_is_valid(<const uint8_t *>PyBytes_AS_STRING(address),
+                                 <uint32_t>len(address)):
+                taken.append((data, address, PyBytes_FromStringAndSize(
+                    <char *>datagram.source_address, SOURCE_ADDRESS_LEN)))
+            head[0] += 1
+        store64(&ring.head, end, RELEASE)
         return taken
 
     def controls(self, uint32_t number):
         """Take the control packets that a worker received: [(peer, local index of the session,
         data)]; padding may follow in `data`."""
         cdef ControlPacketRing *ring = &self.mapping.worker(number).controls
-        cdef ControlPacket *control = control_packet_first(ring)
+        cdef uint64_t *head = &self.positions[number].controls
+        cdef uint64_t end = ring_end(head, &ring.tail, CONTROL_RING_LEN)
+        cdef ControlPacket *control
         taken = []
-        while control != NULL:
+        while head[0] != end:
+            control = control_packet_at(ring, head[0])
             taken.append((control.peer, control.local_index, PyBytes_FromStringAndSize(
-                <char *>control.data, min(control.length, <uint32_t>CONTROL_PACKET_LEN))))
-            control_packet_pop(ring)
-            control = control_packet_first(ring)
+                <char *>control.data,
+                min(load32(&control.length, RELAXED), <uint32_t>CONTROL_PACKET_LEN))))
+            head[0] += 1
+        store64(&ring.head, end, RELEASE)
         return taken
 
     def inject(self, uint32_t number, bytes data, bytes sockaddr,
                bytes source_address=bytes(SOURCE_ADDRESS_LEN)):
         """Give a worker a transport message that reached the supervisor; ring its doorbell
         afterwards. False if it is too long or the ring is full."""
-        return bool(misdelivered_push(
-            &self.mapping.worker(number).down, <const uint8_t *>PyBytes_AS_STRING(data),
-            <uint32_t>len(data), PyBytes_AS_STRING(sockaddr), <uint32_t>len(sockaddr),
-            PyBytes_AS_STRING(source_address)))
+        cdef MisdeliveredRing *ring = &self.mapping.worker(number).down
+        cdef uint64_t *tail = &self.positions[number].down
+        if not misdelivered_push(
+                ring, tail[0], <const uint8_t *>PyBytes_AS_STRING(data), <uint32_t>len(data),
+                PyBytes_AS_STRING(sockaddr), <uint32_t>len(sockaddr),
+                PyBytes_AS_STRING(source_address)):
+            return False
+        tail[0] += 1
+        return True
 
     def events(self, uint32_t number):
         """Take all events of one worker: [(name, peer, detail, error, at_ns)]."""
         cdef WorkerShared *worker = self.mapping.worker(number)
-        cdef uint64_t end, position = events_begin(worker, &end)
+        cdef uint64_t *head = &self.positions[number].events
+        cdef uint64_t end = events_end(worker, head)
         cdef Event *event
         taken = []
-        while position != end:
-            event = event_at(worker, position)
-            taken.append((EVENT_NAMES.get(event.kind, "unknown"), event.peer, event.detail,
-                          event.error, event.at_ns))
-            position += 1
+        while head[0] != end:
+            event = event_at(worker, head[0])
+            name = EVENT_NAMES.get(event.kind)
+            if name is not None:
+                taken.append((name, event.peer, event.detail, event.error, event.at_ns))
+            head[0] += 1
         events_pop(worker, end)
         return taken

@@ -50,6 +50,7 @@ class Device:
         `is_steered`: a program gives flows to queues, wherever they are written."""
         self._tables = tables
         self._callbacks = callbacks
+        self._family = family
         self._cpu_count = cpu_count
         self._is_steered = is_steered
         self._private_key = bytes(KEY_LEN)
@@ -242,6 +243,9 @@ class Device:
     def receive(self, message: bytes, sender: Endpoint, source_address: bytes, now: int) -> None:
         """An admitted handshake message; `source_address` is the address of ours that it came to.
         Earlier events of workers were handed over before (handshake.py)."""
+        if not sender.fits(self._family):       # no socket of ours received that
+            self.verdicts[Verdict.DROP_MALFORMED_HANDSHAKE] += 1
+            return
         if self._handshakes.static is None or not self.is_up:
             self.verdicts[Verdict.DROP_INTERFACE_DOWN] += 1
             return

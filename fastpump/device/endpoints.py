@@ -52,6 +52,8 @@ class Endpoints:
         if not sockaddr:
             return
         endpoint = Endpoint.from_sockaddr(sockaddr)
+        if not endpoint.fits(self._family):
+            return                      # nobody was received from there: no honest worker says so
         if endpoint == peer.endpoint:
             peer.source_address = source_address
         else:

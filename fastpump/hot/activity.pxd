@@ -36,23 +36,24 @@ from fastpump.hot.shm cimport (
     KEYPAIR_CONFIRM_REPORTED, KEYPAIR_INITIATOR, KEYPAIR_REKEY_REPORTED, KEYPAIR_UNCONFIRMED,
     LANE_DEAD, LANE_ECHO_REPORTED, LANE_REKEY_REPORTED, LANE_ROAM_REPORTED,
     LANE_UNANSWERED_REPORTED, LANE_USABLE, LANE_USABLE_REPORTED, NONE, REPORTED_ROAM,
-    REPORTED_UNANSWERED_RX, REPORTED_UNANSWERED_TX, SOURCE_ADDRESS_LEN, Endpoint, Keypair, Lane,
-    PeerSlot,
+    REPORTED_UNANSWERED_RX, REPORTED_UNANSWERED_TX, SOURCE_ADDRESS_LEN, Endpoint, Keypair,
+    KeypairState, Lane, LaneState, PeerState, keypair_slot, keypair_state, lane_state,
 )
 from fastpump.hot.worker cimport Worker
 
 
-cdef inline void activity_session_used(Worker *worker, Keypair *keypair,
+cdef inline void activity_session_used(Worker *worker, const Keypair *keypair,
                                        uint64_t counter) noexcept nogil:
     """A session's initiator sends with it: is it time for the next one?"""
-    if keypair.flags & KEYPAIR_INITIATOR and (
+    cdef KeypairState *state = keypair_state(&worker.tables, keypair)
+    if state.flags & KEYPAIR_INITIATOR and (
             worker.now_ns >= keypair.rekey_at_ns or counter >= REKEY_AFTER_MESSAGES):
         worker.send.has_events |= event_push_once(
-            worker.shared, &keypair.flags, KEYPAIR_REKEY_REPORTED, EVENT_REKEY, keypair.peer,
-            <uint32_t>(keypair - worker.tables.keypairs), worker.now_ns)
+            worker.shared, &state.flags, KEYPAIR_REKEY_REPORTED, EVENT_REKEY, keypair.peer,
+            keypair_slot(&worker.tables, keypair), worker.now_ns)
 
 
-cdef inline void activity_sent(Worker *worker, uint32_t index, PeerSlot *peer) noexcept nogil:
+cdef inline void activity_sent(Worker *worker, uint32_t index, PeerState *peer) noexcept nogil:
     """Data went out, which also answers what the peer sent."""
     if peer.last_tx_ns != worker.now_ns:
         peer.last_tx_ns = worker.now_ns
@@ -66,23 +67,24 @@ cdef inline void activity_sent(Worker *worker, uint32_t index, PeerSlot *peer) n
             worker.now_ns)
 
 
-cdef inline void activity_lane_sent(Worker *worker, Lane *lane, PeerSlot *peer,
+cdef inline void activity_lane_sent(Worker *worker, const Lane *lane, PeerState *peer,
                                     uint64_t counter) noexcept nogil:
     """Data went out on a lane; `counter` is the next that it would take."""
-    lane.last_tx_ns = lane.last_data_ns = worker.now_ns
-    if not lane.first_unanswered_tx_ns:
-        lane.first_unanswered_tx_ns = worker.now_ns
+    cdef LaneState *state = lane_state(&worker.tables, lane)
+    state.last_tx_ns = state.last_data_ns = worker.now_ns
+    if not state.first_unanswered_tx_ns:
+        state.first_unanswered_tx_ns = worker.now_ns
         worker.send.has_events |= event_push_once(
-            worker.shared, &lane.bits, LANE_UNANSWERED_REPORTED, EVENT_LANE_UNANSWERED, lane.peer,
+            worker.shared, &state.bits, LANE_UNANSWERED_REPORTED, EVENT_LANE_UNANSWERED, lane.peer,
             lane_slot(&worker.tables, lane), worker.now_ns)
     if worker.now_ns >= lane.rekey_at_ns or counter >= LANE_REKEY_AFTER_MESSAGES:
         worker.send.has_events |= event_push_once(
-            worker.shared, &lane.bits, LANE_REKEY_REPORTED, EVENT_REKEY, lane.peer, NONE,
+            worker.shared, &state.bits, LANE_REKEY_REPORTED, EVENT_REKEY, lane.peer, NONE,
             worker.now_ns)
     activity_sent(worker, lane.peer, peer)
 
 
-cdef inline void activity_received(Worker *worker, uint32_t index, PeerSlot *peer,
+cdef inline void activity_received(Worker *worker, uint32_t index, PeerState *peer,
                                    bint is_data) noexcept nogil:
     """A message was authentic; `is_data`: neither a keepalive nor a control packet."""
     if peer.last_rx_ns != worker.now_ns:
@@ -97,57 +99,60 @@ cdef inline void activity_received(Worker *worker, uint32_t index, PeerSlot *pee
             worker.now_ns)
 
 
-cdef inline void activity_session_received(Worker *worker, Keypair *keypair, PeerSlot *peer,
+cdef inline void activity_session_received(Worker *worker, const Keypair *keypair,
                                            bint is_data) noexcept nogil:
     """Timers, confirmation and rekeying of a session."""
     cdef uint32_t index = keypair.peer
-    cdef uint32_t slot = <uint32_t>(keypair - worker.tables.keypairs)
+    cdef uint32_t slot = keypair_slot(&worker.tables, keypair)
+    cdef KeypairState *state = keypair_state(&worker.tables, keypair)
+    cdef PeerState *peer = &worker.tables.peer_states[index]
     activity_received(worker, index, peer, is_data)
-    if keypair.flags & KEYPAIR_UNCONFIRMED and event_push_once(
-            worker.shared, &keypair.flags, KEYPAIR_CONFIRM_REPORTED, EVENT_CONFIRMED, index, slot,
+    if state.flags & KEYPAIR_UNCONFIRMED and event_push_once(
+            worker.shared, &state.flags, KEYPAIR_CONFIRM_REPORTED, EVENT_CONFIRMED, index, slot,
             worker.now_ns):
         # Answer with it at once: a peer that was restarted knows no older one, and the
         # reply to this very packet may leave before the supervisor has woken up.
         store32(&peer.send_keypair, slot, RELEASE)
         worker.send.has_events = True
-    if keypair.flags & KEYPAIR_INITIATOR and worker.now_ns >= keypair.rekey_rx_at_ns:
+    if state.flags & KEYPAIR_INITIATOR and worker.now_ns >= keypair.rekey_rx_at_ns:
         worker.send.has_events |= event_push_once(
-            worker.shared, &keypair.flags, KEYPAIR_REKEY_REPORTED, EVENT_REKEY, index, slot,
+            worker.shared, &state.flags, KEYPAIR_REKEY_REPORTED, EVENT_REKEY, index, slot,
             worker.now_ns)
 
 
-cdef inline void activity_lane_received(Worker *worker, Lane *lane, PeerSlot *peer,
-                                        uint32_t flags, bint is_data) noexcept nogil:
+cdef inline void activity_lane_received(Worker *worker, const Lane *lane, uint32_t flags,
+                                        bint is_data) noexcept nogil:
     """Timers of a lane and of its peer. An authentic message makes the lane usable; but an echo
     request says that the peer may not receive from us, so it answers nothing that we sent, and
     does not bring a dead lane back."""
     cdef uint32_t slot = lane_slot(&worker.tables, lane)
-    cdef uint32_t bits = load32(&lane.bits, RELAXED)
-    activity_received(worker, lane.peer, peer, is_data)
-    if lane.last_rx_ns != worker.now_ns:
-        lane.last_rx_ns = worker.now_ns
+    cdef LaneState *state = lane_state(&worker.tables, lane)
+    cdef uint32_t bits = load32(&state.bits, RELAXED)
+    activity_received(worker, lane.peer, &worker.tables.peer_states[lane.peer], is_data)
+    if state.last_rx_ns != worker.now_ns:
+        state.last_rx_ns = worker.now_ns
     if flags & LANE_FLAG_ECHO_REQUEST:
         worker.send.has_events |= event_push_once(
-            worker.shared, &lane.bits, LANE_ECHO_REPORTED, EVENT_LANE_ECHO_REQUEST, lane.peer, slot,
-            worker.now_ns)
-    elif lane.first_unanswered_tx_ns:
-        lane.first_unanswered_tx_ns = 0
+            worker.shared, &state.bits, LANE_ECHO_REPORTED, EVENT_LANE_ECHO_REQUEST, lane.peer,
+            slot, worker.now_ns)
+    elif state.first_unanswered_tx_ns:
+        state.first_unanswered_tx_ns = 0
     if not bits & LANE_USABLE and not (flags & LANE_FLAG_ECHO_REQUEST and bits & LANE_DEAD):
-        and32(&lane.bits, ~<uint32_t>LANE_DEAD, RELAXED)
-        or32(&lane.bits, LANE_USABLE, RELEASE)
+        and32(&state.bits, ~<uint32_t>LANE_DEAD, RELAXED)
+        or32(&state.bits, LANE_USABLE, RELEASE)
         worker.send.has_events |= event_push_once(
-            worker.shared, &lane.bits, LANE_USABLE_REPORTED, EVENT_LANE_USABLE, lane.peer, slot,
+            worker.shared, &state.bits, LANE_USABLE_REPORTED, EVENT_LANE_USABLE, lane.peer, slot,
             worker.now_ns)
     if worker.now_ns >= lane.rekey_rx_at_ns:
         worker.send.has_events |= event_push_once(
-            worker.shared, &lane.bits, LANE_REKEY_REPORTED, EVENT_REKEY, lane.peer, NONE,
+            worker.shared, &state.bits, LANE_REKEY_REPORTED, EVENT_REKEY, lane.peer, NONE,
             worker.now_ns)
 
 
 cdef inline void activity_peer_roams(Worker *worker, uint32_t index,
                                      const Sender *sender) noexcept nogil:
     """Send to where the peer is now, from the address of ours that it sends to."""
-    cdef PeerSlot *peer = &worker.tables.peers[index]
+    cdef PeerState *peer = &worker.tables.peer_states[index]
     if sender_is_at(sender, &peer.endpoint):
         return
     # Not while the event ring is full: no later packet would differ from what is written.
@@ -159,20 +164,21 @@ cdef inline void activity_peer_roams(Worker *worker, uint32_t index,
         worker.shared, &peer.reported, REPORTED_ROAM, EVENT_ROAM, index, 0, worker.now_ns)
 
 
-cdef inline void activity_lane_roams(Worker *worker, Lane *lane,
+cdef inline void activity_lane_roams(Worker *worker, const Lane *lane,
                                      const Sender *sender) noexcept nogil:
     """A lane roams by itself. If we opened it, it comes from where the session comes from; else
     the supervisor may find out where that is now."""
-    cdef bint was_known = lane.endpoint.length != 0
-    if sender_is_at(sender, &lane.endpoint) or not events_have_room(worker.shared) \
-            or not endpoint_write(&lane.endpoint, worker.number, sender.address,
+    cdef LaneState *state = lane_state(&worker.tables, lane)
+    cdef bint was_known = state.endpoint.length != 0
+    if sender_is_at(sender, &state.endpoint) or not events_have_room(worker.shared) \
+            or not endpoint_write(&state.endpoint, worker.number, sender.address,
                                   sender.address_len, sender.source_address):
         return
     if lane.socket != NONE:
         activity_peer_roams(worker, lane.peer, sender)
     elif was_known:
         worker.send.has_events |= event_push_once(
-            worker.shared, &lane.bits, LANE_ROAM_REPORTED, EVENT_LANE_ROAM, lane.peer,
+            worker.shared, &state.bits, LANE_ROAM_REPORTED, EVENT_LANE_ROAM, lane.peer,
             lane_slot(&worker.tables, lane), worker.now_ns)
 
 

@@ -22,8 +22,8 @@ cdef extern from * nogil:
         ACQUIRE "__ATOMIC_ACQUIRE"
         RELEASE "__ATOMIC_RELEASE"
         SEQ_CST "__ATOMIC_SEQ_CST"
-    uint32_t load32 "__atomic_load_n"(uint32_t *p, int order)
-    uint64_t load64 "__atomic_load_n"(uint64_t *p, int order)
+    uint32_t load32 "__atomic_load_n"(const uint32_t *p, int order)
+    uint64_t load64 "__atomic_load_n"(const uint64_t *p, int order)
     void store32 "__atomic_store_n"(uint32_t *p, uint32_t value, int order)
     void store64 "__atomic_store_n"(uint64_t *p, uint64_t value, int order)
     uint32_t add32 "__atomic_fetch_add"(uint32_t *p, uint32_t value, int order)

@@ -41,7 +41,7 @@ from fastpump.hot.linux cimport (
 from fastpump.hot.pktinfo cimport PKTINFO_LEN, pktinfo_write
 from fastpump.hot.shm cimport (
     EVENT_GSO_REFUSED, EVENT_SEND_ERROR, EVENT_SOURCE_ADDRESS_GONE, OFFLOAD_UDP_GSO,
-    REPORTED_SOURCE_ADDRESS_GONE, SOURCE_ADDRESS_LEN, Endpoint, Tables, WorkerShared,
+    REPORTED_SOURCE_ADDRESS_GONE, SOURCE_ADDRESS_LEN, Endpoint, PeerState, Tables, WorkerShared,
 )
 from fastpump.hot.verdict cimport (
     DROP_HALTED, DROP_SEND_BUFFER_FULL, DROP_SEND_ERROR, FAILED_UDP_GSO, UDP_TX_BYTES,
@@ -133,7 +133,7 @@ cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
     info.length = length
     info.segment_len = length
     info.segment_count = 1
-    info.is_open = (self.tables.header.offloads & OFFLOAD_UDP_GSO) != 0
+    info.is_open = (self.tables.interface.offloads & OFFLOAD_UDP_GSO) != 0
     info.is_gso_retry = False
     if gso_is_refused(path.endpoint, length) and info.is_open:
         info.is_open = info.is_gso_retry = gso_may_retry(path.endpoint, send_now_s(self))
@@ -223,11 +223,13 @@ cdef inline void send_control_set(SendBatch *self, uint32_t which, bint is_gso) 
 cdef inline bint send_handle_error(SendBatch *self, uint32_t which, int error) noexcept nogil:
     """Deal with one message that sendmmsg refused; False if it is to be tried again."""
     cdef SendMessage *info = &self.info[which]
+    cdef PeerState *peer
     if info.pktinfo_len and error in (EINVAL, EADDRNOTAVAIL, ENETUNREACH):
         info.pktinfo_len = 0
-        if info.endpoint == &self.tables.peers[info.peer].endpoint:
+        peer = &self.tables.peer_states[info.peer]
+        if info.endpoint == &peer.endpoint:
             self.has_events |= event_push_once(
-                self.shared, &self.tables.peers[info.peer].reported, REPORTED_SOURCE_ADDRESS_GONE,
+                self.shared, &peer.reported, REPORTED_SOURCE_ADDRESS_GONE,
                 EVENT_SOURCE_ADDRESS_GONE, info.peer, 0, self.now_ns)
         else:
             endpoint_forget_source_address(

@@ -19,7 +19,7 @@ from fastpump.hot.constants cimport (
 )
 from fastpump.hot.lane cimport lane_path
 from fastpump.hot.seal cimport seal_on_lane
-from fastpump.hot.shm cimport Lane
+from fastpump.hot.shm cimport Lane, LaneState, lane_state
 from fastpump.hot.verdict cimport DROP_NO_ENDPOINT, UDP_TX_BUNDLES
 from fastpump.hot.worker cimport Bundle, Worker
 
@@ -34,7 +34,7 @@ cdef inline bint bundle_takes(const Lane *lane, uint32_t packet_len) noexcept no
     return packet_len <= BUNDLE_MAX_PACKET and lane.features & FEATURE_BUNDLE != 0
 
 
-cdef inline void bundle_add(Worker *worker, Lane *lane, const uint8_t *packet,
+cdef inline void bundle_add(Worker *worker, const Lane *lane, const uint8_t *packet,
                             uint32_t packet_len, uint32_t flags) noexcept nogil:
     """Put a packet (of `bundle_takes`) behind those of its lane. `flags`: as if it went alone."""
     cdef Bundle *self = &worker.bundle
@@ -56,15 +56,17 @@ cdef inline void bundle_add(Worker *worker, Lane *lane, const uint8_t *packet,
 cdef inline void bundle_flush(Worker *worker) noexcept nogil:
     """Seal what waits."""
     cdef Bundle *self = &worker.bundle
-    cdef Lane *lane = self.lane
+    cdef const Lane *lane = self.lane
+    cdef LaneState *state
     cdef uint32_t count = self.count, sealed_len
     cdef uint64_t counter
     cdef Path path
     if count == 0:
         return
     self.count = 0
+    state = lane_state(&worker.tables, lane)
     lane_path(worker, lane, &path)
-    counter = add64(&lane.send_counter, 1, RELAXED)
+    counter = add64(&state.send_counter, 1, RELAXED)
     if count == 1:
         sealed_len = seal_on_lane(worker, lane, &path, counter, self.first_flags,
                                   self.buffer + BUNDLE_ENTRY_HEADER,
@@ -77,8 +79,8 @@ cdef inline void bundle_flush(Worker *worker) noexcept nogil:
     if sealed_len == 0:
         worker.shared.verdicts[DROP_NO_ENDPOINT] += count
         return
-    lane.tx_bytes += sealed_len
-    add64(&worker.tables.peers[lane.peer].tx_bytes, sealed_len, RELAXED)
+    state.tx_bytes += sealed_len
+    add64(&worker.tables.peer_states[lane.peer].tx_bytes, sealed_len, RELAXED)
 
 
 cdef inline bint bundle_next(uint8_t **at, uint32_t *left, BundleEntry *entry) noexcept nogil:

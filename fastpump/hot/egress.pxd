@@ -43,8 +43,8 @@ from fastpump.hot.packet cimport Packet, packet_parse, packet_parse_ip
 from fastpump.hot.seal cimport seal_on_lane, seal_on_session
 from fastpump.hot.shaper cimport shaper_buffer, shaper_is_used, shaper_push, shaper_schedule
 from fastpump.hot.shm cimport (
-    DIRECTION_TX, EVENT_WANT_SESSION, NONE, POLICY_NOTHING, REPORTED_WANT_SESSION, Keypair, Lane,
-    PeerSlot,
+    DIRECTION_TX, EVENT_WANT_SESSION, NONE, POLICY_NOTHING, REPORTED_WANT_SESSION, Keypair,
+    KeypairState, Lane, LaneState, PeerState, keypair_state, lane_state,
 )
 from fastpump.hot.split cimport Splitter, splitter_init, splitter_next
 from fastpump.hot.staged cimport staged_add, staged_packet, staged_purge, staged_remove
@@ -121,7 +121,7 @@ cdef inline Verdict egress_release(Worker *worker, const ShaperEntry *shaped) no
 cdef inline Verdict egress_dispatch(Worker *worker, uint32_t index, const VnetHeader *vnet,
                                     Packet *packet, const Relay *relay) noexcept nogil:
     """To a peer by the route that it has now, behind what is staged for it; else to be staged."""
-    cdef PeerSlot *peer = &worker.tables.peers[index]
+    cdef PeerState *peer = &worker.tables.peer_states[index]
     cdef TxRoute route
     if worker.staged.per_peer[index]:
         staged_purge(worker)
@@ -134,7 +134,7 @@ cdef inline Verdict egress_dispatch(Worker *worker, uint32_t index, const VnetHe
         worker.send.has_events |= event_push_once(
             worker.shared, &peer.reported, REPORTED_WANT_SESSION, EVENT_WANT_SESSION, index, 0,
             worker.now_ns)
-    if peer.policy == POLICY_NOTHING:
+    if worker.tables.peers[index].policy == POLICY_NOTHING:
         return DROP_NO_LANES
     staged_add(worker, index, packet.start, packet.length, relay)
     return PASS
@@ -170,11 +170,13 @@ cdef inline Verdict egress_transmit(Worker *worker, uint32_t index, const TxRout
     return egress_transmit_on_session(worker, index, route.keypair, vnet, packet)
 
 
-cdef inline Verdict egress_transmit_on_lane(Worker *worker, Lane *lane, const VnetHeader *vnet,
-                                            Packet *packet, const Relay *relay) noexcept nogil:
+cdef inline Verdict egress_transmit_on_lane(Worker *worker, const Lane *lane,
+                                            const VnetHeader *vnet, Packet *packet,
+                                            const Relay *relay) noexcept nogil:
     """Split if need be, and seal for a lane; or bundle. A relay header overwrites the
     bytes before each packet, which are not needed any more."""
-    cdef PeerSlot *peer = &worker.tables.peers[lane.peer]
+    cdef PeerState *peer = &worker.tables.peer_states[lane.peer]
+    cdef LaneState *state = lane_state(&worker.tables, lane)
     cdef Splitter splitter
     cdef Verdict verdict
     cdef Path path
@@ -186,12 +188,12 @@ cdef inline Verdict egress_transmit_on_lane(Worker *worker, Lane *lane, const Vn
                              &is_partial)
     if verdict != PASS:
         return verdict
-    if not lane.is_started:
+    if not state.is_started:
         fence_raise(worker, lane, peer)
     flags = (LANE_FLAG_PARTIAL if is_partial else 0) | (LANE_FLAG_FRAME if worker.is_tap else 0)
     if not is_super and not word and bundle_takes(lane, packet.length):
         bundle_add(worker, lane, packet.start, packet.length, flags)
-        activity_lane_sent(worker, lane, peer, load64(&lane.send_counter, RELAXED))
+        activity_lane_sent(worker, lane, peer, load64(&state.send_counter, RELAXED))
         return PASS
     if worker.bundle.count and worker.bundle.lane == lane:
         bundle_flush(worker)
@@ -200,7 +202,7 @@ cdef inline Verdict egress_transmit_on_lane(Worker *worker, Lane *lane, const Vn
         before = RELAY_HEADER_LEN
     lane_path(worker, lane, &path)
     # lane_is_usable() leaves room between LANE_REJECT_AFTER_MESSAGES and what GCM bears.
-    counter = add64(&lane.send_counter, splitter.count, RELAXED)
+    counter = add64(&state.send_counter, splitter.count, RELAXED)
     if is_super:
         segment_len = splitter_next(&splitter, &segment)
     while segment_len:
@@ -217,17 +219,18 @@ cdef inline Verdict egress_transmit_on_lane(Worker *worker, Lane *lane, const Vn
         segment_len = splitter_next(&splitter, &segment) if is_super else 0
     if wire_bytes == 0:
         return DROP_NO_ENDPOINT
-    lane.tx_bytes += wire_bytes
+    state.tx_bytes += wire_bytes
     add64(&peer.tx_bytes, wire_bytes, RELAXED)
     activity_lane_sent(worker, lane, peer, counter)
     return PASS
 
 
-cdef inline Verdict egress_transmit_on_session(Worker *worker, uint32_t index, Keypair *keypair,
-                                               const VnetHeader *vnet,
+cdef inline Verdict egress_transmit_on_session(Worker *worker, uint32_t index,
+                                               const Keypair *keypair, const VnetHeader *vnet,
                                                Packet *packet) noexcept nogil:
     """Split if need be, and seal for the session."""
-    cdef PeerSlot *peer = &worker.tables.peers[index]
+    cdef PeerState *peer = &worker.tables.peer_states[index]
+    cdef KeypairState *state = keypair_state(&worker.tables, keypair)
     cdef Splitter splitter
     cdef Verdict verdict
     cdef uint8_t *segment
@@ -238,9 +241,9 @@ cdef inline Verdict egress_transmit_on_session(Worker *worker, uint32_t index, K
     if verdict != PASS:
         return verdict
     count = splitter.count
-    if load64(&keypair.send_counter, RELAXED) >= REJECT_AFTER_MESSAGES - count:
+    if load64(&state.send_counter, RELAXED) >= REJECT_AFTER_MESSAGES - count:
         return DROP_COUNTER_LIMIT
-    counter = add64(&keypair.send_counter, count, RELAXED)
+    counter = add64(&state.send_counter, count, RELAXED)
     activity_session_used(worker, keypair, counter)
     if count == 1 and vnet.gso_type == VIRTIO_NET_HDR_GSO_NONE:
         wire_bytes = seal_on_session(worker, index, keypair, counter, packet.start, packet.length)

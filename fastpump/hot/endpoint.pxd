@@ -10,11 +10,11 @@
 #
 # The sequence, from the low bits: 1 bit, locked; 9 bits, by whom; the rest counts the writes.
 
-from libc.stdint cimport uint32_t, uint8_t
+from libc.stdint cimport uint16_t, uint32_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, cas32, fence, load32, store32
-from fastpump.hot.linux cimport sched_yield
+from fastpump.hot.linux cimport AF_INET, AF_INET6, sched_yield, sockaddr_in6
 from fastpump.hot.shm cimport ADDRESS_LEN, SOURCE_ADDRESS_LEN, Endpoint
 
 cdef enum:
@@ -24,6 +24,7 @@ cdef enum:
     ENDPOINT_SUPERVISOR = 0x1ff     # as an owner; a worker has its number
     ENDPOINT_READS = 10000          # some microseconds, until its readers do without
     ENDPOINT_WRITES = 1000
+    SOCKADDR_IN_LEN = 16
 
 
 cdef inline bint endpoint_write(Endpoint *self, uint32_t owner, const void *address,
@@ -47,19 +48,27 @@ cdef inline uint32_t endpoint_read(Endpoint *self, uint8_t *out,
     """Copy the address and the source address to send from; the address's length, 0 when it
     is unknown. Retries while they change, which takes a few nanoseconds; 0 if the writer has
     stopped."""
-    cdef uint32_t before, length
+    cdef uint32_t length
     cdef int _
     for _ in range(ENDPOINT_READS):
-        before = load32(&self.sequence, ACQUIRE)
-        if before & ENDPOINT_LOCKED:
-            continue
-        length = self.length
-        memcpy(out, self.address, ADDRESS_LEN)
-        memcpy(source_address, self.source_address, SOURCE_ADDRESS_LEN)
-        fence(ACQUIRE)
-        if load32(&self.sequence, RELAXED) == before:
+        if endpoint_try_read(self, out, source_address, &length):
             return length
     return 0
+
+
+cdef inline bint endpoint_try_read(Endpoint *self, uint8_t *out, uint8_t *source_address,
+                                   uint32_t *length) noexcept nogil:
+    """False if it is being written. A length that no address has counts as unknown."""
+    cdef uint32_t before = load32(&self.sequence, ACQUIRE)
+    if before & ENDPOINT_LOCKED:
+        return False
+    length[0] = load32(&self.length, RELAXED)
+    if length[0] > ADDRESS_LEN:
+        length[0] = 0
+    memcpy(out, self.address, ADDRESS_LEN)
+    memcpy(source_address, self.source_address, SOURCE_ADDRESS_LEN)
+    fence(ACQUIRE)
+    return load32(&self.sequence, RELAXED) == before
 
 
 cdef inline void endpoint_forget_source_address(Endpoint *self, uint32_t owner) noexcept nogil:
@@ -72,7 +81,27 @@ cdef inline void endpoint_forget_source_address(Endpoint *self, uint32_t owner) 
         endpoint_write(self, owner, address, length, source_address)
 
 
-# -- the supervisor's side
+# -- the supervisor's side; it believes no length, no family
+
+cdef inline uint32_t endpoint_get(Endpoint *self, uint8_t *out,
+                                  uint8_t *source_address) noexcept nogil:
+    """As endpoint_read, and what is no struct sockaddr_in or sockaddr_in6 is unknown."""
+    cdef uint32_t length
+    cdef int _
+    for _ in range(ENDPOINT_WRITES):
+        if endpoint_try_read(self, out, source_address, &length):
+            return length if sockaddr_is_valid(out, length) else 0
+        sched_yield()               # a worker is writing
+    return 0
+
+
+cdef inline bint sockaddr_is_valid(const uint8_t *address, uint32_t length) noexcept nogil:
+    """Whether so many bytes are a struct sockaddr_in or sockaddr_in6."""
+    cdef uint16_t family
+    memcpy(&family, address, sizeof(family))
+    return (family == AF_INET6 and length == sizeof(sockaddr_in6)) or (
+        family == AF_INET and length == SOCKADDR_IN_LEN)
+
 
 cdef inline bint endpoint_set(Endpoint *self, const void *address, uint32_t length,
                               const uint8_t *source_address) noexcept nogil:

@@ -12,6 +12,7 @@ from fastpump.hot.atomics cimport (
     ACQUIRE, RELAXED, RELEASE, SEQ_CST, and32, load32, load64, or32, store64,
 )
 from fastpump.hot.constants cimport EVENT_RING_LEN
+from fastpump.hot.rings cimport ring_end
 from fastpump.hot.shm cimport Event, WorkerShared
 from fastpump.hot.verdict cimport FAILED_EVENT_RING_FULL
 
@@ -52,18 +53,15 @@ cdef inline bint events_have_room(WorkerShared *shared) noexcept nogil:
 
 # -- the supervisor's side
 
-cdef inline uint64_t events_begin(WorkerShared *shared, uint64_t *end) noexcept nogil:
-    """From where to where (`end`) there are events now: EVENT_RING_LEN at most. A worker that
-    claims more than the ring holds is not believed, and loses them."""
-    cdef uint64_t begin = shared.events_head
-    end[0] = load64(&shared.events_tail, ACQUIRE)
-    return end[0] if end[0] - begin > EVENT_RING_LEN else begin
+cdef inline uint64_t events_end(WorkerShared *shared, uint64_t *head) noexcept nogil:
+    """Behind the last event that there is now; `head`: the next to take (hot/rings.pxd)."""
+    return ring_end(head, &shared.events_tail, EVENT_RING_LEN)
 
 
 cdef inline Event *event_at(WorkerShared *shared, uint64_t position) noexcept nogil:
     return &shared.events[position % EVENT_RING_LEN]
 
 
-cdef inline void events_pop(WorkerShared *shared, uint64_t end) noexcept nogil:
-    """All before `end` were taken."""
-    store64(&shared.events_head, end, RELEASE)
+cdef inline void events_pop(WorkerShared *shared, uint64_t head) noexcept nogil:
+    """All before `head` were taken."""
+    store64(&shared.events_head, head, RELEASE)

@@ -57,6 +57,11 @@ cdef inline uint64_t mac_key(uint64_t address, uint32_t vlan) noexcept nogil:
     return MAC_VALID | address << 12 | vlan
 
 
+cdef inline uint64_t mac_address(uint64_t key) noexcept nogil:
+    """The 48 bits of it, whatever else is in the key."""
+    return key >> 12 & <uint64_t>0xffffffffffff
+
+
 cdef inline uint64_t mac_busy(uint32_t who) noexcept nogil:
     return <uint64_t>who << 1 | MAC_BUSY
 
@@ -103,30 +108,37 @@ cdef inline uint32_t mac_lookup(const Tables *tables, uint64_t key, uint32_t now
     """Where an address is: at a peer (its slot), MAC_LOCAL_PORT or MAC_UNKNOWN."""
     cdef MacEntry *entry = mac_find(tables, key)
     cdef uint64_t value
+    cdef uint32_t owner
     if entry == NULL:
         return MAC_UNKNOWN
     value = load64(&entry.value, ACQUIRE)
     if load64(&entry.key, ACQUIRE) != key or mac_is_aged(tables, value, now_s):
         return MAC_UNKNOWN
-    return mac_owner(value)
+    owner = mac_owner(value)
+    if owner >= tables.header.peer_capacity and owner != MAC_LOCAL_PORT:
+        return MAC_UNKNOWN          # nobody writes that, but a worker that was taken over
+    return owner
 
 
 cdef inline uint32_t *mac_counter(const Tables *tables, uint32_t owner) noexcept nogil:
+    """`owner` must be one that there may be."""
     if owner == MAC_LOCAL_PORT:
-        return &tables.header.mac_count_local_port
-    return &tables.peers[owner].mac_count
+        return &tables.interface.mac_count_local_port
+    return &tables.peer_states[owner].mac_count
 
 
 cdef inline bint mac_has_room(const Tables *tables, uint32_t owner) noexcept nogil:
     # Signed: races may have counted below zero, until the next sweep.
     return <int32_t>load32(mac_counter(tables, owner), RELAXED) \
         < <int32_t>tables.header.mac_limit_per_peer \
-        and <int32_t>load32(&tables.header.mac_count, RELAXED) < <int32_t>tables.header.mac_limit
+        and <int32_t>load32(&tables.interface.mac_count, RELAXED) \
+        < <int32_t>tables.header.mac_limit
 
 
 cdef inline void mac_count_add(const Tables *tables, uint32_t owner, int change) noexcept nogil:
-    add32(mac_counter(tables, owner), <uint32_t>change, RELAXED)
-    add32(&tables.header.mac_count, <uint32_t>change, RELAXED)
+    if owner == MAC_LOCAL_PORT or owner < tables.header.peer_capacity:
+        add32(mac_counter(tables, owner), <uint32_t>change, RELAXED)
+    add32(&tables.interface.mac_count, <uint32_t>change, RELAXED)
 
 
 cdef inline MacEntry *mac_victim(const Tables *tables, MacEntry *bucket, uint32_t now_s,
@@ -301,10 +313,10 @@ cdef inline void fdb_sweep(const Tables *tables, uint32_t now_s, uint32_t *count
             elif owner < peers_end:
                 counts[owner] += 1
         entry = fdb_next(tables, &position, &key, &value)
-    store32(&tables.header.mac_count, total, RELAXED)
-    store32(&tables.header.mac_count_local_port, local, RELAXED)
+    store32(&tables.interface.mac_count, total, RELAXED)
+    store32(&tables.interface.mac_count_local_port, local, RELAXED)
     for slot in range(peers_end):
-        store32(&tables.peers[slot].mac_count, counts[slot], RELAXED)
+        store32(&tables.peer_states[slot].mac_count, counts[slot], RELAXED)
 
 
 cdef inline void fdb_repair(const Tables *tables, uint32_t who) noexcept nogil:

@@ -36,25 +36,30 @@ from fastpump.hot.constants cimport (
 )
 from fastpump.hot.lane cimport lane_before, lane_path
 from fastpump.hot.seal cimport seal_on_lane, seal_on_session
-from fastpump.hot.shm cimport LANE_DRAINED, LANE_LIVE, NONE, Keypair, Lane, PeerSlot, Tables
+from fastpump.hot.shm cimport (
+    LANE_DRAINED, LANE_LIVE, NONE, Keypair, KeypairState, Lane, LaneState, PeerState, Tables,
+    keypair_state, lane_state,
+)
 from fastpump.hot.tun_write cimport tun_write_flush
 from fastpump.hot.tx_route cimport tx_route_session
 from fastpump.hot.verdict cimport DROP_UNKNOWN_INDEX, PASS, Verdict
 from fastpump.hot.worker cimport Worker
 
 
-cdef inline void fence_raise(Worker *worker, Lane *lane, PeerSlot *peer) noexcept nogil:
+cdef inline void fence_raise(Worker *worker, const Lane *lane, PeerState *peer) noexcept nogil:
     """Before a lane's first message: fence it off from the route before, if need be."""
     cdef uint64_t session_sent_ns = worker.session_sent_ns[lane.peer]
-    cdef Lane *before = lane_before(worker, lane, peer)
-    lane.is_started = True
+    cdef const Lane *before = lane_before(worker, lane, peer)
+    cdef LaneState *state = lane_state(&worker.tables, lane)
+    cdef LaneState *old = NULL if before == NULL else lane_state(&worker.tables, before)
+    state.is_started = True
     bundle_flush(worker)
-    if before != NULL and before.is_started and before.last_data_ns >= session_sent_ns:
-        if fence_is_needed(worker, before.last_data_ns) \
+    if old != NULL and old.is_started and old.last_data_ns >= session_sent_ns:
+        if fence_is_needed(worker, old.last_data_ns) \
                 and (before.socket == NONE) != (lane.socket == NONE):
-            lane.is_fenced = end_marker_send_on_lane(worker, lane, before)
+            state.is_fenced = end_marker_send_on_lane(worker, lane, before)
     elif fence_is_needed(worker, session_sent_ns):
-        lane.is_fenced = end_marker_send_on_session(worker, lane)
+        state.is_fenced = end_marker_send_on_session(worker, lane)
 
 
 cdef inline bint fence_is_needed(const Worker *worker, uint64_t sent_ns) noexcept nogil:
@@ -63,25 +68,29 @@ cdef inline bint fence_is_needed(const Worker *worker, uint64_t sent_ns) noexcep
 
 
 cdef inline bint end_marker_send_on_lane(Worker *worker, const Lane *lane,
-                                         Lane *before) noexcept nogil:
+                                         const Lane *before) noexcept nogil:
     """Send the end marker for a lane on the one before it; False if that has no endpoint."""
     cdef uint8_t marker[END_MARKER_LEN + PADDING_MULTIPLE]
+    cdef LaneState *state = lane_state(&worker.tables, before)
     cdef Path path
     end_marker_write(marker, lane)
     lane_path(worker, before, &path)
-    return seal_on_lane(worker, before, &path, add64(&before.send_counter, 1, RELAXED), 0, marker,
+    return seal_on_lane(worker, before, &path, add64(&state.send_counter, 1, RELAXED), 0, marker,
                         END_MARKER_LEN) != 0
 
 
 cdef inline bint end_marker_send_on_session(Worker *worker, const Lane *lane) noexcept nogil:
     """Send the end marker for a lane by the session; False if that cannot be sent by."""
     cdef uint8_t marker[END_MARKER_LEN + PADDING_MULTIPLE]
-    cdef Keypair *keypair = tx_route_session(worker, lane.peer)
-    if keypair == NULL \
-            or load64(&keypair.send_counter, RELAXED) >= REJECT_AFTER_MESSAGES - 1:
+    cdef const Keypair *keypair = tx_route_session(worker, lane.peer)
+    cdef KeypairState *state
+    if keypair == NULL:
+        return False
+    state = keypair_state(&worker.tables, keypair)
+    if load64(&state.send_counter, RELAXED) >= REJECT_AFTER_MESSAGES - 1:
         return False
     end_marker_write(marker, lane)
-    return seal_on_session(worker, lane.peer, keypair, add64(&keypair.send_counter, 1, RELAXED),
+    return seal_on_session(worker, lane.peer, keypair, add64(&state.send_counter, 1, RELAXED),
                            marker, END_MARKER_LEN) != 0
 
 
@@ -102,10 +111,10 @@ cdef inline bint fence_is_end_marker(const uint8_t *inner, uint32_t inner_len) n
 cdef inline Verdict fence_lift(Worker *worker, uint32_t peer,
                                const uint8_t *marker) noexcept nogil:
     """An end marker has come: so has all that the peer sent before it used that lane."""
-    cdef Tables *tables = &worker.tables
+    cdef const Tables *tables = &worker.tables
     cdef uint32_t index = load_le32(marker + 4), number = load_le16(marker + 8)
     cdef uint32_t slot = (index & ((1u << tables.header.lane_bits) - 1)) + number
-    cdef Lane *lane
+    cdef const Lane *lane
     if slot >= tables.header.lane_capacity:
         return DROP_UNKNOWN_INDEX
     lane = &tables.lanes[slot]
@@ -113,16 +122,16 @@ cdef inline Verdict fence_lift(Worker *worker, uint32_t peer,
             or lane.number != number or lane.peer != peer:
         return DROP_UNKNOWN_INDEX
     tun_write_flush(worker)         # what came before the marker is delivered
-    or32(&lane.bits, LANE_DRAINED, RELEASE)
+    or32(&lane_state(tables, lane).bits, LANE_DRAINED, RELEASE)
     return PASS
 
 
-cdef inline void fence_check_lanes(Worker *worker, Keypair *keypair, const uint8_t *inner,
+cdef inline void fence_check_lanes(Worker *worker, const Keypair *keypair, const uint8_t *inner,
                                    uint32_t inner_len) noexcept nogil:
     """A HELLO or OFFER begins with the set of lanes that the peer has. If that is none of ours,
     the peer was restarted: back to the session."""
-    cdef Tables *tables = &worker.tables
-    cdef PeerSlot *peer = &tables.peers[keypair.peer]
+    cdef const Tables *tables = &worker.tables
+    cdef PeerState *peer = &tables.peer_states[keypair.peer]
     cdef uint32_t newest = load32(&peer.lanes[0], ACQUIRE)
     cdef uint32_t older = load32(&peer.lanes[1], ACQUIRE)
     cdef uint32_t index, i
@@ -136,6 +145,6 @@ cdef inline void fence_check_lanes(Worker *worker, Keypair *keypair, const uint8
     if tables.lanes[newest].reject_at_ns >= keypair.reject_at_ns:
         return                      # not of an older session
     for i in range(tables.lanes[newest].count):
-        if tables.lanes[newest + i].last_rx_ns + REJECT_AFTER_TIME_NS > keypair.reject_at_ns:
+        if tables.lane_states[newest + i].last_rx_ns + REJECT_AFTER_TIME_NS > keypair.reject_at_ns:
             return                  # it was received from there since
     cas32(&peer.lanes[0], newest, NONE)             # the supervisor does the rest

@@ -17,12 +17,12 @@ from fastpump.hot.atomics cimport ACQUIRE, SEQ_CST, add32, load32, or32
 from fastpump.hot.shm cimport Header
 
 
-cdef inline uint32_t halt_number(Header *header) noexcept nogil:
+cdef inline uint32_t halt_number(const Header *header) noexcept nogil:
     """At the beginning of an iteration."""
     return load32(&header.halts, ACQUIRE)
 
 
-cdef inline bint halt_forbids(Header *header, uint32_t number) noexcept nogil:
+cdef inline bint halt_forbids(const Header *header, uint32_t number) noexcept nogil:
     """Whether what was sealed in an iteration that began with `number` may not be sent."""
     return number & 1 or load32(&header.halts, ACQUIRE) != number
 

@@ -60,7 +60,10 @@ from fastpump.hot.recv cimport Sender, Train, recv_batch, recv_prepare, recv_tra
 from fastpump.hot.reorder cimport reorder_add, reorder_must_wait
 from fastpump.hot.replay cimport replay_is_fresh, replay_mark
 from fastpump.hot.rings cimport control_packet_push, misdelivered_push
-from fastpump.hot.shm cimport LANE_LIVE, POLICY_ANY, Keypair, Lane, PeerSlot, keypair_find
+from fastpump.hot.shm cimport (
+    LANE_LIVE, POLICY_ANY, Keypair, KeypairState, Lane, LaneState, PeerState, keypair_find,
+    keypair_state, lane_state,
+)
 from fastpump.hot.switch cimport switch_from_peer
 from fastpump.hot.tun_write cimport tun_write_flush
 from fastpump.hot.verdict cimport (
@@ -83,7 +86,7 @@ cdef inline bint udp_to_tun(Worker *worker, int fd) noexcept nogil:
         return received < 0 and errno not in (EAGAIN, EINTR)
     worker.shared.counters[UDP_RX_CALLS] += 1
     worker.shared.counters[UDP_RX_MESSAGES] += <uint32_t>received
-    gro_reset(&worker.gro, load32(&worker.tables.header.offloads, RELAXED))
+    gro_reset(&worker.gro, load32(&worker.tables.interface.offloads, RELAXED))
     for i in range(<uint32_t>received):
         datagrams += ingress_train(worker, i)
     worker.shared.counters[UDP_RX_DATAGRAMS] += datagrams
@@ -125,8 +128,8 @@ cdef inline Verdict ingress_datagram(Worker *worker, uint8_t *datagram, uint32_t
         return ingress_session(worker, datagram, length, sender)
     if kind == 0 or kind > TRANSPORT_TYPE:
         return DROP_MALFORMED_MESSAGE
-    if not misdelivered_push(&worker.shared.up, datagram, length, sender.address,
-                             sender.address_len, sender.source_address):
+    if not misdelivered_push(&worker.shared.up, worker.shared.up.tail, datagram, length,
+                             sender.address, sender.address_len, sender.source_address):
         return DROP_MALFORMED_MESSAGE if length > MISDELIVERED_LEN else FAILED_EVENT_RING_FULL
     worker.send.has_events = True
     return PASS
@@ -137,8 +140,9 @@ cdef inline Verdict ingress_session(Worker *worker, uint8_t *datagram, uint32_t 
     """A transport message: checks 2 to 8."""
     cdef uint8_t *inner = datagram + TRANSPORT_HEADER_LEN
     cdef uint32_t inner_len = length - TRANSPORT_HEADER_LEN - TAG_LEN
-    cdef Keypair *keypair = keypair_find(&worker.tables, load_le32(datagram + 4), worker.number)
-    cdef PeerSlot *peer
+    cdef const Keypair *keypair = keypair_find(&worker.tables, load_le32(datagram + 4),
+                                               worker.number)
+    cdef KeypairState *state
     cdef Verdict verdict = PASS
     cdef uint8_t nonce[12]
     cdef uint64_t counter
@@ -148,22 +152,22 @@ cdef inline Verdict ingress_session(Worker *worker, uint8_t *datagram, uint32_t 
     if worker.now_ns >= keypair.reject_at_ns:
         return DROP_EXPIRED_KEYPAIR
     counter = load_le64(datagram + 8)
-    if not replay_is_fresh(&keypair.replay, counter):
+    state = keypair_state(&worker.tables, keypair)
+    if not replay_is_fresh(&state.replay, counter):
         return DROP_REPLAYED
     nonce_set(nonce, counter)
     if aead_open(&worker.aead, AEAD_CHACHA20_POLY1305, keypair.receive_key, nonce, NULL, 0,
                  inner, inner, inner_len) != 0:
         return DROP_UNAUTHENTIC
-    replay_mark(&keypair.replay, counter)
-    peer = &worker.tables.peers[keypair.peer]
+    replay_mark(&state.replay, counter)
     ingress_count_bytes(worker, keypair.peer, length)
     is_control = inner_len != 0 and inner[0] == CONTROL_MAGIC
-    activity_session_received(worker, keypair, peer, inner_len != 0 and not is_control)
+    activity_session_received(worker, keypair, inner_len != 0 and not is_control)
     if inner_len == 0:
         worker.shared.counters[KEEPALIVES_RECEIVED] += 1
     elif is_control:
         verdict = ingress_control(worker, keypair, inner, inner_len)
-    elif peer.policy != POLICY_ANY:
+    elif worker.tables.peers[keypair.peer].policy != POLICY_ANY:
         verdict = DROP_NOT_IN_LANES
     else:
         verdict = ingress_packet(worker, keypair.peer, inner, inner_len, False)
@@ -172,7 +176,7 @@ cdef inline Verdict ingress_session(Worker *worker, uint8_t *datagram, uint32_t 
     return verdict
 
 
-cdef inline Verdict ingress_control(Worker *worker, Keypair *keypair, const uint8_t *inner,
+cdef inline Verdict ingress_control(Worker *worker, const Keypair *keypair, const uint8_t *inner,
                                     uint32_t inner_len) noexcept nogil:
     """A control packet: an end marker is dealt with here, the others are the supervisor's."""
     if fence_is_end_marker(inner, inner_len):
@@ -188,7 +192,7 @@ cdef inline Verdict ingress_control(Worker *worker, Keypair *keypair, const uint
 cdef inline Verdict ingress_lane(Worker *worker, uint8_t *datagram, uint32_t length,
                                  const Sender *sender) noexcept nogil:
     """A lane message: the rest of check 1, check 2."""
-    cdef Lane *lane
+    cdef const Lane *lane
     if datagram[1] & ~worker.lane_flags or datagram[3] != 0:
         return DROP_MALFORMED_MESSAGE
     lane = lane_find(&worker.tables, load_le32(datagram + 4), datagram[2], worker.number)
@@ -196,10 +200,11 @@ cdef inline Verdict ingress_lane(Worker *worker, uint8_t *datagram, uint32_t len
         return DROP_UNKNOWN_INDEX
     if load32(&lane.state, ACQUIRE) == LANE_LIVE:
         return ingress_lane_open(worker, lane, datagram, length, sender, True)
-    return PASS if reorder_add(worker, lane, datagram, length, False, sender) else DROP_HOLD_FULL
+    return PASS if reorder_add(worker, lane_state(&worker.tables, lane), datagram, length, False,
+                               sender) else DROP_HOLD_FULL
 
 
-cdef inline Verdict ingress_lane_open(Worker *worker, Lane *lane, uint8_t *datagram,
+cdef inline Verdict ingress_lane_open(Worker *worker, const Lane *lane, uint8_t *datagram,
                                       uint32_t length, const Sender *sender,
                                       bint may_wait) noexcept nogil:
     """A lane message whose keys are known: checks 3 to 5, and whether it has to wait."""
@@ -207,25 +212,26 @@ cdef inline Verdict ingress_lane_open(Worker *worker, Lane *lane, uint8_t *datag
     cdef uint32_t inner_len = length - TRANSPORT_HEADER_LEN - TAG_LEN
     cdef uint8_t nonce[12]
     cdef uint64_t counter = load_le64(datagram + 8)
+    cdef LaneState *state = lane_state(&worker.tables, lane)
     if worker.now_ns >= lane.reject_at_ns:
         return DROP_EXPIRED_KEYPAIR
-    if not replay_is_fresh(&lane.replay, counter):
+    if not replay_is_fresh(&state.replay, counter):
         return DROP_REPLAYED
     nonce_set(nonce, counter)
     if aead_open(&worker.aead, lane.cipher, lane.receive_key, nonce, datagram,
                  TRANSPORT_HEADER_LEN, inner, inner, inner_len) != 0:
         return DROP_UNAUTHENTIC
-    replay_mark(&lane.replay, counter)
+    replay_mark(&state.replay, counter)
     ingress_count_bytes(worker, lane.peer, length)
-    lane.rx_bytes += length
-    activity_lane_received(worker, lane, &worker.tables.peers[lane.peer], datagram[1],
-                           inner_len != 0)
-    if may_wait and reorder_must_wait(lane, datagram[1]):
-        return PASS if reorder_add(worker, lane, datagram, length, True, sender) else DROP_HOLD_FULL
+    state.rx_bytes += length
+    activity_lane_received(worker, lane, datagram[1], inner_len != 0)
+    if may_wait and reorder_must_wait(state, datagram[1]):
+        return PASS if reorder_add(worker, state, datagram, length, True,
+                                   sender) else DROP_HOLD_FULL
     return ingress_lane_inner(worker, lane, datagram, length, sender)
 
 
-cdef inline Verdict ingress_lane_inner(Worker *worker, Lane *lane, uint8_t *datagram,
+cdef inline Verdict ingress_lane_inner(Worker *worker, const Lane *lane, uint8_t *datagram,
                                        uint32_t length, const Sender *sender) noexcept nogil:
     """A lane message that was opened in place: checks 6 to 8."""
     cdef uint8_t *inner = datagram + TRANSPORT_HEADER_LEN
@@ -352,6 +358,6 @@ cdef inline void ingress_count_bytes(Worker *worker, uint32_t peer,
 
 cdef inline void ingress_count_flush(Worker *worker) noexcept nogil:
     if worker.receive_run.bytes:
-        add64(&worker.tables.peers[worker.receive_run.peer].rx_bytes, worker.receive_run.bytes,
-              RELAXED)
+        add64(&worker.tables.peer_states[worker.receive_run.peer].rx_bytes,
+              worker.receive_run.bytes, RELAXED)
     worker.receive_run.bytes = 0

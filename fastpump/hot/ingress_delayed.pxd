@@ -11,6 +11,7 @@
 from libc.stdint cimport uint32_t, uint8_t
 
 from fastpump.hot.atomics cimport ACQUIRE, load32
+from fastpump.hot.constants cimport MISDELIVERED_LEN
 from fastpump.hot.ingress cimport (
     ingress_datagram, ingress_finish, ingress_lane_inner, ingress_lane_open,
 )
@@ -18,7 +19,9 @@ from fastpump.hot.linux cimport sockaddr_in6
 from fastpump.hot.recv cimport Sender
 from fastpump.hot.reorder cimport reorder_check, reorder_compact, reorder_lane
 from fastpump.hot.rings cimport misdelivered_first, misdelivered_pop
-from fastpump.hot.shm cimport LANE_LIVE, Lane, Misdelivered
+from fastpump.hot.shm cimport (
+    ADDRESS_LEN, LANE_LIVE, Lane, LaneState, Misdelivered, lane_state,
+)
 from fastpump.hot.verdict cimport DROP_UNKNOWN_INDEX, Verdict
 from fastpump.hot.worker cimport ReorderEntry, Worker, worker_count
 
@@ -27,11 +30,13 @@ cdef inline void ingress_misdelivered(Worker *worker) noexcept nogil:
     """Transport messages that the supervisor's socket received (hot/rings.pxd)."""
     cdef Misdelivered *datagram = misdelivered_first(&worker.shared.down)
     cdef Sender sender
+    cdef uint32_t length
     while datagram != NULL:
         sender.address = <sockaddr_in6 *>datagram.address
-        sender.address_len = datagram.address_len
+        sender.address_len = min(datagram.address_len, <uint32_t>ADDRESS_LEN)
         sender.source_address = datagram.source_address
-        worker_count(worker, ingress_datagram(worker, datagram.data, datagram.length, &sender))
+        length = min(datagram.length, <uint32_t>MISDELIVERED_LEN)
+        worker_count(worker, ingress_datagram(worker, datagram.data, length, &sender))
         ingress_finish(worker)      # before the slot is handed back: what was opened lies in it
         misdelivered_pop(&worker.shared.down)
         datagram = misdelivered_first(&worker.shared.down)
@@ -61,12 +66,14 @@ cdef inline void ingress_reordered(Worker *worker) noexcept nogil:
 cdef inline Verdict ingress_reordered_message(Worker *worker, ReorderEntry *entry) noexcept nogil:
     """One of them; its lane is found again, for the whole set may be gone."""
     cdef uint8_t *datagram = worker.reorder.buffer + entry.at
-    cdef Lane *lane = reorder_lane(worker, entry)
+    cdef const Lane *lane = reorder_lane(worker, entry)
+    cdef LaneState *state
     cdef Sender sender
     if lane == NULL:
         return DROP_UNKNOWN_INDEX
-    if lane.reorder_count:
-        lane.reorder_count -= 1
+    state = lane_state(&worker.tables, lane)
+    if state.reorder_count:
+        state.reorder_count -= 1
     if load32(&lane.state, ACQUIRE) != LANE_LIVE:
         return DROP_UNKNOWN_INDEX
     sender.address = &entry.sender

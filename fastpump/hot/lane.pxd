@@ -26,7 +26,8 @@ from fastpump.hot.constants cimport LANE_REJECT_AFTER_MESSAGES
 from fastpump.hot.flow cimport flow_hash
 from fastpump.hot.ip cimport IpPacket
 from fastpump.hot.shm cimport (
-    LANE_DEAD, LANE_FREE, LANE_LIVE, LANE_USABLE, NONE, Lane, PeerSlot, Tables,
+    LANE_DEAD, LANE_FREE, LANE_LIVE, LANE_USABLE, NONE, Lane, LaneState, PeerState, Tables,
+    lane_state,
 )
 from fastpump.hot.worker cimport Worker
 
@@ -34,11 +35,11 @@ cdef enum:
     PATH_IS_LANE = 0x80000000       # in Path.id: a lane's slot
 
 
-cdef inline Lane *lane_find(Tables *tables, uint32_t index, uint32_t number,
-                            uint32_t worker) noexcept nogil:
+cdef inline const Lane *lane_find(const Tables *tables, uint32_t index, uint32_t number,
+                                  uint32_t worker) noexcept nogil:
     """The reserved or live lane of a set's index, if `worker` receives on it."""
     cdef uint32_t slot = (index & ((1u << tables.header.lane_bits) - 1)) + number
-    cdef Lane *lane
+    cdef const Lane *lane
     if slot >= tables.header.lane_capacity:
         return NULL
     lane = &tables.lanes[slot]
@@ -49,14 +50,14 @@ cdef inline Lane *lane_find(Tables *tables, uint32_t index, uint32_t number,
     return lane
 
 
-cdef inline Lane *lane_choose(Worker *worker, uint32_t index, PeerSlot *peer,
-                              const IpPacket *ip) noexcept nogil:
+cdef inline const Lane *lane_choose(Worker *worker, uint32_t index, PeerState *peer,
+                                    const IpPacket *ip) noexcept nogil:
     """The lane that a packet to the peer leaves on; NULL: none is usable."""
     cdef uint32_t newest = load32(&peer.lanes[0], ACQUIRE)
-    cdef Lane *lanes
-    cdef Lane *older
-    cdef Lane *own
-    cdef Lane *lane
+    cdef const Lane *lanes
+    cdef const Lane *older
+    cdef const Lane *own
+    cdef const Lane *lane
     if newest == NONE:
         return NULL
     lanes = lane_set(worker, newest)
@@ -66,7 +67,8 @@ cdef inline Lane *lane_choose(Worker *worker, uint32_t index, PeerSlot *peer,
     if lane_is_usable(worker, own, index):
         return own
     older = lane_set(worker, load32(&peer.lanes[1], ACQUIRE))
-    if load32(&own.bits, RELAXED) & LANE_DEAD:      # so is that of the set before, mostly
+    if load32(&lane_state(&worker.tables, own).bits, RELAXED) & LANE_DEAD:
+        # So is that of the set before, mostly.
         lane = lane_any_usable(worker, lanes, index)
         if lane == NULL and older != NULL:
             lane = lane_any_usable(worker, older, index)
@@ -89,14 +91,17 @@ cdef inline uint32_t lane_own_number(const Worker *worker, uint32_t count,
     return worker.number + flow_hash(ip) % own_count * worker.queue_count
 
 
-cdef inline bint lane_is_usable(const Worker *worker, Lane *lane, uint32_t peer) noexcept nogil:
+cdef inline bint lane_is_usable(const Worker *worker, const Lane *lane,
+                                uint32_t peer) noexcept nogil:
+    cdef LaneState *state = lane_state(&worker.tables, lane)
     return load32(&lane.state, ACQUIRE) == LANE_LIVE and lane.peer == peer \
-        and load32(&lane.bits, RELAXED) & LANE_USABLE != 0 \
+        and load32(&state.bits, RELAXED) & LANE_USABLE != 0 \
         and worker.now_ns < lane.reject_at_ns \
-        and load64(&lane.send_counter, RELAXED) < LANE_REJECT_AFTER_MESSAGES
+        and load64(&state.send_counter, RELAXED) < LANE_REJECT_AFTER_MESSAGES
 
 
-cdef inline Lane *lane_any_usable(Worker *worker, Lane *lanes, uint32_t peer) noexcept nogil:
+cdef inline const Lane *lane_any_usable(Worker *worker, const Lane *lanes,
+                                        uint32_t peer) noexcept nogil:
     """Any usable lane of a set."""
     cdef uint32_t i
     for i in range(lanes.count):
@@ -105,7 +110,7 @@ cdef inline Lane *lane_any_usable(Worker *worker, Lane *lanes, uint32_t peer) no
     return NULL
 
 
-cdef inline Lane *lane_set(Worker *worker, uint32_t first) noexcept nogil:
+cdef inline const Lane *lane_set(Worker *worker, uint32_t first) noexcept nogil:
     """Lane 0 of the live set in slot `first`; NULL for NONE, or when it is gone."""
     if first >= worker.tables.header.lane_capacity \
             or load32(&worker.tables.lanes[first].state, ACQUIRE) != LANE_LIVE:
@@ -113,20 +118,21 @@ cdef inline Lane *lane_set(Worker *worker, uint32_t first) noexcept nogil:
     return &worker.tables.lanes[first]
 
 
-cdef inline Lane *lane_before(Worker *worker, const Lane *lane, PeerSlot *peer) noexcept nogil:
+cdef inline const Lane *lane_before(Worker *worker, const Lane *lane,
+                                    PeerState *peer) noexcept nogil:
     """The lane of the set before that has the same number, if both sets have the same."""
-    cdef Lane *older = lane_set(worker, load32(&peer.lanes[1], ACQUIRE))
+    cdef const Lane *older = lane_set(worker, load32(&peer.lanes[1], ACQUIRE))
     if older == NULL or older.count != lane.count or older.peer != lane.peer \
             or older.local_index == lane.local_index:
         return NULL
     return &older[lane.number]
 
 
-cdef inline void lane_path(Worker *worker, Lane *lane, Path *path) noexcept nogil:
+cdef inline void lane_path(Worker *worker, const Lane *lane, Path *path) noexcept nogil:
     path.id = PATH_IS_LANE | lane_slot(&worker.tables, lane)
     path.peer = lane.peer
     path.fd = worker.udp_fd if lane.socket == NONE else worker.lane_fds[lane.socket]
-    path.endpoint = &lane.endpoint
+    path.endpoint = &lane_state(&worker.tables, lane).endpoint
 
 
 cdef inline uint32_t lane_slot(const Tables *tables, const Lane *lane) noexcept nogil:

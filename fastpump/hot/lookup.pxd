@@ -45,12 +45,13 @@ cdef inline uint32_t prefix_bit(const uint64_t *bits, uint32_t position) noexcep
     return <uint32_t>(bits[position >> 6] >> (63 - (position & 63))) & 1
 
 
-cdef inline uint32_t lookup_peer(Tables *tables, const uint8_t *address, bint is_v6) noexcept nogil:
+cdef inline uint32_t lookup_peer(const Tables *tables, const uint8_t *address,
+                                 bint is_v6) noexcept nogil:
     """The peer whose allowed IPs hold the longest prefix of `address`, or NONE."""
     cdef uint64_t bits[2]
     cdef uint32_t best = NONE, peer, index
     cdef uint32_t width = 128 if is_v6 else 32
-    cdef TrieNode *node
+    cdef const TrieNode *node
     cdef int _
     prefix_load(bits, address, is_v6)
     index = load32(&tables.header.root[is_v6], ACQUIRE)

@@ -44,20 +44,18 @@ cdef inline void epoch_leave(WorkerShared *self, uint64_t epoch) noexcept nogil:
 
 # -- the supervisor's side
 
-cdef inline void grace_begin(Grace *self, const Tables *tables,
-                             uint32_t queue_count) noexcept nogil:
+cdef inline void grace_begin(Grace *self, const Tables *tables) noexcept nogil:
     """What was unpublished until now may be reused when this grace period is over."""
     cdef uint32_t i
     fence(SEQ_CST)
-    for i in range(queue_count):
+    for i in range(tables.header.queue_count):
         self.epochs[i] = load64(&tables.workers[i].epoch, SEQ_CST)
 
 
-cdef inline bint grace_is_over(const Grace *self, const Tables *tables,
-                               uint32_t queue_count) noexcept nogil:
+cdef inline bint grace_is_over(const Grace *self, const Tables *tables) noexcept nogil:
     """Whether every worker has let go of what was unpublished before."""
     cdef uint32_t i
-    for i in range(queue_count):
+    for i in range(tables.header.queue_count):
         if self.epochs[i] & 1 and load64(&tables.workers[i].epoch, SEQ_CST) == self.epochs[i]:
             return False
     return True

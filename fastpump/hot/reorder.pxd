@@ -22,18 +22,20 @@ from fastpump.hot.constants cimport (
 )
 from fastpump.hot.lane cimport lane_find
 from fastpump.hot.recv cimport Sender
-from fastpump.hot.shm cimport LANE_DRAINED, LANE_LIVE, SOURCE_ADDRESS_LEN, Lane
+from fastpump.hot.shm cimport (
+    LANE_DRAINED, LANE_LIVE, SOURCE_ADDRESS_LEN, Lane, LaneState, lane_state,
+)
 from fastpump.hot.worker cimport ReorderBuffer, ReorderEntry, Worker
 
 
-cdef inline bint reorder_must_wait(Lane *lane, uint32_t flags) noexcept nogil:
+cdef inline bint reorder_must_wait(LaneState *lane, uint32_t flags) noexcept nogil:
     """Whether a message that was opened has to wait: fenced, or behind those that wait."""
     return lane.reorder_count != 0 or (
         flags & LANE_FLAG_FENCE != 0 and not load32(&lane.bits, ACQUIRE) & LANE_DRAINED)
 
 
-cdef inline bint reorder_add(Worker *worker, Lane *lane, const uint8_t *datagram, uint32_t length,
-                             bint is_opened, const Sender *sender) noexcept nogil:
+cdef inline bint reorder_add(Worker *worker, LaneState *lane, const uint8_t *datagram,
+                             uint32_t length, bint is_opened, const Sender *sender) noexcept nogil:
     """Keep a copy of a message; False if there is no room."""
     cdef ReorderBuffer *self = &worker.reorder
     cdef ReorderEntry *entry
@@ -54,7 +56,7 @@ cdef inline bint reorder_add(Worker *worker, Lane *lane, const uint8_t *datagram
     return True
 
 
-cdef inline Lane *reorder_lane(Worker *worker, const ReorderEntry *entry) noexcept nogil:
+cdef inline const Lane *reorder_lane(Worker *worker, const ReorderEntry *entry) noexcept nogil:
     """The lane of a message that waits; NULL if it is gone by now."""
     cdef const uint8_t *datagram = worker.reorder.buffer + entry.at
     return lane_find(&worker.tables, load_le32(datagram + 4), datagram[2], worker.number)
@@ -63,19 +65,21 @@ cdef inline Lane *reorder_lane(Worker *worker, const ReorderEntry *entry) noexce
 cdef inline bint reorder_check(Worker *worker, const ReorderEntry *entry) noexcept nogil:
     """Whether a message passes now. Once it may, it stays so; a fence whose end marker is late
     counts as lifted."""
-    cdef Lane *lane = reorder_lane(worker, entry)
+    cdef const Lane *lane = reorder_lane(worker, entry)
     cdef uint32_t flags = worker.reorder.buffer[entry.at + 1]
+    cdef LaneState *state
     cdef bint is_live
     if lane == NULL:
         return True
+    state = lane_state(&worker.tables, lane)
     is_live = load32(&lane.state, ACQUIRE) == LANE_LIVE
     if is_live and (not entry.is_opened or not flags & LANE_FLAG_FENCE
-                    or load32(&lane.bits, ACQUIRE) & LANE_DRAINED):
+                    or load32(&state.bits, ACQUIRE) & LANE_DRAINED):
         return True
     if worker.now_ns < entry.until_ns:
         return False
     if is_live:
-        or32(&lane.bits, LANE_DRAINED, RELAXED)     # its end marker was lost
+        or32(&state.bits, LANE_DRAINED, RELAXED)    # its end marker was lost
     return True
 
 

@@ -10,9 +10,11 @@
 # per worker.
 #
 # Each ring has one producer and one consumer: a slot is written before `tail` is moved, and used
-# up before `head` is.
+# up before `head` is. Both positions lie in the state, and a worker goes by them. The supervisor
+# goes by copies of its own, and only stores them there: `head` of a ring that it empties (that of
+# hot/events.pxd, too), `tail` of the one that it fills.
 
-from libc.stdint cimport uint32_t, uint8_t
+from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
 
 from fastpump.hot.atomics cimport ACQUIRE, RELEASE, load64, store64
@@ -25,21 +27,21 @@ from fastpump.hot.shm cimport (
 )
 
 
-cdef inline bint misdelivered_push(MisdeliveredRing *ring, const uint8_t *data, uint32_t length,
-                                   const void *address, uint32_t address_len,
+cdef inline bint misdelivered_push(MisdeliveredRing *ring, uint64_t tail, const uint8_t *data,
+                                   uint32_t length, const void *address, uint32_t address_len,
                                    const void *source_address) noexcept nogil:
-    """Copy a datagram in; False if it is too long or the ring is full."""
-    cdef Misdelivered *datagram = &ring.datagrams[ring.tail % MISDELIVERED_RING_LEN]
+    """Copy a datagram in, behind `tail`; False if it is too long or the ring is full."""
+    cdef Misdelivered *datagram = &ring.datagrams[tail % MISDELIVERED_RING_LEN]
     if length > MISDELIVERED_LEN or address_len > ADDRESS_LEN:
         return False
-    if ring.tail - load64(&ring.head, ACQUIRE) >= MISDELIVERED_RING_LEN:
+    if tail - load64(&ring.head, ACQUIRE) >= MISDELIVERED_RING_LEN:
         return False
     datagram.length = length
     datagram.address_len = address_len
     memcpy(datagram.data, data, length)
     memcpy(datagram.address, address, address_len)
     memcpy(datagram.source_address, source_address, SOURCE_ADDRESS_LEN)
-    store64(&ring.tail, ring.tail + 1, RELEASE)
+    store64(&ring.tail, tail + 1, RELEASE)
     return True
 
 
@@ -68,12 +70,22 @@ cdef inline bint control_packet_push(ControlPacketRing *ring, uint32_t peer, uin
     return True
 
 
-cdef inline ControlPacket *control_packet_first(ControlPacketRing *ring) noexcept nogil:
-    """The oldest control packet, NULL if there is none."""
-    if ring.head == load64(&ring.tail, ACQUIRE):
-        return NULL
-    return &ring.packets[ring.head % CONTROL_RING_LEN]
+# -- the supervisor's side
+
+cdef inline uint64_t ring_end(uint64_t *head, const uint64_t *tail,
+                              uint64_t capacity) noexcept nogil:
+    """Behind the last entry that the supervisor, which is at `head`, may take now: `capacity` at
+    most. A worker that claims more than the ring holds is not believed, and loses them."""
+    cdef uint64_t end = load64(tail, ACQUIRE)
+    if end - head[0] > capacity:
+        head[0] = end
+    return end
 
 
-cdef inline void control_packet_pop(ControlPacketRing *ring) noexcept nogil:
-    store64(&ring.head, ring.head + 1, RELEASE)
+cdef inline Misdelivered *misdelivered_at(MisdeliveredRing *ring, uint64_t position) noexcept nogil:
+    return &ring.datagrams[position % MISDELIVERED_RING_LEN]
+
+
+cdef inline ControlPacket *control_packet_at(ControlPacketRing *ring,
+                                             uint64_t position) noexcept nogil:
+    return &ring.packets[position % CONTROL_RING_LEN]

@@ -14,19 +14,19 @@ from fastpump.hot.constants cimport (
     LANE_FLAG_FENCE, LANE_TYPE, PADDING_MULTIPLE, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD,
     TRANSPORT_TYPE,
 )
-from fastpump.hot.shm cimport Keypair, Lane
+from fastpump.hot.shm cimport Keypair, Lane, lane_state
 from fastpump.hot.worker cimport Worker
 
 
-cdef inline uint32_t seal_on_lane(Worker *worker, Lane *lane, const Path *path, uint64_t counter,
-                                  uint32_t flags, const uint8_t *payload,
+cdef inline uint32_t seal_on_lane(Worker *worker, const Lane *lane, const Path *path,
+                                  uint64_t counter, uint32_t flags, const uint8_t *payload,
                                   uint32_t payload_len) noexcept nogil:
     """Seal one payload; the datagram's length, 0 if the lane's endpoint is unknown."""
     cdef uint8_t nonce[12]
     cdef uint8_t *message = send_reserve(&worker.send, path, payload_len + TRANSPORT_OVERHEAD)
     if message == NULL:
         return 0
-    if lane.is_fenced:
+    if lane_state(&worker.tables, lane).is_fenced:
         flags |= LANE_FLAG_FENCE
     store_le32(message, LANE_TYPE | flags << 8 | lane.number << 16)
     store_le32(message + 4, lane.remote_index)
@@ -37,7 +37,7 @@ cdef inline uint32_t seal_on_lane(Worker *worker, Lane *lane, const Path *path, 
     return payload_len + TRANSPORT_OVERHEAD
 
 
-cdef inline uint32_t seal_on_session(Worker *worker, uint32_t peer, Keypair *keypair,
+cdef inline uint32_t seal_on_session(Worker *worker, uint32_t peer, const Keypair *keypair,
                                      uint64_t counter, uint8_t *packet,
                                      uint32_t packet_len) noexcept nogil:
     """Seal one packet; the datagram's length, 0 if the peer's endpoint is unknown."""
@@ -49,7 +49,7 @@ cdef inline uint32_t seal_on_session(Worker *worker, uint32_t peer, Keypair *key
     cdef Path path
     path.id = path.peer = peer
     path.fd = worker.udp_fd
-    path.endpoint = &worker.tables.peers[peer].endpoint
+    path.endpoint = &worker.tables.peer_states[peer].endpoint
     message = send_reserve(&worker.send, &path, sealed_len + TRANSPORT_OVERHEAD)
     if message == NULL:
         return 0

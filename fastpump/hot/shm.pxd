@@ -1,26 +1,38 @@
-# The memory that the supervisor and its workers share: one mapping, no locks.
+# The memory that the supervisor and its workers share: two mappings, no locks.
 #
-# A Header, then arrays of WorkerShared, PeerSlot, Keypair, Lane, TrieNode, Limiter and, of a TAP,
-# MacEntry and flood ids (`duplicates`): hot/layout.pxd.
+#   configuration   Header, PeerSlot, Keypair, Lane, TrieNode. Only the supervisor writes it;
+#                   workers have it by a read-only descriptor, and cannot map it otherwise.
+#   state           InterfaceState, WorkerShared, PeerState, KeypairState, LaneState, Limiter and,
+#                   of a TAP, MacEntry and flood ids (`duplicates`): what workers write.
 #
-# Who writes what (everybody reads everything):
-#   supervisor  Header, the trie, a peer's send_keypair and lanes, a keypair or a lane
-#               before it is published and after it is retired.
-#   the session's worker   takes the peer's lanes away when the peer has lost them (hot/fence.pxd).
-#   the keypair's worker   also send_keypair, when the first message confirms it.
+# Arrays and their order: hot/layout.pxd. A slot has one number in both.
+#
+# What a worker can write, the supervisor, which has the private key, does not believe. No bound,
+# index or length of its own comes from the state: those are in the configuration, and where it
+# is in a ring is a copy of its own (core_parts/workers.pxi). What it takes out of the state is
+# loaded once, checked, and then used; a loop over the state ends by a bound of the configuration.
+# So a worker that was taken over can lie about traffic and endpoints, but not make the supervisor
+# read or write elsewhere, or end. Workers do trust each other.
+#
+# Who writes what of the state (everybody reads everything):
+#   the supervisor, or the session's worker   a peer's lanes: the worker takes them away when the
+#               peer has lost them (hot/fence.pxd).
+#   the supervisor, or the keypair's worker   send_keypair: the worker when the first message
+#               confirms the keypair.
 #   whoever gets the odd sequence of an Endpoint   the supervisor, or the worker that
 #               receives from another address (its answer must go there already).
-#   any worker  Keypair.send_counter, the peer's counters and `reported` bits (atomic),
+#   any worker  KeypairState.send_counter, the peer's counters and `reported` bits (atomic),
 #               the peer's activity times (plain stores; a lost race moves a timer
 #               by less than one iteration of a loop), its own WorkerShared.
-#   the keypair's worker alone   Keypair.replay. Its number stands in the low bits
+#   the keypair's worker alone   KeypairState.replay. Its number stands in the low bits
 #               of the receiver index, and steering keeps to it.
-#   the lane's worker alone      all of a Lane that packets change. Exceptions: Lane.bits
-#               and Lane.send_counter, both atomic (the supervisor sends probes, and other
+#   the lane's worker alone      all of a LaneState that packets change. Exceptions: `bits` and
+#               `send_counter`, both atomic (the supervisor sends probes, and other
 #               workers send while their own lanes are dead), and the times for timers, where
 #               a lost race moves a timer.
 #   any worker  MacEntry (hot/fdb.pxd), duplicates[] (hot/duplicates.pxd),
 #               Bucket (hot/token_bucket.pxd): atomic.
+#   the supervisor   a slot's state before it is published and after it is retired.
 #
 # Who owns a (key, counter) pair: whoever takes the counter from `send_counter` by
 # an atomic addition. The counter lives here, not in the worker, so that a worker's
@@ -53,7 +65,7 @@ cdef enum:
     REPORTED_ROAM = 8
     REPORTED_SOURCE_ADDRESS_GONE = 16
 
-# Bits of Keypair.flags.
+# Bits of KeypairState.flags.
 cdef enum:
     KEYPAIR_INITIATOR = 1
     KEYPAIR_UNCONFIRMED = 2         # responder: nothing received on it yet
@@ -66,7 +78,7 @@ cdef enum:
     LANE_RESERVED                   # the peer knows its index, but its keys are not known yet
     LANE_LIVE
 
-# Bits of Lane.bits.
+# Bits of LaneState.bits.
 cdef enum:
     LANE_USABLE = 1                 # the peer sent on it: send on it, too
     LANE_DRAINED = 2                # what the peer sent before it has been written (hot/fence.pxd)
@@ -83,8 +95,8 @@ cdef enum:
     POLICY_LANES                    # lanes only; packets wait for them
     POLICY_NOTHING                  # lanes only, and the peer does not support them
 
-# Bits of Header.offloads: what is in use now. Workers clear a bit of the TUN's when it fails; which
-# paths refuse UDP GSO stands in their Endpoints (hot/gso.pxd).
+# Bits of InterfaceState.offloads: what is in use now. Workers clear a bit of the TUN's when it
+# fails; which paths refuse UDP GSO stands in their Endpoints (hot/gso.pxd).
 cdef enum:
     OFFLOAD_UDP_GSO = 1
     OFFLOAD_TUN_TCP4 = 2
@@ -168,6 +180,8 @@ cdef enum:
     DIRECTION_TX                    # from the interface into the tunnel
     DIRECTION_RX
 
+# -- the configuration
+
 cdef struct Header:
     uint32_t queue_count
     uint32_t peer_capacity
@@ -178,7 +192,6 @@ cdef struct Header:
     uint32_t slot_bits              # the next: the keypair's slot; the rest is random
     uint32_t lane_bits              # low bits of a set's index: the slot of its lane 0
     uint32_t root[2]                # trie roots, IPv4 and IPv6
-    uint32_t offloads
     uint32_t mtu
     uint32_t spread_queues          # how many queues a peer's flows are written to
     uint32_t peers_end              # no peer has this slot, or one behind it
@@ -193,10 +206,70 @@ cdef struct Header:
     uint32_t mac_ageing_s
     uint64_t mac_seed
     uint64_t originator_id          # ours, in relay headers of frames that come in here
-    uint64_t padding[7]
-    # Written by all workers.
+    uint64_t storm_limit            # flooded frames a second, of each port; 0: no limit
+
+cdef struct PeerSlot:
+    uint32_t live
+    uint32_t purge_count            # moves when staged packets must be dropped
+    uint32_t policy                 # POLICY_*
+    uint32_t padding
+    uint64_t originator_id          # in relay headers of frames that come in at the peer
+    uint64_t padding1
+
+cdef struct Keypair:
+    # Line 0, written before publication.
+    uint32_t live
+    uint32_t local_index
+    uint32_t remote_index
+    uint32_t peer
+    uint32_t worker
+    uint32_t padding
+    uint64_t rekey_at_ns            # initiator, sending: REKEY_AFTER_TIME
+    uint64_t rekey_rx_at_ns         # initiator, receiving: shortly before rejection
+    uint64_t reject_at_ns           # REJECT_AFTER_TIME
+    uint8_t padding1[16]
+    # Line 1.
+    uint8_t send_key[32]
+    uint8_t receive_key[32]
+
+cdef struct Lane:
+    # Line 0, written before publication. The lanes of a set lie in a row.
+    uint32_t state                  # LANE_*
+    uint32_t local_index            # of the set: the same for all its lanes
+    uint32_t remote_index
+    uint32_t peer
+    uint32_t number                 # in the set
+    uint32_t count                  # of lanes in the set
+    uint32_t worker                 # number modulo our queues
+    uint32_t socket                 # in Worker.lane_fds; NONE: the one of our port
+    uint32_t cipher                 # AEAD_*
+    uint32_t features               # FEATURE_*: what the peer takes
+    uint64_t rekey_at_ns, rekey_rx_at_ns, reject_at_ns      # as a keypair's
+    # Line 1 and on.
+    uint8_t send_key[AEAD_KEY_LEN]
+    uint8_t receive_key[AEAD_KEY_LEN]
+
+cdef struct TrieNode:
+    uint64_t bits[2]                # the prefix, left-aligned, host byte order
+    uint32_t child[2]
+    uint32_t peer                   # NONE: only a fork
+    uint32_t prefix_len
+
+cdef struct Configuration:
+    # The supervisor's view, to write.
+    Header *header
+    PeerSlot *peers
+    Keypair *keypairs
+    Lane *lanes
+    TrieNode *nodes
+
+# -- the state
+
+cdef struct InterfaceState:
+    uint32_t offloads               # OFFLOAD_*
     uint32_t mac_count              # learned, of all; counted anew when the table is swept
     uint32_t mac_count_local_port   # of those, at our local port
+    uint32_t padding
     Bucket storm                    # flooded frames from the interface
     Bucket moves                    # of them, those that only announce where a host is now
 
@@ -226,15 +299,11 @@ cdef struct Endpoint:
     uint32_t gso_retry_s            # CLOCK_BOOTTIME
     uint32_t gso_failures           # in a row
 
-cdef struct PeerSlot:
-    # Line 0: configuration, read by all, written by the supervisor.
-    uint32_t live
+cdef struct PeerState:
+    # Line 0: how packets leave; read by all, seldom written.
     uint32_t send_keypair           # NONE: no session
-    uint32_t purge_count            # moves when staged packets must be dropped
-    uint32_t policy                 # POLICY_*
     uint32_t lanes[2]               # lane 0's slot of the newest set, the one before; or NONE
-    uint64_t originator_id          # in relay headers of frames that come in at the peer
-    uint8_t padding0[32]
+    uint32_t padding0[13]
     Endpoint endpoint               # of the session
     # Line 2: written by all workers.
     uint32_t reported               # REPORTED_*
@@ -254,48 +323,24 @@ cdef struct Replay:
     uint64_t newest                 # highest counter accepted, plus one
     uint64_t bitmap[REPLAY_WORDS]
 
-cdef struct Keypair:
-    # Line 0, written before publication.
-    uint32_t live
-    uint32_t local_index
-    uint32_t remote_index
-    uint32_t peer
-    uint32_t worker
-    uint32_t flags
-    uint64_t rekey_at_ns            # initiator, sending: REKEY_AFTER_TIME
-    uint64_t rekey_rx_at_ns         # initiator, receiving: shortly before rejection
-    uint64_t reject_at_ns           # REJECT_AFTER_TIME
-    uint8_t padding[16]
-    # Line 1.
-    uint8_t send_key[32]
-    uint8_t receive_key[32]
-    # Line 2, contended.
+cdef struct KeypairState:
+    # Line 0, atomic, contended.
     uint64_t send_counter
-    uint64_t padding2[7]
-    # Line 3 and on: the receiving worker's.
+    uint32_t flags                  # KEYPAIR_*
+    uint32_t padding[13]
+    # Line 1 and on: the receiving worker's.
     Replay replay
+    uint8_t padding1[56]
 
-cdef struct Lane:
-    # Line 0, written before publication. The lanes of a set lie in a row.
-    uint32_t state                  # LANE_*
-    uint32_t local_index            # of the set: the same for all its lanes
-    uint32_t remote_index
-    uint32_t peer
-    uint32_t number                 # in the set
-    uint32_t count                  # of lanes in the set
-    uint32_t worker                 # number modulo our queues
-    uint32_t socket                 # in Worker.lane_fds; NONE: the one of our port
-    uint32_t cipher                 # AEAD_*
-    uint32_t features               # FEATURE_*: what the peer takes
-    uint64_t rekey_at_ns, rekey_rx_at_ns, reject_at_ns      # as a keypair's
-    # Line 1.
+cdef struct LaneState:
+    # Line 0.
     Endpoint endpoint
-    # Line 2, atomic.
+    # Line 1, atomic.
     uint32_t bits
     uint32_t padding0
     uint64_t send_counter
     uint64_t padding1[6]
-    # Line 3 and on: the lane's worker's.
+    # Line 2 and on: the lane's worker's.
     uint64_t first_unanswered_tx_ns     # 0: the peer sent on it since
     uint64_t last_tx_ns, last_rx_ns
     uint64_t tx_bytes, rx_bytes
@@ -303,39 +348,36 @@ cdef struct Lane:
     uint32_t is_started             # something was sent on it
     uint32_t is_fenced              # an end marker was sent for it (hot/fence.pxd)
     uint64_t last_data_ns           # as last_tx_ns, of data
-    uint8_t send_key[AEAD_KEY_LEN]
-    uint8_t receive_key[AEAD_KEY_LEN]
     Replay replay
     uint8_t padding2[56]
-
-cdef struct TrieNode:
-    uint64_t bits[2]                # the prefix, left-aligned, host byte order
-    uint32_t child[2]
-    uint32_t peer                   # NONE: only a fork
-    uint32_t prefix_len
 
 cdef struct MacEntry:
     uint64_t key                    # MAC_*: address and VLAN; 0: free
     uint64_t value                  # owner, hops, time of the last frame from it
 
 cdef struct Tables:
-    # A process's view: pointers into its own mapping.
-    Header *header
+    # A process's view: pointers into its own mappings.
+    const Header *header
+    const PeerSlot *peers
+    const Keypair *keypairs
+    const Lane *lanes
+    const TrieNode *nodes
+    InterfaceState *interface
     WorkerShared *workers
-    PeerSlot *peers
-    Keypair *keypairs
-    Lane *lanes
-    TrieNode *nodes
+    PeerState *peer_states
+    KeypairState *keypair_states
+    LaneState *lane_states
     Limiter *limiters               # by DIRECTION_*: two of the interface; then two of each peer
     MacEntry *macs
     uint64_t *duplicates
 
 
-cdef inline Keypair *keypair_find(Tables *tables, uint32_t index, uint32_t worker) noexcept nogil:
+cdef inline const Keypair *keypair_find(const Tables *tables, uint32_t index,
+                                        uint32_t worker) noexcept nogil:
     """The live keypair of receiver index `index`, if `worker` receives for it."""
-    cdef Header *header = tables.header
+    cdef const Header *header = tables.header
     cdef uint32_t slot = (index >> header.worker_bits) & ((1u << header.slot_bits) - 1)
-    cdef Keypair *keypair
+    cdef const Keypair *keypair
     if slot >= header.keypair_capacity:
         return NULL
     keypair = &tables.keypairs[slot]
@@ -344,3 +386,16 @@ cdef inline Keypair *keypair_find(Tables *tables, uint32_t index, uint32_t worke
     if keypair.local_index != index or keypair.worker != worker:
         return NULL
     return keypair
+
+
+cdef inline uint32_t keypair_slot(const Tables *tables, const Keypair *keypair) noexcept nogil:
+    return <uint32_t>(keypair - tables.keypairs)
+
+
+cdef inline KeypairState *keypair_state(const Tables *tables,
+                                        const Keypair *keypair) noexcept nogil:
+    return &tables.keypair_states[keypair - tables.keypairs]
+
+
+cdef inline LaneState *lane_state(const Tables *tables, const Lane *lane) noexcept nogil:
+    return &tables.lane_states[lane - tables.lanes]

@@ -41,7 +41,7 @@ from fastpump.hot.linux cimport getrandom
 from fastpump.hot.packet cimport (
     Packet, frame_destination, frame_is_for_group, frame_source, packet_parse_frame,
 )
-from fastpump.hot.shm cimport NONE, PeerSlot, Tables
+from fastpump.hot.shm cimport NONE, Tables
 from fastpump.hot.token_bucket cimport bucket_try
 from fastpump.hot.tx_route cimport TxRoute, tx_route_choose
 from fastpump.hot.verdict cimport (
@@ -56,7 +56,7 @@ from fastpump.hot.worker cimport Relay, Worker, worker_count
 cdef inline Verdict switch_from_interface(Worker *worker, const VnetHeader *vnet, uint8_t *start,
                                           uint32_t length) noexcept nogil:
     """A frame from the interface."""
-    cdef Tables *tables = &worker.tables
+    cdef const Tables *tables = &worker.tables
     cdef Packet frame
     cdef Relay relay
     cdef Learned learned
@@ -68,8 +68,8 @@ cdef inline Verdict switch_from_interface(Worker *worker, const VnetHeader *vnet
         return DROP_MAC_LOCKED
     owner = switch_owner(worker, &frame)
     if owner != MAC_UNKNOWN and (learned != LEARN_MOVED or vnet.gso_type != 0 or not (
-            bucket_try(&tables.header.moves, 1, worker.now_ns)
-            and bucket_try(&tables.header.storm, 1, worker.now_ns))):
+            bucket_try(&tables.interface.moves, 1, worker.now_ns)
+            and bucket_try(&tables.interface.storm, 1, worker.now_ns))):
         if owner == MAC_LOCAL_PORT:
             return DROP_LOCAL_FRAME
         relay.word = 0
@@ -79,7 +79,8 @@ cdef inline Verdict switch_from_interface(Worker *worker, const VnetHeader *vnet
     frame_count = vnet_segment_count(vnet, &frame, &bytes)
     if frame_count > RELAY_MAX_FRAMES:
         return DROP_MALFORMED_PACKET        # smaller segments than TCP or UDP may have
-    if owner == MAC_UNKNOWN and not bucket_try(&tables.header.storm, frame_count, worker.now_ns):
+    if owner == MAC_UNKNOWN and not bucket_try(
+            &tables.interface.storm, frame_count, worker.now_ns):
         return DROP_STORM
     worker.shared.counters[FRAMES_FLOODED] += 1
     relay.word = flood_id_new(worker)
@@ -118,7 +119,7 @@ cdef inline Verdict relay_check(Worker *worker, uint32_t peer, uint64_t key, con
     if relay.word and relay.originator == worker.tables.header.originator_id:
         return DROP_DUPLICATE_FRAME
     if (flood_id or frame_is_for_group(frame)) and not bucket_try(
-            &worker.tables.peers[peer].storm, 1, worker.now_ns):
+            &worker.tables.peer_states[peer].storm, 1, worker.now_ns):
         return DROP_STORM
     if flood_id == 0 or not duplicates_test_and_set(&worker.tables, flood_id, worker.now_ns):
         return PASS
@@ -154,7 +155,7 @@ cdef inline Verdict switch_relay(Worker *worker, uint32_t peer, const VnetHeader
     if flood_id == 0:
         # A group's frame without a flood id was counted in relay_check.
         if not frame_is_for_group(frame) and not bucket_try(
-                &worker.tables.peers[peer].storm, 1, worker.now_ns):
+                &worker.tables.peer_states[peer].storm, 1, worker.now_ns):
             is_for_us[0] = False
             return DROP_STORM
         flood_id = flood_id_new(worker)
@@ -192,12 +193,11 @@ cdef inline void switch_flood(Worker *worker, const VnetHeader *vnet, const Pack
                               const Relay *relay, uint32_t except_peer) noexcept nogil:
     """A copy to all peers that can be reached now or may soon be, except one."""
     cdef uint32_t index, end = load32(&worker.tables.header.peers_end, ACQUIRE)
-    cdef PeerSlot *peer
     cdef TxRoute route
     for index in range(end):
-        peer = &worker.tables.peers[index]
-        if index != except_peer and load32(&peer.live, ACQUIRE) and (
-                peer.endpoint.length != 0 or tx_route_choose(worker, index, frame, &route)):
+        if index != except_peer and load32(&worker.tables.peers[index].live, ACQUIRE) and (
+                worker.tables.peer_states[index].endpoint.length != 0
+                or tx_route_choose(worker, index, frame, &route)):
             switch_copy(worker, index, vnet, frame, relay)
 
 

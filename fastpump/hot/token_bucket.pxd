@@ -15,7 +15,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastpump.hot.atomics cimport RELAXED, SEQ_CST, cas64, load64, store32, store64
+from fastpump.hot.atomics cimport RELAXED, SEQ_CST, cas64, load64, store64
 from fastpump.hot.shm cimport BUCKET_EPOCH_NS, Bucket, Limiter, Tables
 
 cdef enum:
@@ -127,20 +127,6 @@ cdef inline void bucket_set(Bucket *self, uint64_t size, uint64_t refill_ns, uin
     store64(&self.size, size, SEQ_CST)
 
 
-cdef inline void limits_publish(const Tables *tables, uint32_t peers_end) noexcept nogil:
-    """Let the workers know whether there is any limit; without one they look at no bucket."""
-    cdef const Limiter *limiter
-    cdef uint32_t i
-    cdef bint has_limits = False
-    for i in range(2 + 2 * peers_end):
-        limiter = &tables.limiters[i]
-        has_limits |= limiter.bytes.size != 0 or limiter.ops.size != 0
-    store32(&tables.header.has_rate_limits, has_limits, SEQ_CST)
-
-
-cdef inline void limits_clear(const Tables *tables, uint32_t peer,
-                              uint32_t peers_end) noexcept nogil:
+cdef inline void limits_clear(const Tables *tables, uint32_t peer) noexcept nogil:
     """A peer that is removed has none."""
     memset(limiter_of_peer(tables, peer, 0), 0, 2 * sizeof(Limiter))
-    if tables.header.has_rate_limits:
-        limits_publish(tables, peers_end)

@@ -1,4 +1,5 @@
-# Changing the allowed-IPs trie: the supervisor's side of hot/lookup.pxd.
+# Changing the allowed-IPs trie: the supervisor's side of hot/lookup.pxd. It lies in the
+# configuration: nobody else can write to it, so the indices that are found in it are right.
 #
 # Node memory comes from a free list of indices; what is unlinked is handed back to
 # the caller, who may reuse it after a grace period (hot/reclaim.pxd).
@@ -7,7 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastpump.hot.atomics cimport RELEASE, store32
 from fastpump.hot.lookup cimport prefix_bit, prefix_mask
-from fastpump.hot.shm cimport NONE, Tables, TrieNode
+from fastpump.hot.shm cimport NONE, Configuration, TrieNode
 
 
 cdef inline uint32_t common_bits(const uint64_t *a, const uint64_t *b,
@@ -29,8 +30,8 @@ cdef inline void node_fill(TrieNode *node, const uint64_t *bits, uint32_t prefix
     node.prefix_len = prefix_len
 
 
-cdef inline bint trie_move(Tables *tables, bint is_v6, const uint64_t *bits, uint32_t prefix_len,
-                           uint32_t peer) noexcept nogil:
+cdef inline bint trie_move(Configuration *tables, bint is_v6, const uint64_t *bits,
+                           uint32_t prefix_len, uint32_t peer) noexcept nogil:
     """Give a prefix that has a node already to `peer`; False if it has none."""
     cdef uint32_t index = tables.header.root[is_v6]
     cdef TrieNode *node
@@ -46,7 +47,7 @@ cdef inline bint trie_move(Tables *tables, bint is_v6, const uint64_t *bits, uin
     return False
 
 
-cdef inline uint32_t trie_insert(Tables *tables, bint is_v6, const uint64_t *bits,
+cdef inline uint32_t trie_insert(Configuration *tables, bint is_v6, const uint64_t *bits,
                                  uint32_t prefix_len, uint32_t peer,
                                  const uint32_t *fresh) noexcept nogil:
     """Give a prefix that has no node (trie_move) to `peer`. `fresh` holds two unused nodes;
@@ -80,7 +81,7 @@ cdef inline uint32_t trie_insert(Tables *tables, bint is_v6, const uint64_t *bit
     return 2
 
 
-cdef inline uint32_t trie_remove(Tables *tables, bint is_v6, const uint64_t *bits,
+cdef inline uint32_t trie_remove(Configuration *tables, bint is_v6, const uint64_t *bits,
                                  uint32_t prefix_len, uint32_t *unlinked) noexcept nogil:
     """Take the prefix away. Fills `unlinked` with up to two nodes that are out of the
     trie now; returns how many, 0 also when the prefix was not there."""

@@ -33,7 +33,7 @@ cdef inline void tun_write_flush(Worker *worker) noexcept nogil:
     cdef uint32_t i
     for i in range(worker.gro.item_count):
         tun_write_item(worker, &worker.gro.items[i])
-    gro_reset(&worker.gro, load32(&worker.tables.header.offloads, RELAXED))
+    gro_reset(&worker.gro, load32(&worker.tables.interface.offloads, RELAXED))
 
 
 cdef inline void tun_write_item(Worker *worker, Item *item) noexcept nogil:
@@ -125,7 +125,7 @@ cdef inline void tun_write_count_error(Worker *worker, int error, uint32_t packe
 cdef inline void tun_write_disable_offload(Worker *worker, uint32_t offload) noexcept nogil:
     """Make no such superpackets any more."""
     worker.shared.verdicts[FAILED_TUN_GSO] += 1
-    if and32(&worker.tables.header.offloads, ~offload, RELAXED) & offload:
+    if and32(&worker.tables.interface.offloads, ~offload, RELAXED) & offload:
         worker.send.has_events |= event_push(worker.shared, EVENT_OFFLOAD_OFF, NONE, offload,
                                              EINVAL, worker.now_ns)
 

@@ -9,31 +9,31 @@ from libc.stdint cimport uint32_t
 from fastpump.hot.atomics cimport ACQUIRE, load32
 from fastpump.hot.lane cimport lane_choose
 from fastpump.hot.packet cimport Packet
-from fastpump.hot.shm cimport POLICY_ANY, Keypair, Lane, PeerSlot
+from fastpump.hot.shm cimport POLICY_ANY, Keypair, Lane, PeerState
 from fastpump.hot.worker cimport Worker
 
 cdef struct TxRoute:
     # One of the two, or neither.
-    Lane *lane
-    Keypair *keypair
+    const Lane *lane
+    const Keypair *keypair
 
 
 cdef inline bint tx_route_choose(Worker *worker, uint32_t index, const Packet *packet,
                                  TxRoute *route) noexcept nogil:
     """How a packet to the peer leaves; False if it cannot now."""
-    cdef PeerSlot *peer = &worker.tables.peers[index]
+    cdef PeerState *peer = &worker.tables.peer_states[index]
     route.keypair = NULL
     route.lane = lane_choose(worker, index, peer, &packet.ip)
-    if route.lane == NULL and peer.policy == POLICY_ANY:
+    if route.lane == NULL and worker.tables.peers[index].policy == POLICY_ANY:
         route.keypair = tx_route_session(worker, index)
     return route.lane != NULL or route.keypair != NULL
 
 
-cdef inline Keypair *tx_route_session(Worker *worker, uint32_t index) noexcept nogil:
+cdef inline const Keypair *tx_route_session(Worker *worker, uint32_t index) noexcept nogil:
     """The keypair to send with, or NULL: also when it is past REJECT_AFTER_TIME, or was retired
     just as a worker confirmed it (the supervisor puts that right)."""
-    cdef uint32_t slot = load32(&worker.tables.peers[index].send_keypair, ACQUIRE)
-    cdef Keypair *keypair
+    cdef uint32_t slot = load32(&worker.tables.peer_states[index].send_keypair, ACQUIRE)
+    cdef const Keypair *keypair
     if slot >= worker.tables.header.keypair_capacity:
         return NULL
     keypair = &worker.tables.keypairs[slot]

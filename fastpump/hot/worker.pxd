@@ -60,7 +60,7 @@ cdef struct ReorderBuffer:
 
 cdef struct Bundle:
     # Small packets that wait for the end of the iteration; see hot/bundle.pxd.
-    Lane *lane
+    const Lane *lane
     uint32_t count
     uint32_t length
     uint32_t first_flags            # of the first packet, should it stay alone

@@ -17,7 +17,7 @@ from fastpump.hot.endpoint cimport endpoint_repair
 from fastpump.hot.shm cimport (
     KEYPAIR_CONFIRM_REPORTED, KEYPAIR_REKEY_REPORTED, LANE_ECHO_REPORTED, LANE_FREE,
     LANE_REKEY_REPORTED, LANE_ROAM_REPORTED, LANE_UNANSWERED_REPORTED, LANE_USABLE_REPORTED,
-    Keypair, Lane, PeerSlot, WorkerShared,
+    KeypairState, Lane, LaneState, PeerState, WorkerShared,
 )
 
 
@@ -26,23 +26,23 @@ cdef inline void worker_repair(WorkerShared *self) noexcept nogil:
     store64(&self.epoch, (self.epoch | 1) + 1, SEQ_CST)
 
 
-cdef inline bint peer_repair(PeerSlot *self, uint32_t worker) noexcept nogil:
+cdef inline bint peer_repair(PeerState *self, uint32_t worker) noexcept nogil:
     """True if its endpoint was torn, and is unknown now."""
     store32(&self.reported, 0, SEQ_CST)
     return endpoint_repair(&self.endpoint, worker)
 
 
-cdef inline void keypair_repair(Keypair *self) noexcept nogil:
+cdef inline void keypair_repair(KeypairState *self) noexcept nogil:
     cdef uint32_t reported = KEYPAIR_REKEY_REPORTED | KEYPAIR_CONFIRM_REPORTED
     and32(&self.flags, ~reported, SEQ_CST)
 
 
-cdef inline void lane_repair(Lane *self, uint32_t worker) noexcept nogil:
+cdef inline void lane_repair(const Lane *lane, LaneState *self, uint32_t worker) noexcept nogil:
     cdef uint32_t reported = (LANE_ECHO_REPORTED | LANE_USABLE_REPORTED | LANE_REKEY_REPORTED
                               | LANE_UNANSWERED_REPORTED | LANE_ROAM_REPORTED)
-    if self.state == LANE_FREE:
+    if lane.state == LANE_FREE:
         return
-    if self.worker == worker:
+    if lane.worker == worker:
         self.reorder_count = 0
         self.first_unanswered_tx_ns = 0
         and32(&self.bits, ~reported, SEQ_CST)

@@ -66,11 +66,13 @@ class WorkerProcess:
 
 
 def _stderr_tail(process: subprocess.Popen[bytes]) -> str:
-    """What a process that exited had written to stderr."""
+    """What a process that exited had written to stderr: one line, which can forge no others in the
+    log and no escapes on a terminal."""
     assert process.stderr is not None
     with process.stderr as pipe:
         os.set_blocking(pipe.fileno(), False)
-        return (pipe.read(4096) or b"").decode(errors="replace").strip()
+        text = (pipe.read(4096) or b"").decode(errors="replace")
+    return "".join(each if each.isprintable() else " " for each in text).strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +143,19 @@ class Workers:
     def ring(self) -> None:
         """Wake all, to look at their staged packets."""
         for worker in self.processes:
-            os.eventfd_write(worker.doorbell_fd, 1)
+            self.ring_one(worker.number)
 
     def ring_one(self, number: int) -> None:
         """Wake one, to look at what was injected for it."""
-        os.eventfd_write(self.processes[number].doorbell_fd, 1)
+        with contextlib.suppress(BlockingIOError):      # it was filled up, and rings still
+            os.eventfd_write(self.processes[number].doorbell_fd, 1)
 
     def _start(self, worker: WorkerProcess) -> None:
         assert self._loop is not None
         worker.restart_timer = None
         arguments = WorkerArguments(
-            number=worker.number, udp_fd=self._udp_fds[worker.number], tables_fd=self._tables.fd,
+            number=worker.number, udp_fd=self._udp_fds[worker.number],
+            configuration_fd=self._tables.readonly_fd, state_fd=self._tables.state_fd,
             doorbell_fd=worker.doorbell_fd, event_fd=worker.event_fd,
             cpu=-1 if worker.cpu is None else worker.cpu,
             busy_poll_us=self._options.busy_poll_us, parent=os.getpid(),
@@ -216,7 +220,7 @@ class Workers:
         assert worker.process is not None
         pid = worker.process.pid
         status, stderr = self._reap(worker)
-        if status == EXIT_INTERFACE_GONE:
+        if status == EXIT_INTERFACE_GONE and self._tun.current_name() is None:
             self._callbacks.on_interface_gone()
             return
         if time.monotonic() - worker.started_at >= QUICK_EXIT_S:

@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[2]
 HOT_TESTS = (
     "pump", "unit/test_lanes.py", "unit/test_lane_messages.py", "unit/test_split.py",
     "unit/test_coalesce.py", "unit/test_tables.py", "unit/test_replay.py", "unit/test_aead.py",
-    "unit/test_admission.py", "unit/test_cookie.py", "fuzz/test_fuzz.py::test_random_input[lanes]",
-    "fuzz/test_fuzz.py::test_random_input[egress]", "fuzz/test_fuzz.py::test_random_input[frames]")
+    "unit/test_admission.py", "unit/test_cookie.py", "unit/test_shared_memory.py",
+    "fuzz/test_fuzz.py::test_random_input[lanes]", "fuzz/test_fuzz.py::test_random_input[egress]",
+    "fuzz/test_fuzz.py::test_random_input[frames]")
 
 
 def copy_tree(target):

@@ -29,19 +29,22 @@ from fuzz.handshakes import check_handshakes
 from fuzz.lanelife import check_lanelife
 from fuzz.lanes import check_egress, check_lanes
 from fuzz.ratelimit import check_ratelimit
+from fuzz.sharedmemory import check_sharedmemory
 from fuzz.timers import check_timers
 from fuzz.uapi import check_uapi
 from fuzz.wgfiles import check_wgfiles
 
 CHECKS = {check.__name__.removeprefix("check_"): check for check in (
     check_uapi, check_conffile, check_handshakes, check_admission, check_timers,
-    check_lanes, check_egress, check_frames, check_ratelimit, check_wgfiles, check_lanelife)}
+    check_lanes, check_egress, check_frames, check_ratelimit, check_wgfiles, check_lanelife,
+    check_sharedmemory)}
 SHARES = {"uapi": 20, "conffile": 17, "handshakes": 2, "admission": 20, "timers": 8, "lanes": 18,
-          "egress": 6, "frames": 4, "ratelimit": 5, "lanelife": 0.02,
+          "egress": 6, "frames": 4, "ratelimit": 5, "lanelife": 0.02, "sharedmemory": 0.1,
           "wgfiles": 0}     # needs wg: only by --check
 
-LONG = {"lanelife"}
-"""A quarter of a second each: tests/unit/test_lane_schedules.py runs some with the suite."""
+LONG = {"lanelife", "sharedmemory"}
+"""Up to a quarter of a second each: tests/unit/test_lane_schedules.py and test_shared_memory.py run
+some with the suite."""
 
 
 def run_case(seed, number, only=None):

@@ -1,6 +1,8 @@
 """What a worker asks of the kernel while packets flow, and what it may ask at all."""
 
+import os
 import signal
+from pathlib import Path
 
 from fastpump.lab.networks import INSIDE4, need, stop, wait_for_line
 from support.hosts import is_reachable, until
@@ -42,6 +44,22 @@ def test_a_worker_is_locked_in(lab, tunnel):
         assert fields["Seccomp"] == "2" and fields["NoNewPrivs"] == "1"
         for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb"):
             assert int(fields[name], 16) == 0, name
+
+
+def test_a_worker_cannot_write_the_configuration(lab, tunnel):
+    """Keys, allowed IPs and bounds: neither its mapping nor its descriptor lets it."""
+    for queue in lab.status("a")["queues"]:
+        process = Path(f"/proc/{queue['pid']}")
+        mapped = {words[-2]: words[1] for words in map(
+            str.split, process.joinpath("maps").read_text().splitlines())
+            if "memfd:fastpump" in words[-3]}
+        assert mapped == {"configuration": "r--s", "state": "rw-s"}
+        opened = {fd.readlink().name: process.joinpath("fdinfo", fd.name).read_text()
+                  for fd in process.joinpath("fd").iterdir()
+                  if "memfd:fastpump" in str(fd.readlink())}
+        modes = {name.split()[1]: int(info.split("flags:")[1].split()[0], 8) & os.O_ACCMODE
+                 for name, info in opened.items()}
+        assert modes == {"configuration": os.O_RDONLY, "state": os.O_RDWR}
 
 
 def test_batches_grow_under_load(lab, tunnel):

@@ -385,7 +385,7 @@ def test_an_own_address_that_is_gone_is_given_up(one, two):
 def test_a_worker_killed_while_it_wrote_an_endpoint(one, two):
     """An odd sequence number is what it leaves: nobody may wait for it for ever."""
     before = one.tables.peers.endpoint(one.peer)
-    with mmap.mmap(one.tables.fd, 0) as memory:
+    with mmap.mmap(one.tables.state_fd, 0) as memory:
         at = memory.find(before[0]) - 8             # endpoint_seq, endpoint_len, endpoint
         sequence = ctypes.c_uint32.from_buffer(memory, at)
         sequence.value |= 1

@@ -22,7 +22,7 @@ from fastpump.device.peer_change import PeerChange, PrefixChange
 from fastpump.protocol import keys, wire
 from support import plainlanes
 from support.devices import Callbacks, Clock
-from support.pumps import udp_socket
+from support.pumps import attached, udp_socket
 
 LANE_SOCKETS = 4        # for each queue
 # To 10.9.0.2, which is behind the peer.
@@ -78,7 +78,7 @@ class Side(Callbacks):
         self._interfaces.append(interface)
         self._sockets.append(udp_socket())
         self._files += [interface, queue, self._sockets[-1], *bells]
-        return Pump(self.tables, len(self._pumps), [queue.fileno()] * queues,
+        return Pump(attached(self.tables), len(self._pumps), [queue.fileno()] * queues,
                     self._sockets[-1].fileno(), *(bell.fileno() for bell in bells),
                     lane_fds=[sock.fileno() for sock in lane_sockets])
 

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from fastpump._core import (
     FEATURE_BUNDLE,
     FEATURE_PARTIAL,
+    AttachedTables,
     NewKeypair,
     NewLanes,
     Pump,
@@ -29,6 +30,11 @@ LANE_SOCKETS = 8
 ALL_FEATURES = FEATURE_PARTIAL | FEATURE_BUNDLE
 KEYS = bytes(range(32)), bytes(range(32, 64))
 EVERYTHING = ("udp-gso", "tun-tcp4", "tun-tcp6", "tun-udp4", "tun-udp6")
+
+
+def attached(tables):
+    """The tables as a worker process has them: their configuration cannot be written."""
+    return AttachedTables.attach(tables.readonly_fd, tables.state_fd)
 
 
 def udp_socket():
@@ -112,9 +118,9 @@ class End(Pumped):
         if session:
             self.start_session()
         self.lane_sockets = [udp_socket() for _ in range(LANE_SOCKETS)]
-        self.pump = Pump(self.tables, 0, [self.queue.fileno()], self.udp.fileno(), self.doorbell,
-                         self.event, lane_fds=[sock.fileno() for sock in self.lane_sockets],
-                         backend=backend)
+        self.pump = Pump(attached(self.tables), 0, [self.queue.fileno()], self.udp.fileno(),
+                         self.doorbell, self.event, backend=backend,
+                         lane_fds=[sock.fileno() for sock in self.lane_sockets])
 
     def start_session(self, remote_index=0x01020304, *, is_initiator=True, created=START):
         send_key, receive_key = self.keys

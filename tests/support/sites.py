@@ -11,7 +11,15 @@ from fastpump._core import NewLanes, Pump, SharedTables
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME
 from support.plainlanes import FRAME, PlainLane, origin
-from support.pumps import ALL_FEATURES, EVERYTHING, START, Pumped, datagrams, udp_socket
+from support.pumps import (
+    ALL_FEATURES,
+    EVERYTHING,
+    START,
+    Pumped,
+    attached,
+    datagrams,
+    udp_socket,
+)
 
 
 class Site(Pumped):
@@ -36,8 +44,8 @@ class Site(Pumped):
         self.plain: dict[str, PlainLane] = {}
         """By peer: this site's end of the lane, as the plain implementation has it."""
         self.others: dict[str, Site] = {}
-        self.pump = Pump(self.tables, 0, [self.queue.fileno()], self.udp.fileno(), self.doorbell,
-                         self.event)
+        self.pump = Pump(attached(self.tables), 0, [self.queue.fileno()], self.udp.fileno(),
+                         self.doorbell, self.event)
 
     def owner(self, mac, vlan=0, now=START):
         """On whose side an address is: a name, "" for this site, None."""

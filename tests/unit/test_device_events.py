@@ -2,7 +2,7 @@
 
 import errno
 import socket
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
@@ -16,7 +16,7 @@ from fastpump.constants import (
     ZERO_KEYS_AFTER_TIME,
 )
 from fastpump.device.peer_change import PrefixChange
-from support.devices import World
+from support.devices import PLACE, Clock, Side, World
 
 
 def test_each_event_of_a_worker_is_handled():
@@ -69,6 +69,18 @@ def test_a_peer_that_a_worker_hears_from_elsewhere_is_there():
     world.a.tables.peers.set_endpoint(world.a.peer.slot, elsewhere.sockaddr(socket.AF_INET6))
     world.a.event("roam")
     assert world.a.peer.endpoint == elsewhere == world.a.known_endpoints[-1]
+
+
+def test_a_place_that_no_socket_reaches_is_nowhere():
+    """On a host without IPv6. No honest worker reports one; another is not believed."""
+    side, key = Side(Clock(), family=socket.AF_INET), bytes(range(1, 33))
+    elsewhere = Endpoint(IPv6Address("2001:db8::1"), 7)
+    side.configure(key, endpoint=PLACE["b"])
+    side.tables.peers.set_endpoint(side.peer.slot, elsewhere.sockaddr(socket.AF_INET6))
+    side.event("roam")
+    assert side.peer.endpoint == PLACE["b"]
+    side.receive(bytes([2]) + bytes(91), elsewhere)
+    assert side.device.verdicts == {"DROP_MALFORMED_HANDSHAKE": 1}
 
 
 # -- nobody has to remember to look after the device

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastpump._core import NewKeypair, SharedTables
+from fastpump._core import AttachedTables, NewKeypair, SharedTables
 
 
 def address(text):
@@ -140,7 +140,7 @@ def test_the_index_names_the_worker(tables):
 
 def test_counters_are_taken_once_each(tables):
     slot, index = tables.keypairs.reserve(0)
-    attached = SharedTables.attach(tables.fd)
+    attached = AttachedTables.attach(tables.readonly_fd, tables.state_fd)
     tables.keypairs.install(slot, NewKeypair(
         local_index=index, remote_index=1, peer=tables.peers.add(), worker=0, send_key=bytes(32),
         receive_key=bytes(32), is_initiator=True, rekey_at_ns=1, rekey_rx_at_ns=1,
