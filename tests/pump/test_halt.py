@@ -95,16 +95,16 @@ from support.packets import A4, B4, udp
 from support.pumps import datagrams, pair
 
 one, two = pair()
-before = os.pread(one.tables.fd, 4096, 0)
+before = os.pread(one.tables.configuration_fd, 4096, 0)
 one.tables.halt()
-halted = os.pread(one.tables.fd, 4096, 0)
+halted = os.pread(one.tables.configuration_fd, 4096, 0)
 one.tables.resume()
 (offset,) = [at for at in range(4096) if before[at] != halted[at]]
 one.poll()
-os.environ["HALT_AT"] = f"{one.tables.fd} {offset}"
+os.environ["HALT_AT"] = f"{one.tables.configuration_fd} {offset}"
 one.give(udp(A4, B4, bytes(100)))
 one.poll()
-assert os.pread(one.tables.fd, 4, offset)[0] == 4, "no halt"
+assert os.pread(one.tables.configuration_fd, 4, offset)[0] == 4, "no halt"
 assert not one.tables.is_halted
 assert datagrams(two.udp) == []
 assert one.verdicts() == {"DROP_HALTED": 1}
