@@ -5,6 +5,7 @@ import os
 
 from libc.stdint cimport uint32_t
 
+from fastpump.hot.aead cimport Aead, aead_free
 from fastpump.hot.linux cimport (
     MADV_DONTDUMP, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_READ,
     PROT_WRITE, errno, madvise, mmap, munmap,
@@ -29,11 +30,13 @@ cdef class Mapping:
     this. Bounds of our own memory are copies: what is in the mapping, workers can write."""
 
     cdef Tables tables
+    cdef Aead aead                  # of the supervisor; a worker has its own
     cdef size_t size
     cdef uint32_t queue_count, peer_capacity
     cdef uint32_t peers_end         # of the peers that this process has added
 
     def __dealloc__(self):
+        aead_free(&self.aead)
         if self.tables.header != NULL:
             munmap(self.tables.header, self.size)
 

@@ -74,7 +74,7 @@ cdef class SharedTables:
             os.ftruncate(self.fd, size)
             os.pwrite(self.fd, PyBytes_FromStringAndSize(<char *>&header, sizeof(header)), 0)
             self.map_fd(size)
-            self.lanes.start_aead(backend)
+            backend_start(&self.mapping.aead, backend)
         except BaseException:
             self.close()
             raise

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fastpump._core import keys_of_lane
 from fastpump.constants import (
     LANES_PROOF_TIME,
     REJECT_AFTER_TIME,
@@ -233,7 +234,7 @@ def test_each_session_has_a_set_of_its_own(worlds):
         assert a.usable == b.usable == [0, 1]
         assert a.newest.local_index == b.newest.remote_index
     assert len(a.sets) == len(b.sets) == 3
-    assert len({bytes(key) for each in a.sets for key in each.send_keys}) == 6
+    assert len({keys_of_lane(a.tables, slot)[0] for each in a.sets for slot in each.slots}) == 6
 
 
 def test_the_opener_stays_the_opener(worlds):
