@@ -19,7 +19,7 @@ from fastpump.device.device import Device
 from fastpump.device.events import ControlPacket, WorkerEvent
 from fastpump.device.lane_context import Options
 from fastpump.device.peer_change import PeerChange, PrefixChange
-from fastpump.protocol import keys, wire
+from fastpump.protocol import keys
 from support import plainlanes
 from support.devices import Callbacks, Clock
 from support.pumps import udp_socket
@@ -200,7 +200,7 @@ class Side(Callbacks):
         keypair = self.peer.keypairs.current
         sealed = ChaCha20Poly1305(keys_of_session(self.tables, keypair.slot)[0]).encrypt(
             bytes(4) + struct.pack("<Q", counter), b"", b"")
-        return wire.transport_header(keypair.remote_index, counter) + sealed
+        return struct.pack("<IIQ", 4, keypair.remote_index, counter) + sealed
 
     def take_probes(self):
         """The lanes of the probes that it has sent, which are lost."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpump import _core
-from fastpump.protocol import lane_messages, wire
+from fastpump.protocol import lane_messages
 from fastpump.protocol.lane_messages import (
     AES_256_GCM,
     CHACHA20_POLY1305,
@@ -147,7 +147,7 @@ def test_the_vectors_messages_parse():
 @pytest.mark.parametrize("each", VECTORS["messages"], ids=lambda each: each["name"])
 @pytest.mark.parametrize("backend", _core.BACKENDS)
 def test_lane_messages_are_those_of_the_vectors(each, backend):
-    header = wire.lane_header(each["flags"], each["lane"], each["index"], each["counter"])
+    header = struct.pack("<BBHIQ", 5, each["flags"], each["lane"], each["index"], each["counter"])
     sealed = _core.aead(backend, lane_messages.CIPHER_NAMES[each["cipher"]],
                         bytes.fromhex(each["key"]),
                         bytes(4) + each["counter"].to_bytes(8, "little"), header,

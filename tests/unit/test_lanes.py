@@ -10,7 +10,7 @@ from fastpump.constants import (
     SECOND,
     UPGRADE_ATTEMPTS,
 )
-from fastpump.protocol import keys, wire
+from fastpump.protocol import keys
 from fastpump.protocol.lane_messages import Mode
 from support import plainlanes
 from support.plainlanes import ACCEPT, ASK, HELLO, OFFER, REFUSE
@@ -375,8 +375,3 @@ def test_only_lanes_as_the_responder(worlds, caplog):
     world.deliver(world.a, world.b)
     world.advance(LANES_PROOF_TIME)
     assert caplog.text.count(NO_DATA_SENT) == 1
-
-
-def test_headers():
-    assert wire.lane_header(8, 3, 0x01020304, 5) == bytes.fromhex(
-        "05080300040302010500000000000000")
