@@ -6,6 +6,7 @@ needs of them is in core_parts/, by subject; each part says what it takes from h
 names        what the operator calls verdicts, counters and events, from the enums of hot/
 memory       mapped memory, and the owner of the tables' mappings
 backends     the AEAD libraries of this build
+secrets      what keys are made of, wiped when it is not needed any more
 endpoints    addresses of peers and lanes, as bytes
 reclaim      slots of the tables: free, taken, retired
 peers keypairs lanes allowed_ips fdb limiters workers
@@ -25,6 +26,7 @@ Three kinds of errors: hostile input ends in a counted verdict; a system error
 include "core_parts/names.pxi"
 include "core_parts/memory.pxi"
 include "core_parts/backends.pxi"
+include "core_parts/secrets.pxi"
 include "core_parts/endpoints.pxi"
 include "core_parts/reclaim.pxi"
 include "core_parts/limiters.pxi"

@@ -3,12 +3,15 @@
 import os
 from collections import namedtuple
 
-from cpython.bytes cimport PyBytes_AS_STRING
-from libc.stdint cimport uint32_t
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from fastpump.hot cimport constants
+from fastpump.hot.aead cimport AEAD_CHACHA20_POLY1305, aead_seal, nonce_set
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, add64, and32, load32, store32
+from fastpump.hot.bytes cimport store_le32, store_le64
+from fastpump.hot.constants cimport TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_TYPE
 from fastpump.hot.shm cimport (
     KEYPAIR_INITIATOR, KEYPAIR_REKEY_REPORTED, KEYPAIR_UNCONFIRMED, Header, Keypair, KeypairState,
 )
@@ -20,8 +23,8 @@ NewKeypair = namedtuple("NewKeypair", (
     "remote_index",                 # receiver index of what we send
     "peer",                         # its slot
     "worker",                       # who receives
-    "send_key",                     # 32 bytes
-    "receive_key",                  # 32 bytes
+    "send_key",                     # Secret, or 32 bytes
+    "receive_key",
     "is_initiator",
     "rekey_at_ns",                  # CLOCK_BOOTTIME: an initiator that sends asks for a new one
     "rekey_rx_at_ns",               # an initiator that receives, shortly before it expires
@@ -63,9 +66,8 @@ cdef class Keypairs(SlotTable):
         """
         cdef Keypair *keypair = self.at(slot)
         cdef KeypairState *state = self.state_at(slot)
-        cdef bytes send_key = new.send_key, receive_key = new.receive_key
-        if len(send_key) != 32 or len(receive_key) != 32:
-            raise ValueError("transport keys have 32 bytes")
+        cdef const uint8_t *send_key = secret_bytes(new.send_key)
+        cdef const uint8_t *receive_key = secret_bytes(new.receive_key)
         memset(keypair, 0, sizeof(Keypair))
         memset(state, 0, sizeof(KeypairState))
         keypair.local_index = new.local_index
@@ -76,8 +78,8 @@ cdef class Keypairs(SlotTable):
         keypair.rekey_at_ns = new.rekey_at_ns
         keypair.rekey_rx_at_ns = new.rekey_rx_at_ns
         keypair.reject_at_ns = new.reject_at_ns
-        memcpy(keypair.send_key, PyBytes_AS_STRING(send_key), 32)
-        memcpy(keypair.receive_key, PyBytes_AS_STRING(receive_key), 32)
+        memcpy(keypair.send_key, send_key, 32)
+        memcpy(keypair.receive_key, receive_key, 32)
         store32(&keypair.live, 1, RELEASE)
 
     def confirm(self, uint32_t slot):
@@ -95,6 +97,24 @@ cdef class Keypairs(SlotTable):
         if not load32(&keypair.live, ACQUIRE) or keypair.local_index != local_index:
             raise ValueError(f"the keypair in slot {slot} is gone")
         return add64(&self.state_at(slot).send_counter, 1, RELAXED)
+
+    def seal(self, uint32_t slot, uint32_t local_index, bytes inner):
+        """A transport message of the session; ValueError as `take_counter`."""
+        cdef Keypair *keypair = self.at(slot)
+        cdef uint64_t counter = self.take_counter(slot, local_index)
+        cdef uint8_t nonce[12]
+        cdef uint8_t *message
+        sealed = PyBytes_FromStringAndSize(NULL, TRANSPORT_HEADER_LEN + len(inner) + TAG_LEN)
+        message = <uint8_t *>PyBytes_AS_STRING(sealed)
+        store_le32(message, TRANSPORT_TYPE)
+        store_le32(message + 4, keypair.remote_index)
+        store_le64(message + 8, counter)
+        nonce_set(nonce, counter)
+        if aead_seal(&self.mapping.aead, AEAD_CHACHA20_POLY1305, keypair.send_key, nonce, NULL, 0,
+                     <const uint8_t *>PyBytes_AS_STRING(inner), message + TRANSPORT_HEADER_LEN,
+                     len(inner)) != 0:
+            raise OSError("the AEAD library failed")
+        return sealed
 
     def retire(self, uint32_t slot):
         """Take the keypair out of use; its keys are wiped after the grace period."""

@@ -3,15 +3,17 @@
 import os
 from collections import namedtuple
 
-from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memset
 
 from fastpump.hot cimport constants
-from fastpump.hot.aead cimport AEAD_RAW_KEY_LEN, Aead, aead_free, aead_key_set
+from fastpump.hot.aead cimport aead_key_set, aead_seal, nonce_set
 from fastpump.hot.atomics cimport (
     RELAXED, RELEASE, SEQ_CST, add64, and32, load32, load64, or32, store32,
 )
+from fastpump.hot.bytes cimport store_le32, store_le64
+from fastpump.hot.constants cimport LANE_TYPE, TAG_LEN, TRANSPORT_HEADER_LEN
 from fastpump.hot.shm cimport (
     LANE_DEAD, LANE_ECHO_REPORTED, LANE_FREE, LANE_LIVE, LANE_REKEY_REPORTED, LANE_RESERVED,
     LANE_ROAM_REPORTED, LANE_UNANSWERED_REPORTED, LANE_USABLE, LANE_USABLE_REPORTED, NONE,
@@ -31,7 +33,7 @@ NewLanes = namedtuple("NewLanes", (
     "remote_index",                 # receiver index of what we send
     "cipher",                       # a name of CIPHERS
     "features",                     # FEATURE_* that the peer takes
-    "keys",                         # (send, receive) of each lane, 32 bytes each
+    "keys",                         # (send, receive) of each lane: Secret, or 32 bytes
     "endpoints",                    # (sockaddr, source address) of each; b"" for unknown
     "sockets",                      # how many lane sockets there are; None: the set uses our port
     "rekey_at_ns",                  # CLOCK_BOOTTIME; as a NewKeypair's
@@ -45,20 +47,12 @@ cdef class Lanes(SlotTable):
     """The table of lanes. Times are CLOCK_BOOTTIME, ns. IndexError for a slot that was never
     reserved."""
 
-    cdef Aead aead                  # to expand keys with
     cdef dict free_runs             # slots of first lanes, by how many lie in a row: 1, 2, 4, ...
 
     def __cinit__(self, Mapping mapping, Retired retired):
         self.title = "the table of lanes"
         self.capacity = mapping.tables.header.lane_capacity
         self.free_runs = {}
-
-    def __dealloc__(self):
-        aead_free(&self.aead)
-
-    cdef int start_aead(self, str backend) except -1:
-        """Before the first `install`."""
-        return backend_start(&self.aead, backend)
 
     cdef Lane *at(self, uint32_t slot) except NULL:
         if slot >= self.end:
@@ -114,10 +108,9 @@ cdef class Lanes(SlotTable):
 
     cdef int install_one(self, uint32_t slot, uint32_t i, new) except -1:
         cdef Lane *lane = self.at(slot)
-        cdef bytes send_key, receive_key
         send_key, receive_key = new.keys[i]
-        if len(send_key) != AEAD_RAW_KEY_LEN or len(receive_key) != AEAD_RAW_KEY_LEN:
-            raise ValueError("lane keys have 32 bytes")
+        secret_bytes(send_key)
+        secret_bytes(receive_key)
         lane.remote_index = new.remote_index
         lane.socket = NONE if new.sockets is None else i % <uint32_t>new.sockets
         lane.cipher = CIPHERS[new.cipher]
@@ -125,10 +118,8 @@ cdef class Lanes(SlotTable):
         lane.rekey_at_ns = new.rekey_at_ns
         lane.rekey_rx_at_ns = new.rekey_rx_at_ns
         lane.reject_at_ns = new.reject_at_ns
-        aead_key_set(&self.aead, lane.cipher, <const uint8_t *>PyBytes_AS_STRING(send_key),
-                     lane.send_key)
-        aead_key_set(&self.aead, lane.cipher, <const uint8_t *>PyBytes_AS_STRING(receive_key),
-                     lane.receive_key)
+        aead_key_set(&self.mapping.aead, lane.cipher, secret_bytes(send_key), lane.send_key)
+        aead_key_set(&self.mapping.aead, lane.cipher, secret_bytes(receive_key), lane.receive_key)
         sockaddr, source_address = new.endpoints[i]
         self.retired.endpoints.write(&self.state_at(slot).endpoint, sockaddr, source_address)
         store32(&lane.state, LANE_LIVE, RELEASE)
@@ -185,6 +176,21 @@ cdef class Lanes(SlotTable):
         cdef LaneState *lane = self.state_at(slot)
         or32(&lane.bits, LANE_DEAD, SEQ_CST)
         and32(&lane.bits, ~<uint32_t>LANE_USABLE, SEQ_CST)
+
+    def seal(self, uint32_t slot, uint32_t flags, uint64_t now):
+        """An empty message of that lane, which leaves now."""
+        cdef uint8_t message[TRANSPORT_HEADER_LEN + TAG_LEN]
+        cdef uint8_t nonce[12]
+        cdef Lane *lane = self.at(slot)
+        cdef uint64_t counter = self.take_counter(slot, now)
+        store_le32(message, LANE_TYPE | flags << 8 | lane.number << 16)
+        store_le32(message + 4, lane.remote_index)
+        store_le64(message + 8, counter)
+        nonce_set(nonce, counter)
+        if aead_seal(&self.mapping.aead, lane.cipher, lane.send_key, nonce, message,
+                     TRANSPORT_HEADER_LEN, message, message + TRANSPORT_HEADER_LEN, 0) != 0:
+            raise OSError("the AEAD library failed")
+        return PyBytes_FromStringAndSize(<char *>message, sizeof(message))
 
     def take_counter(self, uint32_t slot, uint64_t now):
         """A send counter, taken atomically for a message that leaves now."""

@@ -5,6 +5,7 @@ import os
 
 from libc.stdint cimport uint32_t
 
+from fastpump.hot.aead cimport Aead, aead_free
 from fastpump.hot.layout cimport configuration_lay_out, state_lay_out, tables_view
 from fastpump.hot.linux cimport (
     MADV_DONTDUMP, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_READ,
@@ -34,9 +35,11 @@ cdef class Mapping:
     cdef Tables tables
     cdef Configuration configuration
     cdef size_t configuration_size, state_size
+    cdef Aead aead                  # of the supervisor; a worker has its own
     cdef uint32_t peers_end         # of the peers that this process has added
 
     def __dealloc__(self):
+        aead_free(&self.aead)
         if self.configuration.header != NULL:
             munmap(self.configuration.header, self.configuration_size)
         if self.tables.interface != NULL:

@@ -96,7 +96,7 @@ cdef class SharedTables(AttachedTables):
         try:
             self.make_memory(&header)
             self.make_parts()
-            self.lanes.start_aead(backend)
+            backend_start(&self.mapping.aead, backend)
         except BaseException:
             self.close()
             raise

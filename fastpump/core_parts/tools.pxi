@@ -8,7 +8,7 @@ from libc.string cimport memcpy, memset
 from fastpump.hot cimport constants
 from fastpump.hot.admission cimport XChaCha, xchacha_free, xchacha_init, xchacha_run
 from fastpump.hot.aead cimport (
-    AEAD_KEY_LEN, Aead, aead_free, aead_key_set, aead_open, aead_seal,
+    AEAD_KEY_LEN, AEAD_RAW_KEY_LEN, Aead, aead_free, aead_key_set, aead_open, aead_seal,
 )
 from fastpump.hot.constants cimport (
     BUFFER_STRIDE, GRO_MAX_TCP_SEGMENTS, READ_HEADROOM, TAG_LEN, VNET_HEADER_LEN,
@@ -20,7 +20,7 @@ from fastpump.hot.ip cimport ip_can_be_partial
 from fastpump.hot.linux cimport iovec
 from fastpump.hot.packet cimport Packet, packet_parse
 from fastpump.hot.replay cimport replay_is_fresh, replay_mark
-from fastpump.hot.shm cimport Replay
+from fastpump.hot.shm cimport Keypair, Lane, Replay
 from fastpump.hot.split cimport Splitter, splitter_init, splitter_next
 from fastpump.hot.vnet cimport VnetHeader, vnet_checksum_complete, vnet_load
 
@@ -83,6 +83,26 @@ def xchacha20_poly1305(bytes key, bytes nonce, bytes aad, bytes data, *, bint se
             raise OSError("the AEAD library failed")
         return bytes(out)
     return bytes(out[:length]) if result == 0 else None
+
+
+def keys_of_session(SharedTables tables, uint32_t slot):
+    """(send, receive) of the keypair in a slot, also of one that another process has taken."""
+    cdef Keypair *keypair
+    if slot >= tables.keypairs.capacity:
+        raise IndexError(f"no keypair in slot {slot}")
+    keypair = &tables.mapping.tables.keypairs[slot]
+    return (PyBytes_FromStringAndSize(<char *>keypair.send_key, AEAD_RAW_KEY_LEN),
+            PyBytes_FromStringAndSize(<char *>keypair.receive_key, AEAD_RAW_KEY_LEN))
+
+
+def keys_of_lane(SharedTables tables, uint32_t slot):
+    """(send, receive) of a lane. An expanded key begins with the key (FIPS 197, 5.2)."""
+    cdef Lane *lane
+    if slot >= tables.lanes.capacity:
+        raise IndexError(f"no lane in slot {slot}")
+    lane = &tables.mapping.tables.lanes[slot]
+    return (PyBytes_FromStringAndSize(<char *>lane.send_key, AEAD_RAW_KEY_LEN),
+            PyBytes_FromStringAndSize(<char *>lane.receive_key, AEAD_RAW_KEY_LEN))
 
 
 cdef class ReplayWindow:

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fastpump._core import NewLanes, aead
+from fastpump._core import NewLanes, Secret
 from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
 from fastpump.constants import (
     KEEPALIVE_TIMEOUT,
@@ -27,7 +27,7 @@ from fastpump.constants import (
 from fastpump.device.lane_context import LanesContext
 from fastpump.device.lane_probes import Lane
 from fastpump.device.peer import Peer
-from fastpump.protocol import lane_messages, wire
+from fastpump.protocol import lane_messages
 from fastpump.protocol.keypairs import Keypair
 from fastpump.protocol.lane_messages import Mode, Terms
 from fastpump.protocol.timers import Activity, earliest
@@ -63,17 +63,16 @@ class Agreement:
     is_opener: bool
     peer_features: int
     """What the peer takes: _core.FEATURE_*."""
-    send_keys: list[bytes] = field(repr=False)
+    send_keys: list[Secret] = field(repr=False)
     """By the number of the lane, as the next."""
-    receive_keys: list[bytes] = field(repr=False)
+    receive_keys: list[Secret] = field(repr=False)
 
 
 class LaneSet:
     """The lanes that were agreed on at one time."""
 
     __slots__ = ("_context", "_warnings_left", "cipher", "count", "created_ns", "due", "first",
-                 "is_opener", "lanes", "local_index", "peer", "remote_index", "send_keys",
-                 "tables")
+                 "is_opener", "lanes", "local_index", "peer", "remote_index", "tables")
 
     def __init__(self, peer: Peer, context: LanesContext, agreement: Agreement) -> None:
         self.peer = peer
@@ -84,7 +83,6 @@ class LaneSet:
         self.remote_index = agreement.remote_index
         self.is_opener = agreement.is_opener
         self.cipher = lane_messages.CIPHER_NAMES[agreement.terms.cipher]
-        self.send_keys = agreement.send_keys
         self.created_ns = agreement.keypair.created_ns
         self.due: dict[Lane, int] = {}
         """When the lanes' timers fire that run."""
@@ -142,14 +140,10 @@ class LaneSet:
         sockaddr, source_address = self.tables.lanes.endpoint(slot)
         if not sockaddr:
             return
-        counter = self.tables.lanes.take_counter(slot, now)
-        header = wire.lane_header(flags, number, self.remote_index, counter)
-        sealed = aead("openssl", self.cipher, self.send_keys[number],
-                      bytes(4) + counter.to_bytes(8, "little"), header, b"", seal=True)
-        assert sealed is not None
         socket = number % self._context.options.socket_count if self.is_opener else None
         self._context.callbacks.send_lane(
-            header + sealed, Endpoint.from_sockaddr(sockaddr), source_address, socket)
+            self.tables.lanes.seal(slot, flags, now), Endpoint.from_sockaddr(sockaddr),
+            source_address, socket)
 
     def ask_all(self, now: int) -> None:
         """An echo request on each lane: the peer learns where they are."""

@@ -27,6 +27,7 @@ from typing import Protocol, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 
+from fastpump._core import wipe
 from fastpump.constants import HELLO_TIMEOUT, UPGRADE_ATTEMPTS
 from fastpump.device.lane_sets import Agreement, LaneSet, LaneSets, Reservation
 from fastpump.protocol import lane_messages
@@ -403,7 +404,9 @@ class Upgrade:
 
     def _derive(self, kem_secret: bytes, terms: Terms) -> LaneKeys:
         transcript = Transcript(*self._public_keys, self.hello, self.offer, self.accept)
-        return lane_messages.derive(self.keypair.exported, kem_secret, transcript, terms)
+        keys = lane_messages.derive(self.keypair.exported, kem_secret, transcript, terms)
+        wipe(kem_secret)
+        return keys
 
 
 _ACTIONS: dict[Action, Callable[[Upgrade, Received, int], str | None]] = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fastpump._core import NewKeypair, SharedTables, aead
+from fastpump._core import NewKeypair, SharedTables
 from fastpump.constants import (
     KEEPALIVE_TIMEOUT,
     REJECT_AFTER_TIME,
@@ -15,7 +15,7 @@ from fastpump.constants import (
     REKEY_TIMEOUT,
 )
 from fastpump.device.peer import Peer
-from fastpump.protocol import noise, wire
+from fastpump.protocol import noise
 from fastpump.protocol.keypairs import Keypair
 
 
@@ -55,8 +55,7 @@ class Sessions:
             is_initiator=is_initiator, rekey_at_ns=now + REKEY_AFTER_TIME,
             rekey_rx_at_ns=now + REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT,
             reject_at_ns=now + REJECT_AFTER_TIME))
-        return Keypair(slot, local_index, remote_index, transport.send, is_initiator, now,
-                       transport.exported)
+        return Keypair(slot, local_index, remote_index, is_initiator, now, transport.exported)
 
     def publish(self, peer: Peer) -> None:
         """Have all workers send with the peer's current keypair."""
@@ -75,9 +74,5 @@ class Sessions:
 
     def seal(self, keypair: Keypair, inner: bytes = b"") -> bytes:
         """A transport message, padded as a packet is; without `inner` a keepalive."""
-        counter = self._tables.keypairs.take_counter(keypair.slot, keypair.local_index)
-        nonce = bytes(4) + counter.to_bytes(8, "little")
-        sealed = aead("openssl", "chacha20-poly1305", keypair.send_key, nonce, b"",
-                      inner + bytes(-len(inner) % 16), seal=True)
-        assert sealed is not None
-        return wire.transport_header(keypair.remote_index, counter) + sealed
+        return self._tables.keypairs.seal(keypair.slot, keypair.local_index,
+                                          inner + bytes(-len(inner) % 16))

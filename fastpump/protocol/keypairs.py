@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastpump._core import Secret
+
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Keypair:
-    """One session's keys and where the data plane keeps them."""
+    """One session, and where the data plane has its keys: they are nowhere else."""
 
     slot: int
     local_index: int
     remote_index: int
-    send_key: bytes
     is_initiator: bool
     created_ns: int
-    exported: bytes = b""
-    """The secret that lanes are made of."""
+    exported: Secret
+    """What lanes' keys are made of."""
 
 
 @dataclass(slots=True)

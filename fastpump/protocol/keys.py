@@ -10,9 +10,10 @@ import stat
 import tempfile
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
 from fastpump.constants import KEY_LEN
 from fastpump.errors import ConfigError, SystemSetupError
-from fastpump.protocol.noise import DhKeyPair
 
 MAX_FILE_LEN = 4096
 
@@ -56,7 +57,7 @@ def generate_preshared() -> bytes:
 
 def public_of(private: bytes) -> bytes:
     """The public key of a private one."""
-    return DhKeyPair.from_private(private).public
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
 def read_file(path: Path, what: str) -> bytes:

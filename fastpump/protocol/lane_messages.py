@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
-from fastpump.constants import KEY_LEN, MAX_LANES, MIN_LANE_SOCKETS
+from fastpump._core import Secret, hkdf_expand, hkdf_extract, wipe
+from fastpump.constants import MAX_LANES, MIN_LANE_SOCKETS
 from fastpump.protocol.wire import CONTROL_MARK
 
 VERSION = 1
@@ -281,8 +281,8 @@ def agree(hello: Abilities, offer: Abilities) -> Terms | Refusal:
 class LaneKeys:
     """Of one set. Two keys a lane, by its number."""
 
-    to_responder: list[bytes]
-    to_initiator: list[bytes]
+    to_responder: list[Secret]
+    to_initiator: list[Secret]
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,14 +305,15 @@ class Transcript:
         return digest.finalize()
 
 
-def derive(exported: bytes, kem_secret: bytes, transcript: Transcript, terms: Terms) -> LaneKeys:
+def derive(exported: Secret | bytes, kem_secret: bytes, transcript: Transcript,
+           terms: Terms) -> LaneKeys:
     """The keys of a set: HKDF-SHA256 (RFC 5869) over the handshake's exported secret and
     ML-KEM's, bound to the transcript."""
-    extracted = HKDF.extract(hashes.SHA256(), transcript.digest(), exported + kem_secret)
+    extracted = hkdf_extract(transcript.digest(), exported, kem_secret)
 
-    def key(direction: int, lane: int) -> bytes:
-        info = b"fastpump lane key" + struct.pack("<BHB", direction, lane, terms.cipher)
-        return HKDFExpand(hashes.SHA256(), KEY_LEN, info).derive(extracted)
+    def key(direction: int, lane: int) -> Secret:
+        return hkdf_expand(extracted, b"fastpump lane key" + struct.pack(
+            "<BHB", direction, lane, terms.cipher))
 
     return LaneKeys(*([key(direction, lane) for lane in range(terms.lanes)]
                       for direction in (0, 1)))
@@ -329,7 +330,10 @@ def kem_is_supported() -> bool:
 
 def generate_kem_key() -> MLKEM768PrivateKey:
     """By the kernel's random numbers, as an ephemeral key (protocol/noise.py)."""
-    return MLKEM768PrivateKey.from_seed_bytes(os.urandom(KEM_SEED_LEN))
+    seed = os.urandom(KEM_SEED_LEN)
+    key = MLKEM768PrivateKey.from_seed_bytes(seed)
+    wipe(seed)
+    return key
 
 
 def encapsulate(kem_key: bytes) -> tuple[bytes, bytes]:

@@ -5,12 +5,15 @@ stands under the Noise token that it implements; names are the paper's:
 
     c  chaining key     h  transcript hash     k  message key
 
+What session keys follow from is wiped when it is not needed any more: the chaining key and the
+session keys by themselves (_core.Secret), results of Diffie-Hellman here. The result for both
+static keys, which never changes, is the caller's.
+
 Any invalid message ends in HandshakeError, which says which step failed.
 """
 
 from __future__ import annotations
 
-import hmac
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from fastpump._core import ChainingKey, Secret, wipe
 from fastpump.constants import KEY_LEN
 from fastpump.protocol.wire import Initiation, Response
 
@@ -44,19 +48,6 @@ def _hash(*parts: bytes) -> bytes:
     return digest.digest()
 
 
-def _hmac(key: bytes, data: bytes) -> bytes:
-    return hmac.digest(key, data, blake2s)
-
-
-def _kdf(count: int, key: bytes, data: bytes) -> list[bytes]:
-    """KDF_n of the paper: HKDF with BLAKE2s, `count` outputs of 32 bytes."""
-    secret = _hmac(key, data)
-    outputs = [_hmac(secret, b"\x01")]
-    while len(outputs) < count:
-        outputs.append(_hmac(secret, outputs[-1] + bytes([len(outputs) + 1])))
-    return outputs
-
-
 _INITIAL_CHAIN = _hash(_CONSTRUCTION)
 _INITIAL_HASH = _hash(_INITIAL_CHAIN, _IDENTIFIER)
 
@@ -72,7 +63,10 @@ class DhKeyPair:
     def generate(cls) -> DhKeyPair:
         """A fresh one. By the kernel's random numbers: those of a library would be the same in a
         clone of this machine."""
-        return cls.from_private(os.urandom(KEY_LEN))
+        private = os.urandom(KEY_LEN)
+        pair = cls.from_private(private)
+        wipe(private)
+        return pair
 
     @classmethod
     def from_private(cls, private: bytes) -> DhKeyPair:
@@ -87,6 +81,17 @@ class DhKeyPair:
             return self._private.exchange(X25519PublicKey.from_public_bytes(public))
         except ValueError:
             raise HandshakeError("public key of low order") from None
+
+
+def _mix(c: ChainingKey, secret: bytes) -> None:
+    c.mix(secret)
+    wipe(secret)
+
+
+def _mix_key(c: ChainingKey, secret: bytes) -> bytes:
+    k = c.mix_key(secret)
+    wipe(secret)
+    return k
 
 
 def _seal(key: bytes, data: bytes, h: bytes) -> bytes:
@@ -105,9 +110,9 @@ class TransportKeys:
     """What a handshake yields, from our side: two keys, and a secret that lanes are made of
     (docs/PROTOCOL.md), from which the keys do not follow."""
 
-    send: bytes
-    receive: bytes
-    exported: bytes
+    send: Secret
+    receive: Secret
+    exported: Secret
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -116,7 +121,7 @@ class InitiatorState:
 
     local_index: int
     ephemeral: DhKeyPair
-    c: bytes
+    c: ChainingKey
     h: bytes
 
 
@@ -128,7 +133,7 @@ class ConsumedInitiation:
     timestamp: bytes
     remote_index: int
     peer_ephemeral: bytes
-    c: bytes
+    c: ChainingKey
     h: bytes
 
 
@@ -138,18 +143,18 @@ def create_initiation(static: DhKeyPair, peer_public: bytes, local_index: int, t
     """First message. `timestamp` is TAI64N, 12 bytes, greater than any sent before;
     `static_static` is the Diffie-Hellman result of our static key and the peer's, which never
     changes."""
-    c, h = _INITIAL_CHAIN, _hash(_INITIAL_HASH, peer_public)
+    c, h = ChainingKey(_INITIAL_CHAIN), _hash(_INITIAL_HASH, peer_public)
     ephemeral = ephemeral or DhKeyPair.generate()
     # e
-    (c,) = _kdf(1, c, ephemeral.public)
+    c.mix(ephemeral.public)
     h = _hash(h, ephemeral.public)
     # es
-    c, k = _kdf(2, c, ephemeral.exchange(peer_public))
+    k = _mix_key(c, ephemeral.exchange(peer_public))
     # s
     encrypted_static = _seal(k, static.public, h)
     h = _hash(h, encrypted_static)
     # ss
-    c, k = _kdf(2, c, static_static)
+    k = c.mix_key(static_static)
     # {timestamp}
     encrypted_timestamp = _seal(k, timestamp, h)
     h = _hash(h, encrypted_timestamp)
@@ -162,17 +167,17 @@ def consume_initiation(static: DhKeyPair, message: Initiation,
     """Open a first message. `static_static` gives the Diffie-Hellman result of our static key and a
     peer's, and raises UnknownPeer for an unknown one; the caller checks that the timestamp is
     new."""
-    c, h = _INITIAL_CHAIN, _hash(_INITIAL_HASH, static.public)
+    c, h = ChainingKey(_INITIAL_CHAIN), _hash(_INITIAL_HASH, static.public)
     # e
-    (c,) = _kdf(1, c, message.ephemeral)
+    c.mix(message.ephemeral)
     h = _hash(h, message.ephemeral)
     # es
-    c, k = _kdf(2, c, static.exchange(message.ephemeral))
+    k = _mix_key(c, static.exchange(message.ephemeral))
     # s
     peer_public = _open(k, message.encrypted_static, h, "the initiator's static key")
     h = _hash(h, message.encrypted_static)
     # ss
-    c, k = _kdf(2, c, static_static(peer_public))
+    k = c.mix_key(static_static(peer_public))
     # {timestamp}
     timestamp = _open(k, message.encrypted_timestamp, h, "the timestamp")
     h = _hash(h, message.encrypted_timestamp)
@@ -183,42 +188,40 @@ def consume_initiation(static: DhKeyPair, message: Initiation,
 def create_response(initiation: ConsumedInitiation, preshared_key: bytes, local_index: int,
                     ephemeral: DhKeyPair | None = None) -> tuple[Response, TransportKeys]:
     """Second message, and the responder's transport keys."""
-    c, h = initiation.c, initiation.h
+    c, h = initiation.c.copy(), initiation.h
     ephemeral = ephemeral or DhKeyPair.generate()
     # e
-    (c,) = _kdf(1, c, ephemeral.public)
+    c.mix(ephemeral.public)
     h = _hash(h, ephemeral.public)
     # ee
-    (c,) = _kdf(1, c, ephemeral.exchange(initiation.peer_ephemeral))
+    _mix(c, ephemeral.exchange(initiation.peer_ephemeral))
     # se
-    (c,) = _kdf(1, c, ephemeral.exchange(initiation.peer_public))
+    _mix(c, ephemeral.exchange(initiation.peer_public))
     # psk
-    c, tau, k = _kdf(3, c, preshared_key)
+    tau, k = c.mix_psk(preshared_key)
     h = _hash(h, tau)
     # {}
     encrypted_nothing = _seal(k, b"", h)
-    receive, send = _kdf(2, c, b"")
-    (exported,) = _kdf(1, c, _EXPORT_LABEL)
+    receive, send = c.split()
     message = Response(local_index, initiation.remote_index, ephemeral.public, encrypted_nothing)
-    return message, TransportKeys(send, receive, exported)
+    return message, TransportKeys(send, receive, c.export(_EXPORT_LABEL))
 
 
 def consume_response(static: DhKeyPair, state: InitiatorState, preshared_key: bytes,
                      message: Response) -> TransportKeys:
     """Open a second message; the initiator's transport keys."""
-    c, h = state.c, state.h
+    c, h = state.c.copy(), state.h
     # e
-    (c,) = _kdf(1, c, message.ephemeral)
+    c.mix(message.ephemeral)
     h = _hash(h, message.ephemeral)
     # ee
-    (c,) = _kdf(1, c, state.ephemeral.exchange(message.ephemeral))
+    _mix(c, state.ephemeral.exchange(message.ephemeral))
     # se
-    (c,) = _kdf(1, c, static.exchange(message.ephemeral))
+    _mix(c, static.exchange(message.ephemeral))
     # psk
-    c, tau, k = _kdf(3, c, preshared_key)
+    tau, k = c.mix_psk(preshared_key)
     h = _hash(h, tau)
     # {}
     _open(k, message.encrypted_nothing, h, "the response")
-    send, receive = _kdf(2, c, b"")
-    (exported,) = _kdf(1, c, _EXPORT_LABEL)
-    return TransportKeys(send, receive, exported)
+    send, receive = c.split()
+    return TransportKeys(send, receive, c.export(_EXPORT_LABEL))

@@ -25,8 +25,6 @@ CONTROL_MARK = 0xF0
 _INITIATION = struct.Struct("<II32s48s28s16s16s")
 _RESPONSE = struct.Struct("<III32s16s16s16s")
 _COOKIE_REPLY = struct.Struct("<II24s32s")
-_TRANSPORT_HEADER = struct.Struct("<IIQ")
-_LANE_HEADER = struct.Struct("<BBHIQ")
 
 INITIATION_LEN = _INITIATION.size
 RESPONSE_LEN = _RESPONSE.size
@@ -92,13 +90,3 @@ def parse(message: bytes) -> Initiation | Response | CookieReply | None:
         _, receiver, nonce, cookie = _COOKIE_REPLY.unpack(message)
         return CookieReply(receiver, nonce, cookie)
     return None
-
-
-def transport_header(receiver_index: int, counter: int) -> bytes:
-    """The 16 bytes in front of a transport message's ciphertext."""
-    return _TRANSPORT_HEADER.pack(TRANSPORT_TYPE, receiver_index, counter)
-
-
-def lane_header(flags: int, lane: int, receiver_index: int, counter: int) -> bytes:
-    """The 16 bytes in front of a lane message's ciphertext (docs/PROTOCOL.md)."""
-    return _LANE_HEADER.pack(LANE_TYPE, flags, lane, receiver_index, counter)

@@ -11,7 +11,7 @@ import struct
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from fastpump._core import Pump, SharedTables
+from fastpump._core import Pump, SharedTables, keys_of_session
 from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
 from fastpump.constants import REKEY_TIMEOUT, SECOND
 from fastpump.device.callbacks import DeviceCallbacks
@@ -19,7 +19,7 @@ from fastpump.device.device import Device
 from fastpump.device.events import ControlPacket, WorkerEvent
 from fastpump.device.lane_context import Options
 from fastpump.device.peer_change import PeerChange, PrefixChange
-from fastpump.protocol import keys, wire
+from fastpump.protocol import keys
 from support import plainlanes
 from support.devices import Callbacks, Clock
 from support.pumps import attached, udp_socket
@@ -176,7 +176,7 @@ class Side(Callbacks):
         sender = next(each for each in (other.peer.keypairs.current, other.peer.keypairs.next,
                                         other.peer.keypairs.previous)
                       if each is not None and each.remote_index == index)
-        inner = ChaCha20Poly1305(sender.send_key).decrypt(
+        inner = ChaCha20Poly1305(keys_of_session(other.tables, sender.slot)[0]).decrypt(
             bytes(4) + struct.pack("<Q", counter), message[16:], b"")
         self.receive_by(self.peer.worker, message, other.place)
         return plainlanes.parse_control(inner)[0] if inner else "keepalive"
@@ -198,9 +198,9 @@ class Side(Callbacks):
         """A keepalive in the newest session that the device does not know of. The counters that
         it uses itself are lower, and in the replay window."""
         keypair = self.peer.keypairs.current
-        sealed = ChaCha20Poly1305(keypair.send_key).encrypt(
+        sealed = ChaCha20Poly1305(keys_of_session(self.tables, keypair.slot)[0]).encrypt(
             bytes(4) + struct.pack("<Q", counter), b"", b"")
-        return wire.transport_header(keypair.remote_index, counter) + sealed
+        return struct.pack("<IIQ", 4, keypair.remote_index, counter) + sealed
 
     def take_probes(self):
         """The lanes of the probes that it has sent, which are lost."""

@@ -2,9 +2,10 @@
 
 import pytest
 
+from fastpump._core import Secret
 from fastpump.protocol.keypairs import Keypair, Keypairs
 
-KEYPAIRS = {name: Keypair(slot, slot, slot, bytes(32), True, 0)
+KEYPAIRS = {name: Keypair(slot, slot, slot, True, 0, Secret(bytes(32)))
             for slot, name in enumerate("ABCD")}
 
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from fastpump._core import keys_of_lane
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import LANE_DEAD_AFTER_PROBES, REKEY_TIMEOUT, SECOND
 from support import plainlanes
@@ -197,7 +198,8 @@ def test_a_peer_that_roams_is_probed_and_answers_by_the_session_too(world):
     world.advance(2 * SECOND)
     assert world.deliver(a, b) == []
     counter = a.tables.lanes.take_counter(a.newest.first + 1, world.now)
-    lane = plainlanes.PlainLane(1, a.newest.remote_index, a.newest.send_keys[1], b"")
+    lane = plainlanes.PlainLane(1, a.newest.remote_index, keys_of_lane(
+        a.tables, a.newest.first + 1)[0], b"")
     elsewhere = world.new_place()
     b.receive_by(1, lane.seal(counter=counter), elsewhere)
     assert [(message[2], message[1], where) for message, where, _ in b.lane_sent] == [

@@ -5,6 +5,7 @@ import itertools
 import pytest
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 
+from fastpump._core import Secret
 from fastpump.constants import (
     HELLO_TIMEOUT,
     LANE_DEAD_AFTER_PROBES,
@@ -120,7 +121,7 @@ class Session:
     def __init__(self, mode=Mode.TUN):
         self.owners = Owner(Mode.TUN), Owner(mode)
         self.sides = tuple(
-            Upgrade(Keypair(0, 1, 2, bytes(32), is_initiator, 0, bytes(32)),
+            Upgrade(Keypair(0, 1, 2, is_initiator, 0, Secret(bytes(32))),
                     (b"i" * 32, b"r" * 32), owner)
             for is_initiator, owner in zip((True, False), self.owners, strict=True))
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fastpump._core import keys_of_lane
 from fastpump.constants import (
     LANES_PROOF_TIME,
     REJECT_AFTER_TIME,
@@ -9,7 +10,7 @@ from fastpump.constants import (
     SECOND,
     UPGRADE_ATTEMPTS,
 )
-from fastpump.protocol import keys, wire
+from fastpump.protocol import keys
 from fastpump.protocol.lane_messages import Mode
 from support import plainlanes
 from support.plainlanes import ACCEPT, ASK, HELLO, OFFER, REFUSE
@@ -233,7 +234,7 @@ def test_each_session_has_a_set_of_its_own(worlds):
         assert a.usable == b.usable == [0, 1]
         assert a.newest.local_index == b.newest.remote_index
     assert len(a.sets) == len(b.sets) == 3
-    assert len({bytes(key) for each in a.sets for key in each.send_keys}) == 6
+    assert len({keys_of_lane(a.tables, slot)[0] for each in a.sets for slot in each.slots}) == 6
 
 
 def test_the_opener_stays_the_opener(worlds):
@@ -374,8 +375,3 @@ def test_only_lanes_as_the_responder(worlds, caplog):
     world.deliver(world.a, world.b)
     world.advance(LANES_PROOF_TIME)
     assert caplog.text.count(NO_DATA_SENT) == 1
-
-
-def test_headers():
-    assert wire.lane_header(8, 3, 0x01020304, 5) == bytes.fromhex(
-        "05080300040302010500000000000000")

@@ -1,0 +1,51 @@
+"""What is in the memory of a supervisor: its private key, but no key of a session or a lane."""
+
+import os
+from pathlib import Path
+
+from fastpump import _core
+from fastpump.lab.networks import INSIDE4, fastpump_pair
+from fastpump.protocol import keys
+from support.hosts import is_reachable, until
+
+SLOTS = 64      # that one peer can have used
+
+
+def tables_of(pid):
+    """The shared memory of a tunnel."""
+    fd = next(fd for fd in Path(f"/proc/{pid}/fd").iterdir()
+              if str(fd.readlink()).startswith("/memfd:fastpump"))
+    return _core.SharedTables.attach(os.open(fd, os.O_RDWR))
+
+
+def keys_in(tables):
+    """All that are there, without the empty ones."""
+    return {key for slot in range(SLOTS) for keys_of in (_core.keys_of_session, _core.keys_of_lane)
+            for key in keys_of(tables, slot)} - {bytes(32)}
+
+
+def private_memory(pid):
+    """The contents of all that a process could write, but for shared memory."""
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            where, mode = line.split()[:2]
+            if mode == "rw-p" and "[v" not in line:
+                begin, end = (int(address, 16) for address in where.split("-"))
+                memory.seek(begin)
+                yield memory.read(end - begin)
+
+
+def test_keys_of_sessions_and_lanes_are_in_the_shared_memory_only(lab, tmp_path):
+    with fastpump_pair(lab, tmp_path, "--queues", "2") as processes:
+        assert is_reachable(lab, INSIDE4["b"])
+        until(lambda: lab.status("a")["peers"][0]["transport"] == "lanes")
+        for side in "ab":
+            pid = processes[side].pid
+            tables = tables_of(pid)
+            # A session's two keys, and two for each lane.
+            in_use = until(lambda tables=tables: len(keys_in(tables)) >= 6 and keys_in(tables))
+            tables.close()
+            contents = list(private_memory(pid))
+            private = keys.read_file(tmp_path / f"{side}.key", "private key")
+            assert any(private in part for part in contents)    # so keys would be found
+            assert not [key.hex() for key in in_use if any(key in part for part in contents)]
