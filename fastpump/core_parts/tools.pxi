@@ -87,7 +87,7 @@ def xchacha20_poly1305(bytes key, bytes nonce, bytes aad, bytes data, *, bint se
 
 def keys_of_session(SharedTables tables, uint32_t slot):
     """(send, receive) of the keypair in a slot, also of one that another process has taken."""
-    cdef Keypair *keypair
+    cdef const Keypair *keypair
     if slot >= tables.keypairs.capacity:
         raise IndexError(f"no keypair in slot {slot}")
     keypair = &tables.mapping.tables.keypairs[slot]
@@ -97,7 +97,7 @@ def keys_of_session(SharedTables tables, uint32_t slot):
 
 def keys_of_lane(SharedTables tables, uint32_t slot):
     """(send, receive) of a lane. An expanded key begins with the key (FIPS 197, 5.2)."""
-    cdef Lane *lane
+    cdef const Lane *lane
     if slot >= tables.lanes.capacity:
         raise IndexError(f"no lane in slot {slot}")
     lane = &tables.mapping.tables.lanes[slot]
