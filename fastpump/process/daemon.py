@@ -8,17 +8,15 @@ keep a pipe open that the caller reads.
 from __future__ import annotations
 
 import logging
-import logging.handlers
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from fastpump.errors import FastpumpError, SystemSetupError
+from fastpump.process import logs
 
 log = logging.getLogger("fastpump")
 
-SYSLOG = Path("/dev/log")
 _READY = b"\0"
 
 
@@ -51,7 +49,7 @@ def _run(work: Callable[[Callable[[], None]], None], ready_out: int) -> None:
     def on_ready() -> None:
         nonlocal is_ready
         is_ready = True
-        _log_to_syslog()
+        logs.to_syslog()
         terminal.close()
         os.write(ready_out, _READY)
         os.close(ready_out)
@@ -74,11 +72,3 @@ def _run(work: Callable[[Callable[[], None]], None], ready_out: int) -> None:
         log.exception("this is a bug, please report it")
     finally:
         os._exit(status)
-
-
-def _log_to_syslog() -> None:
-    log.handlers = [logging.NullHandler()]
-    if SYSLOG.exists():
-        handler = logging.handlers.SysLogHandler(str(SYSLOG))
-        handler.ident = f"fastpump[{os.getpid()}]: "
-        log.handlers.append(handler)
