@@ -1,19 +1,15 @@
 # What the supervisor and its workers send each other.
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint32_t, uint64_t, uint8_t
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport uint32_t, uint64_t
 
-from fastpump.hot.constants cimport BATCH_BUCKETS, CONTROL_PACKET_LEN, MISDELIVERED_LEN
+from fastpump.hot.constants cimport BATCH_BUCKETS, CONTROL_PACKET_LEN
 from fastpump.hot.events cimport event_at, events_begin, events_pop
 from fastpump.hot.fdb cimport fdb_repair
 from fastpump.hot.rings cimport (
-    control_packet_first, control_packet_pop, misdelivered_first, misdelivered_pop,
-    misdelivered_push,
+    control_packet_count, control_packet_first, control_packet_pop,
 )
-from fastpump.hot.shm cimport (
-    ADDRESS_LEN, SOURCE_ADDRESS_LEN, ControlPacket, ControlPacketRing, Event, Misdelivered,
-    MisdeliveredRing, Tables, WorkerShared,
-)
+from fastpump.hot.shm cimport ControlPacket, ControlPacketRing, Event, Tables, WorkerShared
 from fastpump.hot.worker_exit cimport keypair_repair, lane_repair, peer_repair, worker_repair
 
 
@@ -56,42 +52,20 @@ cdef class Workers:
             "rx_batches": [worker.recv_batches[i] for i in range(BATCH_BUCKETS)],
         }
 
-    def messages(self, uint32_t number):
-        """Take the handshake messages that reached a worker: [(data, sockaddr, source_address)]."""
-        cdef MisdeliveredRing *ring = &self.mapping.worker(number).up
-        cdef Misdelivered *datagram = misdelivered_first(ring)
-        taken = []
-        while datagram != NULL:
-            taken.append((
-                PyBytes_FromStringAndSize(<char *>datagram.data,
-                                          min(datagram.length, <uint32_t>MISDELIVERED_LEN)),
-                PyBytes_FromStringAndSize(<char *>datagram.address, ADDRESS_LEN),
-                PyBytes_FromStringAndSize(<char *>datagram.source_address, SOURCE_ADDRESS_LEN)))
-            misdelivered_pop(ring)
-            datagram = misdelivered_first(ring)
-        return taken
-
     def controls(self, uint32_t number):
-        """Take the control packets that a worker received: [(peer, local index of the session,
-        data)]; padding may follow in `data`."""
+        """Take the control packets that a worker has received until now: [(peer, local index of
+        the session, data)]; padding may follow in `data`."""
         cdef ControlPacketRing *ring = &self.mapping.worker(number).controls
-        cdef ControlPacket *control = control_packet_first(ring)
+        cdef ControlPacket *control
         taken = []
-        while control != NULL:
+        for _ in range(control_packet_count(ring)):
+            control = control_packet_first(ring)
+            if control == NULL:
+                break
             taken.append((control.peer, control.local_index, PyBytes_FromStringAndSize(
                 <char *>control.data, min(control.length, <uint32_t>CONTROL_PACKET_LEN))))
             control_packet_pop(ring)
-            control = control_packet_first(ring)
         return taken
-
-    def inject(self, uint32_t number, bytes data, bytes sockaddr,
-               bytes source_address=bytes(SOURCE_ADDRESS_LEN)):
-        """Give a worker a transport message that reached the supervisor; ring its doorbell
-        afterwards. False if it is too long or the ring is full."""
-        return bool(misdelivered_push(
-            &self.mapping.worker(number).down, <const uint8_t *>PyBytes_AS_STRING(data),
-            <uint32_t>len(data), PyBytes_AS_STRING(sockaddr), <uint32_t>len(sockaddr),
-            PyBytes_AS_STRING(source_address)))
 
     def events(self, uint32_t number):
         """Take all events of one worker: [(name, peer, detail, error, at_ns)]."""

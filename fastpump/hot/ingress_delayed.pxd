@@ -17,24 +17,28 @@ from fastpump.hot.ingress cimport (
 from fastpump.hot.linux cimport sockaddr_in6
 from fastpump.hot.recv cimport Sender
 from fastpump.hot.reorder cimport reorder_check, reorder_compact, reorder_lane
-from fastpump.hot.rings cimport misdelivered_first, misdelivered_pop
-from fastpump.hot.shm cimport LANE_LIVE, Lane, Misdelivered
+from fastpump.hot.rings cimport misdelivered_count, misdelivered_first, misdelivered_pop
+from fastpump.hot.shm cimport LANE_LIVE, NONE, Lane, Misdelivered
 from fastpump.hot.verdict cimport DROP_UNKNOWN_INDEX, Verdict
 from fastpump.hot.worker cimport ReorderEntry, Worker, worker_count
 
 
 cdef inline void ingress_misdelivered(Worker *worker) noexcept nogil:
     """Transport messages that the supervisor's socket received (hot/rings.pxd)."""
-    cdef Misdelivered *datagram = misdelivered_first(&worker.shared.down)
+    cdef Misdelivered *datagram
     cdef Sender sender
-    while datagram != NULL:
+    cdef uint32_t _
+    worker.train_peer = NONE
+    for _ in range(misdelivered_count(&worker.shared.down)):
+        datagram = misdelivered_first(&worker.shared.down)
+        if datagram == NULL:
+            break
         sender.address = <sockaddr_in6 *>datagram.address
         sender.address_len = datagram.address_len
         sender.source_address = datagram.source_address
         worker_count(worker, ingress_datagram(worker, datagram.data, datagram.length, &sender))
         ingress_finish(worker)      # before the slot is handed back: what was opened lies in it
         misdelivered_pop(&worker.shared.down)
-        datagram = misdelivered_first(&worker.shared.down)
 
 
 cdef inline void ingress_reordered(Worker *worker) noexcept nogil:

@@ -72,6 +72,7 @@ cdef extern from "<sys/socket.h>" nogil:
 cdef extern from "<netinet/in.h>" nogil:
     enum:
         AF_INET
+        AF_INET6
         SOL_UDP "IPPROTO_UDP"
         IPPROTO_IP
         IP_PKTINFO

@@ -7,12 +7,13 @@
 # a datagram passes it on; none is longer than the handshake message it travelled with, or is one.
 #
 # Control packets (docs/PROTOCOL.md) come inside a session, and are the supervisor's: one ring up
-# per worker.
+# per worker. hot/upcall.pxd says how many of both a sender may pass up.
 #
 # Each ring has one producer and one consumer: a slot is written before `tail` is moved, and used
-# up before `head` is.
+# up before `head` is. A consumer takes what waits when it begins, and no more: it is woken again
+# for what comes meanwhile.
 
-from libc.stdint cimport uint32_t, uint8_t
+from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
 
 from fastpump.hot.atomics cimport ACQUIRE, RELEASE, load64, store64
@@ -43,6 +44,16 @@ cdef inline bint misdelivered_push(MisdeliveredRing *ring, const uint8_t *data, 
     return True
 
 
+cdef inline uint32_t misdelivered_count(MisdeliveredRing *ring) noexcept nogil:
+    """How many wait."""
+    return waiting_count(load64(&ring.tail, ACQUIRE) - ring.head, MISDELIVERED_RING_LEN)
+
+
+cdef inline uint32_t waiting_count(uint64_t count, uint32_t ring_len) noexcept nogil:
+    """What the other side's position says, if it can be."""
+    return <uint32_t>count if count <= ring_len else ring_len
+
+
 cdef inline Misdelivered *misdelivered_first(MisdeliveredRing *ring) noexcept nogil:
     """The oldest datagram, NULL if there is none."""
     if ring.head == load64(&ring.tail, ACQUIRE):
@@ -54,11 +65,17 @@ cdef inline void misdelivered_pop(MisdeliveredRing *ring) noexcept nogil:
     store64(&ring.head, ring.head + 1, RELEASE)
 
 
+cdef inline bint control_packet_fits(ControlPacketRing *ring, uint32_t length) noexcept nogil:
+    """Whether the next push will succeed: a control packet is not too long, the ring not full."""
+    return length <= CONTROL_PACKET_LEN \
+        and ring.tail - load64(&ring.head, ACQUIRE) < CONTROL_RING_LEN
+
+
 cdef inline bint control_packet_push(ControlPacketRing *ring, uint32_t peer, uint32_t local_index,
                                      const uint8_t *data, uint32_t length) noexcept nogil:
-    """Copy a control packet in; False if it is too long or the ring is full."""
+    """Copy a control packet in, if it fits."""
     cdef ControlPacket *packet = &ring.packets[ring.tail % CONTROL_RING_LEN]
-    if length > CONTROL_PACKET_LEN or ring.tail - load64(&ring.head, ACQUIRE) >= CONTROL_RING_LEN:
+    if not control_packet_fits(ring, length):
         return False
     packet.peer = peer
     packet.local_index = local_index
@@ -66,6 +83,11 @@ cdef inline bint control_packet_push(ControlPacketRing *ring, uint32_t peer, uin
     memcpy(packet.data, data, length)
     store64(&ring.tail, ring.tail + 1, RELEASE)
     return True
+
+
+cdef inline uint32_t control_packet_count(ControlPacketRing *ring) noexcept nogil:
+    """How many wait."""
+    return waiting_count(load64(&ring.tail, ACQUIRE) - ring.head, CONTROL_RING_LEN)
 
 
 cdef inline ControlPacket *control_packet_first(ControlPacketRing *ring) noexcept nogil:

@@ -111,6 +111,7 @@ cdef struct Worker:
     uint32_t now_s
     uint32_t mtu                    # of the iteration
     bint has_rate_limits            # of the iteration
+    bint takes_control_packets      # of the iteration
     bint is_tap
     uint32_t lane_flags             # that lane messages may have
     bint is_interface_gone
@@ -119,6 +120,9 @@ cdef struct Worker:
     SendBatch send
     RecvBatch recv
     ReceiveRun receive_run
+    uint32_t train_peer             # whose authentic messages the train holds so far; or NONE
+    uint64_t *upcalls_full_at_ns    # by peer: its share of what goes up; see hot/upcall.pxd
+    uint64_t strangers_full_at_ns
     Staged staged
     ReorderBuffer reorder
     Bundle bundle

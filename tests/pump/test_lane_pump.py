@@ -678,20 +678,6 @@ def test_an_end_for_somebody_elses_lane_is_dropped(one, two):
     assert one.verdicts() == {"DROP_UNKNOWN_INDEX": 4}
 
 
-def test_control_packets_go_to_the_supervisor(one, two):
-    packet = plainlanes.control(1, {1: b"\1"})
-    two.udp.sendto(message(one, 7, packet + bytes(9)), one.udp.getsockname())
-    one.poll()
-    assert one.tables.workers.controls(0) == [(one.peer, one.index, packet + bytes(9))]
-    for counter in range(40):
-        two.udp.sendto(message(one, 100 + counter, packet), one.udp.getsockname())
-        one.poll()
-    assert len(one.tables.workers.controls(0)) == 32
-    two.udp.sendto(message(one, 200, b"\xf0\1" + bytes(2000)), one.udp.getsockname())
-    one.poll()
-    assert one.verdicts() == {"DROP_CONTROL_FULL": 9}
-
-
 def test_a_dead_worker_leaves_lanes_that_work(one, two):
     one.give(SMALL)
     one.poll()
