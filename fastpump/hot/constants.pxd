@@ -89,8 +89,9 @@ cdef enum:
     STAGED_FLOODED_PER_PEER = 8     # of that, frames that are flooded
 
     # Lane messages that wait for their keys, or for what was sent before them.
-    REORDER_MESSAGES = 1024
-    REORDER_BYTES = 2097152
+    REORDER_MESSAGES = 2048
+    REORDER_BYTES = 4194304
+    REORDER_MIN_CHARGE = 2048       # what a message takes at least: REORDER_BYTES of them all
     REORDER_TIMEOUT_NS = 20000000
     # A session this long without data has nothing under way that a lane could overtake.
     FENCE_AFTER_NS = 1000000000

@@ -16,7 +16,9 @@ from fastpump.hot.ingress cimport (
 )
 from fastpump.hot.linux cimport sockaddr_in6
 from fastpump.hot.recv cimport Sender
-from fastpump.hot.reorder cimport reorder_check, reorder_compact, reorder_lane
+from fastpump.hot.reorder cimport (
+    reorder_check, reorder_compact, reorder_discharge, reorder_lane,
+)
 from fastpump.hot.rings cimport misdelivered_count, misdelivered_first, misdelivered_pop
 from fastpump.hot.shm cimport LANE_LIVE, NONE, Lane, Misdelivered
 from fastpump.hot.verdict cimport DROP_UNKNOWN_INDEX, Verdict
@@ -54,6 +56,7 @@ cdef inline void ingress_reordered(Worker *worker) noexcept nogil:
     for i in range(count):
         entry = &worker.reorder.entries[i]
         if entry.may_pass:
+            reorder_discharge(&worker.reorder, entry)
             worker_count(worker, ingress_reordered_message(worker, entry))
         else:
             worker.reorder.entries[kept] = entry[0]

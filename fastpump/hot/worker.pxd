@@ -43,6 +43,7 @@ cdef struct ReceiveRun:
 
 cdef struct ReorderEntry:
     uint64_t until_ns
+    uint32_t peer
     bint is_opened                  # else it is as it came
     bint may_pass                   # of the iteration
     uint32_t at                     # in the buffer
@@ -55,6 +56,9 @@ cdef struct ReorderBuffer:
     # Lane messages that came too early, oldest first; see hot/reorder.pxd.
     uint32_t count
     uint32_t bytes
+    uint32_t charged                # of REORDER_BYTES
+    uint32_t charged_unopened       # of that, what nobody has authenticated
+    uint32_t *charged_opened        # of that, by peer
     ReorderEntry entries[REORDER_MESSAGES]
     uint8_t *buffer                 # REORDER_BYTES
 
