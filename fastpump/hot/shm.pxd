@@ -1,7 +1,7 @@
 # The memory that the supervisor and its workers share: one mapping, no locks.
 #
 # A Header, then arrays of WorkerShared, PeerSlot, Keypair, Lane, TrieNode, Limiter and, of a TAP,
-# MacEntry and flood ids (`duplicates`): hot/layout.pxd.
+# MacEntry and hashes of flooded frames (`duplicates`): hot/layout.pxd.
 #
 # Who writes what (everybody reads everything):
 #   supervisor  Header, the trie, a peer's send_keypair and lanes, a keypair or a lane
