@@ -155,6 +155,21 @@ def test_the_endpoints_of_peers_have_a_share_of_their_own(admission):
     assert admission.judge(initiation(), place("2001:db8:1::6"), START) is None
 
 
+def test_an_address_is_known_while_a_peer_is_there(admission):
+    """Each peer that was there and left takes its own mark along."""
+    shared, left = place("198.51.100.1", 5), place("198.51.100.2", 5)
+    for _ in range(300):
+        admission.add_known(shared)
+    for _ in range(299):
+        admission.remove_known(shared)
+    admission.add_known(left)
+    admission.remove_known(left)
+    admission.declare_overload(START + SECOND)
+    flood(admission, lambda n: f"10.{n >> 8}.{n & 255}.1", 1000)
+    assert admission.judge(initiation(), shared, START) == ADMIT_HANDSHAKE
+    assert admission.judge(initiation(), left, START) is None
+
+
 def test_no_prefix_shares_the_bucket_of_another(admission):
     """Nor the one for a purpose that of another purpose, whatever the attacker chooses."""
     admission.declare_overload(START + SECOND)

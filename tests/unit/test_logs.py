@@ -1,5 +1,6 @@
 """The log: bounded, whoever causes its lines, and never waited for."""
 
+import io
 import json
 import logging
 import os
@@ -64,6 +65,19 @@ def test_the_limit_takes_no_more_memory_however_many_kinds_there_are():
         limited.take("%s says", ALICE)
     assert len(limited.limit._kinds) == logs.MAX_KINDS
     assert limited.take("%s says", ALICE) is None       # the busiest is not forgotten
+
+
+def test_a_peer_that_says_another_thing_each_time_is_limited(worlds):
+    """Its MTU, in session after session."""
+    world, lines = worlds(), io.StringIO()
+    handler = logging.StreamHandler(lines)
+    handler.addFilter(logs.RateLimit(lambda: 0.0))
+    logging.getLogger("fastpump").handlers = [handler]
+    for turn in range(4 * logs.BURST):
+        world.b.tables.mtu = 1400 + turn % 2
+        world.rekey(world.b, world.a)
+    found = [line for line in lines.getvalue().splitlines() if f"{world.b.place.endpoint}" in line]
+    assert len([line for line in found if "has an MTU of 14" in line]) == logs.BURST
 
 
 def log_to(monkeypatch, stream, **options):
