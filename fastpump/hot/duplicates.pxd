@@ -19,7 +19,9 @@
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 
 from fastpump.hot.atomics cimport ACQUIRE, cas64, load64
-from fastpump.hot.constants cimport DUPLICATES_BUCKETS, DUPLICATES_WAYS, FLOOD_ID_BITS, FLOOD_ID_MASK
+from fastpump.hot.constants cimport (
+    DUPLICATES_BUCKETS, DUPLICATES_WAYS, FLOOD_ID_BITS, FLOOD_ID_MASK,
+)
 from fastpump.hot.ip cimport ip_can_be_partial, ip_check_offset
 from fastpump.hot.packet cimport Packet
 from fastpump.hot.shm cimport Tables

@@ -16,8 +16,9 @@
 #
 # Without loops, and without copies: a flooded frame carries a random flood id, by which, together
 # with all else that is in it, it passes each side once, by however many routes it comes (the frames
-# of a superpacket have ids in a row; hot/duplicates.pxd); any relayed frame carries a count of hops and its originator, where it never comes back. Of several
-# routes to an address, the one of the fewest hops among the copies counts.
+# of a superpacket have ids in a row; hot/duplicates.pxd); any relayed frame carries a count of hops
+# and its originator, where it never comes back. Of several routes to an address, the one of the
+# fewest hops among the copies counts.
 #
 # A frame for several peers is copied for each: to split and seal it destroys it. An iteration of
 # the interface counts those copies. Accepted limit: an iteration of a socket does not, so a relay
