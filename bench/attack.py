@@ -9,7 +9,8 @@ process ends by itself: a flood after its seconds, the others when their patienc
     flood    datagrams at a rate, made beforehand and sent over and over, in bursts paced
              by the clock; what falls more than 50 ms behind is dropped, not made up for
     honest   single handshakes, each from a socket of its own; like a WireGuard peer it
-             asks again after 5 s, with a new timestamp, and with mac2 if it got a cookie
+             asks again after 5 s, with a new timestamp, and with mac2 if it got a cookie.
+             Then it asks for lanes, as fastpump does, and waits for the offer
     driver   handshakes of many peers in turn from one socket, a window at a time
 
 They run at high priority where that is allowed, as if they had a machine of their own.
@@ -28,10 +29,16 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fastpump.protocol import cookie, keys, noise, tai64n, wire
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from fastpump.kernel import UDP_SEGMENT
+from fastpump.protocol import cookie, keys, lane_messages, noise, tai64n, wire
+from fastpump.protocol.lane_messages import Abilities, Hello, Mode, Offer
 
 KINDS = {
     "none": "no flood: the baseline",
@@ -40,9 +47,21 @@ KINDS = {
     "replayed": "one valid initiation, again and again",
     "forged": "mac1 is right, the rest random, every message another",
     "spoofed": "as forged, from random addresses of 198.18.0.0/15 and random ports",
+    "unknown": "messages of no session, in trains: the baseline of the next two",
+    "hidden": "forged initiations behind a message of no session",
+    "reverse": "messages of no session behind a forged initiation",
+    "keepalives": "a peer's: the baseline of the next two",
+    "controls": "a peer's control packets, which mean nothing",
+    "moving": "a peer's keepalives, from two ports in turn",
 }
+TRAINS = ("unknown", "hidden", "reverse")
+PEERS = ("keepalives", "controls", "moving")
 MESSAGES = 100_000        # more than any receiver remembers
+TRAIN_LEN = 60
+OFFER_PATIENCE_S = 3.0
 RETRY_S = 5.0                               # REKEY_TIMEOUT
+HELLO_RETRY_S = 1.0                         # HELLO_TIMEOUT
+ABILITIES = Abilities(Mode.TUN, (lane_messages.CHACHA20_POLY1305,), 1, 0, 1420)
 LATE_S = 0.05
 IP_HDRINCL = 3                              # linux/in.h
 
@@ -56,7 +75,7 @@ class Flood:
     public: str
     """The gateway's."""
     captured: str
-    """Private key of a peer whose initiation is replayed."""
+    """Private key of a peer: one whose initiation is replayed, or who is the attacker."""
     rate: float
     start: float
     seconds: float
@@ -111,27 +130,113 @@ def with_headers(message: bytes, target: tuple[str, int]) -> bytes:
                        target[1], length, 0) + message
 
 
-def flood(orders: Flood) -> dict[str, float]:
-    """Send until the time is over: how many, in how many seconds."""
+def trains(kind: str, public: bytes) -> list[bytes]:
+    """Messages of one length, TRAIN_LEN of them behind each other."""
+    unknown = [b"\x04\0\0\0" + random.randbytes(wire.INITIATION_LEN - 4)
+               for _ in range(10 * TRAIN_LEN)]
+    others = forged(MESSAGES // 10, public)
+    first, rest = {"unknown": (unknown, unknown), "hidden": (unknown, others),
+                   "reverse": (others, unknown)}[kind]
+    return [b"".join([random.choice(first), *random.choices(rest, k=TRAIN_LEN - 1)])
+            for _ in range(500)]
+
+
+class Session:
+    """A peer's session with the gateway."""
+
+    def __init__(self, remote_index: int, transport: noise.TransportKeys) -> None:
+        self._remote_index = remote_index
+        self._send = ChaCha20Poly1305(transport.send)
+        self._receive = ChaCha20Poly1305(transport.receive)
+        self._counter = itertools.count()
+
+    def seal(self, inner: bytes) -> bytes:
+        """The next transport message."""
+        counter = next(self._counter)
+        nonce = bytes(4) + counter.to_bytes(8, "little")
+        return wire.transport_header(self._remote_index, counter) + self._send.encrypt(
+            nonce, inner + bytes(-len(inner) % 16), None)
+
+    def open(self, message: bytes) -> bytes:
+        """What is in one; b"" if it is none of ours."""
+        try:
+            return self._receive.decrypt(bytes(4) + message[8:16], message[16:], None)
+        except InvalidTag:
+            return b""
+
+
+def handshake(orders: Flood, public: bytes, sock: socket.socket) -> Session:
+    """The attacker's own session."""
+    static = noise.DhKeyPair.from_private(keys.decode(orders.captured))
+    initiation, state = noise.create_initiation(static, public, 1, tai64n.emit(time.time_ns()),
+                                                static.exchange(public))
+    sock.settimeout(5)
+    sock.send(cookie.add_macs(initiation.emit(), cookie.mac1_key(public)))
+    answer = wire.parse(sock.recv(2048))
+    assert isinstance(answer, wire.Response)
+    return Session(answer.sender_index, noise.consume_response(static, state, bytes(32), answer))
+
+
+def sender_of(orders: Flood) -> Callable[[], int]:
+    """What sends the next of the flood; how many datagrams."""
     public = keys.decode(orders.public)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    if orders.kind in TRAINS:
+        sock.connect(orders.target)
+        sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, wire.INITIATION_LEN)
+        sock.setblocking(False)
+        train = itertools.cycle(trains(orders.kind, public)).__next__
+
+        def send_train() -> int:
+            sock.send(train())
+            return TRAIN_LEN
+        return send_train
+    if orders.kind in PEERS:
+        sock.connect(orders.target)
+        session = handshake(orders, public, sock)
+        other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        other.connect(orders.target)
+        turns = itertools.cycle((sock, other) if orders.kind == "moving" else (sock,))
+        inner = Hello(ABILITIES).emit()[:9] if orders.kind == "controls" else b""
+        for each in (sock, other):
+            each.setblocking(False)
+
+        def send_sealed() -> int:
+            next(turns).send(session.seal(inner))
+            return 1
+        return send_sealed
+    return stranger(orders, public, sock)
+
+
+def stranger(orders: Flood, public: bytes, sock: socket.socket) -> Callable[[], int]:
+    """What sends single messages that need no session."""
     if orders.kind == "spoofed":
+        sock.close()
         sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
         sock.setsockopt(socket.IPPROTO_IP, IP_HDRINCL, 1)
         messages = [with_headers(message, orders.target) for message in forged(MESSAGES, public)]
+    elif orders.kind == "replayed":
+        static = noise.DhKeyPair.from_private(keys.decode(orders.captured))
+        initiation, _ = noise.create_initiation(
+            static, public, 1, tai64n.emit(time.time_ns()), static.exchange(public))
+        messages = [cookie.add_macs(initiation.emit(), cookie.mac1_key(public))]
+    elif orders.kind == "forged":
+        messages = forged(MESSAGES, public)
     else:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        if orders.kind == "replayed":
-            static = noise.DhKeyPair.from_private(keys.decode(orders.captured))
-            initiation, _ = noise.create_initiation(
-                static, public, 1, tai64n.emit(time.time_ns()), static.exchange(public))
-            messages = [cookie.add_macs(initiation.emit(), cookie.mac1_key(public))]
-        elif orders.kind == "forged":
-            messages = forged(MESSAGES, public)
-        else:
-            messages = [random_initiation() for _ in range(MESSAGES)]
+        messages = [random_initiation() for _ in range(MESSAGES)]
     sock.connect(orders.target)
     sock.setblocking(False)
-    send, message = sock.send, itertools.cycle(messages).__next__
+    message = itertools.cycle(messages).__next__
+
+    def send() -> int:
+        sock.send(message())
+        return 1
+    return send
+
+
+def flood(orders: Flood) -> dict[str, float]:
+    """Send until the time is over: how many, in how many seconds."""
+    send = sender_of(orders)
     late = int(orders.rate * LATE_S)
     sent = dropped = refused = 0
     time.sleep(max(0.0, orders.start - time.monotonic()))
@@ -140,12 +245,12 @@ def flood(orders: Flood) -> dict[str, float]:
         due = int((now - begin) * orders.rate) - sent - dropped
         if due > late:
             dropped, due = dropped + due - late, late
-        for _ in range(due):
+        goal = sent + due
+        while sent < goal:
             try:
-                send(message())
+                sent += send()
             except OSError:                 # an ICMP error that came in for one sent before
-                refused += 1
-        sent += due
+                sent, refused = sent + 1, refused + 1
         time.sleep(0.0005)
         now = time.monotonic()
     return {"sent": sent - refused, "seconds": now - begin}
@@ -165,13 +270,20 @@ class Try:
         self.timestamp = bytes(12)
         self.begin = 0.0
         self.cookie: bytes | None = None
-        self.result: dict[str, float | None] = {"ms": None, "attempts": 0, "cookies": 0}
+        self.session: Session | None = None
+        self.result: dict[str, float | None] = {"ms": None, "attempts": 0, "cookies": 0,
+                                                "offer_ms": None}
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.sock.bind((source, 0))
         self.sock.connect(orders.target)
 
     def send(self, now: float) -> None:
-        """Another initiation."""
+        """Another initiation; or, if there is a session, another HELLO."""
+        if self.session is not None:
+            self.next = now + HELLO_RETRY_S
+            with contextlib.suppress(OSError):
+                self.sock.send(self.session.seal(Hello(ABILITIES).emit()))
+            return
         attempts = int(self.result["attempts"] or 0)
         self.timestamp = tai64n.emit_after(self.timestamp, time.time_ns())
         initiation, self.state = noise.create_initiation(
@@ -186,12 +298,18 @@ class Try:
             self.sock.send(message)
 
     def receive(self) -> bool:
-        """Read an answer; whether it is the one."""
+        """Read an answer; whether it is the last one."""
         try:
             answer = self.sock.recv(2048)
         except OSError:
             return False
         now = time.monotonic()
+        if self.session is not None:
+            found = lane_messages.parse(self.session.open(answer))
+            if found is None or not isinstance(found[0], Offer):
+                return False
+            self.result["offer_ms"] = (now - self.hello_at) * 1e3
+            return True
         if len(answer) == wire.COOKIE_REPLY_LEN and answer[0] == wire.COOKIE_REPLY_TYPE:
             self.result["cookies"] = (self.result["cookies"] or 0) + 1
         message = wire.parse(answer)
@@ -202,21 +320,31 @@ class Try:
                 or message.receiver_index != self.state.local_index:
             return False
         try:
-            noise.consume_response(self.static, self.state, bytes(32), message)
+            self.session = Session(message.sender_index, noise.consume_response(
+                self.static, self.state, bytes(32), message))
         except noise.HandshakeError:
             return False
         self.result["ms"] = (now - self.begin) * 1e3
-        return True
+        self.hello_at = time.monotonic()
+        self.send(self.hello_at)
+        return False
+
+    def is_over(self, now: float) -> bool:
+        """Whether its patience is."""
+        if self.session is not None:
+            return now > self.hello_at + OFFER_PATIENCE_S
+        return self.begin > 0 and now > self.begin + self.orders.patience_s
 
 
 def honest(orders: Honest) -> list[dict[str, float | None]]:
-    """Each handshake's milliseconds (None: no response), attempts and cookies, in order."""
+    """Of each handshake, in order: milliseconds (None: no response), attempts and cookies; and
+    milliseconds until lanes were offered (None: they were not)."""
     tries = [Try(orders, number) for number in range(len(orders.tries))]
     waiting = set(tries)
     while waiting:
         now = time.monotonic()
         for one in list(waiting):
-            if one.begin and now > one.begin + orders.patience_s:
+            if one.is_over(now):
                 waiting.remove(one)
             elif now >= one.next:
                 one.send(now)

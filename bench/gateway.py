@@ -21,7 +21,8 @@ flood       One TCP stream goes through the tunnel while an attacker sends 148-b
             with TCP/IP headers. Meanwhile fresh peers make a handshake each: half of
             them from the attacker's address (another port), half from another address.
             Like real peers they ask again after 5 s, with the cookie if they got one.
-            Those without a response after 10 s count as 10,000 ms; see "answered". What
+            Those without a response after 10 s count as 10,000 ms; see "answered". Then they
+            ask for lanes, which fastpump offers; WireGuards do not. What
             the gateway's sockets dropped because they were full is "datagrams dropped".
             "elsewhere" shows what making and delivering the flood costs, as all of it
             shares the machine: it goes to a port where nobody listens.
@@ -83,7 +84,7 @@ SECOND_ADDRESS = "192.0.2.77"
 SPOOFED = "198.18.0.0/15"
 PATIENCE_S = 10.0
 MANY_ADDRESSES = 65_000
-COUNTS = ("datagrams/s", "answered %", "cookies", "responses", "lost")
+COUNTS = ("datagrams/s", "answered %", "offered %", "cookies", "responses", "lost")
 """Ends of figures whose ratio says nothing."""
 
 
@@ -337,6 +338,10 @@ def measure_flood(args: argparse.Namespace, kind: str, gateway: list[str]) -> Fi
             figures[f"handshake, {where}, answered %"] = 100 * statistics.mean(
                 one["ms"] is not None for one in mine)
             figures[f"handshake, {where}, cookies"] = sum(one["cookies"] for one in mine)
+            offers = [one["offer_ms"] for one in mine if one["offer_ms"] is not None]
+            figures[f"lanes, {where}, offered %"] = 100 * len(offers) / len(mine)
+            if offers:
+                figures[f"lanes, {where}, median ms"] = statistics.median(offers)
     return figures
 
 

@@ -27,7 +27,11 @@ class Verdict(StrEnum):
     DROP_INVALID_COOKIE = auto()        # the reply is not authentic
     DROP_TABLE_FULL = auto()            # no slot for a session, or for lanes
 
+    # Any message or timer
+    FAILED_INTERNALLY = auto()          # a bug; the log has it
+
     # Control packets (docs/PROTOCOL.md)
     DROP_CONTROL_UNWANTED = auto()      # the transport is plain WireGuard
+    DROP_CONTROL_RATE = auto()          # more of one peer at once than are handled
     DROP_MALFORMED_CONTROL = auto()
     DROP_UNEXPECTED_CONTROL = auto()    # not the next step of any negotiation

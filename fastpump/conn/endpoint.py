@@ -44,15 +44,17 @@ class Endpoint:
         """The address, with the scope of a link-local one."""
         return f"{self.address}%{self.scope_id}" if self.scope_id else str(self.address)
 
-    def fits(self, family: int) -> bool:
+    def is_of(self, family: int) -> bool:
         """Whether a socket of `family` can send there."""
         return family == socket.AF_INET6 or self.address.version == 4
 
     def sockaddr(self, family: int) -> bytes:
         """struct sockaddr_in6 (or _in) for a socket of `family`."""
         port = self.port.to_bytes(2, "big")
+        if not self.is_of(family):
+            raise ConfigError(f"the endpoint {self} is IPv6, which this host does not have")
         if family == socket.AF_INET:
-            if not self.fits(family):
+            if not self.is_of(family):
                 raise ConfigError(f"the endpoint {self} is IPv6, which this host does not have")
             return _SOCKADDR_IN.pack(socket.AF_INET, port, self.address.packed)
         packed = self.address.packed

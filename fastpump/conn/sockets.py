@@ -95,6 +95,16 @@ def handshake_filter() -> list[_Instruction]:
     ]
 
 
+def lane_filter() -> list[_Instruction]:
+    """What lane sockets accept: lane messages. The port is for nothing else."""
+    return [
+        (_LD_B_ABS, 0, 0, 8),
+        (_JEQ, 0, 1, LANE_TYPE),
+        (_RET_K, 0, 0, 0xFFFF),
+        (_RET_K, 0, 0, 0),
+    ]
+
+
 def _attach(sock: socket.socket, option: int, program: list[_Instruction]) -> None:
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code, len(code))
@@ -171,6 +181,8 @@ class SocketGroup:
             try:
                 _attach(self.handshake, SO_ATTACH_REUSEPORT_CBPF, steering_program(queue_count))
                 _attach(self.handshake, SO_ATTACH_FILTER, handshake_filter())
+                for sock in self.lanes:
+                    _attach(sock, SO_ATTACH_FILTER, lane_filter())
             except OSError as error:
                 raise SystemSetupError(
                     "the kernel refuses the program that steers datagrams to workers "

@@ -82,6 +82,14 @@ cdef class Keypairs(SlotTable):
         memcpy(keypair.receive_key, receive_key, 32)
         store32(&keypair.live, 1, RELEASE)
 
+    cdef bint has_index(self, uint32_t index) noexcept nogil:
+        """Whether there is a session with that receiver index."""
+        cdef const Header *header = self.mapping.tables.header
+        cdef uint32_t slot = (index >> header.worker_bits) & ((1u << header.slot_bits) - 1)
+        cdef const Keypair *keypair = &self.mapping.tables.keypairs[slot]
+        return slot < self.end and load32(&keypair.live, ACQUIRE) != 0 \
+            and keypair.local_index == index
+
     def confirm(self, uint32_t slot):
         """The peer has sent on a responder's keypair."""
         and32(&self.state_at(slot).flags, ~<uint32_t>KEYPAIR_UNCONFIRMED, RELAXED)

@@ -174,6 +174,15 @@ cdef class SharedTables(AttachedTables):
     def is_halted(self):
         return bool(halt_number(self.mapping.tables.header) & 1)
 
+    @property
+    def takes_control_packets(self):
+        """Whether peers may negotiate lanes."""
+        return bool(self.mapping.tables.header.takes_control_packets)
+
+    @takes_control_packets.setter
+    def takes_control_packets(self, bint value):
+        store32(&self.mapping.configuration.header.takes_control_packets, value, RELAXED)
+
     def set_originator_id(self, uint64_t id):
         """The originator, in relay headers, of frames that come in here (docs/PROTOCOL.md)."""
         store64(&self.mapping.configuration.header.originator_id, id, SEQ_CST)
@@ -229,6 +238,7 @@ cdef int header_fill(Header *header, uint32_t queue_count, uint32_t peer_capacit
     header.lane_bits = (header.lane_capacity - 1).bit_length()
     header.worker_bits = (queue_count - 1).bit_length()
     header.slot_bits = (header.keypair_capacity - 1).bit_length()
+    header.takes_control_packets = True
     return 0
 
 

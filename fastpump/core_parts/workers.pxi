@@ -1,28 +1,20 @@
 # What the supervisor and its workers send each other.
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint32_t, uint64_t, uint8_t
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastpump.hot.atomics cimport RELAXED, RELEASE, load32, store64
-from fastpump.hot.constants cimport (
-    BATCH_BUCKETS, CONTROL_PACKET_LEN, CONTROL_RING_LEN, MISDELIVERED_LEN, MISDELIVERED_RING_LEN,
-)
-from fastpump.hot.endpoint cimport sockaddr_is_valid
+from fastpump.hot.constants cimport BATCH_BUCKETS, CONTROL_PACKET_LEN, CONTROL_RING_LEN
 from fastpump.hot.events cimport event_at, events_end, events_pop
 from fastpump.hot.fdb cimport fdb_repair
-from fastpump.hot.rings cimport (
-    control_packet_at, misdelivered_at, misdelivered_push, ring_end,
-)
-from fastpump.hot.shm cimport (
-    ADDRESS_LEN, SOURCE_ADDRESS_LEN, ControlPacket, ControlPacketRing, Event, Misdelivered,
-    MisdeliveredRing, Tables, WorkerShared,
-)
+from fastpump.hot.rings cimport control_packet_at, ring_end
+from fastpump.hot.shm cimport ControlPacket, ControlPacketRing, Event, Tables, WorkerShared
 from fastpump.hot.worker_exit cimport keypair_repair, lane_repair, peer_repair, worker_repair
 
 cdef struct Positions:
     # Where the supervisor is in a worker's rings. The worker can write to those in the state.
-    uint64_t events, up, controls   # the next to take
+    uint64_t events, up, controls   # the next to take; `up` and `down` are Admission's
     uint64_t down                   # the next to fill
 
 
@@ -75,33 +67,9 @@ cdef class Workers:
             "rx_batches": [worker.recv_batches[i] for i in range(BATCH_BUCKETS)],
         }
 
-    def messages(self, uint32_t number):
-        """Take the handshake messages that reached a worker: [(data, sockaddr, source_address)]."""
-        cdef MisdeliveredRing *ring = &self.mapping.worker(number).up
-        cdef uint64_t *head = &self.positions[number].up
-        cdef uint64_t end = ring_end(head, &ring.tail, MISDELIVERED_RING_LEN)
-        cdef Misdelivered *datagram
-        cdef bytes data, address
-        taken = []
-        while head[0] != end:
-            datagram = misdelivered_at(ring, head[0])
-            data = PyBytes_FromStringAndSize(
-                <char *>datagram.data,
-                min(load32(&datagram.length, RELAXED), <uint32_t>MISDELIVERED_LEN))
-            address = PyBytes_FromStringAndSize(
-                <char *>datagram.address,
-                min(load32(&datagram.address_len, RELAXED), <uint32_t>ADDRESS_LEN))
-            if sockaddr_is_valid(<const uint8_t *>PyBytes_AS_STRING(address),
-                                 <uint32_t>len(address)):
-                taken.append((data, address, PyBytes_FromStringAndSize(
-                    <char *>datagram.source_address, SOURCE_ADDRESS_LEN)))
-            head[0] += 1
-        store64(&ring.head, end, RELEASE)
-        return taken
-
     def controls(self, uint32_t number):
-        """Take the control packets that a worker received: [(peer, local index of the session,
-        data)]; padding may follow in `data`."""
+        """Take the control packets that a worker has received until now: [(peer, local index of
+        the session, data)]; padding may follow in `data`."""
         cdef ControlPacketRing *ring = &self.mapping.worker(number).controls
         cdef uint64_t *head = &self.positions[number].controls
         cdef uint64_t end = ring_end(head, &ring.tail, CONTROL_RING_LEN)
@@ -115,20 +83,6 @@ cdef class Workers:
             head[0] += 1
         store64(&ring.head, end, RELEASE)
         return taken
-
-    def inject(self, uint32_t number, bytes data, bytes sockaddr,
-               bytes source_address=bytes(SOURCE_ADDRESS_LEN)):
-        """Give a worker a transport message that reached the supervisor; ring its doorbell
-        afterwards. False if it is too long or the ring is full."""
-        cdef MisdeliveredRing *ring = &self.mapping.worker(number).down
-        cdef uint64_t *tail = &self.positions[number].down
-        if not misdelivered_push(
-                ring, tail[0], <const uint8_t *>PyBytes_AS_STRING(data), <uint32_t>len(data),
-                PyBytes_AS_STRING(sockaddr), <uint32_t>len(sockaddr),
-                PyBytes_AS_STRING(source_address)):
-            return False
-        tail[0] += 1
-        return True
 
     def events(self, uint32_t number):
         """Take all events of one worker: [(name, peer, detail, error, at_ns)]."""

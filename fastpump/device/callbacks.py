@@ -32,8 +32,9 @@ class DeviceCallbacks:
     """`Device.next_deadline` may be earlier than it was."""
     on_retired: Callable[[], None] = _ignore
     """Something waits in the shared tables to be wiped (SharedTables.retired)."""
-    on_endpoint: Callable[[Endpoint], None] = _ignore
-    """A peer is at this endpoint now: admit its handshakes when others must wait."""
+    on_endpoint: Callable[[Endpoint | None, Endpoint | None], None] = _ignore
+    """A peer was at the first endpoint, and is at the second now (None: nowhere): admit its
+    handshakes when others must wait."""
     on_unanswered: Callable[[Peer], None] = _ignore
     """An initiation had no answer in time: the endpoint's name may resolve to another address
     now."""

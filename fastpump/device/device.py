@@ -38,6 +38,7 @@ from fastpump.protocol.timers import Action, Activity, earliest
 from fastpump.verdicts import Verdict
 
 TICK_LEN = 32       # peers per call of `tick`: some milliseconds
+TIMER_RETRY = SECOND        # after an error in a peer's timer, which stays due
 
 
 class Device:
@@ -49,8 +50,8 @@ class Device:
         """`family`: of the sockets (conn/endpoint.py). `lanes`: None for WireGuard only.
         `is_steered`: a program gives flows to queues, wherever they are written."""
         self._tables = tables
+        self._tables.takes_control_packets = lanes is not None and lanes.transport != "wireguard"
         self._callbacks = callbacks
-        self._family = family
         self._cpu_count = cpu_count
         self._is_steered = is_steered
         self._private_key = bytes(KEY_LEN)
@@ -184,6 +185,7 @@ class Device:
         self._forget_sessions(peer)
         peer.timers.stop()
         self.deadlines.forget(peer)
+        self._endpoints.forget(peer)
         self.lanes.remove_peer(peer)
         self._tables.peers.remove(peer.slot)
         del self.peers[peer.public_key], self._by_slot[peer.slot]
@@ -243,11 +245,11 @@ class Device:
     def receive(self, message: bytes, sender: Endpoint, source_address: bytes, now: int) -> None:
         """An admitted handshake message; `source_address` is the address of ours that it came to.
         Earlier events of workers were handed over before (handshake.py)."""
-        if not sender.fits(self._family):       # no socket of ours received that
-            self.verdicts[Verdict.DROP_MALFORMED_HANDSHAKE] += 1
-            return
         if self._handshakes.static is None or not self.is_up:
             self.verdicts[Verdict.DROP_INTERFACE_DOWN] += 1
+            return
+        if not self._endpoints.is_possible(sender):
+            self.verdicts[Verdict.DROP_MALFORMED_HANDSHAKE] += 1
             return
         outcome = self._handshakes.receive(message, sender, source_address, now)
         if isinstance(outcome, Peer):
@@ -262,8 +264,11 @@ class Device:
             log_offload_off(event)
             return
         peer = self._by_slot.get(event.peer_slot)
-        if peer is not None and self.is_up:
+        if peer is None or not self.is_up:
+            return
+        try:
             self._events.handle(peer, event, now)
+        finally:
             self._watch(peer)
 
     def on_control(self, packet: ControlPacket, now: int) -> None:
@@ -273,10 +278,12 @@ class Device:
         keypair = None if peer is None else peer.keypairs.by_index(packet.local_index)
         if peer is None or keypair is None or not self.is_up:
             return                      # of a session that is gone
-        verdict = self.lanes.of(peer).receive(keypair, packet.data, now)
+        try:
+            verdict = self.lanes.of(peer).receive(keypair, packet.data, now)
+        finally:
+            self._watch(peer)
         if verdict is not None:
             self.verdicts[verdict] += 1
-        self._watch(peer)
 
     def on_worker_exit(self, worker: int) -> None:
         """A worker's process has ended; its events were handed over. It may have died while it
@@ -303,11 +310,18 @@ class Device:
             peer = self.deadlines.take_due(now)
             if peer is None:
                 return
-            activity = self._activity(peer)
-            for action in peer.timers.expire(now, activity):
-                self._act(peer, action, now, activity)
-            self.lanes.of(peer).tick(now)
+            try:
+                self._run_timers(peer, now)
+            except BaseException:
+                self._watch(peer, not_before=now + TIMER_RETRY)
+                raise
             self._watch(peer)
+
+    def _run_timers(self, peer: Peer, now: int) -> None:
+        activity = self._activity(peer)
+        for action in peer.timers.expire(now, activity):
+            self._act(peer, action, now, activity)
+        self.lanes.of(peer).tick(now)
 
     def _act(self, peer: Peer, action: Action, now: int, activity: Activity) -> None:
         match action:
@@ -339,11 +353,11 @@ class Device:
     def _activity(self, peer: Peer) -> Activity:
         return Activity(*self._tables.peers.activity(peer.slot))
 
-    def _watch(self, peer: Peer) -> None:
+    def _watch(self, peer: Peer, not_before: int = 0) -> None:
         """The last step of whatever may have changed a peer's timers or lanes, or retired
         something of it."""
-        if self.deadlines.watch(peer, earliest(peer.timers.deadline(),
-                                               self.lanes.of(peer).deadline())):
+        deadline = earliest(peer.timers.deadline(), self.lanes.of(peer).deadline())
+        if deadline is not None and self.deadlines.watch(peer, max(deadline, not_before)):
             self._callbacks.on_deadline()
         self._report_retired()
 

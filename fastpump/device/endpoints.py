@@ -32,6 +32,11 @@ class Endpoints:
         """ConfigError for one that our sockets cannot reach."""
         endpoint.sockaddr(self._family)
 
+    def is_possible(self, endpoint: Endpoint) -> bool:
+        """Whether a message can have come from there: our sockets are of one family, but a worker
+        may say what it likes."""
+        return endpoint.is_of(self._family)
+
     def set(self, peer: Peer, endpoint: Endpoint,
             source_address: bytes = NO_SOURCE_ADDRESS) -> None:
         """The peer is at `endpoint`; send to it from `source_address`."""
@@ -39,6 +44,10 @@ class Endpoints:
             return
         self._tables.peers.set_endpoint(peer.slot, endpoint.sockaddr(self._family), source_address)
         self._moved(peer, endpoint, source_address)
+
+    def forget(self, peer: Peer) -> None:
+        """The peer is about to go."""
+        self._callbacks.on_endpoint(peer.endpoint, None)
 
     def forget_source(self, peer: Peer) -> None:
         """Let the kernel choose the source address until the peer sends again."""
@@ -52,9 +61,9 @@ class Endpoints:
         if not sockaddr:
             return
         endpoint = Endpoint.from_sockaddr(sockaddr)
-        if not endpoint.fits(self._family):
-            return                      # nobody was received from there: no honest worker says so
-        if endpoint == peer.endpoint:
+        if not self.is_possible(endpoint):
+            self.rewrite(peer)
+        elif endpoint == peer.endpoint:
             peer.source_address = source_address
         else:
             log.debug("%s is at %s now", peer, endpoint)
@@ -79,6 +88,7 @@ class Endpoints:
             self._callbacks.transmit(message, peer.endpoint, peer.source_address)
 
     def _moved(self, peer: Peer, endpoint: Endpoint, source_address: bytes) -> None:
-        self._lanes.of(peer).sets.endpoint_changed(peer.endpoint, endpoint, source_address)
+        before = peer.endpoint
+        self._lanes.of(peer).sets.endpoint_changed(before, endpoint, source_address)
         peer.endpoint, peer.source_address = endpoint, source_address
-        self._callbacks.on_endpoint(endpoint)
+        self._callbacks.on_endpoint(before, endpoint)

@@ -101,6 +101,9 @@ class Handshakes:
             log.error("%s cannot be reached: %s", peer, error)
             self._sessions.abandon(slot, index)
             return
+        except BaseException:
+            self._sessions.abandon(slot, index)
+            raise
         peer.handshake_slot = slot
         peer.last_initiation_sent_at = now
         peer.timers.initiation_sent(now, self._jitter())
@@ -161,7 +164,7 @@ class Handshakes:
         slot, index = self._sessions.begin(peer)
         try:
             response, transport = noise.create_response(initiation, peer.preshared_key, index)
-        except noise.HandshakeError:
+        except BaseException:
             self._sessions.abandon(slot, index)
             raise
         peer.timestamp_seen = initiation.timestamp

@@ -13,10 +13,10 @@ queued before it began, so what preceded them is in the rings by then.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from fastpump._core import ADMIT_HANDSHAKE, ADMIT_TRANSPORT, Admission
+from fastpump._core import Admission
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import COOKIE_SECRET_MAX_AGE, SECOND
 from fastpump.device.device import Device
@@ -37,8 +37,9 @@ class QueueCallbacks:
 
     on_slice: Callable[[], None]
     """A slice begins: hand the workers' events to the device."""
-    on_transport: Callable[[bytes, bytes, bytes], None]
-    """A transport message came between handshake messages: give it (a Datagram) to its worker."""
+    on_passed_on: Callable[[Iterable[int]], None]
+    """Transport messages that came behind handshake messages were given to these workers: wake
+    them."""
 
 
 class HandshakeQueue:
@@ -58,23 +59,21 @@ class HandshakeQueue:
         if now >= self._secret_renewed_at + COOKIE_SECRET_MAX_AGE:
             self._admission.renew_cookie_secret()
             self._secret_renewed_at = now
-        received, admitted = self._admission.receive(fd, now)
-        for verdict, message, sockaddr, source_address in admitted:
-            self._take(verdict, (message, sockaddr, source_address), now)
+        received, admitted, passed_on = self._admission.receive(fd, now)
+        for datagram in admitted:
+            self.add(datagram, now)
+        self._callbacks.on_passed_on(passed_on)
         return received
 
-    def receive_misdelivered(self, message: bytes, sockaddr: bytes, source_address: bytes,
-                             now: int) -> None:
-        """A handshake message that a worker's socket received."""
-        verdict = self._admission.judge(message, sockaddr, now)
-        if verdict in (ADMIT_HANDSHAKE, ADMIT_TRANSPORT):
-            self._take(verdict, (message, sockaddr, source_address), now)
+    def receive_misdelivered(self, worker: int, fd: int, now: int) -> None:
+        """Take the handshake messages that a worker's socket has received; cookies leave by the
+        handshake socket."""
+        for datagram in self._admission.receive_misdelivered(worker, fd, now):
+            self.add(datagram, now)
 
-    def _take(self, verdict: int, datagram: Datagram, now: int) -> None:
-        """Queue a handshake message, pass on a transport message."""
-        if verdict == ADMIT_TRANSPORT:
-            self._callbacks.on_transport(*datagram)
-        elif len(self._queue) < QUEUE_LEN:
+    def add(self, datagram: Datagram, now: int) -> None:
+        """Queue an admitted message."""
+        if len(self._queue) < QUEUE_LEN:
             self._queue.append(datagram)
         else:
             self.verdicts[Verdict.DROP_HANDSHAKE_OVERLOAD] += 1

@@ -236,8 +236,9 @@ class LaneSets:
         return Reservation(*self._tables.lanes.reserve(self._peer.slot, count), count)
 
     def release(self, reservation: Reservation) -> None:
-        """The upgrade that it was for came to nothing."""
-        self._tables.lanes.retire(reservation.first)
+        """The upgrade that it was for came to nothing (if it did)."""
+        if self.find(reservation.first) is None:
+            self._tables.lanes.retire(reservation.first)
 
     def install(self, agreement: Agreement) -> LaneSet:
         """Make a set live, and have the workers use it."""

@@ -291,7 +291,11 @@ class Upgrade:
         if row is None:
             return Verdict.DROP_UNEXPECTED_CONTROL
         before, (self.state, action) = self.state, row
-        verdict = _ACTIONS[action](self, received, now)
+        try:
+            verdict = _ACTIONS[action](self, received, now)
+        except BaseException:
+            self.state = before
+            raise
         if verdict is not None:
             self.state = before
         return verdict
@@ -317,12 +321,16 @@ class Upgrade:
             reservation = self._owner.sets.reserve(terms.lanes)
         except MemoryError:
             return Verdict.DROP_TABLE_FULL
-        self.offer = whole
-        self.accept = self._sent = Accept(reservation.index, ciphertext).emit()
-        keys = self._derive(secret, terms)
-        lane_set = self._owner.install(Agreement(
-            self.keypair, reservation, terms, offer.index, not offer.responder_opens,
-            offer.abilities.features, keys.to_responder, keys.to_initiator))
+        accept = Accept(reservation.index, ciphertext).emit()
+        try:
+            keys = self._derive(secret, terms, whole, accept)
+            lane_set = self._owner.install(Agreement(
+                self.keypair, reservation, terms, offer.index, not offer.responder_opens,
+                offer.abilities.features, keys.to_responder, keys.to_initiator))
+        except BaseException:
+            self._owner.sets.release(reservation)
+            raise
+        self.offer, self.accept, self._sent = whole, accept, accept
         self._send(now)
         self._owner.open(lane_set, now)
         return None
@@ -344,6 +352,7 @@ class Upgrade:
         ours = self._owner.abilities()
         terms = lane_messages.agree(hello.abilities, ours)
         assert isinstance(terms, Terms)
+        kem_key = MLKEM768PrivateKey.generate()
         try:
             reservation = self._owner.sets.reserve(terms.lanes)
         except MemoryError:
@@ -369,13 +378,15 @@ class Upgrade:
         self._owner.on_refused(REFUSAL_TEXTS[reason])
 
     def _install(self, received: Received, now: int) -> None:
-        accept, self.accept = _expect(Accept, received)
-        offered, self._offered = self._offered, None
+        accept, whole = _expect(Accept, received)
+        offered = self._offered
         assert offered is not None
-        keys = self._derive(offered.kem_key.decapsulate(accept.kem_ciphertext), offered.terms)
+        secret = offered.kem_key.decapsulate(accept.kem_ciphertext)
+        keys = self._derive(secret, offered.terms, self.offer, whole)
         lane_set = self._owner.install(Agreement(
             self.keypair, offered.reservation, offered.terms, accept.index, offered.is_opener,
             offered.peer_features, keys.to_initiator, keys.to_responder))
+        self._offered, self.accept = None, whole
         self._owner.open(lane_set, now)
 
     # -- the actions of both
@@ -402,8 +413,8 @@ class Upgrade:
         """Send the last message, for the first time or again."""
         self._owner.send_control(self.keypair, self._sent, now)
 
-    def _derive(self, kem_secret: bytes, terms: Terms) -> LaneKeys:
-        transcript = Transcript(*self._public_keys, self.hello, self.offer, self.accept)
+    def _derive(self, kem_secret: bytes, terms: Terms, offer: bytes, accept: bytes) -> LaneKeys:
+        transcript = Transcript(*self._public_keys, self.hello, offer, accept)
         keys = lane_messages.derive(self.keypair.exported, kem_secret, transcript, terms)
         wipe(kem_secret)
         return keys

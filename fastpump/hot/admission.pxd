@@ -17,6 +17,10 @@
 # Replies are sealed and sent here, a batch at a time: at the rate of a flood, too. A cookie
 # reply that comes in (type 3) has no mac1; SOURCE_RATE and REPLY_RATE hold for it at all times.
 #
+# Handshake messages that came to a worker's socket, behind data, are judged here as well. And the
+# reverse: a transport message behind a handshake message is its worker's, if it is of a session
+# that there is; TRANSPORT_RATE. (hot/rings.pxd)
+#
 # Overload is declared by the handshake queue, and here when more than LOAD_COUNT messages
 # are accepted within LOAD_WINDOW_NS. It lasts for LOAD_HOLD_NS.
 #
@@ -31,10 +35,15 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcmp, memcpy, memset
 
 from fastpump.hot.bytes cimport load_le32, load_le64, store_le32
+from fastpump.hot.constants cimport (
+    COOKIE_REPLY_LEN, COOKIE_REPLY_TYPE, INITIATION_LEN, INITIATION_TYPE, RESPONSE_LEN,
+    RESPONSE_TYPE, TRANSPORT_MIN_LEN, TRANSPORT_TYPE,
+)
 from fastpump.hot.linux cimport (
     AF_INET, MSG_DONTWAIT, getrandom, iovec, mmsghdr, sendmmsg, sockaddr_in6,
 )
 from fastpump.hot.pktinfo cimport PKTINFO_LEN, RECV_CMSG_LEN, pktinfo_write
+from fastpump.hot.rate cimport rate_take
 
 
 cdef extern from "keyed_hash.h" nogil:
@@ -60,19 +69,13 @@ cdef extern from "xchacha.h" nogil:
 cdef enum:
     ADMISSION_MESSAGES = 32         # of one recvmmsg; each may be a GRO train
     ADMISSION_STRIDE = 65536
-    INITIATION_TYPE = 1
-    RESPONSE_TYPE = 2
-    COOKIE_REPLY_TYPE = 3
-    INITIATION_LEN = 148
-    RESPONSE_LEN = 92
-    COOKIE_REPLY_LEN = 64
     MAC_LEN = 16
 
     SOURCE_BUCKETS = 65536
-    KNOWN_BYTES = 131072            # a bit for each hash
+    KNOWN_HASHES = 1048576          # a counter for each, that holds as many peers as there may be
     INITIATION_SLOTS = 16384
 
-    # Messages per second, and how many at once (GCRA, ITU-T I.371).
+    # Messages per second, and how many at once (hot/rate.pxd).
     SOURCE_RATE = 20                # as the kernel's ratelimiter.c
     SOURCE_BURST = 5
     KNOWN_RATE = 1000
@@ -80,6 +83,7 @@ cdef enum:
     NEIGHBOUR_RATE = 200
     COOKIE_RATE = 25000
     REPLY_RATE = 1000
+    TRANSPORT_RATE = 1000
     SHARED_BURST = 50
     COOKIE_BURST = 500
 
@@ -96,21 +100,20 @@ cdef enum:
 cdef extern from *:
     """
     #define FASTPUMP_REHASH_NS 8000000000ULL
-    #define FASTPUMP_SECOND_NS 1000000000ULL
     """
     unsigned long long REHASH_NS "FASTPUMP_REHASH_NS"
-    unsigned long long SECOND_NS "FASTPUMP_SECOND_NS"
 
 # What becomes of a message. The first two are passed on; the others are counted by these names.
 cdef enum:
     ADMIT_HANDSHAKE = 0
-    ADMIT_TRANSPORT                 # a worker's (hot/rings.pxd)
+    ADMIT_TRANSPORT                 # a worker's
     SENT_COOKIE_REPLY
     DROP_MALFORMED_HANDSHAKE
     DROP_INVALID_MAC1
     DROP_REPLAYED_INITIATION
     DROP_HANDSHAKE_RATE             # too many from one source
     DROP_HANDSHAKE_OVERLOAD         # too many in all
+    DROP_MISDELIVERED               # a transport message of no session, or one too many
     ADMISSION_COUNT
 
 cdef struct Admission:
@@ -127,10 +130,11 @@ cdef struct Admission:
     uint64_t source_key[2]
     uint64_t known_key[2]
     uint64_t known_at_ns, chance_at_ns, neighbour_at_ns, cookie_at_ns, reply_at_ns
+    uint64_t transport_at_ns
     uint64_t verdicts[ADMISSION_COUNT]
     uint64_t sources[SOURCE_BUCKETS]
     uint64_t initiations[INITIATION_SLOTS]
-    uint8_t known[KNOWN_BYTES]
+    uint16_t known[KNOWN_HASHES]    # how many peers are there
     mmsghdr messages[ADMISSION_MESSAGES]
     iovec iov[ADMISSION_MESSAGES]
     sockaddr_in6 names[ADMISSION_MESSAGES]
@@ -151,9 +155,10 @@ cdef inline int admission_judge(Admission *self, const uint8_t *message, uint32_
     cdef int verdict
     cdef const uint8_t *mac1 = message + length - 2 * MAC_LEN
     if length < COOKIE_REPLY_LEN:
-        return DROP_MALFORMED_HANDSHAKE if length < 32 or message[0] != 4 else ADMIT_TRANSPORT
+        return DROP_MALFORMED_HANDSHAKE if length < TRANSPORT_MIN_LEN \
+            or load_le32(message) != TRANSPORT_TYPE else ADMIT_TRANSPORT
     kind = load_le32(message)
-    if kind == 4:
+    if kind == TRANSPORT_TYPE:
         return ADMIT_TRANSPORT
     if kind == COOKIE_REPLY_TYPE and length == COOKIE_REPLY_LEN:
         if not source_take(self, sockaddr, FOR_REPLY, now):
@@ -191,7 +196,6 @@ cdef inline bint initiation_is_repeated(Admission *admission, const uint8_t *mac
 cdef inline int admission_judge_overloaded(Admission *self, const uint8_t *message, uint32_t length,
                                            const uint8_t *sockaddr, uint64_t now) noexcept nogil:
     """Step 4, under overload."""
-    cdef uint32_t bit
     cdef bint is_beyond
     if mac2_is_valid(self, message, length, sockaddr):
         return ADMIT_HANDSHAKE if source_take(self, sockaddr, FOR_COOKIE, now) \
@@ -199,8 +203,7 @@ cdef inline int admission_judge_overloaded(Admission *self, const uint8_t *messa
     is_beyond = not source_take(self, sockaddr, FOR_ADDRESS, now)
     if is_beyond and not source_take(self, sockaddr, FOR_PORT, now):
         return DROP_HANDSHAKE_RATE
-    bit = known_bit(self, sockaddr)
-    if not is_beyond and self.known[bit >> 3] >> (bit & 7) & 1 and rate_take(
+    if not is_beyond and self.known[known_hash(self, sockaddr)] and rate_take(
             &self.known_at_ns, now, KNOWN_RATE, SHARED_BURST):
         return ADMIT_HANDSHAKE
     if is_beyond:
@@ -252,13 +255,14 @@ cdef inline bint source_take(Admission *admission, const uint8_t *sockaddr, uint
                      SOURCE_RATE, SOURCE_BURST)
 
 
-cdef inline void known_add(Admission *admission, const uint8_t *sockaddr) noexcept nogil:
-    """Enter the address of a peer's endpoint."""
-    cdef uint32_t bit = known_bit(admission, sockaddr)
-    admission.known[bit >> 3] |= <uint8_t>(1 << (bit & 7))
+cdef inline void known_add(Admission *admission, const uint8_t *sockaddr,
+                           int change) noexcept nogil:
+    """A peer's endpoint is at an address now (1), or no longer (-1)."""
+    cdef uint16_t *count = &admission.known[known_hash(admission, sockaddr)]
+    count[0] = <uint16_t>(count[0] + change)
 
 
-cdef inline uint32_t known_bit(Admission *admission, const uint8_t *sockaddr) noexcept nogil:
+cdef inline uint32_t known_hash(Admission *admission, const uint8_t *sockaddr) noexcept nogil:
     cdef uint64_t words[2]
     address_words(words, sockaddr, True)
     return <uint32_t>(hash_words(words, admission.known_key) >> 44)
@@ -285,18 +289,6 @@ cdef inline uint64_t hash_words(const uint64_t *words, const uint64_t *key) noex
     cdef uint64_t mixed = (words[0] ^ key[1]) * key[0]
     mixed = (mixed ^ (mixed >> 29) ^ words[1]) * key[0]
     return (mixed ^ (mixed >> 32)) * (key[1] | 1)
-
-
-cdef inline bint rate_take(uint64_t *at_ns, uint64_t now, uint64_t rate,
-                           uint64_t burst) noexcept nogil:
-    """One token of a bucket: `at_ns` is when the bucket will be full again."""
-    cdef uint64_t interval = SECOND_NS // rate
-    if at_ns[0] < now:
-        at_ns[0] = now
-    if at_ns[0] - now > (burst - 1) * interval:
-        return False
-    at_ns[0] += interval
-    return True
 
 
 cdef inline void reply_add(Admission *admission, int fd, const uint8_t *message, uint32_t length,

@@ -3,6 +3,12 @@
 
 cdef enum:
     # Wire (WireGuard paper, section 5.4; RFC 768).
+    INITIATION_TYPE = 1
+    RESPONSE_TYPE = 2
+    COOKIE_REPLY_TYPE = 3
+    INITIATION_LEN = 148
+    RESPONSE_LEN = 92
+    COOKIE_REPLY_LEN = 64
     TRANSPORT_TYPE = 4
     TRANSPORT_HEADER_LEN = 16
     TAG_LEN = 16
@@ -83,8 +89,9 @@ cdef enum:
     STAGED_FLOODED_PER_PEER = 8     # of that, frames that are flooded
 
     # Lane messages that wait for their keys, or for what was sent before them.
-    REORDER_MESSAGES = 1024
-    REORDER_BYTES = 2097152
+    REORDER_MESSAGES = 2048
+    REORDER_BYTES = 4194304
+    REORDER_MIN_CHARGE = 2048       # what a message takes at least: REORDER_BYTES of them all
     REORDER_TIMEOUT_NS = 20000000
     # A session this long without data has nothing under way that a lane could overtake.
     FENCE_AFTER_NS = 1000000000
@@ -98,10 +105,10 @@ cdef enum:
     SHAPER_HORIZON_NS = 250000000
 
     EVENT_RING_LEN = 4096
-    CONTROL_RING_LEN = 32
+    CONTROL_RING_LEN = 64
     CONTROL_PACKET_LEN = 1504       # a control packet and its padding
     MISDELIVERED_RING_LEN = 64
-    MISDELIVERED_LEN = 160          # an initiation has 148 bytes
+    MISDELIVERED_LEN = 160          # INITIATION_LEN, rounded up
     BATCH_BUCKETS = 8               # log2 histogram of datagrams per system call
 
     # RFC 6479 with 64-bit words: 8192 bits, of which one word is being refilled.
@@ -113,9 +120,11 @@ cdef extern from *:
     #define FASTPUMP_REJECT_AFTER_MESSAGES (UINT64_MAX - (1ULL << 13))
     #define FASTPUMP_REKEY_AFTER_MESSAGES (1ULL << 60)
     #define FASTPUMP_REJECT_AFTER_TIME_NS 180000000000ULL
+    #define FASTPUMP_SECOND_NS 1000000000ULL
     #define FASTPUMP_FLOOD_ID_MASK ((1ULL << 56) - 1)
     """
     unsigned long long REJECT_AFTER_MESSAGES "FASTPUMP_REJECT_AFTER_MESSAGES"
     unsigned long long REKEY_AFTER_MESSAGES "FASTPUMP_REKEY_AFTER_MESSAGES"
     unsigned long long REJECT_AFTER_TIME_NS "FASTPUMP_REJECT_AFTER_TIME_NS"
+    unsigned long long SECOND_NS "FASTPUMP_SECOND_NS"
     unsigned long long FLOOD_ID_MASK "FASTPUMP_FLOOD_ID_MASK"

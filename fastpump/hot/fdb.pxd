@@ -120,6 +120,17 @@ cdef inline uint32_t mac_lookup(const Tables *tables, uint64_t key, uint32_t now
     return owner
 
 
+cdef inline bint mac_is_locked(const Tables *tables, uint64_t key, uint32_t owner) noexcept nogil:
+    """Whether frames from an address are taken from another port only."""
+    cdef MacEntry *entry = mac_find(tables, key)
+    cdef uint64_t value
+    if entry == NULL:
+        return False
+    value = load64(&entry.value, ACQUIRE)
+    return load64(&entry.key, ACQUIRE) == key and value & MAC_STATIC != 0 \
+        and mac_owner(value) != owner
+
+
 cdef inline uint32_t *mac_counter(const Tables *tables, uint32_t owner) noexcept nogil:
     """`owner` must be one that there may be."""
     if owner == MAC_LOCAL_PORT:

@@ -45,8 +45,8 @@ from fastpump.hot.bundle cimport BundleEntry, bundle_next
 from fastpump.hot.bytes cimport load_le32, load_le64
 from fastpump.hot.constants cimport (
     CONTROL_MAGIC, LANE_FLAG_BUNDLE, LANE_FLAG_FRAME, LANE_FLAG_PARTIAL, LANE_FLAG_RELAY, LANE_TYPE,
-    MISDELIVERED_LEN, RECV_MESSAGES, RELAY_HEADER_LEN, TAG_LEN, TRANSPORT_HEADER_LEN,
-    TRANSPORT_MIN_LEN, TRANSPORT_TYPE,
+    RECV_MESSAGES, RELAY_HEADER_LEN, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN,
+    TRANSPORT_TYPE,
 )
 from fastpump.hot.egress cimport egress_flush
 from fastpump.hot.fence cimport fence_is_end_marker, fence_check_lanes, fence_lift
@@ -59,17 +59,19 @@ from fastpump.hot.packet cimport packet_parse_frame, packet_parse_ip
 from fastpump.hot.recv cimport Sender, Train, recv_batch, recv_prepare, recv_train
 from fastpump.hot.reorder cimport reorder_add, reorder_must_wait
 from fastpump.hot.replay cimport replay_is_fresh, replay_mark
-from fastpump.hot.rings cimport control_packet_push, misdelivered_push
+from fastpump.hot.rings cimport control_packet_fits, control_packet_push, misdelivered_push
 from fastpump.hot.shm cimport (
-    LANE_LIVE, POLICY_ANY, Keypair, KeypairState, Lane, LaneState, PeerState, keypair_find,
+    LANE_LIVE, NONE, POLICY_ANY, Keypair, KeypairState, Lane, LaneState, PeerState, keypair_find,
     keypair_state, lane_state,
 )
 from fastpump.hot.switch cimport switch_from_peer
 from fastpump.hot.tun_write cimport tun_write_flush
+from fastpump.hot.upcall cimport handshake_has_length, upcall_take
 from fastpump.hot.verdict cimport (
-    DROP_CONTROL_FULL, DROP_EXPIRED_KEYPAIR, DROP_HOLD_FULL, DROP_MALFORMED_BUNDLE,
-    DROP_MALFORMED_INNER, DROP_MALFORMED_MESSAGE, DROP_MALFORMED_PARTIAL, DROP_NOT_IN_LANES,
-    DROP_REPLAYED, DROP_SOURCE_NOT_ALLOWED, DROP_TRUNCATED, DROP_UNAUTHENTIC, DROP_UNKNOWN_INDEX,
+    DROP_CONTROL_FULL, DROP_CONTROL_RATE, DROP_CONTROL_UNWANTED, DROP_EXPIRED_KEYPAIR,
+    DROP_HOLD_FULL, DROP_MALFORMED_BUNDLE, DROP_MALFORMED_INNER, DROP_MALFORMED_MESSAGE,
+    DROP_MALFORMED_PARTIAL, DROP_MISDELIVERED, DROP_NOT_IN_LANES, DROP_REPLAYED,
+    DROP_SOURCE_NOT_ALLOWED, DROP_TRUNCATED, DROP_UNAUTHENTIC, DROP_UNKNOWN_INDEX,
     FAILED_EVENT_RING_FULL, KEEPALIVES_RECEIVED, PASS, UDP_RX_BYTES, UDP_RX_CALLS, UDP_RX_DATAGRAMS,
     UDP_RX_MESSAGES, Verdict,
 )
@@ -102,6 +104,7 @@ cdef inline uint32_t ingress_train(Worker *worker, uint32_t which) noexcept nogi
     cdef Train train
     cdef uint32_t length, datagrams = 0
     recv_train(&worker.recv, which, &train)
+    worker.train_peer = NONE
     if train.is_truncated:
         worker.shared.verdicts[DROP_TRUNCATED] += 1
         return 0
@@ -126,11 +129,19 @@ cdef inline Verdict ingress_datagram(Worker *worker, uint8_t *datagram, uint32_t
     kind = load_le32(datagram)
     if kind == TRANSPORT_TYPE:
         return ingress_session(worker, datagram, length, sender)
-    if kind == 0 or kind > TRANSPORT_TYPE:
-        return DROP_MALFORMED_MESSAGE
+    if handshake_has_length(kind, length):
+        return ingress_handshake(worker, datagram, length, sender)
+    return DROP_MALFORMED_MESSAGE
+
+
+cdef inline Verdict ingress_handshake(Worker *worker, uint8_t *datagram, uint32_t length,
+                                      const Sender *sender) noexcept nogil:
+    """A handshake message: it came with a train, and is the supervisor's (hot/upcall.pxd)."""
+    if not upcall_take(worker, worker.train_peer):
+        return DROP_MISDELIVERED
     if not misdelivered_push(&worker.shared.up, worker.shared.up.tail, datagram, length,
                              sender.address, sender.address_len, sender.source_address):
-        return DROP_MALFORMED_MESSAGE if length > MISDELIVERED_LEN else FAILED_EVENT_RING_FULL
+        return FAILED_EVENT_RING_FULL
     worker.send.has_events = True
     return PASS
 
@@ -179,12 +190,17 @@ cdef inline Verdict ingress_session(Worker *worker, uint8_t *datagram, uint32_t 
 cdef inline Verdict ingress_control(Worker *worker, const Keypair *keypair, const uint8_t *inner,
                                     uint32_t inner_len) noexcept nogil:
     """A control packet: an end marker is dealt with here, the others are the supervisor's."""
+    if not worker.takes_control_packets:
+        return DROP_CONTROL_UNWANTED
     if fence_is_end_marker(inner, inner_len):
         return fence_lift(worker, keypair.peer, inner)
-    fence_check_lanes(worker, keypair, inner, inner_len)
-    if not control_packet_push(&worker.shared.controls, keypair.peer, keypair.local_index, inner,
-                               inner_len):
+    if not upcall_take(worker, keypair.peer):
+        return DROP_CONTROL_RATE
+    if not control_packet_fits(&worker.shared.controls, inner_len):
         return DROP_CONTROL_FULL
+    fence_check_lanes(worker, keypair, inner, inner_len)
+    control_packet_push(&worker.shared.controls, keypair.peer, keypair.local_index, inner,
+                        inner_len)
     worker.send.has_events = True
     return PASS
 
@@ -200,7 +216,7 @@ cdef inline Verdict ingress_lane(Worker *worker, uint8_t *datagram, uint32_t len
         return DROP_UNKNOWN_INDEX
     if load32(&lane.state, ACQUIRE) == LANE_LIVE:
         return ingress_lane_open(worker, lane, datagram, length, sender, True)
-    return PASS if reorder_add(worker, lane_state(&worker.tables, lane), datagram, length, False,
+    return PASS if reorder_add(worker, lane, datagram, length, False,
                                sender) else DROP_HOLD_FULL
 
 
@@ -226,7 +242,7 @@ cdef inline Verdict ingress_lane_open(Worker *worker, const Lane *lane, uint8_t 
     state.rx_bytes += length
     activity_lane_received(worker, lane, datagram[1], inner_len != 0)
     if may_wait and reorder_must_wait(state, datagram[1]):
-        return PASS if reorder_add(worker, state, datagram, length, True,
+        return PASS if reorder_add(worker, lane, datagram, length, True,
                                    sender) else DROP_HOLD_FULL
     return ingress_lane_inner(worker, lane, datagram, length, sender)
 
@@ -350,6 +366,7 @@ cdef inline void ingress_finish(Worker *worker) noexcept nogil:
 cdef inline void ingress_count_bytes(Worker *worker, uint32_t peer,
                                      uint32_t length) noexcept nogil:
     """Count an authentic message for its peer; messages in a row touch its counter once."""
+    worker.train_peer = peer
     if worker.receive_run.peer != peer:
         ingress_count_flush(worker)
         worker.receive_run.peer = peer

@@ -17,10 +17,12 @@ from fastpump.hot.ingress cimport (
 )
 from fastpump.hot.linux cimport sockaddr_in6
 from fastpump.hot.recv cimport Sender
-from fastpump.hot.reorder cimport reorder_check, reorder_compact, reorder_lane
-from fastpump.hot.rings cimport misdelivered_first, misdelivered_pop
+from fastpump.hot.reorder cimport (
+    reorder_check, reorder_compact, reorder_discharge, reorder_lane,
+)
+from fastpump.hot.rings cimport misdelivered_count, misdelivered_first, misdelivered_pop
 from fastpump.hot.shm cimport (
-    ADDRESS_LEN, LANE_LIVE, Lane, LaneState, Misdelivered, lane_state,
+    ADDRESS_LEN, LANE_LIVE, NONE, Lane, LaneState, Misdelivered, lane_state,
 )
 from fastpump.hot.verdict cimport DROP_UNKNOWN_INDEX, Verdict
 from fastpump.hot.worker cimport ReorderEntry, Worker, worker_count
@@ -28,10 +30,14 @@ from fastpump.hot.worker cimport ReorderEntry, Worker, worker_count
 
 cdef inline void ingress_misdelivered(Worker *worker) noexcept nogil:
     """Transport messages that the supervisor's socket received (hot/rings.pxd)."""
-    cdef Misdelivered *datagram = misdelivered_first(&worker.shared.down)
+    cdef Misdelivered *datagram
     cdef Sender sender
-    cdef uint32_t length
-    while datagram != NULL:
+    cdef uint32_t length, _
+    worker.train_peer = NONE
+    for _ in range(misdelivered_count(&worker.shared.down)):
+        datagram = misdelivered_first(&worker.shared.down)
+        if datagram == NULL:
+            break
         sender.address = <sockaddr_in6 *>datagram.address
         sender.address_len = min(datagram.address_len, <uint32_t>ADDRESS_LEN)
         sender.source_address = datagram.source_address
@@ -39,7 +45,6 @@ cdef inline void ingress_misdelivered(Worker *worker) noexcept nogil:
         worker_count(worker, ingress_datagram(worker, datagram.data, length, &sender))
         ingress_finish(worker)      # before the slot is handed back: what was opened lies in it
         misdelivered_pop(&worker.shared.down)
-        datagram = misdelivered_first(&worker.shared.down)
 
 
 cdef inline void ingress_reordered(Worker *worker) noexcept nogil:
@@ -55,6 +60,7 @@ cdef inline void ingress_reordered(Worker *worker) noexcept nogil:
     for i in range(count):
         entry = &worker.reorder.entries[i]
         if entry.may_pass:
+            reorder_discharge(&worker.reorder, entry)
             worker_count(worker, ingress_reordered_message(worker, entry))
         else:
             worker.reorder.entries[kept] = entry[0]

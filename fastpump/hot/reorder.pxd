@@ -10,6 +10,10 @@
 # costs that time and no data; the lane then counts as drained. What does not fit into the buffer is
 # dropped, so no sender can make us wait for more than that.
 #
+# All peers share the buffer, and none can fill it: a peer may hold as much as it leaves free for
+# the others (a dynamic threshold, after Choudhury and Hahne), and what was not opened, whoever sent
+# it, an eighth of that. So a peer alone has half of it, and there is room for one more always.
+#
 # The buffer is one run of bytes, oldest message first; it is compacted when messages leave.
 
 from libc.stdint cimport uint32_t, uint8_t
@@ -18,7 +22,7 @@ from libc.string cimport memcpy, memmove
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, load32, or32
 from fastpump.hot.bytes cimport load_le32
 from fastpump.hot.constants cimport (
-    LANE_FLAG_FENCE, REORDER_BYTES, REORDER_MESSAGES, REORDER_TIMEOUT_NS,
+    LANE_FLAG_FENCE, REORDER_BYTES, REORDER_MIN_CHARGE, REORDER_TIMEOUT_NS,
 )
 from fastpump.hot.lane cimport lane_find
 from fastpump.hot.recv cimport Sender
@@ -27,6 +31,9 @@ from fastpump.hot.shm cimport (
 )
 from fastpump.hot.worker cimport ReorderBuffer, ReorderEntry, Worker
 
+cdef enum:
+    REORDER_UNOPENED_PART = 8       # of what is free, one in so many for unopened messages
+
 
 cdef inline bint reorder_must_wait(LaneState *lane, uint32_t flags) noexcept nogil:
     """Whether a message that was opened has to wait: fenced, or behind those that wait."""
@@ -34,15 +41,16 @@ cdef inline bint reorder_must_wait(LaneState *lane, uint32_t flags) noexcept nog
         flags & LANE_FLAG_FENCE != 0 and not load32(&lane.bits, ACQUIRE) & LANE_DRAINED)
 
 
-cdef inline bint reorder_add(Worker *worker, LaneState *lane, const uint8_t *datagram,
+cdef inline bint reorder_add(Worker *worker, const Lane *lane, const uint8_t *datagram,
                              uint32_t length, bint is_opened, const Sender *sender) noexcept nogil:
     """Keep a copy of a message; False if there is no room."""
     cdef ReorderBuffer *self = &worker.reorder
     cdef ReorderEntry *entry
-    if self.count == REORDER_MESSAGES or self.bytes + length > REORDER_BYTES:
+    if not reorder_charge(self, lane.peer, is_opened, length):
         return False
-    lane.reorder_count += 1
+    lane_state(&worker.tables, lane).reorder_count += 1
     entry = &self.entries[self.count]
+    entry.peer = lane.peer
     entry.until_ns = worker.now_ns + REORDER_TIMEOUT_NS
     entry.is_opened = is_opened
     entry.at = self.bytes
@@ -54,6 +62,38 @@ cdef inline bint reorder_add(Worker *worker, LaneState *lane, const uint8_t *dat
     self.count += 1
     self.bytes += length
     return True
+
+
+cdef inline uint32_t charge_of(uint32_t length) noexcept nogil:
+    return length if length > REORDER_MIN_CHARGE else REORDER_MIN_CHARGE
+
+
+cdef inline bint reorder_charge(ReorderBuffer *self, uint32_t peer, bint is_opened,
+                                uint32_t length) noexcept nogil:
+    """Take room from a sender's share; False if it is used up."""
+    cdef uint32_t charge = charge_of(length), free = REORDER_BYTES - self.charged
+    if charge > free:
+        return False
+    if is_opened:
+        if self.charged_opened[peer] + charge > free - charge:
+            return False
+        self.charged_opened[peer] += charge
+    else:
+        if (self.charged_unopened + charge) * REORDER_UNOPENED_PART > free - charge:
+            return False
+        self.charged_unopened += charge
+    self.charged += charge
+    return True
+
+
+cdef inline void reorder_discharge(ReorderBuffer *self, const ReorderEntry *entry) noexcept nogil:
+    """A message leaves."""
+    cdef uint32_t charge = charge_of(entry.length)
+    if entry.is_opened:
+        self.charged_opened[entry.peer] -= charge
+    else:
+        self.charged_unopened -= charge
+    self.charged -= charge
 
 
 cdef inline const Lane *reorder_lane(Worker *worker, const ReorderEntry *entry) noexcept nogil:

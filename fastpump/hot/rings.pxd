@@ -7,12 +7,13 @@
 # a datagram passes it on; none is longer than the handshake message it travelled with, or is one.
 #
 # Control packets (docs/PROTOCOL.md) come inside a session, and are the supervisor's: one ring up
-# per worker.
+# per worker. hot/upcall.pxd says how many of both a sender may pass up.
 #
 # Each ring has one producer and one consumer: a slot is written before `tail` is moved, and used
-# up before `head` is. Both positions lie in the state, and a worker goes by them. The supervisor
-# goes by copies of its own, and only stores them there: `head` of a ring that it empties (that of
-# hot/events.pxd, too), `tail` of the one that it fills.
+# up before `head` is. A consumer takes what waits when it begins, and no more: it is woken again
+# for what comes meanwhile. Both positions lie in the state, and a worker goes by them. The
+# supervisor goes by copies of its own, and only stores them there: `head` of a ring that it empties
+# (that of hot/events.pxd, too), `tail` of the one that it fills.
 
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
@@ -45,6 +46,12 @@ cdef inline bint misdelivered_push(MisdeliveredRing *ring, uint64_t tail, const 
     return True
 
 
+cdef inline uint32_t misdelivered_count(MisdeliveredRing *ring) noexcept nogil:
+    """How many wait, if the other side's position can be."""
+    cdef uint64_t count = load64(&ring.tail, ACQUIRE) - ring.head
+    return <uint32_t>count if count <= MISDELIVERED_RING_LEN else MISDELIVERED_RING_LEN
+
+
 cdef inline Misdelivered *misdelivered_first(MisdeliveredRing *ring) noexcept nogil:
     """The oldest datagram, NULL if there is none."""
     if ring.head == load64(&ring.tail, ACQUIRE):
@@ -56,11 +63,17 @@ cdef inline void misdelivered_pop(MisdeliveredRing *ring) noexcept nogil:
     store64(&ring.head, ring.head + 1, RELEASE)
 
 
+cdef inline bint control_packet_fits(ControlPacketRing *ring, uint32_t length) noexcept nogil:
+    """Whether the next push will succeed: a control packet is not too long, the ring not full."""
+    return length <= CONTROL_PACKET_LEN \
+        and ring.tail - load64(&ring.head, ACQUIRE) < CONTROL_RING_LEN
+
+
 cdef inline bint control_packet_push(ControlPacketRing *ring, uint32_t peer, uint32_t local_index,
                                      const uint8_t *data, uint32_t length) noexcept nogil:
-    """Copy a control packet in; False if it is too long or the ring is full."""
+    """Copy a control packet in, if it fits."""
     cdef ControlPacket *packet = &ring.packets[ring.tail % CONTROL_RING_LEN]
-    if length > CONTROL_PACKET_LEN or ring.tail - load64(&ring.head, ACQUIRE) >= CONTROL_RING_LEN:
+    if not control_packet_fits(ring, length):
         return False
     packet.peer = peer
     packet.local_index = local_index

@@ -3,7 +3,8 @@
 #   configuration   Header, PeerSlot, Keypair, Lane, TrieNode. Only the supervisor writes it;
 #                   workers have it by a read-only descriptor, and cannot map it otherwise.
 #   state           InterfaceState, WorkerShared, PeerState, KeypairState, LaneState, Limiter and,
-#                   of a TAP, MacEntry and flood ids (`duplicates`): what workers write.
+#                   of a TAP, MacEntry and hashes of flooded frames (`duplicates`): what workers
+#                   write.
 #
 # Arrays and their order: hot/layout.pxd. A slot has one number in both.
 #
@@ -197,6 +198,7 @@ cdef struct Header:
     uint32_t peers_end              # no peer has this slot, or one behind it
     uint32_t has_rate_limits        # somewhere: the interface, or any peer
     uint32_t halts                  # odd: nothing may be sent (hot/halt.pxd)
+    uint32_t takes_control_packets  # else the transport is plain WireGuard
     # TAP only.
     uint32_t is_tap
     uint32_t is_relay

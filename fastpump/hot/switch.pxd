@@ -14,10 +14,11 @@
 #               but the one it came from. Else never: what came from a peer goes to no peer
 #   deliver     to the interface, unless it was relayed to its only destination
 #
-# Without loops, and without copies: a flooded frame carries a random flood id, and passes each
-# side once, by however many routes it comes (the frames of a superpacket have ids in a row); any
-# relayed frame carries a count of hops and its originator, where it never comes back. Of several
-# routes to an address, the one of the fewest hops among the copies counts.
+# Without loops, and without copies: a flooded frame carries a random flood id, by which, together
+# with all else that is in it, it passes each side once, by however many routes it comes (the frames
+# of a superpacket have ids in a row; hot/duplicates.pxd); any relayed frame carries a count of hops
+# and its originator, where it never comes back. Of several routes to an address, the one of the
+# fewest hops among the copies counts.
 #
 # A frame for several peers is copied for each: to split and seal it destroys it. An iteration of
 # the interface counts those copies. Accepted limit: an iteration of a socket does not, so a relay
@@ -31,11 +32,13 @@ from fastpump.hot.constants cimport (
     FLOOD_ID_BITS, FLOOD_ID_MASK, RANDOM_WORDS, READ_HEADROOM, RELAY_MAX_FRAMES, RELAY_MAX_HOPS,
     VNET_HEADER_LEN,
 )
-from fastpump.hot.duplicates cimport duplicates_test_and_set
+from fastpump.hot.duplicates cimport (
+    COPY_FIRST, COPY_NEARER, Copy, duplicates_hash, duplicates_test_and_set,
+)
 from fastpump.hot.egress cimport egress_shape
 from fastpump.hot.fdb cimport (
     LEARN_FULL, LEARN_LOCKED, LEARN_MOVED, LEARN_NEW, MAC_LOCAL_PORT, MAC_UNKNOWN, Learned,
-    MacEntry, mac_find, mac_hops, mac_key, mac_learn, mac_lookup, mac_owner,
+    MacEntry, mac_find, mac_hops, mac_is_locked, mac_key, mac_learn, mac_lookup, mac_owner,
 )
 from fastpump.hot.linux cimport getrandom
 from fastpump.hot.packet cimport (
@@ -94,26 +97,29 @@ cdef inline Verdict switch_from_peer(Worker *worker, uint32_t peer, const VnetHe
                                      bint *is_for_us) noexcept nogil:
     """A peer's frame; `is_for_us`: it is to be delivered to the interface."""
     cdef uint64_t key = mac_key(frame_source(frame), frame.vlan)
-    cdef Verdict verdict = relay_check(worker, peer, key, frame, relay)
+    cdef bint is_first = True
+    cdef Verdict verdict = relay_check(worker, peer, key, frame, relay, &is_first)
     is_for_us[0] = False
     if verdict != PASS:
         return verdict
     if switch_learn(worker, key, peer, <uint32_t>(relay.word >> FLOOD_ID_BITS)) == LEARN_LOCKED:
         return DROP_MAC_LOCKED
-    is_for_us[0] = True
+    is_for_us[0] = is_first
     if worker.tables.header.is_relay:
         return switch_relay(worker, peer, vnet, frame, relay, is_for_us)
     return PASS
 
 
 cdef inline Verdict relay_check(Worker *worker, uint32_t peer, uint64_t key, const Packet *frame,
-                                const Relay *relay) noexcept nogil:
+                                const Relay *relay, bint *is_first) noexcept nogil:
     """A peer's frame passes if it was not relayed too often, is not our own, exceeds no storm limit
-    and is the first of its flood id."""
+    and, if it is flooded, is not locked to another port (or that copy would stop the true one), and
+    has not come before. At a relay it passes if it came by more hops before: not `is_first`."""
     cdef uint64_t flood_id = relay.word & FLOOD_ID_MASK
     cdef uint32_t hops = <uint32_t>(relay.word >> FLOOD_ID_BITS)
     cdef MacEntry *entry
     cdef uint64_t value
+    cdef Copy copy
     if hops > RELAY_MAX_HOPS:
         return DROP_HOP_LIMIT
     if relay.word and relay.originator == worker.tables.header.originator_id:
@@ -121,7 +127,14 @@ cdef inline Verdict relay_check(Worker *worker, uint32_t peer, uint64_t key, con
     if (flood_id or frame_is_for_group(frame)) and not bucket_try(
             &worker.tables.peer_states[peer].storm, 1, worker.now_ns):
         return DROP_STORM
-    if flood_id == 0 or not duplicates_test_and_set(&worker.tables, flood_id, worker.now_ns):
+    if flood_id == 0:
+        return PASS
+    if mac_is_locked(&worker.tables, key, peer):
+        return DROP_MAC_LOCKED
+    copy = duplicates_test_and_set(
+        &worker.tables, duplicates_hash(&worker.tables, frame, relay), hops, worker.now_ns)
+    is_first[0] = copy == COPY_FIRST
+    if is_first[0] or (copy == COPY_NEARER and worker.tables.header.is_relay):
         return PASS
     entry = mac_find(&worker.tables, key)
     if entry != NULL:
@@ -139,7 +152,7 @@ cdef inline Verdict switch_relay(Worker *worker, uint32_t peer, const VnetHeader
     cdef uint64_t hop = (came.word >> FLOOD_ID_BITS) + 1
     cdef uint32_t owner = MAC_UNKNOWN if flood_id else switch_owner(worker, frame)
     cdef Relay relay
-    is_for_us[0] = owner in (MAC_LOCAL_PORT, MAC_UNKNOWN)
+    is_for_us[0] = is_for_us[0] and owner in (MAC_LOCAL_PORT, MAC_UNKNOWN)
     if owner == MAC_LOCAL_PORT:
         return PASS
     if owner == peer:
@@ -158,8 +171,9 @@ cdef inline Verdict switch_relay(Worker *worker, uint32_t peer, const VnetHeader
                 &worker.tables.peer_states[peer].storm, 1, worker.now_ns):
             is_for_us[0] = False
             return DROP_STORM
-        flood_id = flood_id_new(worker)
-        duplicates_test_and_set(&worker.tables, flood_id, worker.now_ns)  # should it come back
+        flood_id = relay.word = flood_id_new(worker)
+        duplicates_test_and_set(    # should it come back
+            &worker.tables, duplicates_hash(&worker.tables, frame, &relay), 0, worker.now_ns)
     relay.word = flood_id | hop << FLOOD_ID_BITS
     switch_flood(worker, vnet, frame, &relay, peer)
     return PASS

@@ -31,6 +31,9 @@ cdef enum:
     DROP_REPLAYED                   # counter accepted before, or behind the window
     DROP_UNAUTHENTIC                # the tag does not match
     DROP_MALFORMED_INNER            # authentic, but no IP packet inside
+    DROP_MISDELIVERED               # more handshake messages behind data than are passed on
+    DROP_CONTROL_UNWANTED           # the transport is plain WireGuard
+    DROP_CONTROL_RATE               # more control packets than a peer may send
     DROP_CONTROL_FULL               # more control packets than the supervisor reads
     DROP_MALFORMED_PARTIAL          # not a packet whose checksum can be partial
     DROP_MALFORMED_BUNDLE           # an entry that is empty, or longer than what is left

@@ -43,6 +43,7 @@ cdef struct ReceiveRun:
 
 cdef struct ReorderEntry:
     uint64_t until_ns
+    uint32_t peer
     bint is_opened                  # else it is as it came
     bint may_pass                   # of the iteration
     uint32_t at                     # in the buffer
@@ -55,6 +56,9 @@ cdef struct ReorderBuffer:
     # Lane messages that came too early, oldest first; see hot/reorder.pxd.
     uint32_t count
     uint32_t bytes
+    uint32_t charged                # of REORDER_BYTES
+    uint32_t charged_unopened       # of that, what nobody has authenticated
+    uint32_t *charged_opened        # of that, by peer
     ReorderEntry entries[REORDER_MESSAGES]
     uint8_t *buffer                 # REORDER_BYTES
 
@@ -111,6 +115,7 @@ cdef struct Worker:
     uint32_t now_s
     uint32_t mtu                    # of the iteration
     bint has_rate_limits            # of the iteration
+    bint takes_control_packets      # of the iteration
     bint is_tap
     uint32_t lane_flags             # that lane messages may have
     bint is_interface_gone
@@ -119,6 +124,9 @@ cdef struct Worker:
     SendBatch send
     RecvBatch recv
     ReceiveRun receive_run
+    uint32_t train_peer             # whose authentic messages the train holds so far; or NONE
+    uint64_t *upcalls_full_at_ns    # by peer: its share of what goes up; see hot/upcall.pxd
+    uint64_t strangers_full_at_ns
     Staged staged
     ReorderBuffer reorder
     Bundle bundle

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import logging.handlers
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from fastpump.errors import FastpumpError, SystemSetupError
+from fastpump.process import logs
 
 log = logging.getLogger("fastpump")
 
-SYSLOG = Path("/dev/log")
 _READY = b"\0"
 
 
@@ -53,7 +52,7 @@ def _run(work: Callable[[Callable[[], None]], None], ready_out: int) -> None:
     def on_ready() -> None:
         nonlocal is_ready
         is_ready = True
-        _log_to_syslog()
+        logs.to_syslog()
         terminal.close()
         os.write(ready_out, _READY)
         os.close(ready_out)
@@ -86,11 +85,3 @@ def _close_inherited() -> None:
         with contextlib.suppress(OSError):      # that of the list itself is closed by now
             if fd > 2 and os.get_inheritable(fd):
                 os.close(fd)
-
-
-def _log_to_syslog() -> None:
-    log.handlers = [logging.NullHandler()]
-    if SYSLOG.exists():
-        handler = logging.handlers.SysLogHandler(str(SYSLOG))
-        handler.ident = f"fastpump[{os.getpid()}]: "
-        log.handlers.append(handler)

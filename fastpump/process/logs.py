@@ -1,11 +1,119 @@
-"""Logging to stderr, as lines or as JSON."""
+"""Logging to stderr, as lines or as JSON, or to syslog.
+
+A peer causes log lines, by handshakes or by what it says of itself. It must not fill a disk with
+them, nor stop the tunnel:
+
+bounded        Of one kind of line about one peer there are BURST at once, and then one in
+               INTERVAL_S, which says how many were left out.
+non-blocking   What stderr or syslog does not take at once is lost, and counted: whoever reads them
+               may be slow, or stopped.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import logging.handlers
+import os
+import select
+import time
+from collections.abc import Callable, Hashable
+from pathlib import Path
 
 LEVELS = ("debug", "info", "warning", "error")
+SYSLOG = Path("/dev/log")
+
+BURST = 10
+INTERVAL_S = 10.0
+MAX_KINDS = 4096
+"""That are remembered; the one that was logged least recently is forgotten."""
+
+
+class RateLimit(logging.Filter):
+    """Lets so many records of a kind pass (GCRA, ITU-T I.371). A kind is a format string, and the
+    peer that it is filled in with."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        # When the kind's bucket will be full again, and how many were left out since the last
+        # that passed; the kind that was logged least recently first.
+        self._kinds: dict[Hashable, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record passes; it is given the count of those that did not."""
+        now, kind = self._clock(), _kind(record)
+        full_at, left_out = self._kinds.pop(kind, (now, 0))
+        full_at = max(full_at, now)
+        passes = full_at - now <= (BURST - 1) * INTERVAL_S
+        self._kinds[kind] = (full_at + INTERVAL_S, 0) if passes else (full_at, left_out + 1)
+        if len(self._kinds) > MAX_KINDS:
+            del self._kinds[next(iter(self._kinds))]
+        if passes and left_out:
+            record.msg, record.args = f"{record.getMessage()} (and {left_out} more like it)", ()
+        return passes
+
+
+def _kind(record: logging.LogRecord) -> Hashable:
+    first = record.args[0] if isinstance(record.args, tuple) and record.args else None
+    if record.msg == "%s":
+        return str(first)
+    return record.msg, getattr(first, "public_key", None)
+
+
+class StreamHandler(logging.StreamHandler):     # type: ignore[type-arg]
+    """Writes lines to a stream, and loses those that would block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        try:
+            fd = self.stream.fileno()
+        except (OSError, ValueError):       # not a file: a test's
+            super().emit(record)
+            return
+        if self._lost and self._write(fd, logging.makeLogRecord({
+                "name": record.name, "levelno": logging.WARNING, "levelname": "WARNING",
+                "msg": "%d log lines were lost, as nobody read them", "args": (self._lost,)})):
+            self._lost = 0
+        self._lost += not self._write(fd, record)
+
+    def _write(self, fd: int, record: logging.LogRecord) -> bool:
+        """Whether there was room. A pipe that is writable has room for PIPE_BUF bytes (pipe(7))."""
+        line = (self.format(record) + self.terminator).encode(errors="backslashreplace")
+        while line:
+            if not _is_writable(fd):
+                return False
+            try:
+                os.write(fd, line[:select.PIPE_BUF])
+            except OSError:                 # the reader is gone
+                return False
+            line = line[select.PIPE_BUF:]
+        return True
+
+
+def _is_writable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return any(events & select.POLLOUT for _, events in poll.poll(0))
+
+
+class SyslogHandler(logging.handlers.SysLogHandler):
+    """Sends lines to syslog, and loses those that would block."""
+
+    def __init__(self) -> None:
+        super().__init__(str(SYSLOG))
+        self.ident = f"fastpump[{os.getpid()}]: "
+
+    def _connect_unixsocket(self, address: str) -> None:
+        super()._connect_unixsocket(address)    # type: ignore[misc]
+        self.socket.setblocking(False)      # type: ignore[attr-defined]
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """It is lost."""
 
 
 class _JsonFormatter(logging.Formatter):
@@ -15,11 +123,21 @@ class _JsonFormatter(logging.Formatter):
 
 
 def set_up(level: str, *, as_json: bool = False) -> None:
-    """Log what is at least as important as `level` (of LEVELS)."""
-    handler = logging.StreamHandler()
+    """Log what is at least as important as `level` (of LEVELS) to stderr."""
+    handler = StreamHandler()
     handler.setFormatter(_JsonFormatter() if as_json else
                          logging.Formatter("%(levelname)s %(message)s"))
+    _log_by(handler)
     logger = logging.getLogger("fastpump")
-    logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(level.upper())
+
+
+def to_syslog() -> None:
+    """Log to syslog from now on; nowhere if there is none."""
+    _log_by(SyslogHandler() if SYSLOG.exists() else logging.NullHandler())
+
+
+def _log_by(handler: logging.Handler) -> None:
+    handler.addFilter(RateLimit())
+    logging.getLogger("fastpump").handlers = [handler]

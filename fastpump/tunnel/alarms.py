@@ -13,6 +13,7 @@ from fastpump._core import SharedTables
 from fastpump.clock import now_ns
 from fastpump.constants import SECOND
 from fastpump.device.device import Device
+from fastpump.tunnel.containment import Containment
 
 RECLAIM_INTERVAL_S = 1.0
 
@@ -20,8 +21,9 @@ RECLAIM_INTERVAL_S = 1.0
 class Alarms:
     """The two timers; nothing is timed before `start`, which catches up."""
 
-    def __init__(self, tables: SharedTables) -> None:
+    def __init__(self, tables: SharedTables, contained: Containment) -> None:
         self._tables = tables
+        self._contained = contained
         self._device: Device | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -64,10 +66,12 @@ class Alarms:
     def _tick(self) -> None:
         assert self._device is not None
         self._timer = None
-        self._device.tick(now_ns())
+        with self._contained:
+            self._device.tick(now_ns())
         self.on_deadline()
 
     def _reclaim(self) -> None:
         self._reclaimer = None
-        self._tables.retired.reclaim()
+        with self._contained:
+            self._tables.retired.reclaim()
         self.on_retired()

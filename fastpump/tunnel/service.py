@@ -135,12 +135,16 @@ class Service:
         """Of a TAP: age MAC addresses, and look at what it is joined to when links changed."""
         join = ethernet.JoinWatch(self._tunnel.config)
         while True:
-            self._tunnel.tables.fdb.sweep(now_ns())
-            if self._links_changed.is_set() and self._tunnel.is_at_home:
-                self._links_changed.clear()
-                try:
-                    await asyncio.to_thread(join.check, self._tunnel.link.index,
-                                            self._tunnel.link.mtu)
-                except (FastpumpError, OSError) as error:
-                    log.debug("cannot check what the tunnel is joined to: %s", error)
+            with self._tunnel.supervisor.contained:
+                self._tunnel.tables.fdb.sweep(now_ns())
+                await self._check_join(join)
             await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
+
+    async def _check_join(self, join: ethernet.JoinWatch) -> None:
+        if not self._links_changed.is_set() or not self._tunnel.is_at_home:
+            return
+        self._links_changed.clear()
+        try:
+            await asyncio.to_thread(join.check, self._tunnel.link.index, self._tunnel.link.mtu)
+        except (FastpumpError, OSError) as error:
+            log.debug("cannot check what the tunnel is joined to: %s", error)

@@ -22,7 +22,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fastpump._core import ADMISSION_BATCH, Admission, SharedTables
@@ -39,12 +39,17 @@ from fastpump.errors import SystemSetupError
 from fastpump.protocol import cookie
 from fastpump.tun.queues import TunQueues
 from fastpump.tunnel.alarms import Alarms
+from fastpump.tunnel.containment import Containment
 from fastpump.tunnel.workers import WorkerOptions, WorkerProcess, Workers, WorkersCallbacks
+from fastpump.verdicts import Verdict
 
 log = logging.getLogger("fastpump.supervisor")
 
 # Receive calls in a row on the handshake socket before anything else is served.
 RECEIVES_PER_WAKEUP = 8
+# Control packets of one peer that are handled then. Its worker drops what exceeds a rate
+# (hot/upcall.pxd): this is for workers that do not.
+CONTROLS_PER_WAKEUP = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +82,9 @@ class Supervisor:
         self._sockets: SocketGroup | None = None
         self._is_wanted_up = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._alarms = Alarms(tables)
+        self.contained = Containment()
+        """For whatever else runs in the loop."""
+        self._alarms = Alarms(tables, self.contained)
         self._is_serving = False
         self._ready = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -89,7 +96,7 @@ class Supervisor:
             on_interface_gone=lambda: self.stop("because the interface was deleted"),
             on_cannot_start=self._fail), options.workers)
         self.family = preferred_family()
-        self._admission = Admission()
+        self._admission = Admission(tables)
         self.device = Device(tables, DeviceCallbacks(
             transmit=self._transmit, transmit_lane=self._transmit_lane,
             ring=self._workers.ring, unix_ns=time.time_ns, jitter=random.randrange,
@@ -98,7 +105,7 @@ class Supervisor:
         ), self.family, cpu_count=len(os.sched_getaffinity(0)), lanes=options.lanes,
             is_steered=options.is_steered)
         self._handshakes = HandshakeQueue(self.device, self._admission, QueueCallbacks(
-            on_slice=self._hand_over_all_events, on_transport=self._pass_on))
+            on_slice=self._hand_over_all_events, on_passed_on=self._on_passed_on))
 
     # -- what may change while it runs
 
@@ -154,8 +161,10 @@ class Supervisor:
 
     @property
     def verdicts(self) -> Counter[str]:
-        """Handshake messages by what became of them."""
-        return self.device.verdicts + self._handshakes.verdicts + Counter(self._admission.verdicts)
+        """Handshake messages and control packets by what became of them."""
+        return (self.device.verdicts + self._handshakes.verdicts
+                + Counter(self._admission.verdicts)
+                + Counter({Verdict.FAILED_INTERNALLY: self.contained.count}))
 
     # -- life
 
@@ -240,15 +249,13 @@ class Supervisor:
             wait.cancel()
 
     def _on_exception(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        """A bug in a callback of ours: report it and end, rather than go on half dead. asyncio's
-        own errors (no fd left to accept a control client, say) are only logged."""
+        """A bug in a callback of ours, which costs what that callback was for; or an error of
+        asyncio's own (no fd left to accept a control client, say)."""
         error = context.get("exception")
-        if "handle" not in context:
+        if "handle" in context and isinstance(error, Exception):
+            self.contained.report(error)
+        else:
             log.warning("%s: %s", context.get("message"), error)
-            return
-        log.error("%s: %r", context.get("message"), error,
-                  exc_info=error if isinstance(error, BaseException) else None)
-        self._fail(f"internal error: {error!r}; this is a bug, please report it")
 
     def _fail(self, error: str) -> None:
         """End `run` soon, by an error; the first counts."""
@@ -275,16 +282,28 @@ class Supervisor:
         if self._stopped.is_set():
             return
         self._hand_over_events(number)
-        for packet in self._tables.workers.controls(number):
-            self.device.on_control(ControlPacket(*packet), now_ns())
-        for message, sockaddr, source_address in self._tables.workers.messages(number):
-            self._handshakes.receive_misdelivered(message, sockaddr, source_address, now_ns())
+        self._hand_over_controls(number)
+        handshake = -1 if self._sockets is None else self._sockets.handshake.fileno()
+        with self.contained:
+            self._handshakes.receive_misdelivered(number, handshake, now_ns())
         self._serve_handshakes()
 
     def _hand_over_events(self, number: int) -> None:
         """Hand what a worker reports to the device."""
         for event in self._tables.workers.events(number):
-            self.device.on_event(WorkerEvent(*event), now_ns())
+            with self.contained:
+                self.device.on_event(WorkerEvent(*event), now_ns())
+
+    def _hand_over_controls(self, number: int) -> None:
+        """Hand the control packets of a worker to the device, so many of one peer."""
+        count: Counter[int] = Counter()
+        for packet in map(ControlPacket._make, self._tables.workers.controls(number)):
+            count[packet.peer_slot] += 1
+            if count[packet.peer_slot] > CONTROLS_PER_WAKEUP:
+                self.device.verdicts[Verdict.DROP_CONTROL_RATE] += 1
+                continue
+            with self.contained:
+                self.device.on_control(packet, now_ns())
 
     def _hand_over_all_events(self) -> None:
         for number in range(self._tables.queue_count):
@@ -292,7 +311,9 @@ class Supervisor:
 
     def _on_worker_exit(self, number: int) -> None:
         """A worker's process has ended."""
-        if not self._stopped.is_set():
+        if self._stopped.is_set():
+            return
+        with self.contained:
             self.device.on_worker_exit(number)
 
     # -- handshakes
@@ -319,16 +340,14 @@ class Supervisor:
         assert self._loop is not None
         if self._stopped.is_set():
             return
-        self._is_serving = self._handshakes.serve(now_ns)
+        self._is_serving = True         # also after an error: the other messages wait
+        with self.contained:
+            self._is_serving = self._handshakes.serve(now_ns)
         if self._is_serving:
             self._loop.call_soon(self._go_on_serving)
 
-    def _pass_on(self, message: bytes, sockaddr: bytes, source_address: bytes) -> None:
-        """A transport message came with a handshake message: it is its worker's."""
-        count = self._tables.queue_count
-        number = message[4] & ((1 << (count - 1).bit_length()) - 1)
-        if number < count and self._tables.workers.inject(
-                number, message, sockaddr, source_address):
+    def _on_passed_on(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
             self._workers.ring_one(number)
 
     def _transmit(self, message: bytes, endpoint: Endpoint, source_address: bytes) -> None:
@@ -348,5 +367,8 @@ class Supervisor:
         except OSError as error:
             log.debug("nothing can be sent to %s now: %s", endpoint, error)
 
-    def _on_endpoint(self, endpoint: Endpoint) -> None:
-        self._admission.add_known(endpoint.sockaddr(self.family))
+    def _on_endpoint(self, before: Endpoint | None, after: Endpoint | None) -> None:
+        if before is not None:
+            self._admission.remove_known(before.sockaddr(self.family))
+        if after is not None:
+            self._admission.add_known(after.sockaddr(self.family))

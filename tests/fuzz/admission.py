@@ -87,7 +87,7 @@ def check_verdict(verdict, drops, message, key, seen, is_overloaded):
     the initiations that were admitted, each in its place of 16384, until another comes there."""
     kind, length, mac1 = int.from_bytes(message[:4], "little"), len(message), message[-32:-16]
     place = int.from_bytes(mac1[8:12], "little") % 16384
-    if length >= 32 and (kind == 4 if length >= 64 else message[0] == 4):
+    if length >= 32 and kind == 4:
         assert verdict == ADMIT_TRANSPORT
     elif (kind, length) == (3, 64):
         assert verdict == ADMIT_HANDSHAKE or drops.keys() <= {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 
-from fastpump._core import Admission, SharedTables
+from fastpump._core import ADMIT_HANDSHAKE, ADMIT_TRANSPORT, Admission, SharedTables
 from fastpump.conn.endpoint import NO_SOURCE_ADDRESS
 from fastpump.constants import (
     REKEY_TIMEOUT,
@@ -51,7 +51,7 @@ class Side(devices.Side):
         super().__init__(world, name, tables=SharedTables.create(2, peer_count, 8),
                          private_key=private, jitter=world.rng.randrange)
         self.queue = HandshakeQueue(self.device, self.admission, QueueCallbacks(
-            on_slice=lambda: None, on_transport=self.pass_on))
+            on_slice=lambda: None, on_passed_on=lambda _: None))
         self.public = self.device.public_key
         self.mac1_key = cookie.mac1_key(self.public)
         self.cookie_key = cookie.cookie_key(self.public)
@@ -63,15 +63,18 @@ class Side(devices.Side):
         other = self.world.b if self is self.world.a else self.world.a
         return self.device.peers[other.public]
 
-    def on_endpoint(self, where):
-        self.admission.add_known(where.sockaddr(socket.AF_INET6))
+    def on_endpoint(self, before, after):
+        if before is not None:
+            self.admission.remove_known(before.sockaddr(socket.AF_INET6))
+        if after is not None:
+            self.admission.add_known(after.sockaddr(socket.AF_INET6))
 
     def transmit(self, message, where, _local):
         self.world.authors[core(message)] = self.public
         self.world.history.append(message)
         self.world.flying.append((self.name, message, where))
 
-    def pass_on(self, message, _sockaddr, _local):
+    def pass_on(self, message):
         """What a worker does with a transport message, as far as we can tell here."""
         self.passed_on += 1
         if self.world.authors.get(message) not in self.device.peers:
@@ -95,8 +98,12 @@ class Side(devices.Side):
         before = {peer: (self.keypairs(peer), peer.endpoint, peer.cookie)
                   for peer in self.device.peers.values()}
         counted = self.counted()
-        self.queue.receive_misdelivered(
-            message, where.sockaddr(socket.AF_INET6), NO_SOURCE_ADDRESS, now)
+        sockaddr = where.sockaddr(socket.AF_INET6)
+        verdict = self.admission.judge(message, sockaddr, now)
+        if verdict == ADMIT_HANDSHAKE:
+            self.queue.add((message, sockaddr, NO_SOURCE_ADDRESS), now)
+        elif verdict == ADMIT_TRANSPORT:
+            self.pass_on(message)
         assert not self.queue.serve(lambda: now)
         for peer, (keypairs, endpoint, known_cookie) in before.items():
             if author != peer.public_key:

@@ -19,7 +19,7 @@ import socket
 import sys
 from ipaddress import IPv4Address
 
-from fastpump._core import LOCAL_PORT, NewKeypair, NewLanes, SharedTables
+from fastpump._core import LOCAL_PORT, Admission, NewKeypair, NewLanes, SharedTables
 from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
 from fastpump.device.events import ControlPacket, WorkerEvent
 from fastpump.device.peer_change import PeerChange, Presence
@@ -116,7 +116,14 @@ class Drill:
         self.tables.lanes.install(self.lanes, new_lanes(2))
         self.tables.peers.set_lanes(self.peer, self.lanes, None)
         self.tables.fdb.add(MAC, 0, self.peer, 1)
+        self.admission = Admission(self.tables)
+        self.socket = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        self.socket.bind(("::1", 0))
         self.now = 1 << 40
+
+    def close(self):
+        self.socket.close()
+        self.tables.close()
 
     def run(self):
         """Everything once. What is wrong is an AssertionError, or another exception."""
@@ -137,18 +144,28 @@ class Drill:
         for number in range(QUEUES):
             events = workers.events(number)
             assert len(events) <= EVENTS and not workers.events(number)
-            messages = workers.messages(number)
-            assert len(messages) <= MESSAGES and not workers.messages(number)
+            messages = self.take_misdelivered(number)
+            assert len(messages) <= MESSAGES and not self.take_misdelivered(number)
             for data, sockaddr, _ in messages:
                 assert len(data) <= MESSAGE_LEN
                 Endpoint.from_sockaddr(sockaddr)
             controls = workers.controls(number)
             assert len(controls) <= CONTROLS and not workers.controls(number)
             assert all(len(data) <= CONTROL_LEN for _, _, data in controls)
-            workers.inject(number, bytes(100), WHERE)
             workers.counters(number)
             assert set(workers.exited(number)) <= set(range(PEERS))
+        self.pass_on()
         self.tables.peers.set_endpoint(self.peer, WHERE)
+
+    def take_misdelivered(self, number):
+        return self.admission.receive_misdelivered(number, self.socket.fileno(), self.now)
+
+    def pass_on(self):
+        """A transport message that came to the handshake socket goes to its worker."""
+        message = b"\4\0\0\0" + self.index.to_bytes(4, "little") + bytes(24)
+        self.socket.sendto(message, self.socket.getsockname())
+        count, admitted, woken = self.admission.receive(self.socket.fileno(), self.now)
+        assert (count, admitted) == (1, []) and set(woken) <= {0}
 
     def use_peer(self, peer):
         peers = self.tables.peers
@@ -266,7 +283,7 @@ def sweep(seed, *, is_short):
                 raise
             count += 1
     worker.close()
-    drill.tables.close()
+    drill.close()
     return count
 
 

@@ -51,7 +51,7 @@ def target(request, closed):
 
 @contextlib.contextmanager
 def played(tables, number=0):
-    with mmap.mmap(tables.fd, 0) as memory:
+    with mmap.mmap(tables.state_fd, 0) as memory:
         worker = PlayedWorker(memory, OURS, number)
         yield worker
         del worker.sequence, worker.length, worker.address

@@ -651,15 +651,15 @@ def test_what_waits_for_keys_that_never_come_is_dropped():
     for _ in range(60):
         one.send_lane(big)
         two.poll()
-    held = two.verdicts()["DROP_HOLD_FULL"]
-    assert 20 < held < 40
+    held = (4 << 20) // 9 // (60000 + 32)
+    assert two.verdicts() == {"DROP_HOLD_FULL": 60 - held}
     two.poll(START + 20 * MS)
-    assert two.verdicts() == {"DROP_HOLD_FULL": held, "DROP_UNKNOWN_INDEX": 60 - held}
+    assert two.verdicts() == {"DROP_HOLD_FULL": 60 - held, "DROP_UNKNOWN_INDEX": held}
     one.send_lane(one.plain().seal(SMALL, counter=1))
     two.poll()
     two.tables.lanes.retire(two.first)
     two.poll(START + 20 * MS)
-    assert two.verdicts()["DROP_UNKNOWN_INDEX"] == 61 - held
+    assert two.verdicts()["DROP_UNKNOWN_INDEX"] == held + 1
     closing((one, two))
 
 
@@ -676,20 +676,6 @@ def test_an_end_for_somebody_elses_lane_is_dropped(one, two):
                        one.udp.getsockname())
     one.poll()
     assert one.verdicts() == {"DROP_UNKNOWN_INDEX": 4}
-
-
-def test_control_packets_go_to_the_supervisor(one, two):
-    packet = plainlanes.control(1, {1: b"\1"})
-    two.udp.sendto(message(one, 7, packet + bytes(9)), one.udp.getsockname())
-    one.poll()
-    assert one.tables.workers.controls(0) == [(one.peer, one.index, packet + bytes(9))]
-    for counter in range(40):
-        two.udp.sendto(message(one, 100 + counter, packet), one.udp.getsockname())
-        one.poll()
-    assert len(one.tables.workers.controls(0)) == 32
-    two.udp.sendto(message(one, 200, b"\xf0\1" + bytes(2000)), one.udp.getsockname())
-    one.poll()
-    assert one.verdicts() == {"DROP_CONTROL_FULL": 9}
 
 
 def test_a_dead_worker_leaves_lanes_that_work(one, two):

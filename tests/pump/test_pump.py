@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from fastpump import _core
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME
-from fastpump.kernel import UDP_SEGMENT
 from support.packets import (
     A4,
     A6,
@@ -183,49 +182,6 @@ def test_hostile_datagrams_cost_a_counter(one, two, make, verdict):
     two.udp.sendto(message(one, 77, udp(B4, A4, b"fine")), one.udp.getsockname())
     one.poll()
     assert one.take() == [PLAIN + udp(B4, A4, b"fine")]
-
-
-def train(sender, target, datagrams):
-    """Send datagrams as one GSO message, all as long as the first but the last."""
-    sender.udp.sendmsg([b"".join(datagrams)], [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack(
-        "=H", len(datagrams[0])))], 0, target.udp.getsockname())
-
-
-def test_a_handshake_message_behind_data_goes_to_the_supervisor(one, two):
-    data = [message(one, counter, udp(B4, A4, bytes(160))) for counter in range(3)]
-    initiation = b"\1\0\0\0" + bytes(range(144))
-    train(two, one, [*data, initiation])
-    one.poll()
-    ((taken, sockaddr, _),) = one.tables.workers.messages(0)
-    assert taken == initiation
-    assert sockaddr == two.endpoint.sockaddr(socket.AF_INET6)
-    assert sum(len(_core.split(written)) for written in one.take()) == 3
-    assert one.verdicts() == {}
-
-
-def test_data_behind_a_handshake_message_comes_back_to_the_worker(one, two):
-    packet = udp(B4, A4, b"stray")
-    assert one.tables.workers.inject(0, message(one, 5, packet),
-                                    two.endpoint.sockaddr(socket.AF_INET6))
-    assert not one.tables.workers.inject(0, bytes(161), b"")
-    one.poll()
-    assert one.take() == [PLAIN + packet] and one.verdicts() == {}
-    assert all(one.tables.workers.inject(0, bytes(40), b"") for _ in range(64))
-    assert not one.tables.workers.inject(0, bytes(40), b"")
-    one.poll()
-    assert one.verdicts() == {"DROP_MALFORMED_MESSAGE": 64}
-
-
-def test_a_flood_of_stray_handshake_messages_is_bounded(one, two):
-    for _ in range(100):
-        two.udp.sendto(b"\2\0\0\0" + bytes(88), one.udp.getsockname())
-    for _ in range(20):
-        one.poll()
-    assert len(one.tables.workers.messages(0)) == 64
-    assert one.verdicts() == {"FAILED_EVENT_RING_FULL": 36}
-    two.udp.sendto(b"\1\0\0\0" + bytes(1000), one.udp.getsockname())
-    one.poll()
-    assert one.verdicts()["DROP_MALFORMED_MESSAGE"] == 1
 
 
 def test_what_a_dead_worker_had_no_time_to_tell_is_told_again():

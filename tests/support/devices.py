@@ -87,8 +87,11 @@ class Side(Callbacks):
     def ring(self):
         self.rings += 1
 
-    def on_endpoint(self, where):
-        self.known_endpoints.append(where)
+    def on_endpoint(self, before, after):
+        if before is not None:
+            self.known_endpoints.remove(before)
+        if after is not None:
+            self.known_endpoints.append(after)
 
     @property
     def public_key(self):

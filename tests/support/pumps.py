@@ -21,7 +21,7 @@ from fastpump._core import (
 )
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME
-from fastpump.kernel import UDP_GRO
+from fastpump.kernel import UDP_GRO, UDP_SEGMENT
 from support.packets import PLAIN
 from support.plainlanes import PlainLane
 
@@ -169,6 +169,39 @@ class End(Pumped):
         if self.number == 1:
             where = self.other.lane_sockets[message[2] % LANE_SOCKETS]
         sock.sendto(message, where.getsockname())
+
+
+class WorkerOf(Pumped):
+    """The only worker of somebody else's tables, in this process; `doorbell` and `event` are that
+    somebody's, too."""
+
+    def __init__(self, tables, doorbell, event):
+        self.tables = tables
+        self.interface, self.queue = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        self.udp.bind(("::", 0))
+        for sock in (self.interface, self.queue):
+            sock.setblocking(False)
+        self.pump = Pump(tables, 0, [self.queue.fileno()], self.udp.fileno(), doorbell, event)
+
+    def close(self):
+        for sock in (self.interface, self.queue, self.udp):
+            sock.close()
+
+    def receive(self, message, *, source="::ffff:127.0.0.1"):
+        """A datagram that comes to the worker's socket."""
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sender.bind((source, 0))
+            sender.sendto(message, (source, self.udp.getsockname()[1]))
+
+
+def send_train(sender, target, datagrams):
+    """Send datagrams from socket to socket as one GSO message: all as long as the first but the
+    last."""
+    sender.sendmsg([b"".join(datagrams)], [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack(
+        "=H", len(datagrams[0])))], 0, target.getsockname())
 
 
 def drain(sock):

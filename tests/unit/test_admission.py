@@ -155,6 +155,21 @@ def test_the_endpoints_of_peers_have_a_share_of_their_own(admission):
     assert admission.judge(initiation(), place("2001:db8:1::6"), START) is None
 
 
+def test_an_address_is_known_while_a_peer_is_there(admission):
+    """Each peer that was there and left takes its own mark along."""
+    shared, left = place("198.51.100.1", 5), place("198.51.100.2", 5)
+    for _ in range(300):
+        admission.add_known(shared)
+    for _ in range(299):
+        admission.remove_known(shared)
+    admission.add_known(left)
+    admission.remove_known(left)
+    admission.declare_overload(START + SECOND)
+    flood(admission, lambda n: f"10.{n >> 8}.{n & 255}.1", 1000)
+    assert admission.judge(initiation(), shared, START) == ADMIT_HANDSHAKE
+    assert admission.judge(initiation(), left, START) is None
+
+
 def test_no_prefix_shares_the_bucket_of_another(admission):
     """Nor the one for a purpose that of another purpose, whatever the attacker chooses."""
     admission.declare_overload(START + SECOND)
@@ -182,14 +197,13 @@ def test_receive_takes_trains_apart(admission):
         theirs.sendmsg([first + second], [(socket.IPPROTO_UDP, 103, (148).to_bytes(2, "little"))],
                        0, ours.getsockname())
         theirs.sendto(bytes(10), ours.getsockname())
-        received, admitted = admission.receive(ours.fileno(), START)
-        assert received == 2
-        assert [(verdict, data) for verdict, data, _, _ in admitted] == [
-            (ADMIT_HANDSHAKE, first), (ADMIT_HANDSHAKE, second)]
-        _, _, sockaddr, source_address = admitted[0]
+        received, admitted, passed_on = admission.receive(ours.fileno(), START)
+        assert received == 2 and not passed_on
+        assert [data for data, _, _ in admitted] == [first, second]
+        _, sockaddr, source_address = admitted[0]
         assert Endpoint.from_sockaddr(sockaddr).port == theirs.getsockname()[1]
         assert source_address == ip_address("::1").packed and source_address != NO_SOURCE_ADDRESS
-        assert admission.receive(ours.fileno(), START) == (0, [])
+        assert admission.receive(ours.fileno(), START) == (0, [], ())
     assert verdicts(admission) == {"DROP_MALFORMED_HANDSHAKE": 1}
 
 
@@ -206,7 +220,7 @@ def test_cookies_are_sent_from_the_address_that_was_asked(admission):
         flood(admission, lambda n: f"10.{n >> 8}.{n & 255}.1", 50)
         message = initiation()
         theirs.sendto(message, ("::ffff:127.0.0.77", ours.getsockname()[1]))
-        assert admission.receive(ours.fileno(), START) == (1, [])
+        assert admission.receive(ours.fileno(), START) == (1, [], set())
         data, where = theirs.recvfrom(100)
     assert where[0] == "::ffff:127.0.0.77"
     assert cookie.open_reply(COOKIE_KEY, cookie.mac1_of(message), wire.parse(data)) is not None

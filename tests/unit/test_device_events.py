@@ -83,6 +83,18 @@ def test_a_place_that_no_socket_reaches_is_nowhere():
     assert side.device.verdicts == {"DROP_MALFORMED_HANDSHAKE": 1}
 
 
+def test_a_peer_is_known_where_it_is_and_nowhere_else():
+    """However often it moves; and when it is gone, nowhere."""
+    world = World()
+    for port in range(1, 100):
+        where = Endpoint(IPv4Address("198.51.100.7") + port, port)
+        world.a.tables.peers.set_endpoint(world.a.peer.slot, where.sockaddr(socket.AF_INET6))
+        world.a.event("roam")
+        assert world.a.known_endpoints == [where]
+    world.a.remove(world.b.public_key)
+    assert world.a.known_endpoints == []
+
+
 # -- nobody has to remember to look after the device
 
 def retired_by(action):

@@ -8,18 +8,15 @@ from fastpump._core import Admission
 from fastpump.conn.endpoint import NO_SOURCE_ADDRESS
 from fastpump.constants import REKEY_TIMEOUT
 from fastpump.device.handshake_queue import HandshakeQueue, QueueCallbacks
-from fastpump.protocol import cookie
 from support.devices import PLACE, World
 
 
 def served(world, *, on_slice):
     """b serves the initiation that a has sent."""
-    admission = Admission()
-    admission.set_keys(cookie.mac1_key(world.b.public_key), cookie.cookie_key(world.b.public_key))
-    queue = HandshakeQueue(world.b.device, admission, QueueCallbacks(on_slice, lambda *_: None))
+    queue = HandshakeQueue(world.b.device, Admission(), QueueCallbacks(on_slice, lambda _: None))
     (initiation,) = world.drop(world.a)
-    queue.receive_misdelivered(
-        initiation.message, PLACE["a"].sockaddr(socket.AF_INET6), NO_SOURCE_ADDRESS, world.now)
+    queue.add((initiation.message, PLACE["a"].sockaddr(socket.AF_INET6), NO_SOURCE_ADDRESS),
+              world.now)
     assert queue.serve(lambda: world.now) is False
 
 
@@ -43,5 +40,5 @@ def test_a_session_that_was_just_confirmed_outlives_the_next_initiation(is_hande
 def test_an_empty_queue_hands_nothing_over():
     world = World()
     queue = HandshakeQueue(world.b.device, Admission(), QueueCallbacks(
-        lambda: pytest.fail("there is no slice"), lambda *_: None))
+        lambda: pytest.fail("there is no slice"), lambda _: None))
     assert queue.serve(lambda: world.now) is False

@@ -1,0 +1,43 @@
+# Upcalls: which messages a worker passes up to the supervisor, and how many.
+#
+# Control packets, and handshake messages that GRO put behind data, are the supervisor's. Each costs
+# it up to 40 us, and all senders share the worker's rings (hot/rings.pxd). So there is a share for
+# each sender, and what exceeds it is dropped here, where that costs nothing:
+#
+#   a peer      UPCALL_RATE: control packets in its sessions; handshake messages in a train that
+#               holds an authentic message of its
+#   strangers   STRANGER_RATE, of all of them together: handshake messages in other trains. Those
+#               of a peer whose session we have forgotten are among them
+#
+# An honest peer sends a few control packets for each session, and tries again if they are lost.
+
+from libc.stdint cimport uint32_t
+
+from fastpump.hot.constants cimport (
+    COOKIE_REPLY_LEN, COOKIE_REPLY_TYPE, INITIATION_LEN, INITIATION_TYPE, RESPONSE_LEN,
+    RESPONSE_TYPE,
+)
+from fastpump.hot.rate cimport rate_take
+from fastpump.hot.shm cimport NONE
+from fastpump.hot.worker cimport Worker
+
+cdef enum:
+    UPCALL_RATE = 10
+    UPCALL_BURST = 10
+    STRANGER_RATE = 100
+    STRANGER_BURST = 20
+
+
+cdef inline bint upcall_take(Worker *worker, uint32_t peer) noexcept nogil:
+    """Whether a peer (NONE: a stranger) may pass up a message now."""
+    if peer == NONE:
+        return rate_take(&worker.strangers_full_at_ns, worker.now_ns, STRANGER_RATE,
+                         STRANGER_BURST)
+    return rate_take(&worker.upcalls_full_at_ns[peer], worker.now_ns, UPCALL_RATE, UPCALL_BURST)
+
+
+cdef inline bint handshake_has_length(uint32_t kind, uint32_t length) noexcept nogil:
+    """Whether a handshake message of that type is as long."""
+    return kind == INITIATION_TYPE and length == INITIATION_LEN \
+        or kind == RESPONSE_TYPE and length == RESPONSE_LEN \
+        or kind == COOKIE_REPLY_TYPE and length == COOKIE_REPLY_LEN

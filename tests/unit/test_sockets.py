@@ -1,0 +1,34 @@
+"""Which datagrams the kernel lets through to which socket."""
+
+import socket
+
+import pytest
+
+from fastpump.conn.sockets import SocketGroup, preferred_family
+
+
+@pytest.fixture
+def group():
+    made = SocketGroup(1, 0, preferred_family(), lane_sockets=1)
+    yield made
+    made.close()
+
+
+def first_bytes(sock):
+    """Of the datagrams that wait in a socket."""
+    found = []
+    while True:
+        try:
+            found.append(sock.recv(100)[0])
+        except BlockingIOError:
+            return found
+
+
+def test_each_socket_gets_the_types_that_are_its(group):
+    sockets = {"handshake": group.handshake, "worker": group.workers[0], "lane": group.lanes[0]}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for port in (group.port, group.lanes[0].getsockname()[1]):
+            for kind in (0, 1, 2, 3, 4, 5, 6, 255):
+                sender.sendto(bytes([kind]) + bytes(99), ("127.0.0.1", port))
+    assert {name: first_bytes(sock) for name, sock in sockets.items()} == {
+        "handshake": [1, 2, 3], "worker": [4, 5], "lane": [5]}
