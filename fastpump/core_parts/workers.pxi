@@ -3,6 +3,7 @@
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 
+from fastpump.hot.atomics cimport RELAXED, load64
 from fastpump.hot.constants cimport BATCH_BUCKETS, CONTROL_PACKET_LEN, MISDELIVERED_LEN
 from fastpump.hot.events cimport event_at, events_begin, events_pop
 from fastpump.hot.fdb cimport fdb_repair
@@ -44,6 +45,10 @@ cdef class Workers:
             lane_repair(&tables.lanes[slot], number)
         fdb_repair(tables, number)
         return torn
+
+    def epoch(self, uint32_t number):
+        """Its progress: another number after each iteration of its loop (hot/loop.pxd)."""
+        return load64(&self.mapping.worker(number).epoch, RELAXED)
 
     def counters(self, uint32_t number):
         """{"counters": {name: n}, "verdicts": {name: n}, "tx_batches": [n], "rx_batches":

@@ -92,6 +92,7 @@ def gather(link: TunState, offloads: list[str], tables: SharedTables,
             **shared["counters"],
             "tx_batches": shared["tx_batches"],
             "rx_batches": shared["rx_batches"],
+            "unresponsive_s": worker.pulse.unresponsive_s,
             "verdicts": {verdict: n for verdict, n in shared["verdicts"].items() if n},
         })
     return {
@@ -187,6 +188,8 @@ def show(status: dict[str, Any]) -> str:
                   f"{lane['endpoint'] or 'not known yet'}, {amount(lane['rx_bytes'])} received, "
                   f"{amount(lane['tx_bytes'])} sent" for lane in peer["lanes"]]
         lines += _limit_lines(peer["rate_limits"])
+        if queue["unresponsive_s"]:
+            lines.append(f"        has not moved for {queue['unresponsive_s']} seconds")
         if peer["no_lanes_because"]:
             lines.append(f"  no lanes: {peer['no_lanes_because']}")
         if peer["preshared_key"]:
