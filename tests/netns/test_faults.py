@@ -1,10 +1,17 @@
 """What breaks while a tunnel runs, and who says so: in namespaces, as its operator meets it."""
 
+import contextlib
 import os
+import resource
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from fastpump.lab.networks import INSIDE4, fastpump_pair, wait_for_line
-from support.hosts import is_reachable
+import pytest
+
+from fastpump.lab.networks import INSIDE4, fastpump_pair, stop, wait_for_line
+from support.hosts import FASTPUMP, is_reachable, until
 
 
 def test_a_worker_that_hangs_is_reported_and_restarted(lab, tmp_path):
@@ -21,3 +28,49 @@ def test_a_worker_that_hangs_is_reported_and_restarted(lab, tmp_path):
         assert [queue["restarts"] for queue in queues] == [1, 0] and queues[1]["pid"] == other
         assert queues[0]["unresponsive_s"] == 0
         assert is_reachable(lab, INSIDE4["b"])
+
+
+# -- a supervisor that does not answer
+
+@contextlib.contextmanager
+def stopped(process):
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield "is stopped"
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def without_descriptors(process):
+    """As many as it has open now, and no more."""
+    pid = process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    most = max(int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir())
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (most + 1, before[1]))
+    try:
+        yield "has no file descriptor left"
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("fault", [stopped, without_descriptors])
+def test_a_tunnel_that_does_not_answer_is_said_in_time_and_does_nothing_later(lab, fault):
+    """`status` shows the other tunnel."""
+    busy, other = (lab.fastpump("a", name, "--listen-port", port)
+                   for name, port in (("fp0", "1"), ("fp1", "2")))
+    commands = ("status",), ("status", "fp0"), ("limit", "fp0", "tx=100mbit"), ("down", "fp0")
+    with fault(busy) as why, ThreadPoolExecutor() as pool:
+        began = time.monotonic()
+        results = list(pool.map(lambda words: lab.run("a", *FASTPUMP, *words, check=False),
+                                commands))
+        assert time.monotonic() - began < 20        # 3 s; the machine is loaded
+    for words, result in zip(commands, results, strict=True):
+        assert result.returncode == 1
+        assert ("interface: fp1" in result.stdout) == (words == ("status",))
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("fastpump: the tunnel fp0 does not answer: ") and why in line
+    until(lambda: lab.run("a", *FASTPUMP, "limit", "fp0", check=False).stdout == "no limits\n")
+    for process in (busy, other):
+        assert process.poll() is None
+    assert stop(busy).count("have to wait: Too many open files") == (fault is without_descriptors)
