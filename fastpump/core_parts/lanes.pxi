@@ -179,6 +179,12 @@ cdef class Lanes(SlotTable):
         or32(&lane.bits, LANE_DEAD, SEQ_CST)
         and32(&lane.bits, ~<uint32_t>LANE_USABLE, SEQ_CST)
 
+    def expect_answer(self, uint32_t slot, uint64_t now):
+        """As if data left on the lane now, if all of it was answered."""
+        cdef Lane *lane = self.at(slot)
+        if not lane.first_unanswered_tx_ns:
+            lane.first_unanswered_tx_ns = now
+
     def take_counter(self, uint32_t slot, uint64_t now):
         """A send counter, taken atomically for a message that leaves now."""
         cdef Lane *lane = self.at(slot)
