@@ -12,12 +12,14 @@ from functools import partial
 from typing import Any
 
 from fastpump.clock import now_ns
+from fastpump.constants import SECOND
 from fastpump.errors import FastpumpError, SystemSetupError
 from fastpump.host import ethernet
 from fastpump.ipc.control import Command, ControlServer
 from fastpump.ipc.fdb import Fdb
 from fastpump.ipc.uapi_server import UapiServer
 from fastpump.tun.linkwatch import LinkWatcher
+from fastpump.tunnel.loop_watch import LoopWatch
 from fastpump.tunnel.tunnel import Tunnel
 
 log = logging.getLogger("fastpump")
@@ -128,9 +130,12 @@ class Service:
         self._tunnel.supervisor.interface_changed(is_up=link.is_up)
 
     async def _keep_house(self) -> None:
-        """Of a TAP: age MAC addresses, and look at what it is joined to when links changed."""
+        """Of a TAP: look for loops, age MAC addresses, and look at what it is joined to when links
+        changed."""
         join = ethernet.JoinWatch(self._tunnel.config)
+        loops = LoopWatch()
         while True:
+            self._look_for_loops(loops)
             self._tunnel.tables.fdb.sweep(now_ns())
             if self._links_changed.is_set() and self._tunnel.is_at_home:
                 self._links_changed.clear()
@@ -140,3 +145,9 @@ class Service:
                 except (FastpumpError, OSError) as error:
                     log.debug("cannot check what the tunnel is joined to: %s", error)
             await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
+
+    def _look_for_loops(self, loops: LoopWatch) -> None:
+        workers = self._tunnel.tables.workers
+        moves = sum(workers.counters(number)["counters"]["macs_moved"]
+                    for number in range(self._tunnel.tables.queue_count))
+        loops.look(moves, self._tunnel.tables.fdb.counts()[0], now_ns() / SECOND)
