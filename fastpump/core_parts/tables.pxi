@@ -143,6 +143,15 @@ cdef class SharedTables:
     def spread_queues(self, uint32_t value):
         store32(&self.mapping.tables.header.spread_queues, value, RELAXED)
 
+    @property
+    def has_send_errors(self):
+        """Whether workers are to look for the end of a peer's send errors."""
+        return bool(self.mapping.tables.header.has_send_errors)
+
+    @has_send_errors.setter
+    def has_send_errors(self, bint value):
+        store32(&self.mapping.tables.header.has_send_errors, value, RELAXED)
+
     def set_originator_id(self, uint64_t id):
         """The originator, in relay headers, of frames that come in here (docs/PROTOCOL.md)."""
         store64(&self.mapping.tables.header.originator_id, id, SEQ_CST)

@@ -30,6 +30,7 @@ from fastpump.device.lane_context import LanesCallbacks, Options
 from fastpump.device.lanes import Lanes
 from fastpump.device.peer import Peer
 from fastpump.device.peer_change import UNCHANGED, PeerChange, Presence
+from fastpump.device.send_errors import SendErrors
 from fastpump.device.sessions import Sessions
 from fastpump.errors import ConfigError
 from fastpump.protocol import cookie, keys, noise
@@ -67,10 +68,12 @@ class Device:
         self.lanes = Lanes(tables, lanes or Options("wireguard"), LanesCallbacks(
             send_control=self._send_control, send_lane=callbacks.transmit_lane,
             ring=callbacks.ring, want_session=self._want_session), family)
-        self._endpoints = Endpoints(tables, self.lanes, callbacks, family)
+        self.send_errors = SendErrors(tables)
+        self._endpoints = Endpoints(tables, self.lanes, self.send_errors, callbacks, family)
         self._handshakes = Handshakes(tables, self.peers, self.sessions, self._endpoints,
-                                      self.lanes, callbacks)
-        self._events = PeerEvents(tables, self._handshakes, self._endpoints, self.lanes, callbacks)
+                                      self.lanes, self.send_errors, callbacks)
+        self._events = PeerEvents(tables, self._handshakes, self._endpoints, self.lanes,
+                                  self.send_errors, callbacks)
 
     # -- our key
 
@@ -110,6 +113,10 @@ class Device:
     def peer_in_slot(self, slot: int) -> Peer | None:
         """The peer that the shared tables have in a slot."""
         return self._by_slot.get(slot)
+
+    def handshake_problem(self, peer: Peer) -> str | None:
+        """The last reason that is known why there is no handshake with the peer; None for none."""
+        return self._handshakes.log.problem(peer)
 
     def transferred(self, peer: Peer) -> tuple[int, int]:
         """Bytes of messages received from the peer and sent to it."""
@@ -184,6 +191,7 @@ class Device:
         peer.timers.stop()
         self.deadlines.forget(peer)
         self.lanes.remove_peer(peer)
+        self.send_errors.forget(peer)
         self._tables.peers.remove(peer.slot)
         del self.peers[peer.public_key], self._by_slot[peer.slot]
         self._peers_of_worker[peer.worker] -= 1
@@ -274,9 +282,9 @@ class Device:
             self.verdicts[verdict] += 1
         self._watch(peer)
 
-    def on_worker_exit(self, worker: int) -> None:
+    def on_worker_exit(self, worker: int, now: int) -> None:
         """A worker's process has ended; its events were handed over. It may have died while it
-        wrote an endpoint, or before it reported that a peer moved."""
+        wrote an endpoint, or before it reported that a peer moved, or that nothing can be sent."""
         for slot in self._tables.workers.exited(worker):
             peer = self._by_slot.get(slot)
             if peer is not None:
@@ -284,6 +292,7 @@ class Device:
         for peer in self.peers.values():
             self._endpoints.follow(peer)
             self._endpoints.rewrite_lanes(peer)
+            self.send_errors.look(peer, now)
 
     # -- time
 

@@ -33,8 +33,10 @@ from fastpump.constants import (
 )
 from fastpump.device.callbacks import DeviceCallbacks
 from fastpump.device.endpoints import Endpoints
+from fastpump.device.handshake_log import HandshakeLog
 from fastpump.device.lanes import Lanes
 from fastpump.device.peer import Peer
+from fastpump.device.send_errors import SendErrors
 from fastpump.device.sessions import Sessions
 from fastpump.protocol import cookie, noise, tai64n, wire
 from fastpump.protocol.wire import CookieReply, Initiation, Response
@@ -47,13 +49,15 @@ class Handshakes:
     """The handshakes of all peers of a device."""
 
     def __init__(self, tables: SharedTables, peers: Mapping[bytes, Peer], sessions: Sessions,
-                 endpoints: Endpoints, lanes: Lanes, callbacks: DeviceCallbacks) -> None:
+                 endpoints: Endpoints, lanes: Lanes, send_errors: SendErrors,
+                 callbacks: DeviceCallbacks) -> None:
         self._tables = tables
         self._peers = peers
         self._sessions = sessions
         self._endpoints = endpoints
         self._lanes = lanes
         self._callbacks = callbacks
+        self.log = HandshakeLog(send_errors)
         self.static: noise.DhKeyPair | None = None
         """Our static key pair; without one no initiation is sent, and `receive` is not called."""
 
@@ -104,6 +108,7 @@ class Handshakes:
         peer.handshake_slot = slot
         peer.last_initiation_sent_at = now
         peer.timers.initiation_sent(now, self._jitter())
+        self.log.initiates(peer)
         self._send(peer, message, now)
 
     def abandon(self, peer: Peer) -> None:
@@ -140,7 +145,10 @@ class Handshakes:
                     return self._receive_cookie(parsed, now)
                 case _:
                     return Verdict.DROP_MALFORMED_HANDSHAKE
-        except noise.UnknownPeer:
+        except noise.UnknownPeer as unknown:
+            assert self.static is not None
+            assert isinstance(parsed, Initiation)
+            self.log.is_unknown(unknown.public_key, self.static, parsed, sender, now)
             return Verdict.DROP_UNKNOWN_PEER
         except noise.HandshakeError as error:
             log.debug("handshake message from %s dropped: %s", sender, error)
@@ -154,6 +162,8 @@ class Handshakes:
         initiation = noise.consume_initiation(self.static, message, self._static_static)
         peer = self._peers[initiation.peer_public]
         if initiation.timestamp <= peer.timestamp_seen:
+            if initiation.timestamp < peer.timestamp_seen:      # else the network doubled it
+                self.log.is_old(peer, sender, now)
             return Verdict.DROP_REPLAYED_INITIATION
         seen = peer.last_initiation_seen_at
         if seen is not None and now < seen + MIN_INITIATION_INTERVAL:
@@ -171,6 +181,7 @@ class Handshakes:
         self._sessions.retire(peer.keypairs.add_as_responder(keypair))
         self._sessions.publish(peer)
         self._received(peer, sender, source_address, wire.INITIATION_LEN, now)
+        self.log.responds(peer)
         self._send(peer, response, now)
         return peer
 
@@ -181,8 +192,12 @@ class Handshakes:
         if peer is None or peer.handshake is None or peer.handshake_slot is None \
                 or peer.handshake.local_index != message.receiver_index:
             return Verdict.DROP_UNEXPECTED_RESPONSE
-        transport = noise.consume_response(self.static, peer.handshake, peer.preshared_key,
-                                           message)
+        try:
+            transport = noise.consume_response(self.static, peer.handshake, peer.preshared_key,
+                                               message)
+        except noise.HandshakeError:
+            self.log.is_not_authentic(peer)
+            raise
         keypair = self._sessions.install(
             peer, peer.handshake_slot, peer.handshake.local_index, message.sender_index,
             transport, now, is_initiator=True)
@@ -252,6 +267,7 @@ class Handshakes:
         """Both sides have the keys: send what is staged, and let workers report again."""
         peer.latest_handshake_unix_ns = self._callbacks.unix_ns()
         peer.timers.handshake_complete()
+        self.log.completed(peer)
         self.abandon(peer)              # one of our own that the peer's overtook
         self._tables.peers.rearm(peer.slot, "want_session")
         self._callbacks.ring()
@@ -263,7 +279,7 @@ class Handshakes:
         """The Diffie-Hellman result of our static key and a configured peer's."""
         peer = self._peers.get(public_key)
         if peer is None or self.static is None:
-            raise noise.UnknownPeer("the initiator is not a configured peer")
+            raise noise.UnknownPeer(public_key)
         if peer.static_static is None:
             peer.static_static = self.static.exchange(public_key)
         return peer.static_static

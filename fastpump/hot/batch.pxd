@@ -33,16 +33,17 @@ from fastpump.hot.constants cimport (
     SEND_MESSAGES,
 )
 from fastpump.hot.endpoint cimport endpoint_forget_source_address, endpoint_read
-from fastpump.hot.events cimport event_push, event_push_once
+from fastpump.hot.events cimport event_push, event_push_once, events_have_room
 from fastpump.hot.linux cimport (
     CMSG_DATA, CMSG_LEN, EADDRNOTAVAIL, EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE, ENETUNREACH, ENOBUFS,
     ENOMEM, MSG_DONTWAIT, SOL_UDP, UDP_SEGMENT, cmsghdr, errno, iovec, mmsghdr, sendmmsg,
     sockaddr_in6,
 )
 from fastpump.hot.pktinfo cimport PKTINFO_LEN, pktinfo_write
+from fastpump.hot.send_errors cimport send_error_changes, send_error_set
 from fastpump.hot.shm cimport (
     EVENT_OFFLOAD_OFF, EVENT_SEND_ERROR, EVENT_SOURCE_ADDRESS_GONE, NONE, OFFLOAD_UDP_GSO,
-    REPORTED_SOURCE_ADDRESS_GONE, SOURCE_ADDRESS_LEN, Endpoint, Tables, WorkerShared,
+    REPORTED_SOURCE_ADDRESS_GONE, SOURCE_ADDRESS_LEN, Endpoint, PeerSlot, Tables, WorkerShared,
 )
 from fastpump.hot.verdict cimport (
     DROP_SEND_BUFFER_FULL, DROP_SEND_ERROR, FAILED_UDP_GSO, UDP_TX_BYTES, UDP_TX_CALLS,
@@ -52,7 +53,6 @@ from fastpump.hot.verdict cimport (
 cdef enum:
     SEGMENT_CMSG_LEN = 24           # CMSG_SPACE(sizeof(uint16_t))
     SEND_CMSG_LEN = 64              # and PKTINFO_LEN
-    ERROR_EVENT_INTERVAL_NS = 1000000000
     GSO_RETRY_NS = 1000000000       # other peers have other path MTUs, and they change
 
 cdef struct Path:
@@ -77,7 +77,7 @@ cdef struct SendBatch:
     Tables *tables
     WorkerShared *shared
     uint64_t now_ns
-    uint64_t last_error_event_ns
+    bint has_send_errors            # of the iteration: some peer's messages were refused
     bint has_events                 # something went into the event ring
     uint32_t gso_limit              # larger segments did not fit, lately; 0: none
     uint64_t gso_retry_ns
@@ -185,6 +185,8 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
             self.shared.counters[UDP_TX_MESSAGES] += <uint32_t>result
             self.shared.counters[UDP_TX_DATAGRAMS] += datagrams
             self.shared.send_batches[batch_bucket(datagrams)] += 1
+            if self.has_send_errors:
+                send_report_success(self, sent, <uint32_t>result)
             sent += <uint32_t>result
         elif errno == EAGAIN:
             for i in range(sent, end):
@@ -233,7 +235,7 @@ cdef inline bint send_handle_error(SendBatch *self, uint32_t which, int error) n
         send_one_by_one(self, which)
     else:
         self.shared.verdicts[DROP_SEND_ERROR] += info.segment_count
-        send_error_report(self, info.peer, error)
+        send_report(self, info.peer, <uint32_t>error)
     return True
 
 
@@ -261,16 +263,27 @@ cdef inline void send_one_by_one(SendBatch *self, uint32_t which) noexcept nogil
             self.shared.verdicts[DROP_SEND_BUFFER_FULL] += 1
         else:
             self.shared.verdicts[DROP_SEND_ERROR] += 1
-            send_error_report(self, info.peer, errno)
+            send_report(self, info.peer, <uint32_t>errno)
         at += length
 
 
-cdef inline void send_error_report(SendBatch *self, uint32_t peer, int error) noexcept nogil:
-    if self.now_ns - self.last_error_event_ns < ERROR_EVENT_INTERVAL_NS:
-        return
-    self.last_error_event_ns = self.now_ns
-    self.has_events |= event_push(self.shared, EVENT_SEND_ERROR, peer, 0, error,
-                                  self.now_ns)
+cdef inline void send_report_success(SendBatch *self, uint32_t first,
+                                     uint32_t count) noexcept nogil:
+    """So many messages were sent."""
+    cdef uint32_t i
+    for i in range(first, first + count):
+        if self.tables.peers[self.info[i].peer].send_error:
+            send_report(self, self.info[i].peer, 0)
+
+
+cdef inline void send_report(SendBatch *self, uint32_t index, uint32_t error) noexcept nogil:
+    """What became of a message to a peer, if that is to be reported: an errno, or 0."""
+    cdef PeerSlot *peer = &self.tables.peers[index]
+    if error:
+        peer.send_failed_ns = self.now_ns
+    if send_error_changes(peer, error, self.now_ns) and events_have_room(self.shared) \
+            and send_error_set(peer, error, self.now_ns):
+        self.has_events |= event_push(self.shared, EVENT_SEND_ERROR, index, 0, error, self.now_ns)
 
 
 cdef inline uint32_t batch_bucket(uint32_t count) noexcept nogil:

@@ -293,7 +293,7 @@ class Supervisor:
     def _on_worker_exit(self, number: int) -> None:
         """A worker's process has ended."""
         if not self._stopped.is_set():
-            self.device.on_worker_exit(number)
+            self.device.on_worker_exit(number, now_ns())
 
     # -- handshakes
 
@@ -332,12 +332,8 @@ class Supervisor:
             self._workers.ring_one(number)
 
     def _transmit(self, message: bytes, endpoint: Endpoint, source_address: bytes) -> None:
-        if self._sockets is None:
-            return
-        try:
+        if self._sockets is not None:
             self._sockets.send_handshake(message, endpoint, source_address)
-        except OSError as error:
-            log.debug("nothing can be sent to %s now: %s", endpoint, error)
 
     def _transmit_lane(self, message: bytes, endpoint: Endpoint, source_address: bytes,
                        socket_number: int | None) -> None:

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from fastpump.lab.networks import INSIDE4, fastpump_pair, stop, wait_for_line
+from fastpump.lab.networks import (
+    INSIDE4,
+    OUTSIDE4,
+    fastpump_pair,
+    key_files,
+    stop,
+    tunnel_words,
+    wait_for_line,
+)
+from support.ethernets import MTU, Sites, switched
 from support.hosts import FASTPUMP, is_reachable, until
 
 
@@ -74,3 +83,55 @@ def test_a_tunnel_that_does_not_answer_is_said_in_time_and_does_nothing_later(la
     for process in (busy, other):
         assert process.poll() is None
     assert stop(busy).count("have to wait: Too many open files") == (fault is without_descriptors)
+
+
+# -- the underlay
+
+def test_an_underlay_that_goes_and_comes_is_said_once(lab, tmp_path):
+    with fastpump_pair(lab, tmp_path, "--queues", "2") as tunnel:
+        assert is_reachable(lab, INSIDE4["b"])
+        lab.ip("a", "link", "set", "wire", "down")
+        load = lab.spawn("a", "sh", "-c", f"exec ping -i 0.02 {INSIDE4['b']} > /dev/null")
+        wait_for_line(tunnel["a"], "sending to peer")
+        (peer,) = lab.status("a")["peers"]
+        assert peer["send_error"] == "Network is unreachable (ENETUNREACH)"
+        assert f"sending fails: {peer['send_error']}" in lab.run("a", *FASTPUMP, "status").stdout
+        sent = lab.status("a")["verdicts"]["DROP_SEND_ERROR"]
+        until(lambda: lab.status("a")["verdicts"]["DROP_SEND_ERROR"] > sent + 100)
+        lab.ip("a", "link", "set", "wire", "up")
+        wait_for_line(tunnel["a"], "works again")
+        assert lab.status("a")["peers"][0]["send_error"] is None
+        stop(load)
+        lab.processes.remove(load)
+        assert "sending to" not in stop(tunnel["a"])
+
+
+def test_a_wrong_key_is_said_on_both_sides(lab, tmp_path):
+    key = key_files(tmp_path)
+    (tmp_path / "other").mkdir()
+    wrong = key_files(tmp_path / "other")
+    b = lab.fastpump("b", *tunnel_words("b", key["b"], wrong["a"][1], endpoint=False))
+    a = lab.fastpump("a", *tunnel_words("a", key["a"], key["b"][1]))
+    assert not lab.ping("a", INSIDE4["b"], 1)
+    line = wait_for_line(b, "was rejected")
+    assert f"from {OUTSIDE4['a']}:51820" in line and key["a"][1] in line
+    wait_for_line(a, "no handshake with peer")
+    text = lab.run("a", *FASTPUMP, "status").stdout
+    assert "handshake: tried 2 times: no answer: " in text
+
+
+# -- a loop
+
+def test_a_second_tunnel_between_the_same_bridges_is_called_a_loop(tmp_path):
+    with Sites(count=2) as lab, switched(lab, tmp_path) as first:
+        (tmp_path / "second").mkdir()
+        key = dict(zip(lab.sites, key_files(tmp_path / "second").values(), strict=True))
+        second = [lab.fastpump(
+            site, "fp1", "--tap", "--bridge", "br0", "--mtu", str(MTU), "--listen-port", "51821",
+            "--private-key", str(key[site][0]), "--peer",
+            f"{key[other][1]}@192.0.2.{other[1:]}:51821")
+            for site, other in (lab.sites, lab.sites[::-1])]
+        lab.run("h11", "ping", "-c", "3", "-W", "1", "-b", "10.8.0.255", check=False)
+        wait_for_line(first["s1"], "frames go round in a loop")
+        for process in second:
+            stop(process)
