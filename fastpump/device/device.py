@@ -116,7 +116,7 @@ class Device:
 
     def handshake_problem(self, peer: Peer) -> str | None:
         """The last reason that is known why there is no handshake with the peer; None for none."""
-        return self._handshakes.log.problem(peer)
+        return self._handshakes.problems.of(peer)
 
     def transferred(self, peer: Peer) -> tuple[int, int]:
         """Bytes of messages received from the peer and sent to it."""
@@ -239,6 +239,7 @@ class Device:
 
     def _forget_sessions(self, peer: Peer) -> None:
         self._handshakes.clear(peer)
+        self._handshakes.problems.forget(peer)
         peer.timers.forget_session()
         peer.last_initiation_sent_at = None
         self._tables.peers.purge_staged(peer.slot)
@@ -326,7 +327,7 @@ class Device:
             case Action.REARM_RX:
                 self._rearm(peer, "unanswered_rx", activity.first_unanswered_rx_ns)
             case Action.GIVE_UP:
-                self._handshakes.give_up(peer)
+                self._handshakes.give_up(peer, now)
             case Action.ZERO_KEYS:
                 self._handshakes.clear(peer)
 

@@ -33,7 +33,7 @@ from fastpump.constants import (
 )
 from fastpump.device.callbacks import DeviceCallbacks
 from fastpump.device.endpoints import Endpoints
-from fastpump.device.handshake_log import HandshakeLog
+from fastpump.device.handshake_problems import HandshakeProblems
 from fastpump.device.lanes import Lanes
 from fastpump.device.peer import Peer
 from fastpump.device.send_errors import SendErrors
@@ -57,7 +57,7 @@ class Handshakes:
         self._endpoints = endpoints
         self._lanes = lanes
         self._callbacks = callbacks
-        self.log = HandshakeLog(send_errors)
+        self.problems = HandshakeProblems(send_errors)
         self.static: noise.DhKeyPair | None = None
         """Our static key pair; without one no initiation is sent, and `receive` is not called."""
 
@@ -93,7 +93,7 @@ class Handshakes:
         try:
             slot, index = self._sessions.begin(peer)
         except MemoryError as error:    # a stopped worker keeps retired slots from reuse
-            log.warning("no handshake with %s now: %s", peer, error)
+            self.problems.cannot_initiate(peer, str(error), now)
             peer.timers.initiation_sent(now, self._jitter())
             return
         peer.timestamp_sent = tai64n.emit_after(peer.timestamp_sent, self._callbacks.unix_ns())
@@ -108,7 +108,7 @@ class Handshakes:
         peer.handshake_slot = slot
         peer.last_initiation_sent_at = now
         peer.timers.initiation_sent(now, self._jitter())
-        self.log.initiates(peer)
+        self.problems.initiates(peer, now)
         self._send(peer, message, now)
 
     def abandon(self, peer: Peer) -> None:
@@ -117,9 +117,9 @@ class Handshakes:
             self._sessions.abandon(peer.handshake_slot, peer.handshake.local_index)
         peer.handshake = peer.handshake_slot = None
 
-    def give_up(self, peer: Peer) -> None:
+    def give_up(self, peer: Peer, now: int) -> None:
         """REKEY_ATTEMPT_TIME without an answer: drop what is staged, and let workers ask again."""
-        log.warning("%s does not answer; giving up until there is something to send", peer)
+        self.problems.gives_up(peer, now)
         self.abandon(peer)
         self._tables.peers.purge_staged(peer.slot)
         self._tables.peers.rearm(peer.slot, "want_session")
@@ -148,7 +148,7 @@ class Handshakes:
         except noise.UnknownPeer as unknown:
             assert self.static is not None
             assert isinstance(parsed, Initiation)
-            self.log.is_unknown(unknown.public_key, self.static, parsed, sender, now)
+            self.problems.is_unknown(unknown.public_key, self.static, parsed, sender, now)
             return Verdict.DROP_UNKNOWN_PEER
         except noise.HandshakeError as error:
             log.debug("handshake message from %s dropped: %s", sender, error)
@@ -163,7 +163,7 @@ class Handshakes:
         peer = self._peers[initiation.peer_public]
         if initiation.timestamp <= peer.timestamp_seen:
             if initiation.timestamp < peer.timestamp_seen:      # else the network doubled it
-                self.log.is_old(peer, sender, now)
+                self.problems.is_old(peer, sender, now)
             return Verdict.DROP_REPLAYED_INITIATION
         seen = peer.last_initiation_seen_at
         if seen is not None and now < seen + MIN_INITIATION_INTERVAL:
@@ -181,7 +181,7 @@ class Handshakes:
         self._sessions.retire(peer.keypairs.add_as_responder(keypair))
         self._sessions.publish(peer)
         self._received(peer, sender, source_address, wire.INITIATION_LEN, now)
-        self.log.responds(peer)
+        self.problems.responds(peer, now)
         self._send(peer, response, now)
         return peer
 
@@ -196,7 +196,7 @@ class Handshakes:
             transport = noise.consume_response(self.static, peer.handshake, peer.preshared_key,
                                                message)
         except noise.HandshakeError:
-            self.log.is_not_authentic(peer)
+            self.problems.is_not_authentic(peer)
             raise
         keypair = self._sessions.install(
             peer, peer.handshake_slot, peer.handshake.local_index, message.sender_index,
@@ -267,7 +267,7 @@ class Handshakes:
         """Both sides have the keys: send what is staged, and let workers report again."""
         peer.latest_handshake_unix_ns = self._callbacks.unix_ns()
         peer.timers.handshake_complete()
-        self.log.completed(peer)
+        self.problems.forget(peer)
         self.abandon(peer)              # one of our own that the peer's overtook
         self._tables.peers.rearm(peer.slot, "want_session")
         self._callbacks.ring()

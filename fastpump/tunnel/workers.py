@@ -62,6 +62,8 @@ class WorkerProcess:
     restart_timer: asyncio.TimerHandle | None = None
     restarts: int = 0
     quick_exits: int = 0
+    start_error: str = ""
+    """Why it could not be started, as it was reported."""
 
     @property
     def pid(self) -> int | None:
@@ -179,7 +181,9 @@ class Workers:
                 pass_fds=arguments.fds, process_group=0)
             worker.pidfd = os.pidfd_open(worker.process.pid)
         except OSError as error:
-            log.error("worker %d cannot be started: %s; retrying", worker.number, error)
+            level = logging.DEBUG if worker.start_error == str(error) else logging.ERROR
+            log.log(level, "worker %d cannot be started: %s; retrying", worker.number, error)
+            worker.start_error = str(error)
             if worker.process is not None:
                 worker.process.kill()
                 worker.process.wait()
@@ -274,7 +278,7 @@ class Workers:
         except BlockingIOError:
             return
         if not worker.is_running:
-            worker.is_running = True
+            worker.is_running, worker.start_error = True, ""
             if worker.restarts:
                 log.info("worker %d is back after %.0f ms", worker.number,
                          (time.monotonic() - worker.started_at) * 1000)

@@ -1,5 +1,6 @@
 """A worker that does not move is noticed by the turns of its supervisor."""
 
+import errno
 from types import SimpleNamespace
 
 import pytest
@@ -57,9 +58,14 @@ class Loop:
 
     remove_reader = add_reader
 
-    def call_later(self, delay, callback):
-        self.waiting.append((delay, callback))
+    def call_later(self, delay, callback, *arguments):
+        self.waiting.append((delay, callback, *arguments))
         return SimpleNamespace(cancel=self.waiting.clear)
+
+    def call_all(self):
+        before, self.waiting = self.waiting, []
+        for _, callback, *arguments in before:
+            callback(*arguments)
 
     def take_turn(self):
         ((delay, callback),) = self.waiting
@@ -107,3 +113,27 @@ def test_a_worker_that_hangs_is_reported_and_killed_once(herd, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "worker 1 (pid 4712) has not moved for 2 seconds",
         "worker 1 (pid 4712) has not moved for 5 seconds: killing it"]
+
+
+def test_a_worker_that_cannot_be_started_is_reported_once(herd, caplog, monkeypatch):
+    """There may be no file descriptor left for long."""
+    loop, workers, _ = herd
+    errors = []
+
+    def refuse(*_arguments, **_options):
+        raise OSError(*errors[-1])
+
+    monkeypatch.setattr("fastpump.tunnel.workers.subprocess.Popen", refuse)
+    for worker in workers.processes:
+        worker.process = None
+    errors.append((errno.EMFILE, "Too many open files"))
+    workers.start([0, 0], [])
+    for _ in range(5):
+        loop.call_all()
+    errors.append((errno.ENOMEM, "Cannot allocate memory"))
+    for _ in range(5):
+        loop.call_all()
+    workers.end()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"worker {number} cannot be started: [Errno {error}] {text}; retrying"
+        for error, text in errors for number in (0, 1)]

@@ -5,8 +5,14 @@ import logging
 import pytest
 
 from fastpump.constants import MAX_HANDSHAKE_ATTEMPTS, REKEY_TIMEOUT, SECOND
-from fastpump.device import handshake_log
-from fastpump.device.handshake_log import BURST, INTERVAL, NO_ANSWER, NOT_AUTHENTIC
+from fastpump.device import handshake_problems
+from fastpump.device.handshake_problems import (
+    BURST,
+    INTERVAL,
+    NO_ANSWER,
+    NOT_AUTHENTIC,
+    SILENT,
+)
 from fastpump.protocol import cookie, keys, noise, tai64n
 from support.devices import PLACE, Side, World
 
@@ -64,7 +70,7 @@ def test_a_key_that_is_not_the_senders_is_not_told(world, caplog):
 def test_a_flood_of_strangers_fills_no_log_and_costs_little(world, caplog, monkeypatch):
     checked = []
     consume = noise.consume_initiation
-    monkeypatch.setattr(handshake_log.noise, "consume_initiation", lambda *arguments: (
+    monkeypatch.setattr(handshake_problems.noise, "consume_initiation", lambda *arguments: (
         checked.append(1), consume(*arguments))[1])
     messages = [initiation(world.a, world.unix_ns) for _ in range(50)]
     for message in messages:
@@ -87,7 +93,7 @@ def test_a_clock_that_was_set_back_is_told_once(world, caplog):
         world.deliver(world.a, world.b)
         world.advance(REKEY_TIMEOUT + SECOND)
     assert world.b.device.verdicts["DROP_REPLAYED_INITIATION"] >= 4
-    old = [line for line in said(caplog) if "not newer" in line]
+    old = [line for line in said(caplog) if "is older" in line]
     assert len(old) == 1 and f"of {world.b.peer} from {PLACE['a']}" in old[0]
 
 
@@ -116,6 +122,43 @@ def test_a_peer_that_does_not_answer_is_told_after_five_seconds_and_once(world, 
         world.advance(REKEY_TIMEOUT)
     assert [line.partition(")")[2][:17] for line in said(caplog)[1:]] == [" does not answer;"]
     assert a.peer.handshake_tries > 18 and a.device.handshake_problem(a.peer) == NO_ANSWER
+
+
+def test_a_peer_that_still_does_not_answer_is_told_again_after_down_and_up(world, caplog):
+    a = world.a
+    for _ in range(2):
+        a.want_session()
+        world.advance(REKEY_TIMEOUT)
+        assert a.peer.handshake_tries == 2
+        a.device.stop()
+        assert a.peer.handshake_tries == 0
+        a.device.start(world.now)
+        world.advance(REKEY_TIMEOUT)
+    assert sum("no handshake with" in line for line in said(caplog)) == 2
+
+
+def test_of_many_peers_that_do_not_answer_some_are_named(world, caplog):
+    a = world.a
+    for _ in range(60):
+        public = noise.DhKeyPair.generate().public
+        a.event("want_session", peer=a.configure(public, endpoint=PLACE["b"]))
+    world.pass_time(REKEY_TIMEOUT)
+    while a.device.next_deadline() <= world.now:
+        a.tick()
+    assert sum("no handshake with" in line for line in said(caplog)) == SILENT
+
+
+def test_a_full_table_is_told_once(world, caplog, monkeypatch):
+    def is_full(_peer):
+        raise MemoryError("the table of keypairs is full")
+
+    monkeypatch.setattr(world.a.device.sessions, "begin", is_full)
+    world.a.want_session()
+    for _ in range(10):
+        world.advance(REKEY_TIMEOUT)
+    assert said(caplog) == [
+        f"no handshake with {world.a.peer} now: the table of keypairs is full"]
+    assert world.a.device.handshake_problem(world.a.peer) == "the table of keypairs is full"
 
 
 def test_all_is_forgotten_when_a_handshake_succeeds(world, caplog):
