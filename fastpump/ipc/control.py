@@ -8,8 +8,8 @@
     {"command": "limit", ...}  ->  {"limit": {...}}             (Tunnel.limit)
     anything else          ->  {"error": "..."}
 
-A blank precedes the answer at once: the request was taken. A client waits ANSWER_TIMEOUT_S for it:
-a tunnel that is stopped, or has no file descriptor left for a client, does not take requests. One
+A blank goes before the answer at once, when a command begins. A client waits ANSWER_TIMEOUT_S for
+it: a tunnel that is stopped, or has no file descriptor left for a client, takes no command. One
 whose client has left before it could be taken is not carried out.
 
 The socket is /run/fastpump/<network namespace>/<interface>.sock, mode 0600.
@@ -81,11 +81,12 @@ class ControlServer:
         line = await asyncio.wait_for(reader.readline(), REQUEST_TIMEOUT_S)
         if has_left(writer):
             return
-        writer.write(TAKEN)
-        writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
+        answer = await self._answer(line, lambda: writer.write(TAKEN))
+        writer.write(json.dumps(answer).encode() + b"\n")
         await asyncio.wait_for(writer.drain(), REQUEST_TIMEOUT_S)
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes, on_taken: Callable[[], None]) -> dict[str, Any]:
+        """`on_taken`: it is a command, which begins now."""
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
@@ -94,6 +95,7 @@ class ControlServer:
         command = self._commands.get(name) if isinstance(name, str) else None
         if command is None:
             return {"error": "unknown command: must be one of " + ", ".join(sorted(self._commands))}
+        on_taken()
         try:
             return {str(name): await command(request)}
         except FastpumpError as error:
