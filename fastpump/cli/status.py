@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
-from fastpump.errors import ConfigError
+from fastpump.errors import ConfigError, SystemSetupError
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
@@ -22,16 +23,21 @@ def _run(args: argparse.Namespace) -> int:
     from fastpump.ipc import control
     from fastpump.tunnel import status as tunnel_status
 
-    names = control.running() if args.name is None else [args.name]
-    found = [status for status in (control.ask(name, "status") for name in names)
-             if status is not None]
-    if args.name is not None and not found:
+    errors: list[SystemSetupError] = []
+    if args.name is None:
+        found, errors = control.ask_all("status")
+    else:
+        found = [control.ask(args.name, "status")]
+    if found == [None]:
         raise ConfigError(f"no tunnel is running on {args.name} in this network namespace; "
                           "`fastpump status` lists the running ones")
     if args.json:
         print(json.dumps({"interfaces": found}, indent=2))
     elif found:
         print("\n\n".join(tunnel_status.show(status) for status in found))
-    else:
+    elif not errors:
         print("no tunnel is running in this network namespace")
-    return 0
+    sys.stdout.flush()
+    for error in errors:
+        print(f"fastpump: {error}", file=sys.stderr)
+    return 1 if errors else 0

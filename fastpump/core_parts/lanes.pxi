@@ -192,6 +192,12 @@ cdef class Lanes(SlotTable):
             raise OSError("the AEAD library failed")
         return PyBytes_FromStringAndSize(<char *>message, sizeof(message))
 
+    def expect_answer(self, uint32_t slot, uint64_t now):
+        """As if data left on the lane now, if all of it was answered."""
+        cdef LaneState *lane = self.state_at(slot)
+        if not lane.first_unanswered_tx_ns:
+            lane.first_unanswered_tx_ns = now
+
     def take_counter(self, uint32_t slot, uint64_t now):
         """A send counter, taken atomically for a message that leaves now."""
         cdef LaneState *lane = self.state_at(slot)

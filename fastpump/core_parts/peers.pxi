@@ -4,9 +4,10 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastpump.hot.atomics cimport (
-    RELAXED, RELEASE, SEQ_CST, add64, and32, load64, store32, store64,
+    RELAXED, RELEASE, SEQ_CST, add64, and32, load32, load64, store32, store64,
 )
 from fastpump.hot.fdb cimport fdb_flush
+from fastpump.hot.send_errors cimport send_error_changes, send_error_set
 from fastpump.hot.shm cimport (
     NONE, POLICY_ANY, POLICY_LANES, POLICY_NOTHING, REPORTED_ROAM, REPORTED_SOURCE_ADDRESS_GONE,
     REPORTED_UNANSWERED_RX, REPORTED_UNANSWERED_TX, REPORTED_WANT_SESSION, SOURCE_ADDRESS_LEN,
@@ -124,6 +125,19 @@ cdef class Peers(SlotTable):
         peer.last_tx_ns = now
         peer.first_unanswered_rx_ns = 0
         add64(&peer.tx_bytes, wire_bytes, RELAXED)
+
+    def record_send_outcome(self, uint32_t slot, uint32_t error, uint64_t now):
+        """The supervisor sent something to the peer, or the kernel refused it by an errno
+        (hot/send_errors.pxd)."""
+        cdef PeerState *peer = self.mapping.peer_state(slot)
+        if error:
+            peer.send_failed_ns = now
+        if send_error_changes(peer, error, now):
+            send_error_set(peer, error, now)
+
+    def send_error(self, uint32_t slot):
+        """The errno by which sending to the peer fails, as it was reported; 0: it works."""
+        return load32(&self.mapping.peer_state(slot).send_error, RELAXED)
 
     def record_received(self, uint32_t slot, uint64_t now, uint64_t wire_bytes):
         """The supervisor received something authenticated (a handshake message)."""

@@ -183,6 +183,15 @@ cdef class SharedTables(AttachedTables):
     def takes_control_packets(self, bint value):
         store32(&self.mapping.configuration.header.takes_control_packets, value, RELAXED)
 
+    @property
+    def has_send_errors(self):
+        """Whether workers are to look for the end of a peer's send errors."""
+        return bool(self.mapping.tables.header.has_send_errors)
+
+    @has_send_errors.setter
+    def has_send_errors(self, bint value):
+        store32(&self.mapping.configuration.header.has_send_errors, value, RELAXED)
+
     def set_originator_id(self, uint64_t id):
         """The originator, in relay headers, of frames that come in here (docs/PROTOCOL.md)."""
         store64(&self.mapping.configuration.header.originator_id, id, SEQ_CST)

@@ -4,7 +4,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from fastpump.hot.atomics cimport RELAXED, RELEASE, load32, store64
+from fastpump.hot.atomics cimport RELAXED, RELEASE, load32, load64, store64
 from fastpump.hot.constants cimport BATCH_BUCKETS, CONTROL_PACKET_LEN, CONTROL_RING_LEN
 from fastpump.hot.events cimport event_at, events_end, events_pop
 from fastpump.hot.fdb cimport fdb_repair
@@ -55,6 +55,10 @@ cdef class Workers:
         fdb_repair(tables, number)
         self.lanes.retired.endpoints.write_late()
         return torn
+
+    def epoch(self, uint32_t number):
+        """Its progress: another number after each iteration of its loop (hot/loop.pxd)."""
+        return load64(&self.mapping.worker(number).epoch, RELAXED)
 
     def counters(self, uint32_t number):
         """{"counters": {name: n}, "verdicts": {name: n}, "tx_batches": [n], "rx_batches":

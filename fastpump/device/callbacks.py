@@ -18,7 +18,8 @@ class DeviceCallbacks:
     """`on_*` say what happened; the others are services that the device uses."""
 
     transmit: Callable[[bytes, Endpoint, bytes], None]
-    """Send a message to an endpoint, from a source address (or NO_SOURCE_ADDRESS)."""
+    """Send a message to an endpoint, from a source address (or NO_SOURCE_ADDRESS). OSError if the
+    kernel refuses it."""
     ring: Callable[[], None]
     """Wake all workers, to look at what they have staged."""
     unix_ns: Callable[[], int]

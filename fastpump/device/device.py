@@ -30,6 +30,7 @@ from fastpump.device.lane_context import LanesCallbacks, Options
 from fastpump.device.lanes import Lanes
 from fastpump.device.peer import Peer
 from fastpump.device.peer_change import UNCHANGED, PeerChange, Presence
+from fastpump.device.send_errors import SendErrors
 from fastpump.device.sessions import Sessions
 from fastpump.errors import ConfigError
 from fastpump.protocol import cookie, keys, noise
@@ -69,10 +70,13 @@ class Device:
         self.lanes = Lanes(tables, lanes or Options("wireguard"), LanesCallbacks(
             send_control=self._send_control, send_lane=callbacks.transmit_lane,
             ring=callbacks.ring, want_session=self._want_session), family)
-        self._endpoints = Endpoints(tables, self.lanes, callbacks, family)
+        self.send_errors = SendErrors(tables)
+        self._endpoints = Endpoints(tables, self.lanes, self.send_errors, callbacks, family)
         self._handshakes = Handshakes(tables, self.peers, self.sessions, self._endpoints,
-                                      self.lanes, callbacks)
-        self._events = PeerEvents(tables, self._handshakes, self._endpoints, self.lanes, callbacks)
+                                      self.lanes, self.send_errors, callbacks)
+        self.handshake_problems = self._handshakes.problems
+        self._events = PeerEvents(tables, self._handshakes, self._endpoints, self.lanes,
+                                  self.send_errors, callbacks)
 
     # -- our key
 
@@ -187,6 +191,7 @@ class Device:
         self.deadlines.forget(peer)
         self._endpoints.forget(peer)
         self.lanes.remove_peer(peer)
+        self.send_errors.forget(peer)
         self._tables.peers.remove(peer.slot)
         del self.peers[peer.public_key], self._by_slot[peer.slot]
         self._peers_of_worker[peer.worker] -= 1
@@ -234,6 +239,7 @@ class Device:
 
     def _forget_sessions(self, peer: Peer) -> None:
         self._handshakes.clear(peer)
+        self.handshake_problems.forget(peer)
         peer.timers.forget_session()
         peer.last_initiation_sent_at = None
         self._tables.peers.purge_staged(peer.slot)
@@ -285,9 +291,9 @@ class Device:
         if verdict is not None:
             self.verdicts[verdict] += 1
 
-    def on_worker_exit(self, worker: int) -> None:
+    def on_worker_exit(self, worker: int, now: int) -> None:
         """A worker's process has ended; its events were handed over. It may have died while it
-        wrote an endpoint, or before it reported that a peer moved."""
+        wrote an endpoint, or before it reported that a peer moved, or that nothing can be sent."""
         for slot in self._tables.workers.exited(worker):
             peer = self._by_slot.get(slot)
             if peer is not None:
@@ -295,6 +301,7 @@ class Device:
         for peer in self.peers.values():
             self._endpoints.follow(peer)
             self._endpoints.rewrite_lanes(peer)
+            self.send_errors.look(peer, now)
         self._report_retired()
 
     # -- time
@@ -336,7 +343,7 @@ class Device:
             case Action.REARM_RX:
                 self._rearm(peer, "unanswered_rx", activity.first_unanswered_rx_ns)
             case Action.GIVE_UP:
-                self._handshakes.give_up(peer)
+                self._handshakes.give_up(peer, now)
             case Action.ZERO_KEYS:
                 self._handshakes.clear(peer)
 

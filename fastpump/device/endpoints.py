@@ -13,6 +13,7 @@ from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
 from fastpump.device.callbacks import DeviceCallbacks
 from fastpump.device.lanes import Lanes
 from fastpump.device.peer import Peer
+from fastpump.device.send_errors import SendErrors
 
 log = logging.getLogger("fastpump.device")
 
@@ -20,11 +21,12 @@ log = logging.getLogger("fastpump.device")
 class Endpoints:
     """The endpoints of all peers of a device."""
 
-    def __init__(self, tables: SharedTables, lanes: Lanes, callbacks: DeviceCallbacks,
-                 family: int) -> None:
+    def __init__(self, tables: SharedTables, lanes: Lanes, send_errors: SendErrors,
+                 callbacks: DeviceCallbacks, family: int) -> None:
         """`family`: of the sockets (conn/endpoint.py)."""
         self._tables = tables
         self._lanes = lanes
+        self._send_errors = send_errors
         self._callbacks = callbacks
         self._family = family
 
@@ -83,9 +85,15 @@ class Endpoints:
     def send(self, peer: Peer, message: bytes, now: int) -> None:
         """Send a handshake or transport message to where the peer is; nowhere if that is not
         known."""
-        if peer.endpoint is not None:
-            self._tables.peers.record_sent(peer.slot, now, len(message))
+        if peer.endpoint is None:
+            return
+        self._tables.peers.record_sent(peer.slot, now, len(message))
+        try:
             self._callbacks.transmit(message, peer.endpoint, peer.source_address)
+        except OSError as error:
+            self._send_errors.sent(peer, error.errno or 0, now)
+        else:
+            self._send_errors.sent(peer, 0, now)
 
     def _moved(self, peer: Peer, endpoint: Endpoint, source_address: bytes) -> None:
         before = peer.endpoint

@@ -18,6 +18,7 @@ from fastpump.device.endpoints import Endpoints
 from fastpump.device.handshake import Handshakes
 from fastpump.device.lanes import Lanes
 from fastpump.device.peer import Peer
+from fastpump.device.send_errors import SendErrors, error_text
 
 log = logging.getLogger("fastpump.device")
 
@@ -49,19 +50,20 @@ def log_offload_off(event: WorkerEvent) -> None:
     """A worker found that the kernel refuses an offload, and has switched it off."""
     name = next((name for name, bit in OFFLOAD_BITS.items() if bit == event.detail),
                 str(event.detail))
-    log.warning("%s failed with errno %d: switched off; packets are sent singly", name,
-                event.error)
+    log.warning("%s failed: %s; switched off: packets are sent singly", name,
+                error_text(event.error))
 
 
 class PeerEvents:
     """A method for each event that is about a peer."""
 
     def __init__(self, tables: SharedTables, handshakes: Handshakes, endpoints: Endpoints,
-                 lanes: Lanes, callbacks: DeviceCallbacks) -> None:
+                 lanes: Lanes, send_errors: SendErrors, callbacks: DeviceCallbacks) -> None:
         self._tables = tables
         self._handshakes = handshakes
         self._endpoints = endpoints
         self._lanes = lanes
+        self._send_errors = send_errors
         self._callbacks = callbacks
         self._methods: dict[str, Callable[[Peer, WorkerEvent, int], None]] = {
             "want_session": self._want_session,
@@ -105,8 +107,8 @@ class PeerEvents:
         self._endpoints.forget_source(peer)
         self._tables.peers.rearm(peer.slot, "source_address_gone")
 
-    def _send_error(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
-        log.warning("sending to %s fails with errno %d", peer, event.error)
+    def _send_error(self, peer: Peer, _event: WorkerEvent, now: int) -> None:
+        self._send_errors.look(peer, now)
 
     def _lane_usable(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
         self._lanes.of(peer).on_lane_usable(event.detail)

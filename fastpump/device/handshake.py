@@ -33,8 +33,10 @@ from fastpump.constants import (
 )
 from fastpump.device.callbacks import DeviceCallbacks
 from fastpump.device.endpoints import Endpoints
+from fastpump.device.handshake_problems import HandshakeProblems
 from fastpump.device.lanes import Lanes
 from fastpump.device.peer import Peer
+from fastpump.device.send_errors import SendErrors
 from fastpump.device.sessions import Sessions
 from fastpump.protocol import cookie, noise, tai64n, wire
 from fastpump.protocol.wire import CookieReply, Initiation, Response
@@ -47,13 +49,15 @@ class Handshakes:
     """The handshakes of all peers of a device."""
 
     def __init__(self, tables: SharedTables, peers: Mapping[bytes, Peer], sessions: Sessions,
-                 endpoints: Endpoints, lanes: Lanes, callbacks: DeviceCallbacks) -> None:
+                 endpoints: Endpoints, lanes: Lanes, send_errors: SendErrors,
+                 callbacks: DeviceCallbacks) -> None:
         self._tables = tables
         self._peers = peers
         self._sessions = sessions
         self._endpoints = endpoints
         self._lanes = lanes
         self._callbacks = callbacks
+        self.problems = HandshakeProblems(send_errors)
         self.static: noise.DhKeyPair | None = None
         """Our static key pair; without one no initiation is sent, and `receive` is not called."""
 
@@ -89,7 +93,7 @@ class Handshakes:
         try:
             slot, index = self._sessions.begin(peer)
         except MemoryError as error:    # a stopped worker keeps retired slots from reuse
-            log.warning("no handshake with %s now: %s", peer, error)
+            self.problems.cannot_initiate(peer, str(error), now)
             peer.timers.initiation_sent(now, self._jitter())
             return
         peer.timestamp_sent = tai64n.emit_after(peer.timestamp_sent, self._callbacks.unix_ns())
@@ -107,6 +111,7 @@ class Handshakes:
         peer.handshake_slot = slot
         peer.last_initiation_sent_at = now
         peer.timers.initiation_sent(now, self._jitter())
+        self.problems.initiates(peer, now)
         self._send(peer, message, now)
 
     def abandon(self, peer: Peer) -> None:
@@ -115,9 +120,9 @@ class Handshakes:
             self._sessions.abandon(peer.handshake_slot, peer.handshake.local_index)
         peer.handshake = peer.handshake_slot = None
 
-    def give_up(self, peer: Peer) -> None:
+    def give_up(self, peer: Peer, now: int) -> None:
         """REKEY_ATTEMPT_TIME without an answer: drop what is staged, and let workers ask again."""
-        log.warning("%s does not answer; giving up until there is something to send", peer)
+        self.problems.gives_up(peer, now)
         self.abandon(peer)
         self._tables.peers.purge_staged(peer.slot)
         self._tables.peers.rearm(peer.slot, "want_session")
@@ -143,7 +148,10 @@ class Handshakes:
                     return self._receive_cookie(parsed, now)
                 case _:
                     return Verdict.DROP_MALFORMED_HANDSHAKE
-        except noise.UnknownPeer:
+        except noise.UnknownPeer as unknown:
+            assert self.static is not None
+            assert isinstance(parsed, Initiation)
+            self.problems.is_unknown(unknown.public_key, self.static, parsed, sender, now)
             return Verdict.DROP_UNKNOWN_PEER
         except noise.HandshakeError as error:
             log.debug("handshake message from %s dropped: %s", sender, error)
@@ -157,6 +165,8 @@ class Handshakes:
         initiation = noise.consume_initiation(self.static, message, self._static_static)
         peer = self._peers[initiation.peer_public]
         if initiation.timestamp <= peer.timestamp_seen:
+            if initiation.timestamp < peer.timestamp_seen:      # else the network doubled it
+                self.problems.is_old(peer, sender, now)
             return Verdict.DROP_REPLAYED_INITIATION
         seen = peer.last_initiation_seen_at
         if seen is not None and now < seen + MIN_INITIATION_INTERVAL:
@@ -174,6 +184,7 @@ class Handshakes:
         self._sessions.retire(peer.keypairs.add_as_responder(keypair))
         self._sessions.publish(peer)
         self._received(peer, sender, source_address, wire.INITIATION_LEN, now)
+        self.problems.responds(peer, now)
         self._send(peer, response, now)
         return peer
 
@@ -184,8 +195,12 @@ class Handshakes:
         if peer is None or peer.handshake is None or peer.handshake_slot is None \
                 or peer.handshake.local_index != message.receiver_index:
             return Verdict.DROP_UNEXPECTED_RESPONSE
-        transport = noise.consume_response(self.static, peer.handshake, peer.preshared_key,
-                                           message)
+        try:
+            transport = noise.consume_response(self.static, peer.handshake, peer.preshared_key,
+                                               message)
+        except noise.HandshakeError:
+            self.problems.is_not_authentic(peer)
+            raise
         keypair = self._sessions.install(
             peer, peer.handshake_slot, peer.handshake.local_index, message.sender_index,
             transport, now, is_initiator=True)
@@ -255,6 +270,7 @@ class Handshakes:
         """Both sides have the keys: send what is staged, and let workers report again."""
         peer.latest_handshake_unix_ns = self._callbacks.unix_ns()
         peer.timers.handshake_complete()
+        self.problems.forget(peer)
         self.abandon(peer)              # one of our own that the peer's overtook
         self._tables.peers.rearm(peer.slot, "want_session")
         self._callbacks.ring()
@@ -266,7 +282,7 @@ class Handshakes:
         """The Diffie-Hellman result of our static key and a configured peer's."""
         peer = self._peers.get(public_key)
         if peer is None or self.static is None:
-            raise noise.UnknownPeer("the initiator is not a configured peer")
+            raise noise.UnknownPeer(public_key)
         if peer.static_static is None:
             peer.static_static = self.static.exchange(public_key)
         return peer.static_static

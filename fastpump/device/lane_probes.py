@@ -4,7 +4,9 @@ A probe is an empty lane message with the probe flag (an echo request); the peer
 same lane. The side that opens a set probes its lanes until they are answered: the first probe shows
 the other side where the lane is, the answer shows that nothing blocks it. The other side expects
 the first probe within LANE_OPENING_TIME. Later, a lane is probed when data on it is not answered,
-and when it is dead, until it works again.
+and when it is dead, until it works again. If the first such probe is not answered either, all lanes
+of the set are probed: what blocks one may block others, and flows must not move from one to the
+next.
 
 Workers send on a lane as soon as they have received a message there, and report that (USABLE).
 They also report data that is the first to leave since then (UNANSWERED), and do not report it
@@ -14,7 +16,7 @@ of TIMED, and stops when another one is entered.
 
     NEW, OPENING -> UP           the peer was received there
     NEW -> DEAD                  it was not, in time
-    UP -> SUSPECT -> UP          data is not answered; it is after all
+    UP -> SUSPECT -> UP          data is not answered, or another lane is not; it is after all
     OPENING, SUSPECT -> DEAD     no answer to any probe
     DEAD -> UP                   it works again
 """
@@ -45,22 +47,24 @@ class State(enum.Enum):
     NEW = "installed; the peer opens it, and was not received on it yet"
     OPENING = "we open it, and probe until the peer is received on it"
     UP = "the peer was received on it; workers report data that has to be answered"
-    SUSPECT = "data is not answered; probed after LANE_UNANSWERED_TIME"
+    SUSPECT = "data is not answered; probed after LANE_UNANSWERED_TIME. Or it is probed for another"
     DEAD = "workers send on others; probed on until the peer is received on it again"
 
 
 @enum.unique
 class Event(enum.Enum):
-    """What happens to a lane. The last six are what a timer that fires finds."""
+    """What happens to a lane. The last seven are what a timer that fires finds."""
 
     OPENED = "a new set that this side opens"
     AWAITED = "a new set that the peer opens"
     USABLE = "a worker reports that it received the peer there, and sends there from now on"
     UNANSWERED = "a worker reports data, the first since the peer was received there"
+    DOUBTED = "another lane of the set has not answered its first probe"
     FOUND_USABLE = "the worker sends there already; its report is on the way"
     ANSWERED = "all data was answered"
     TOO_EARLY = "the data that is not answered is younger than LANE_UNANSWERED_TIME"
     PROBE_DUE = "no answer, and not the last probe"
+    PROBE_LOST = "no answer to the first probe for data"
     PROBES_SPENT = "no answer, after all probes that a lane gets"
     NOT_OPENED = "the peer was never received there"
 
@@ -71,6 +75,7 @@ class Action(enum.Enum):
 
     NONE = "nothing"
     PROBE = "send a probe, and set the timer for the next"
+    PROBE_ALL = "the same, and doubt the other lanes of the set"
     AWAIT_PROBE = "set the timer to when the peer's first probe has to be here"
     AWAIT_ANSWER = "set the timer to when the data has to be answered"
     WATCH = "have the workers report the next unanswered data"
@@ -111,6 +116,8 @@ TRANSITIONS: dict[tuple[State, Event], tuple[State, Action]] = {
     (State.UP, Event.USABLE): (State.UP, Action.NONE),
     # Most data is answered at once; look again when that is overdue.
     (State.UP, Event.UNANSWERED): (State.SUSPECT, Action.AWAIT_ANSWER),
+    # Without data it would not be known to be blocked before flows have moved there.
+    (State.UP, Event.DOUBTED): (State.SUSPECT, Action.PROBE),
 
     # The usual case: the peer answers. Two looks a second cost less than a timer a packet.
     (State.SUSPECT, Event.ANSWERED): (State.UP, Action.WATCH),
@@ -118,6 +125,8 @@ TRANSITIONS: dict[tuple[State, Event], tuple[State, Action]] = {
     (State.SUSPECT, Event.TOO_EARLY): (State.SUSPECT, Action.AWAIT_ANSWER),
     # The peer may have nothing to send there: probe it.
     (State.SUSPECT, Event.PROBE_DUE): (State.SUSPECT, Action.PROBE),
+    # It seems to be blocked: are others, too?
+    (State.SUSPECT, Event.PROBE_LOST): (State.SUSPECT, Action.PROBE_ALL),
     # Something on the path blocks it now, or the NAT has forgotten it.
     (State.SUSPECT, Event.PROBES_SPENT): (State.DEAD, Action.DECLARE_DEAD),
     # Reported by two workers: one timer is enough.
@@ -153,6 +162,9 @@ class LaneOwner(Protocol):
 
     def warn(self, message: str, *args: object) -> None:
         """Log that a lane does not work."""
+
+    def doubt(self, now: int) -> None:
+        """A lane has not answered its first probe for data: doubt all."""
 
     def on_dead(self, since: int, now: int) -> None:
         """A lane has died: its data of `since` was not answered. 0: it was never used."""
@@ -218,6 +230,16 @@ class Lane:
         """Data left on it at `since`, the first since the peer was received there."""
         self._step(Event.UNANSWERED, since=since)
 
+    def doubt(self, now: int) -> None:
+        """Another lane of the set has not answered its first probe. If this one does not, both die
+        at once: so it gets one probe less."""
+        if self.state is State.UP:
+            tables = self._owner.tables
+            tables.lanes.expect_answer(self.slot, now)
+            self._probed_since = tables.lanes.status(self.slot)["first_unanswered_tx_ns"]
+            self._probes_sent = 1
+            self._step(Event.DOUBTED, now)
+
     def on_timer(self, now: int) -> None:
         """Its timer has fired."""
         status = self._owner.tables.lanes.status(self.slot)
@@ -237,6 +259,8 @@ class Lane:
                 self._probed_since, self._probes_sent = since, 0
             if now < since + LANE_UNANSWERED_TIME:
                 return Event.TOO_EARLY
+            if self._probes_sent == 1:
+                return Event.PROBE_LOST
             is_spent = self._probes_sent >= LANE_DEAD_AFTER_PROBES
         else:
             is_spent = self.state is State.OPENING \
@@ -251,6 +275,9 @@ class Lane:
         match action:
             case Action.PROBE:
                 self._probe(now)
+            case Action.PROBE_ALL:
+                self._probe(now)
+                self._owner.doubt(now)
             case Action.AWAIT_PROBE:
                 self._owner.due[self] = now + LANE_OPENING_TIME
             case Action.AWAIT_ANSWER:

@@ -123,6 +123,11 @@ class LaneSet:
         """Whether the peer was received on a lane since then."""
         return any(self.tables.lanes.status(slot)["last_rx_ns"] > since for slot in self.slots)
 
+    def doubt(self, now: int) -> None:
+        """A lane has not answered its first probe for data: doubt all."""
+        for lane in self.lanes:
+            lane.doubt(now)
+
     def on_dead(self, since: int, now: int) -> None:
         """A lane has died. If all have, or nothing of the peer was received since, it may have been
         restarted, and know neither our session nor where we are. Not if all lanes of a young set

@@ -43,6 +43,14 @@ class Peer:
     last_initiation_seen_at: int | None = None
     timestamp_sent: bytes = bytes(TIMESTAMP_LEN)
     timestamp_seen: bytes = bytes(TIMESTAMP_LEN)
+    handshake_tries: int = 0
+    """Initiations since the last handshake that succeeded."""
+    handshake_problem: str = ""
+    """Why the last of them had no success, as far as it is known."""
+    sessions_unused: int = 0
+    """Initiations of the peer that were answered since then."""
+    is_old_told: bool = False
+    """That its timestamps are old was logged."""
     last_mac1_sent: bytes | None = None
     """Of our last handshake message: a cookie reply is bound to it."""
     cookie: bytes | None = None

@@ -74,9 +74,11 @@ cdef inline void activity_lane_sent(Worker *worker, const Lane *lane, PeerState 
     state.last_tx_ns = state.last_data_ns = worker.now_ns
     if not state.first_unanswered_tx_ns:
         state.first_unanswered_tx_ns = worker.now_ns
+    # Not only for the first: the event ring may have been full then.
+    if not load32(&state.bits, RELAXED) & LANE_UNANSWERED_REPORTED:
         worker.send.has_events |= event_push_once(
             worker.shared, &state.bits, LANE_UNANSWERED_REPORTED, EVENT_LANE_UNANSWERED, lane.peer,
-            lane_slot(&worker.tables, lane), worker.now_ns)
+            lane_slot(&worker.tables, lane), state.first_unanswered_tx_ns)
     if worker.now_ns >= lane.rekey_at_ns or counter >= LANE_REKEY_AFTER_MESSAGES:
         worker.send.has_events |= event_push_once(
             worker.shared, &state.bits, LANE_REKEY_REPORTED, EVENT_REKEY, lane.peer, NONE,

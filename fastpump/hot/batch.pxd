@@ -30,7 +30,7 @@ from fastpump.hot.constants cimport (
     SEND_MESSAGES,
 )
 from fastpump.hot.endpoint cimport endpoint_forget_source_address, endpoint_read
-from fastpump.hot.events cimport event_push, event_push_once
+from fastpump.hot.events cimport event_push, event_push_once, events_have_room
 from fastpump.hot.gso cimport gso_accept, gso_is_refused, gso_may_retry, gso_refuse
 from fastpump.hot.halt cimport halt_forbids
 from fastpump.hot.linux cimport (
@@ -39,6 +39,7 @@ from fastpump.hot.linux cimport (
     sockaddr_in6,
 )
 from fastpump.hot.pktinfo cimport PKTINFO_LEN, pktinfo_write
+from fastpump.hot.send_errors cimport send_error_changes, send_error_set
 from fastpump.hot.shm cimport (
     EVENT_GSO_REFUSED, EVENT_SEND_ERROR, EVENT_SOURCE_ADDRESS_GONE, OFFLOAD_UDP_GSO,
     REPORTED_SOURCE_ADDRESS_GONE, SOURCE_ADDRESS_LEN, Endpoint, PeerState, Tables, WorkerShared,
@@ -51,7 +52,7 @@ from fastpump.hot.verdict cimport (
 cdef enum:
     SEGMENT_CMSG_LEN = 24           # CMSG_SPACE(sizeof(uint16_t))
     SEND_CMSG_LEN = 64              # and PKTINFO_LEN
-    ERROR_EVENT_INTERVAL_NS = 1000000000
+    GSO_EVENT_INTERVAL_NS = 1000000000
 
 cdef struct Path:
     # Where a datagram goes: by a peer's session, or on a lane.
@@ -77,7 +78,7 @@ cdef struct SendBatch:
     WorkerShared *shared
     uint64_t now_ns
     uint32_t halt_number            # of the iteration
-    uint64_t last_error_event_ns
+    bint has_send_errors            # of the iteration: some peer's messages were refused
     uint64_t last_gso_event_ns
     bint has_events                 # something went into the event ring
     uint32_t count
@@ -190,6 +191,8 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
             self.shared.counters[UDP_TX_MESSAGES] += <uint32_t>result
             self.shared.counters[UDP_TX_DATAGRAMS] += datagrams
             self.shared.send_batches[batch_bucket(datagrams)] += 1
+            if self.has_send_errors:
+                send_report_success(self, sent, <uint32_t>result)
             sent += <uint32_t>result
         elif errno == EAGAIN:
             for i in range(sent, end):
@@ -245,7 +248,7 @@ cdef inline bint send_handle_error(SendBatch *self, uint32_t which, int error) n
         send_one_by_one(self, which)
     else:
         self.shared.verdicts[DROP_SEND_ERROR] += info.segment_count
-        send_error_report(self, info.peer, error)
+        send_report(self, info.peer, <uint32_t>error)
     return True
 
 
@@ -273,20 +276,31 @@ cdef inline void send_one_by_one(SendBatch *self, uint32_t which) noexcept nogil
             self.shared.verdicts[DROP_SEND_BUFFER_FULL] += 1
         else:
             self.shared.verdicts[DROP_SEND_ERROR] += 1
-            send_error_report(self, info.peer, errno)
+            send_report(self, info.peer, <uint32_t>errno)
         at += length
 
 
-cdef inline void send_error_report(SendBatch *self, uint32_t peer, int error) noexcept nogil:
-    if self.now_ns - self.last_error_event_ns < ERROR_EVENT_INTERVAL_NS:
-        return
-    self.last_error_event_ns = self.now_ns
-    self.has_events |= event_push(self.shared, EVENT_SEND_ERROR, peer, 0, error,
-                                  self.now_ns)
+cdef inline void send_report_success(SendBatch *self, uint32_t first,
+                                     uint32_t count) noexcept nogil:
+    """So many messages were sent."""
+    cdef uint32_t i
+    for i in range(first, first + count):
+        if self.tables.peer_states[self.info[i].peer].send_error:
+            send_report(self, self.info[i].peer, 0)
+
+
+cdef inline void send_report(SendBatch *self, uint32_t index, uint32_t error) noexcept nogil:
+    """What became of a message to a peer, if that is to be reported: an errno, or 0."""
+    cdef PeerState *peer = &self.tables.peer_states[index]
+    if error:
+        peer.send_failed_ns = self.now_ns
+    if send_error_changes(peer, error, self.now_ns) and events_have_room(self.shared) \
+            and send_error_set(peer, error, self.now_ns):
+        self.has_events |= event_push(self.shared, EVENT_SEND_ERROR, index, 0, error, self.now_ns)
 
 
 cdef inline void send_gso_report(SendBatch *self, uint32_t peer, int error) noexcept nogil:
-    if self.now_ns - self.last_gso_event_ns < ERROR_EVENT_INTERVAL_NS:
+    if self.now_ns - self.last_gso_event_ns < GSO_EVENT_INTERVAL_NS:
         return
     self.last_gso_event_ns = self.now_ns
     self.has_events |= event_push(self.shared, EVENT_GSO_REFUSED, peer, 0, error, self.now_ns)

@@ -108,6 +108,7 @@ cdef inline void loop_snapshot(Worker *worker) noexcept nogil:
     worker.now_s = <uint32_t>(worker.now_ns / 1000000000)
     worker.mtu = load32(&worker.tables.header.mtu, RELAXED)
     worker.spread_queues = load32(&worker.tables.header.spread_queues, RELAXED)
+    worker.send.has_send_errors = load32(&worker.tables.header.has_send_errors, RELAXED) != 0
     worker.has_rate_limits = load32(&worker.tables.header.has_rate_limits, RELAXED) != 0
     worker.takes_control_packets = load32(
         &worker.tables.header.takes_control_packets, RELAXED) != 0

@@ -114,7 +114,7 @@ cdef enum:
     EVENT_REKEY                     # the keypair in use is old
     EVENT_ROAM                      # `peer` sends from another address
     EVENT_OFFLOAD_OFF               # `detail` is the OFFLOAD_TUN_* bit, `error` the errno
-    EVENT_SEND_ERROR                # `error` is the errno of sendmmsg
+    EVENT_SEND_ERROR                # `error` is the errno of sendmmsg, 0: it works again
     EVENT_SOURCE_ADDRESS_GONE       # sendmmsg refused the peer's `source_address`
     EVENT_LANE_USABLE               # first message on the lane in slot `detail`
     EVENT_LANE_ECHO_REQUEST         # the peer wants an echo reply on it
@@ -199,6 +199,7 @@ cdef struct Header:
     uint32_t has_rate_limits        # somewhere: the interface, or any peer
     uint32_t halts                  # odd: nothing may be sent (hot/halt.pxd)
     uint32_t takes_control_packets  # else the transport is plain WireGuard
+    uint32_t has_send_errors        # of some peer (hot/send_errors.pxd)
     # TAP only.
     uint32_t is_tap
     uint32_t is_relay
@@ -313,7 +314,10 @@ cdef struct PeerState:
     uint64_t first_unanswered_tx_ns  # 0: every data message was answered
     uint64_t last_tx_ns
     uint64_t tx_bytes
-    uint64_t padding2[4]
+    uint32_t send_error             # the errno that was reported, 0 for none: hot/send_errors.pxd
+    uint32_t padding1
+    uint64_t send_failed_ns, send_reported_ns
+    uint64_t padding2[1]
     # Line 3: written by the worker that receives for this peer.
     uint64_t first_unanswered_rx_ns
     uint64_t last_rx_ns

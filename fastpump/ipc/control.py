@@ -8,6 +8,10 @@
     {"command": "limit", ...}  ->  {"limit": {...}}             (Tunnel.limit)
     anything else          ->  {"error": "..."}
 
+A blank goes before the answer at once, when a command begins. A client waits ANSWER_TIMEOUT_S for
+it: a tunnel that is stopped, or has no file descriptor left for a client, takes no command. One
+whose client has left before it could be taken is not carried out.
+
 The socket is /run/fastpump/<network namespace>/<interface>.sock, mode 0600.
 """
 
@@ -17,17 +21,23 @@ import asyncio
 import contextlib
 import json
 import socket
+import struct
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fastpump import paths
 from fastpump.errors import FastpumpError, SystemSetupError
-from fastpump.ipc.unix_server import AlreadyServed, UnixServer, is_answered
+from fastpump.ipc.unix_server import AlreadyServed, UnixServer, has_left, is_answered
 
 MAX_REQUEST = 65536
 REQUEST_TIMEOUT_S = 5.0
-ANSWER_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 3.0
+COMMAND_TIMEOUT_S = 60.0
+"""Of a request that was taken: `reload` may change many routes."""
+TAKEN = b" "
+"""JSON may begin with blanks."""
 
 Command = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """Takes the request: {"command": ..., and what else it has}."""
@@ -69,10 +79,14 @@ class ControlServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         line = await asyncio.wait_for(reader.readline(), REQUEST_TIMEOUT_S)
-        writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
+        if has_left(writer):
+            return
+        answer = await self._answer(line, lambda: writer.write(TAKEN))
+        writer.write(json.dumps(answer).encode() + b"\n")
         await asyncio.wait_for(writer.drain(), REQUEST_TIMEOUT_S)
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes, on_taken: Callable[[], None]) -> dict[str, Any]:
+        """`on_taken`: it is a command, which begins now."""
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
@@ -81,6 +95,7 @@ class ControlServer:
         command = self._commands.get(name) if isinstance(name, str) else None
         if command is None:
             return {"error": "unknown command: must be one of " + ", ".join(sorted(self._commands))}
+        on_taken()
         try:
             return {str(name): await command(request)}
         except FastpumpError as error:
@@ -113,24 +128,89 @@ def forget(name: str) -> None:
         _remove_empty(path.parent)
 
 
-def ask(name: str, command: str, **arguments: object) -> Any:
-    """Send a command to a running tunnel; None if nobody listens there."""
-    path = _path(name)
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(ANSWER_TIMEOUT_S)
+class _Question:
+    """A command that was sent to a tunnel, and its answer."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(ANSWER_TIMEOUT_S)
+        self._command = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._socket.close()
+
+    def send(self, command: str, arguments: dict[str, object]) -> bool:
+        """Whether somebody listens there."""
+        self._command = command
         try:
-            client.connect(str(path))
+            self._socket.connect(str(_path(self._name)))
+            self._socket.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
         except (FileNotFoundError, ConnectionRefusedError):
-            return None
+            return False
+        except (BlockingIOError, TimeoutError, ConnectionError):
+            raise self._no_answer() from None
         except OSError as error:
-            raise SystemSetupError(f"the tunnel {name} cannot be queried: {error.strerror}; run as "
-                                   "the user who runs it") from None
-        client.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
-        with client.makefile("rb") as answer:
+            raise SystemSetupError(f"the tunnel {self._name} cannot be queried: {error.strerror}; "
+                                   "run as the user who runs it") from None
+        return True
+
+    def answer(self) -> Any:
+        """What it answers; SystemSetupError if that is nothing, or an error."""
+        try:
+            self._socket.settimeout(max(0.001, self._deadline - time.monotonic()))
+            taken = self._socket.recv(1)
+            self._socket.settimeout(COMMAND_TIMEOUT_S)
+            with self._socket.makefile("rb") as rest:
+                reply = json.loads(taken + rest.readline())
+        except (OSError, ValueError):
+            raise self._no_answer() from None
+        if "error" in reply:
+            raise SystemSetupError(f"the tunnel {self._name}: {reply['error']}")
+        return reply[self._command]
+
+    def _no_answer(self) -> SystemSetupError:
+        return SystemSetupError(f"the tunnel {self._name} does not answer{self._why()}")
+
+    def _why(self) -> str:
+        try:        # of the process that listens, also if it has not accepted us
+            credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            pid = struct.unpack("3i", credentials)[0]
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return ""
+        if fields[0] in "Tt":
+            return f": its process {pid} is stopped; `kill -CONT {pid}` continues it"
+        return f": its process {pid} is busy, or has no file descriptor left"
+
+
+def ask(name: str, command: str, **arguments: object) -> Any:
+    """Send a command to a running tunnel; None if nobody listens there. SystemSetupError, after
+    ANSWER_TIMEOUT_S at most, if it does not take the command."""
+    with _Question(name) as question:
+        return question.answer() if question.send(command, arguments) else None
+
+
+def ask_all(command: str) -> tuple[list[Any], list[SystemSetupError]]:
+    """Send a command to all running tunnels at once: the answers, and what is wrong with tunnels
+    that give none."""
+    answers, errors = [], []
+    with contextlib.ExitStack() as cleanup:
+        sent = []
+        for name in running():
+            question = cleanup.enter_context(_Question(name))
             try:
-                reply = json.loads(answer.readline())
-            except (OSError, ValueError):
-                raise SystemSetupError(f"the tunnel {name} does not answer") from None
-    if "error" in reply:
-        raise SystemSetupError(f"the tunnel {name}: {reply['error']}")
-    return reply[command]
+                if question.send(command, {}):
+                    sent.append(question)
+            except SystemSetupError as error:
+                errors.append(error)
+        for question in sent:
+            try:
+                answers.append(question.answer())
+            except SystemSetupError as error:
+                errors.append(error)
+    return answers, errors

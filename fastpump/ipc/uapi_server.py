@@ -17,7 +17,7 @@ from pathlib import Path
 from fastpump.clock import now_ns
 from fastpump.errors import SystemSetupError
 from fastpump.ipc import uapi
-from fastpump.ipc.unix_server import AlreadyServed, UnixServer
+from fastpump.ipc.unix_server import AlreadyServed, UnixServer, has_left
 
 log = logging.getLogger("fastpump.uapi")
 
@@ -85,6 +85,8 @@ class UapiServer:
             try:
                 request = await asyncio.wait_for(reader.readuntil(b"\n\n"), TIMEOUT_S)
             except asyncio.LimitOverrunError:
+                return
+            if has_left(writer):
                 return
             writer.write(uapi.answer(self._target, request, now_ns()))
             await asyncio.wait_for(writer.drain(), TIMEOUT_S)

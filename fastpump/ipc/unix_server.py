@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import select
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+log = logging.getLogger("fastpump.ipc")
+
 MAX_CLIENTS = 32
+RETRY_S = 1.0
+"""Until a client that could not be accepted is accepted, or not."""
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -27,7 +33,9 @@ class UnixServer:
         self.path = path
         self._serve = serve
         self._limit = limit
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._retry_timer: asyncio.TimerHandle | None = None
+        self._is_full = False
         self._inode = 0
         self._clients: dict[asyncio.Task[None], None] = {}      # the oldest first
 
@@ -55,8 +63,8 @@ class UnixServer:
                     raise AlreadyServed from None
                 self.path.unlink(missing_ok=True)
                 self.path.hardlink_to(private)
-            self._server = await asyncio.start_unix_server(self._accept, sock=listener,
-                                                           limit=self._limit)
+            self._listener = listener
+            self._listen()
         except BaseException:
             listener.close()
             raise
@@ -65,7 +73,7 @@ class UnixServer:
 
     def rename(self, path: Path) -> None:
         """Move to another path; OSError, or AlreadyServed if another process listens there."""
-        if self._server is None or path == self.path:
+        if self._listener is None or path == self.path:
             return
         if is_answered(path):
             raise AlreadyServed
@@ -76,7 +84,7 @@ class UnixServer:
 
     def is_there(self) -> bool:
         """Whether the path still leads to us: a user may remove it."""
-        return self._server is None or self._is_ours()
+        return self._listener is None or self._is_ours()
 
     def _is_ours(self) -> bool:
         try:
@@ -86,37 +94,77 @@ class UnixServer:
 
     async def stop(self) -> None:
         """Stop listening, drop all clients, remove the path."""
-        if self._server is None:
+        if self._listener is None:
             return
-        self._server.close()
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
         for client in self._clients:
             client.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
         if self._is_ours():
             self.path.unlink(missing_ok=True)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _listen(self) -> None:
+        assert self._listener is not None
+        self._retry_timer = None
+        asyncio.get_running_loop().add_reader(self._listener, self._on_connection)
+
+    def _on_connection(self) -> None:
+        """A client has connected. (asyncio's own server tries, and logs, a hundred times a second
+        while no file descriptor is left.)"""
+        assert self._listener is not None
+        loop = asyncio.get_running_loop()
+        try:
+            client, _ = self._listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            if not self._is_full:
+                log.warning("clients of %s have to wait: %s", self.path, error.strerror)
+            self._is_full = True
+            loop.remove_reader(self._listener)
+            self._retry_timer = loop.call_later(RETRY_S, self._listen)
+            return
+        self._is_full = False
+        client.setblocking(False)
         if len(self._clients) >= MAX_CLIENTS:
             next(iter(self._clients)).cancel()      # the oldest is dropped
+        task = loop.create_task(self._serve_client(client))
         self._clients[task] = None
+        task.add_done_callback(self._clients.pop)
+
+    async def _serve_client(self, client: socket.socket) -> None:
         try:
-            await self._serve(reader, writer)
-        except (TimeoutError, ValueError, OSError, asyncio.IncompleteReadError,
-                asyncio.CancelledError):
-            pass
-        finally:
-            self._clients.pop(task, None)
-            with contextlib.suppress(OSError):
+            reader, writer = await asyncio.open_unix_connection(sock=client, limit=self._limit)
+        except BaseException:
+            client.close()
+            raise
+        with contextlib.suppress(TimeoutError, ValueError, OSError, asyncio.IncompleteReadError):
+            try:
+                await self._serve(reader, writer)
+            finally:
                 writer.close()
+
+
+def has_left(writer: asyncio.StreamWriter) -> bool:
+    """Whether a client has closed its socket. It may have sent a request before, while we could
+    not take it: nobody waits for that any more. (One that has only shut down its sending side
+    waits.)"""
+    events = select.poll()
+    events.register(writer.get_extra_info("socket").fileno(), 0)
+    return any(event & select.POLLHUP for _, event in events.poll(0))
 
 
 def is_answered(path: Path) -> bool:
     """Whether a process listens at the socket; not so if it was killed."""
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(str(path))
+        except BlockingIOError:         # as many wait as may: it is stopped, or has no fds left
+            return True
         except OSError:
             return False
     return True

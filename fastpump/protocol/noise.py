@@ -40,6 +40,11 @@ class HandshakeError(Exception):
 class UnknownPeer(HandshakeError):
     """The initiator is not a configured peer."""
 
+    def __init__(self, public_key: bytes) -> None:
+        """The key that it says is its own."""
+        super().__init__("the initiator is not a configured peer")
+        self.public_key = public_key
+
 
 def _hash(*parts: bytes) -> bytes:
     digest = blake2s()

@@ -55,6 +55,7 @@ class Resolver:
         self.interval_s = interval_s
         self.device: Device | None = None
         self._resolved_at: weakref.WeakKeyDictionary[Peer, float] = weakref.WeakKeyDictionary()
+        self._errors: weakref.WeakKeyDictionary[Peer, str] = weakref.WeakKeyDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def note_resolved(self, peer: Peer) -> None:
@@ -83,8 +84,11 @@ class Resolver:
                 self.device.configure_peer(
                     PeerChange(peer.public_key, Presence.UPDATE, endpoint=found), now_ns())
                 log.info("%s is %s now: %s", name[0], found.address, peer)
+            self._errors.pop(peer, None)
         except ConfigError as error:
-            log.warning("%s", error)
+            is_known = self._errors.get(peer) == str(error)
+            log.log(logging.DEBUG if is_known else logging.WARNING, "%s", error)
+            self._errors[peer] = str(error)
 
     def _is_news(self, peer: Peer, name: HostAndPort, found: Endpoint) -> bool:
         """Whether the peer is still there, still configured by that name, and elsewhere."""

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from fastpump.clock import now_ns
+from fastpump.constants import SECOND
 from fastpump.errors import FastpumpError, SystemSetupError
 from fastpump.host import ethernet
 from fastpump.ipc.control import Command, ControlServer
@@ -19,6 +20,7 @@ from fastpump.ipc.fdb import Fdb
 from fastpump.ipc.uapi_server import UapiServer
 from fastpump.tun.linkwatch import LinkWatcher
 from fastpump.tunnel.clones import CloneGuard
+from fastpump.tunnel.loop_watch import LoopWatch
 from fastpump.tunnel.tunnel import Tunnel
 
 log = logging.getLogger("fastpump")
@@ -132,10 +134,13 @@ class Service:
         self._tunnel.supervisor.interface_changed(is_up=link.is_up)
 
     async def _keep_house(self) -> None:
-        """Of a TAP: age MAC addresses, and look at what it is joined to when links changed."""
+        """Of a TAP: look for loops, age MAC addresses, and look at what it is joined to when links
+        changed."""
         join = ethernet.JoinWatch(self._tunnel.config)
+        loops = LoopWatch()
         while True:
             with self._tunnel.supervisor.contained:
+                self._look_for_loops(loops)
                 self._tunnel.tables.fdb.sweep(now_ns())
                 await self._check_join(join)
             await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
@@ -148,3 +153,9 @@ class Service:
             await asyncio.to_thread(join.check, self._tunnel.link.index, self._tunnel.link.mtu)
         except (FastpumpError, OSError) as error:
             log.debug("cannot check what the tunnel is joined to: %s", error)
+
+    def _look_for_loops(self, loops: LoopWatch) -> None:
+        workers = self._tunnel.tables.workers
+        moves = sum(workers.counters(number)["counters"]["macs_moved"]
+                    for number in range(self._tunnel.tables.queue_count))
+        loops.look(moves, self._tunnel.tables.fdb.counts()[0], now_ns() / SECOND)

@@ -13,6 +13,7 @@ from fastpump import ratelimit
 from fastpump._core import SharedTables, default_backend
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import SECOND
+from fastpump.device.device import Device
 from fastpump.device.lanes import PeerLanes
 from fastpump.device.peer import Peer
 from fastpump.ip import prefix_text
@@ -47,7 +48,7 @@ def _transport(tables: SharedTables, state: PeerLanes) -> dict[str, Any]:
             "lanes": [], "no_lanes_because": state.refusal or None}
 
 
-def _peer(tables: SharedTables, peer: Peer, state: PeerLanes, macs: int) -> dict[str, Any]:
+def _peer(tables: SharedTables, device: Device, peer: Peer, macs: int) -> dict[str, Any]:
     rx_bytes, tx_bytes = tables.peers.traffic(peer.slot)
     ordered = sorted(peer.allowed_ips, key=lambda prefix: (len(prefix[0]), prefix))
     return {
@@ -55,9 +56,12 @@ def _peer(tables: SharedTables, peer: Peer, state: PeerLanes, macs: int) -> dict
         "endpoint": None if peer.endpoint is None else str(peer.endpoint),
         "allowed_ips": [prefix_text(prefix) for prefix in ordered],
         "latest_handshake": peer.latest_handshake_unix_ns // SECOND,
+        "handshake_tries": peer.handshake_tries,
+        "handshake_problem": device.handshake_problems.of(peer),
+        "send_error": device.send_errors.of(peer),
         "rx_bytes": rx_bytes,
         "tx_bytes": tx_bytes,
-        **_transport(tables, state),
+        **_transport(tables, device.lanes.of(peer)),
         "macs": macs,
         "rate_limits": peer.rate_limits.to_json(),
         "persistent_keepalive": peer.persistent_keepalive_s,
@@ -88,6 +92,7 @@ def gather(link: TunState, offloads: list[str], tables: SharedTables,
             "queue": worker.number,
             "pid": worker.pid,
             "restarts": worker.restarts,
+            "unresponsive_s": worker.pulse.unresponsive_s,
             "cpu": worker.cpu,
             **shared["counters"],
             "tx_batches": shared["tx_batches"],
@@ -108,7 +113,7 @@ def gather(link: TunState, offloads: list[str], tables: SharedTables,
         "aead": default_backend(),
         "worker_restarts": sum(worker.restarts for worker in supervisor.workers),
         "queues": queues,
-        "peers": [_peer(tables, peer, device.lanes.of(peer), macs.get(peer.slot, 0))
+        "peers": [_peer(tables, device, peer, macs.get(peer.slot, 0))
                   for peer in device.peers.values()],
         "verdicts": dict(sorted((verdict, n) for verdict, n in verdicts.items() if n)),
     }
@@ -151,6 +156,18 @@ def _switch_lines(switch: dict[str, Any] | None) -> list[str]:
             f"  relay: {'on' if switch['relay'] else 'off'}; storm limit: {storm}"]
 
 
+def _problem_lines(peer: dict[str, Any]) -> list[str]:
+    """Of a peer with which there is no new handshake, or to which nothing can be sent."""
+    lines = []
+    if peer["handshake_problem"]:
+        tries = peer["handshake_tries"]
+        lines.append(f"  handshake: tried {tries} time{'s' * (tries != 1)}: "
+                     f"{peer['handshake_problem']}")
+    elif peer["send_error"]:
+        lines.append(f"  sending fails: {peer['send_error']}")
+    return lines
+
+
 def show(status: dict[str, Any]) -> str:
     """The status of one interface for a terminal."""
     lines = [
@@ -171,6 +188,8 @@ def show(status: dict[str, Any]) -> str:
             f"  {queue['queue']:>5} {queue['pid'] or 'dead':>8} {queue['restarts']:>8} "
             f"{amount(queue['tun_rx_bytes']):>16} {amount(queue['udp_tx_bytes']):>12} "
             f"{amount(queue['udp_rx_bytes']):>12} {amount(queue['tun_tx_bytes']):>16}")
+        if queue["unresponsive_s"]:
+            lines.append(f"        has not moved for {queue['unresponsive_s']} seconds")
     for peer in status["peers"]:
         lines += [
             "",
@@ -179,6 +198,7 @@ def show(status: dict[str, Any]) -> str:
             f"  MAC addresses: {peer['macs']}" if status["mode"] == "tap" else
             f"  allowed ips: {', '.join(peer['allowed_ips']) or '(none)'}",
             f"  latest handshake: {ago(peer['latest_handshake'], time.time())}",
+            *_problem_lines(peer),
             f"  transfer: {amount(peer['rx_bytes'])} received, {amount(peer['tx_bytes'])} sent",
             f"  transport: {peer['transport']}, {peer['cipher']}"
             f"{', post-quantum' if peer['post_quantum'] else ''}",

@@ -314,7 +314,7 @@ class Supervisor:
         if self._stopped.is_set():
             return
         with self.contained:
-            self.device.on_worker_exit(number)
+            self.device.on_worker_exit(number, now_ns())
 
     # -- handshakes
 
@@ -351,12 +351,8 @@ class Supervisor:
             self._workers.ring_one(number)
 
     def _transmit(self, message: bytes, endpoint: Endpoint, source_address: bytes) -> None:
-        if self._sockets is None or self._tables.is_halted:
-            return
-        try:
+        if self._sockets is not None and not self._tables.is_halted:
             self._sockets.send_handshake(message, endpoint, source_address)
-        except OSError as error:
-            log.debug("nothing can be sent to %s now: %s", endpoint, error)
 
     def _transmit_lane(self, message: bytes, endpoint: Endpoint, source_address: bytes,
                        socket_number: int | None) -> None:

@@ -2,8 +2,9 @@
 
 A worker that exits is started again on the same fds: at once, but after a back-off of at most
 MAX_BACKOFF_S when it has exited QUICK_EXITS_ALLOWED times in a row within QUICK_EXIT_S. A worker
-that cannot set itself up before any of them ran is a failure of the tunnel. Workers are ended by
-SIGKILL: they have no state to save.
+that cannot set itself up before any of them ran is a failure of the tunnel. One that hangs is
+killed (tunnel/pulse.py), and so restarted. Workers are ended by SIGKILL: they have no state to
+save.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastpump._core import SharedTables
 from fastpump.tun.queues import TunQueues
+from fastpump.tunnel.pulse import TURN_S, Finding, Pulse
 from fastpump.worker import EXIT_INTERFACE_GONE, EXIT_SETUP, WorkerArguments
 
 log = logging.getLogger("fastpump.workers")
@@ -55,9 +57,13 @@ class WorkerProcess:
     started_at: float = 0.0
     is_running: bool = False
     """Whether this process has reported that its loop runs."""
+    pulse: Pulse = field(default_factory=Pulse)
+    """Of this process."""
     restart_timer: asyncio.TimerHandle | None = None
     restarts: int = 0
     quick_exits: int = 0
+    start_error: str = ""
+    """Why it could not be started, as it was reported."""
 
     @property
     def pid(self) -> int | None:
@@ -104,6 +110,7 @@ class Workers:
         self._lane_fds: Sequence[int] = ()
         self._has_run = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._turn_timer: asyncio.TimerHandle | None = None
         cpus = sorted(os.sched_getaffinity(0))
         pin = options.pin and tables.queue_count <= len(cpus)
         if options.pin and not pin:
@@ -120,6 +127,7 @@ class Workers:
         self._loop = loop
         for worker in self.processes:
             loop.add_reader(worker.event_fd, self._on_event, worker)
+        self._turn_timer = loop.call_later(TURN_S, self._turn)
 
     def start(self, udp_fds: Sequence[int], lane_fds: Sequence[int]) -> None:
         """Start all: each with its own UDP socket, all with all lane sockets."""
@@ -134,6 +142,8 @@ class Workers:
 
     def close(self) -> None:
         """Close the eventfds, after `end`."""
+        if self._turn_timer is not None:
+            self._turn_timer.cancel()
         for worker in self.processes:
             if self._loop is not None:
                 self._loop.remove_reader(worker.event_fd)
@@ -175,7 +185,9 @@ class Workers:
                 pass_fds=arguments.fds, process_group=0)
             worker.pidfd = os.pidfd_open(worker.process.pid)
         except OSError as error:
-            log.error("worker %d cannot be started: %s; retrying", worker.number, error)
+            level = logging.DEBUG if worker.start_error == str(error) else logging.ERROR
+            log.log(level, "worker %d cannot be started: %s; retrying", worker.number, error)
+            worker.start_error = str(error)
             if worker.process is not None:
                 worker.process.kill()
                 worker.process.wait()
@@ -209,6 +221,7 @@ class Workers:
         os.close(worker.pidfd)
         status, stderr = worker.process.wait(), _stderr_tail(worker.process)
         worker.process = None
+        worker.pulse = Pulse()
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(worker.event_fd)    # not to be taken for the next process's
         self._callbacks.on_event(worker.number)
@@ -239,13 +252,37 @@ class Workers:
         else:
             self._start_later(worker)
 
+    def _turn(self) -> None:
+        """Once a second: whether all move; and have them move."""
+        assert self._loop is not None
+        self._turn_timer = self._loop.call_later(TURN_S, self._turn)
+        for worker in self.processes:
+            if worker.process is not None:
+                self._feel_pulse(worker, worker.process)
+        self.ring()
+
+    def _feel_pulse(self, worker: WorkerProcess, process: subprocess.Popen[bytes]) -> None:
+        finding = worker.pulse.turn(self._tables.workers.epoch(worker.number),
+                                    is_running=worker.is_running)
+        seconds = worker.pulse.late_turns * TURN_S
+        match finding:
+            case Finding.LATE:
+                log.warning("worker %d (pid %d) has not moved for %d seconds", worker.number,
+                            process.pid, seconds)
+            case Finding.HANGS:
+                log.error("worker %d (pid %d) has not moved for %d seconds: killing it",
+                          worker.number, process.pid, seconds)
+                process.kill()
+            case Finding.BACK:
+                log.info("worker %d (pid %d) moves again", worker.number, process.pid)
+
     def _on_event(self, worker: WorkerProcess) -> None:
         try:
             os.eventfd_read(worker.event_fd)
         except BlockingIOError:
             return
         if not worker.is_running:
-            worker.is_running = True
+            worker.is_running, worker.start_error = True, ""
             if worker.restarts:
                 log.info("worker %d is back after %.0f ms", worker.number,
                          (time.monotonic() - worker.started_at) * 1000)

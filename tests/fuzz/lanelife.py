@@ -8,7 +8,7 @@ from support.lanelife import Network
 
 def check_lanelife(rng):
     """No flow stays on a dead way, and no healthy lane dies."""
-    network = Network(rng, queues=rng.choice((2, 3)))
+    network = Network(rng, queues=rng.choice((2, 3, 4)))
     try:
         with telling(network.log):
             network.live()

@@ -31,7 +31,8 @@ class PlayedPeers:
             Counter(), Counter(), Counter(), Counter())
         self.reported, self.looks, self.rearms = set(), 0, 0
         for name in ("add", "remove", "set_endpoint", "endpoint", "set_originator_id",
-                     "set_policy", "set_lanes", "set_send_keypair", "purge_staged", "traffic"):
+                     "set_policy", "set_lanes", "set_send_keypair", "purge_staged", "traffic",
+                     "record_send_outcome", "send_error"):
             setattr(self, name, getattr(peers, name))
 
     def activity(self, slot):

@@ -687,6 +687,24 @@ def test_a_dead_worker_leaves_lanes_that_work(one, two):
     assert one.lane()["tx_messages"] == 3
 
 
+def test_unanswered_data_is_reported_when_the_event_ring_has_room_again(one, two):
+    """By the next data; the time is that of the first."""
+    one.events()
+    while "FAILED_EVENT_RING_FULL" not in one.verdicts():
+        one.tables.lanes.rearm(one.first, "unanswered_reported")
+        one.give(SMALL)
+        one.poll()
+        two.send_lane(two.plain(counter=two.take_counter()).seal())     # the answer
+        one.poll(START + 1)
+    one.give(SMALL)
+    one.poll(START + 2)
+    one.events()
+    one.give(SMALL)
+    one.poll(START + MS)
+    assert [(name, at) for name, _, _, _, at in one.tables.workers.events(0)] == [
+        ("lane_unanswered", START + 2)]
+
+
 # -- tables
 
 def test_lane_sets_are_reused_by_their_size():

@@ -1,6 +1,7 @@
 """One worker's data plane, end to end in this process: what passes, what is counted."""
 
 import ctypes
+import errno
 import mmap
 import socket
 import struct
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from fastpump import _core
 from fastpump.conn.endpoint import Endpoint
-from fastpump.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME
+from fastpump.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME, SECOND
 from support.packets import (
     A4,
     A6,
@@ -367,6 +368,29 @@ def test_activity_is_noted_for_the_timers(one, two):
     assert one.tables.peers.activity(one.peer) == (0, START + 4, START + 1, START + 4)
     assert two.tables.peers.activity(two.peer)[1] == 0
     assert one.tables.peers.traffic(one.peer) == two.tables.peers.traffic(two.peer)[::-1]
+
+
+def test_what_the_kernel_refuses_is_reported_once_and_so_is_its_end(one, two):
+    """However much is refused; and the end only when it has lasted."""
+    def send(at, where):
+        one.tables.peers.set_endpoint(one.peer, where.sockaddr(socket.AF_INET6))
+        one.give(udp(A4, B4, b"x"))
+        one.poll(at)
+        return [(name, peer, error) for name, peer, _, error, _ in one.tables.workers.events(0)
+                if name == "send_error"]
+
+    refused = Endpoint(ip_address("255.255.255.255"), 9)    # SO_BROADCAST is not set
+    fails, works = (("send_error", one.peer, error) for error in (errno.EACCES, 0))
+    assert send(START, two.endpoint) == []
+    for second in range(60):
+        assert send(START + second * SECOND, refused) == [fails] * (second == 0)
+    one.tables.has_send_errors = True       # as the supervisor does then
+    after = START + 59 * SECOND
+    assert send(after + SECOND, two.endpoint) == []
+    assert send(after + 3 * SECOND, two.endpoint) == [works]
+    assert send(after + 4 * SECOND, two.endpoint) == []
+    assert send(after + 5 * SECOND, refused) == [fails]
+    assert one.verdicts() == {"DROP_SEND_ERROR": 61}
 
 
 def test_an_empty_message_is_a_keepalive(one, two):

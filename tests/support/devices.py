@@ -71,6 +71,8 @@ class Side(Callbacks):
         self.clock, self.name = clock, name
         self.sent, self.known_endpoints, self.unanswered = [], [], []
         self.rings = 0
+        self.refusal = 0
+        """The errno by which the kernel refuses what is sent; 0 for none."""
         self.tables = tables or SharedTables.create(4, 64, 4096)
         self.tables.close()     # the fd only; nobody attaches
         self.device = Device(self.tables, DeviceCallbacks(
@@ -82,6 +84,8 @@ class Side(Callbacks):
         self.device.start(clock.now)
 
     def transmit(self, message, where, source):
+        if self.refusal:
+            raise OSError(self.refusal, "refused")
         self.sent.append(Sent(message, where, source))
 
     def ring(self):

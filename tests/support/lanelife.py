@@ -2,7 +2,8 @@
 
 Both sides are devices with real workers (support/lanedevices.py), so data is real, too: a packet
 that is written to a side's interface arrives at the other's, or not. Time is ours. A schedule
-blocks one lane in one direction or both, and starts and stops flows: one for each worker and side.
+blocks some lanes in one direction or both, and starts and stops flows: one for each worker and
+side.
 """
 
 import socket
@@ -16,7 +17,8 @@ from support.lanedevices import PACKET, World, received
 STEP = SECOND // 20
 LIFE = 60 * SECOND
 MOVES = 8 * SECOND
-"""A flow on a blocked lane moves in this time, if the schedule does not change meanwhile."""
+"""A flow on a blocked lane moves in this time, however many are blocked, if the schedule does not
+change meanwhile."""
 RECOVERY = 8 * SECOND
 """A lane that is not blocked any more works again in this time."""
 PROOF = 5 * SECOND + SECOND // 2
@@ -43,9 +45,9 @@ class Network(World):
         self.delay = rng.choice((0, 0, STEP, 6 * STEP))
         self.log = []
         self._flights, self._steps = [], 0
-        self._victim = rng.randrange(queues)
+        self._victims = rng.sample(range(queues), rng.randrange(1, queues))
         self._blocked_at = dict.fromkeys(range(queues), 0)      # when a lane was blocked last
-        self._changed_at = self.now     # the schedule, as far as it concerns the victim
+        self._changed_at = self.now     # the schedule, as far as it concerns the victims
         self._flows = {(side, worker): Flow() for side in self.sides for worker in range(queues)}
         self._packets = {}              # flow and time, by the packet's IP identification
         self._dead = set()
@@ -91,10 +93,10 @@ class Network(World):
             self._check_lanes()
 
     def _block(self):
-        """Block the lane in some direction, both, or none."""
+        """Block the victims in some direction, both, or none."""
         self._changed_at = self.now
-        self.blocked = {(side, self._victim)
-                        for side in self.rng.choice(((), (self.a,), (self.b,), self.sides))}
+        sides = self.rng.choice(((), (self.a,), (self.b,), self.sides))
+        self.blocked = {(side, victim) for side in sides for victim in self._victims}
         self.log.append((self.now, "blocked", [(self.name(side), lane)
                                                for side, lane in self.blocked]))
 
@@ -103,7 +105,7 @@ class Network(World):
         flow = self._flows[side, worker]
         flow.period = self.rng.choice((0, 1, 2, 5))
         flow.since = 0
-        if worker == self._victim:
+        if worker in self._victims:
             self._changed_at = self.now
         self.log.append((self.now, "flow", self.name(side), worker, flow.period))
 

@@ -34,6 +34,21 @@ def probe(side, number):
     return message
 
 
+def block_lane_1(world, seconds):
+    """Nothing arrives on lane 1, and data waits there for an answer; when a probes it, in tenths of
+    a second."""
+    a, began = world.a, world.now
+    world.blocked = {(a, 1), (world.b, 1)}
+    a.send_packet(worker=1)
+    probed_at = []
+    for now in world.steps(seconds, a, world.b):
+        probed_at += [(now - began) // (SECOND // 10) for message, _, _ in a.lane_sent
+                      if message[1] & ASK and message[2] == 1]
+        world.settle()
+    world.blocked.clear()
+    return probed_at
+
+
 def test_a_blocked_lane_is_probed_on_and_the_others_work(worlds, caplog):
     world = worlds()
     a, b = world.a, world.b
@@ -56,11 +71,8 @@ def test_a_blocked_lane_is_probed_on_and_the_others_work(worlds, caplog):
 
 
 def test_a_lane_that_is_not_answered_dies_and_comes_back(world, caplog):
-    a, began = world.a, world.now
-    a.send_packet(worker=1)
-    probed_at = [(now - began) // (SECOND // 10)
-                 for now in world.steps(10, a) for _ in a.take_probes()]
-    assert probed_at[:LANE_DEAD_AFTER_PROBES] == [5, 15, 25]
+    a = world.a
+    assert block_lane_1(world, 10)[:LANE_DEAD_AFTER_PROBES] == [5, 15, 25]
     assert a.usable == [0]
     assert "lane 1 of" in caplog.text and caplog.text.count("is dead") == 1
 
@@ -161,13 +173,28 @@ def test_handshakes_for_dead_lanes_keep_their_distance(world):
 def test_a_lane_that_came_back_is_watched(world, caplog):
     a = world.a
     for times in (1, 2):
-        a.send_packet(worker=1)
-        for _ in world.steps(5, a):
-            a.take_probes()
+        block_lane_1(world, 5)
         assert a.usable == [0]
         assert caplog.text.count("is dead") == times
         world.advance(6 * SECOND)
         assert a.usable == [0, 1]
+
+
+def test_flows_leave_lanes_that_are_blocked_at_once_in_one_step(worlds, caplog):
+    """Those without data as well: a flow must not try one after the other."""
+    world = worlds(queues=(4, 4))
+    world.connect()
+    a = world.a
+    world.blocked = {(side, lane) for side in (a, world.b) for lane in (0, 1, 2)}
+    moved_at = None
+    for tenth in range(60):
+        a.send_packet(worker=0)
+        world.advance(SECOND // 10)
+        if moved_at is None and a.usable != [0, 1, 2, 3]:
+            assert a.usable == [3]          # all at the same time
+            moved_at = tenth
+    assert 34 <= moved_at <= 36
+    assert a.usable == [3] and caplog.text.count("is dead") == 3
 
 
 def test_one_way_data_does_not_kill_a_lane(world, caplog):
@@ -185,7 +212,7 @@ def test_an_answer_to_a_probe_keeps_a_lane(world):
         a.send_packet(worker=1)
         for _ in world.steps(2, a, b):
             pass
-        assert a.take_probes() == [1, 1]
+        assert a.take_probes() == [1, 1, 0]     # after the first that is lost, both
         b.receive_lane(probe(a, 1), a)
         world.settle()
         world.advance(2 * SECOND)
@@ -244,9 +271,7 @@ def test_probes_that_cross_are_both_answered(world):
 def test_a_probe_on_a_dead_lane_is_answered_with_a_probe(world):
     """So that it works again on both sides as soon as one finds that the path is open."""
     a, b = world.a, world.b
-    a.send_packet(worker=1)
-    for _ in world.steps(5, a):
-        a.take_probes()
+    block_lane_1(world, 5)
     assert a.usable == [0]
     b.newest.lanes[1].ask(world.now)
     assert world.deliver(b, a) == [("lane", 1, ASK)]

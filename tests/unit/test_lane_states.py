@@ -283,6 +283,9 @@ class Bits:
     def set_dead(self, slot):
         self.is_usable = False
 
+    def expect_answer(self, slot, now):
+        self.since = self.since or now
+
 
 class Set:
     """A set with one lane; keeps what it sends and logs."""
@@ -292,6 +295,7 @@ class Set:
     def __init__(self, *, is_opener=True):
         self.is_opener = is_opener
         self.tables, self.due, self.sent, self.logged, self.deaths = Bits(), {}, [], [], []
+        self.doubted = []
         self.lane = Lane(self, 0)
 
     def send(self, number, flags, now):
@@ -301,6 +305,9 @@ class Set:
         self.logged.append(message % args)
 
     note = warn
+
+    def doubt(self, now):
+        self.doubted.append(now)
 
     def on_dead(self, since, now):
         self.deaths.append(now)
@@ -359,7 +366,7 @@ def test_a_lane_expects_a_workers_report_in_every_state(state):
 @pytest.mark.parametrize("state", Life, ids=lambda state: state.name)
 def test_a_lanes_timer_runs_in_timed_states_only(state):
     expected = {event for before, event in lane_probes.TRANSITIONS if before is state}
-    timer = expected - FROM_WORKERS - {Happening.OPENED, Happening.AWAITED}
+    timer = expected - FROM_WORKERS - {Happening.OPENED, Happening.AWAITED, Happening.DOUBTED}
     assert bool(timer) == (state in lane_probes.TIMED) == bool(living(state).due)
 
 
@@ -425,6 +432,43 @@ def test_unanswered_data_is_probed_for_and_then_the_lane_is_dead():
     assert each.deaths == [dead_at]
     assert each.logged == ["lane 0 of peer is dead: no reply for 3 seconds; moving its flows to "
                            "other lanes"]
+
+
+def test_a_first_probe_that_is_lost_makes_all_lanes_doubtful_once():
+    each = living(Life.SUSPECT)
+    each.run(START + 10 * SECOND)
+    assert each.lane.is_dead and each.doubted == [
+        START + LANE_UNANSWERED_TIME + LANE_PROBE_TIMEOUT]
+
+
+@pytest.mark.parametrize("answers_at", [None, 1, LANE_PROBE_TIMEOUT + 1])
+def test_a_lane_that_is_doubted_dies_with_the_other_or_is_up_and_watched(answers_at):
+    """The other one has two probes left, and as much time for each."""
+    each = living(Life.UP)
+    each.lane.doubt(START)
+    dead_at = START + (LANE_DEAD_AFTER_PROBES - 1) * LANE_PROBE_TIMEOUT
+    assert each.sent == [START] and each.lane.state is Life.SUSPECT
+    if answers_at is None:
+        each.run(dead_at)
+        assert each.deaths == [dead_at] and each.doubted == []
+        assert each.sent == [*range(START, dead_at + 1, LANE_PROBE_TIMEOUT)]
+        return
+    each.run(START + answers_at)
+    each.tables.since = 0
+    each.run(START + 60 * SECOND)
+    assert (each.lane.state, each.tables.cleared, each.logged) == (Life.UP, 1, [])
+    each.unanswered(START + 100 * SECOND)
+    each.run(START + 110 * SECOND)
+    assert each.lane.is_dead and len(each.doubted) == 1
+
+
+@pytest.mark.parametrize("state", [state for state in Life if state is not Life.UP],
+                         ids=lambda state: state.name)
+def test_a_lane_that_is_probed_anyway_is_not_doubted(state):
+    each = living(state)
+    before = dict(each.due), list(each.sent), each.tables.since
+    each.lane.doubt(START + SECOND // 100)
+    assert (each.lane.state, before) == (state, (each.due, each.sent, each.tables.since))
 
 
 def test_an_answer_in_time_has_the_next_data_reported():

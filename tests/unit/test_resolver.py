@@ -93,6 +93,17 @@ def test_a_name_that_does_not_resolve_changes_nothing(monkeypatch):
     assert world.run(one_failure) == OLD and len(world.asked) == 1
 
 
+def test_a_name_that_does_not_resolve_is_reported_once(monkeypatch, caplog):
+    async def failures(world):
+        for _ in range(5):
+            world.resolver.on_unanswered(world.peer)
+            await asyncio.sleep(0.001)
+
+    world = World(monkeypatch, 0.0001, ConfigError("cannot be resolved"))
+    world.run(failures)
+    assert len(world.asked) == 5 and caplog.text.count("cannot be resolved") == 1
+
+
 def test_another_address_keeps_the_name(monkeypatch):
     """It may mean yet another one the next time."""
     world = World(monkeypatch, 30)
