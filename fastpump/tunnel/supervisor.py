@@ -19,10 +19,9 @@ import contextlib
 import logging
 import os
 import random
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from fastpump._core import ADMISSION_BATCH, Admission, SharedTables
@@ -45,6 +44,9 @@ log = logging.getLogger("fastpump.supervisor")
 
 # Receive calls in a row on the handshake socket before anything else is served.
 RECEIVES_PER_WAKEUP = 8
+
+ON_REQUEST = "on request"
+"""Why it stops if `down` asked for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +150,11 @@ class Supervisor:
             self._admission.set_keys(cookie.mac1_key(public), cookie.cookie_key(public))
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped.is_set()
+
+    @property
     def workers(self) -> list[WorkerProcess]:
         """By queue number."""
         return self._workers.processes
@@ -164,15 +171,13 @@ class Supervisor:
         `is_up`: whether the interface is, so that we are ready when all workers run."""
         loop = self._loop = asyncio.get_running_loop()
         try:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                loop.add_signal_handler(number, self.stop, f"on {signal.Signals(number).name}")
             loop.set_exception_handler(self._on_exception)
             self._workers.attach(loop)
             self._alarms.start(loop, self.device)
             if is_up:
                 self._is_wanted_up = True
                 self._bring_up()
-                await self._ready_or_stopped()
+                await self.unless_stopped(self._ready.wait())
             if not self._stopped.is_set():
                 on_ready()
                 await self._stopped.wait()
@@ -233,11 +238,16 @@ class Supervisor:
         self._workers.end()
         sockets.close()
 
-    async def _ready_or_stopped(self) -> None:
-        waits = [asyncio.ensure_future(event.wait()) for event in (self._ready, self._stopped)]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+    async def unless_stopped(self, work: Awaitable[object]) -> None:
+        """Wait for `work`; it is cancelled by `stop`."""
+        waits = [asyncio.ensure_future(each) for each in (work, self._stopped.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if waits[0].done():
+                waits[0].result()
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     def _on_exception(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """A bug in a callback of ours: report it and end, rather than go on half dead. asyncio's
