@@ -2,8 +2,11 @@
 
 A worker that exits is started again on the same fds: at once, but after a back-off of at most
 MAX_BACKOFF_S when it has exited QUICK_EXITS_ALLOWED times in a row within QUICK_EXIT_S. A worker
-that cannot set itself up before any of them ran is a failure of the tunnel. Workers are ended by
-SIGKILL: they have no state to save.
+that cannot start, or set itself up, before any of them ran is a failure of the tunnel. Workers are
+ended by SIGKILL: they have no state to save.
+
+A worker writes nothing to its stdout, a pipe whose end means that it has exited. (A pidfd would do,
+but the seccomp profiles of old container engines refuse pidfd_open.)
 """
 
 from __future__ import annotations
@@ -51,7 +54,6 @@ class WorkerProcess:
     event_fd: int
     cpu: int | None
     process: subprocess.Popen[bytes] | None = None
-    pidfd: int = -1
     started_at: float = 0.0
     is_running: bool = False
     """Whether this process has reported that its loop runs."""
@@ -167,18 +169,18 @@ class Workers:
             worker.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", *["-B"] * sys.dont_write_bytecode, "-c", program,
                  *arguments.emit()],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 pass_fds=arguments.fds, process_group=0)
-            worker.pidfd = os.pidfd_open(worker.process.pid)
         except OSError as error:
+            if not self._has_run:
+                self._callbacks.on_cannot_start(
+                    f"worker {worker.number} cannot be started: {error.strerror}")
+                return
             log.error("worker %d cannot be started: %s; retrying", worker.number, error)
-            if worker.process is not None:
-                worker.process.kill()
-                worker.process.wait()
-                worker.process = None
             self._start_later(worker)
             return
-        self._loop.add_reader(worker.pidfd, self._on_exit, worker)
+        assert worker.process.stdout is not None
+        self._loop.add_reader(worker.process.stdout, self._on_stdout, worker)
 
     def _start_later(self, worker: WorkerProcess) -> None:
         assert self._loop is not None
@@ -201,8 +203,9 @@ class Workers:
         its rings is handed on first."""
         assert self._loop is not None
         assert worker.process is not None
-        self._loop.remove_reader(worker.pidfd)
-        os.close(worker.pidfd)
+        assert worker.process.stdout is not None
+        self._loop.remove_reader(worker.process.stdout)
+        worker.process.stdout.close()
         status, stderr = worker.process.wait(), _stderr_tail(worker.process)
         worker.process = None
         with contextlib.suppress(BlockingIOError):
@@ -210,6 +213,12 @@ class Workers:
         self._callbacks.on_event(worker.number)
         self._callbacks.on_exit(worker.number)
         return status, stderr
+
+    def _on_stdout(self, worker: WorkerProcess) -> None:
+        assert worker.process is not None
+        assert worker.process.stdout is not None
+        if not os.read(worker.process.stdout.fileno(), 4096):
+            self._on_exit(worker)
 
     def _on_exit(self, worker: WorkerProcess) -> None:
         assert self._loop is not None

@@ -1,5 +1,9 @@
 """What `fastpump up` and its like do beside other programs, and on hosts that lack something."""
 
+import os
+import signal
+import sys
+
 import pytest
 
 from fastpump.lab.networks import INSIDE4, OUTSIDE4
@@ -184,6 +188,37 @@ def test_no_packet_goes_beside_the_tunnel_because_it_cannot_have_ipv6(quick, lab
                 peer=(FULL,))
     quick("up")
     assert all(is_reachable(lab, host) for host in FAR)
+
+
+# -- a kernel, or a container, that refuses something
+
+# Installs a filter as container engines had before they knew the system call, and becomes argv[1:].
+WITHOUT_PIDFD_OPEN = """\
+import ctypes, os, struct, sys
+code = b"".join(struct.pack("=HBBI", *each) for each in (
+    (0x20, 0, 0, 0),            # load the number of the system call
+    (0x15, 0, 1, 434),          # pidfd_open:
+    (0x06, 0, 0, 0x50001),      # return EPERM
+    (0x06, 0, 0, 0x7FFF0000)))  # allow
+program = ctypes.create_string_buffer(code)
+header = struct.pack("=HxxxxxxQ", 4, ctypes.addressof(program))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(22, 2, header, 0, 0) == 0, ctypes.get_errno()
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_up_and_down_where_pidfd_open_is_refused(quick, lab):
+    before = quick.state()
+    quick.prefix = [sys.executable, "-c", WITHOUT_PIDFD_OPEN]
+    quick("up")
+    assert is_reachable(lab, INSIDE4["b"])
+    pids = [queue["pid"] for queue in lab.status("a")["queues"]]
+    os.kill(pids[0], signal.SIGKILL)
+    until(lambda: lab.status("a")["worker_restarts"] == 1)
+    assert is_reachable(lab, INSIDE4["b"])
+    quick("down")
+    assert quick.state() == before
 
 
 # -- what is gone from the file
