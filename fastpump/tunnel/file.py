@@ -131,10 +131,13 @@ class FileTunnel:
     def _host_net(self, file: FileConfig, endpoints: Iterable[Address] | None) -> HostNet:
         """`endpoints`: without an MTU in the file, it must fit the paths to these addresses;
         None: it stays."""
-        mtu = file.tunnel.mtu or (0 if endpoints is None else routes.fitting_mtu(endpoints))
         addresses = () if self._is_attached else file.tunnel.addresses
         wanted = tuple(self._routes(file))
-        if ipv6.is_left_out(self.name, (*addresses, *(network for network, _ in wanted))):
+        of_ip = (*addresses, *(network for network, _ in wanted))
+        mtu = file.tunnel.mtu or 0
+        if not mtu and endpoints is not None:
+            mtu = ipv6.fitting_mtu(routes.fitting_mtu(endpoints), of_ip)
+        if ipv6.is_left_out(self.name, of_ip):
             addresses = tuple(each for each in addresses if each.version == 4)
             wanted = tuple(each for each in wanted if each[0].version == 4)
         return HostNet(addresses, mtu, wanted, self.default_table, file.dns_servers,

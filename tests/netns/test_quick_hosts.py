@@ -190,6 +190,19 @@ def test_no_packet_goes_beside_the_tunnel_because_it_cannot_have_ipv6(quick, lab
     assert all(is_reachable(lab, host) for host in FAR)
 
 
+def test_a_short_path_does_not_take_ipv6_away(quick, lab):
+    """The kernel removes the IPv6 addresses of an interface whose MTU gets smaller than 1280."""
+    lab.ip("a", "link", "set", "wire", "mtu", "1300")
+    quick.write(ADDRESSES, peer=(FULL,))
+    assert "IPv6 needs 1280" in quick("up").stderr
+    assert lab.status("a")["mtu"] == 1280
+    assert all(is_reachable(lab, host) for host in FAR)
+    quick.write(f"Address = {INSIDE4['a']}/24", peer=("AllowedIPs = 10.9.0.0/24",))
+    quick("down")
+    assert "IPv6" not in quick("up").stderr
+    assert lab.status("a")["mtu"] == 1220
+
+
 # -- a kernel, or a container, that refuses something
 
 # Installs a filter as container engines had before they knew the system call, and becomes argv[1:].
