@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import resource
+import socket
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from fastpump import paths
 from fastpump._core import HAS_NULL_CIPHER, SharedTables, default_backend
 from fastpump.config.model import TunnelConfig, check
 from fastpump.conn import endpoint
-from fastpump.conn.sockets import check_route, lane_socket_count, preferred_family
+from fastpump.conn.sockets import check_route, lane_socket_count
 from fastpump.constants import KEY_LEN
 from fastpump.device.lane_context import Options
 from fastpump.errors import ConfigError, SystemSetupError
@@ -121,7 +122,7 @@ class _Start:
         self._program = program
         self.cleanup = ExitStack()
         """What undoes the steps."""
-        self._endpoints: Mapping[bytes, endpoint.Endpoint] | None = None
+        self._endpoints: dict[bytes, endpoint.Endpoint] | None = None
         """By the peers' public keys, once they are resolved."""
         self._is_tap = config.mode == "tap"
         self._private_key = bytes(KEY_LEN)
@@ -215,8 +216,8 @@ class _Start:
                 return
             await asyncio.to_thread(self.resolve_endpoints)
         self._configure_interface(tunnel)
+        self._check_routes(supervisor)
         self._configure_peers(tunnel)
-        self._check_routes(supervisor.fwmark)
         # Not to be interrupted: what is made must be noted, to be undone.
         await asyncio.to_thread(program.configure, tunnel, self.cleanup, [
             peer.endpoint.address for peer in supervisor.device.peers.values()
@@ -240,16 +241,19 @@ class _Start:
             if change.public_key != own or self._program.configuration_file is None:
                 tunnel.configure_peer(change)
 
-    def _check_routes(self, fwmark: int) -> None:
-        """Whether the host can send to the peers' endpoints."""
+    def _check_routes(self, supervisor: Supervisor) -> None:
+        """Whether the host can send to the peers' endpoints. Without IPv6, those of IPv6 are left
+        out."""
         assert self._endpoints is not None
-        for where in self._endpoints.values():
+        for public_key, where in list(self._endpoints.items()):
             try:
-                check_route(where, preferred_family(), fwmark)
+                check_route(where, supervisor.family, supervisor.fwmark)
             except SystemSetupError as error:
                 if self._program.must_reach_endpoints:
                     raise
                 log.warning("%s", error)
+                if where.address.version == 6 and supervisor.family == socket.AF_INET:
+                    del self._endpoints[public_key]
 
     def _supervisor_options(self) -> SupervisorOptions:
         config = self._config

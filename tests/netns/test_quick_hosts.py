@@ -1,14 +1,17 @@
 """What `fastpump up` and its like do beside other programs, and on hosts that lack something."""
 
+import errno
 import os
+import platform
 import signal
+import socket
 import sys
 
 import pytest
 
 from fastpump.lab.networks import INSIDE4, OUTSIDE4
 from support.hosts import FASTPUMP, is_reachable, until
-from support.quick import ADDRESSES, FAR, FULL, NEAR
+from support.quick import ADDRESSES, FAR, FULL, NEAR, a_public_key
 
 SRC_VALID_MARK = "net.ipv4.conf.all.src_valid_mark"
 
@@ -205,31 +208,61 @@ def test_a_short_path_does_not_take_ipv6_away(quick, lab):
 
 # -- a kernel, or a container, that refuses something
 
-# Installs a filter as container engines had before they knew the system call, and becomes argv[1:].
-WITHOUT_PIDFD_OPEN = """\
+# Has the kernel refuse a system call with an errno, if its first argument is a certain one (-1:
+# any), and becomes the rest of the command line. (The number of the system call is the same on all
+# machines, or by platform.machine().)
+REFUSE = """\
 import ctypes, os, struct, sys
-code = b"".join(struct.pack("=HBBI", *each) for each in (
-    (0x20, 0, 0, 0),            # load the number of the system call
-    (0x15, 0, 1, 434),          # pidfd_open:
-    (0x06, 0, 0, 0x50001),      # return EPERM
-    (0x06, 0, 0, 0x7FFF0000)))  # allow
-program = ctypes.create_string_buffer(code)
-header = struct.pack("=HxxxxxxQ", 4, ctypes.addressof(program))
+number, argument, errno = map(int, sys.argv[1:4])
+program = [(0x20, 0, 0, 0), (0x15, 0, 3, number), (0x20, 0, 0, 16),   # the number; the argument
+           (0x15, 0, 1, argument & 0xFFFFFFFF), (0x06, 0, 0, 0x50000 | errno),
+           (0x06, 0, 0, 0x7FFF0000)]
+if argument < 0:
+    program[1:4] = [(0x15, 0, 1, number)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in program))
+header = struct.pack("=HxxxxxxQ", len(program), ctypes.addressof(code))
 libc = ctypes.CDLL(None, use_errno=True)
 assert libc.prctl(22, 2, header, 0, 0) == 0, ctypes.get_errno()
-os.execvp(sys.argv[1], sys.argv[1:])
+os.execvp(sys.argv[4], sys.argv[4:])
 """
+SYS_PIDFD_OPEN = 434
+SYS_SOCKET = {"x86_64": 41, "aarch64": 198}.get(platform.machine())
+
+
+def refusing(number, argument, number_of_error):
+    return [sys.executable, "-c", REFUSE, *map(str, (number, argument, number_of_error))]
 
 
 def test_up_and_down_where_pidfd_open_is_refused(quick, lab):
     before = quick.state()
-    quick.prefix = [sys.executable, "-c", WITHOUT_PIDFD_OPEN]
+    quick.prefix = refusing(SYS_PIDFD_OPEN, -1, errno.EPERM)
     quick("up")
     assert is_reachable(lab, INSIDE4["b"])
     pids = [queue["pid"] for queue in lab.status("a")["queues"]]
     os.kill(pids[0], signal.SIGKILL)
     until(lambda: lab.status("a")["worker_restarts"] == 1)
     assert is_reachable(lab, INSIDE4["b"])
+    quick("down")
+    assert quick.state() == before
+
+
+@pytest.mark.skipif(SYS_SOCKET is None, reason="the number of socket(2) here is not known")
+def test_a_kernel_without_ipv6(quick, lab):
+    """As with ipv6.disable=1: no such sockets, no such settings."""
+    lab.sysctl("a", {f"net.ipv6.conf.{which}.disable_ipv6": 1 for which in ("all", "default")})
+    before = quick.state()
+    quick.prefix = ["sh", "-euc", 'mount -t tmpfs tmpfs /proc/sys/net/ipv6; exec "$@"', "sh",
+                    *refusing(SYS_SOCKET, socket.AF_INET6, errno.EAFNOSUPPORT)]
+    other = a_public_key(1)
+    quick.write(ADDRESSES, peer=(FULL,), more=(
+        "[Peer]", f"PublicKey = {other}", "Endpoint = [2001:db8::9]:51820",
+        "AllowedIPs = 10.66.0.0/16"))
+    said = quick("up").stderr
+    assert "this host has no IPv6: without fd00:9::1/64, ::/0" in said
+    assert "the endpoint [2001:db8::9]:51820 cannot be reached" in said
+    assert quick.peers()[other][1] == "(none)"
+    assert is_reachable(lab, INSIDE4["b"]) and is_reachable(lab, FAR[0])
+    quick("reload")
     quick("down")
     assert quick.state() == before
 
