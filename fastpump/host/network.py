@@ -217,7 +217,12 @@ def find_leftover(name: str) -> Leftover | None:
 def commands_of_running(name: str) -> DownCommands:
     """What `down` is to run for a tunnel whose file cannot be read any more."""
     record = Record.peek(_record_file(name))
-    return DownCommands() if record is None else _commands(record, record.read())
+    if record is None:
+        return DownCommands()
+    try:
+        return _commands(record, record.read())
+    finally:
+        record.release()
 
 
 def _open_record(name: str) -> Record:

@@ -60,14 +60,15 @@ class Service:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, supervisor.stop, f"on {signal.Signals(number).name}")
         self._links_changed.set()
-        housekeeper = (loop.create_task(self._keep_house())
-                       if self._tunnel.tables.is_tap else None)
+        housekeeper: asyncio.Task[None] | None = None
         loop.add_reader(self._watcher, self._on_link)
         try:
             await self._control.start()
             await self._start_wg()
             await configure()
             self._on_link()
+            if self._tunnel.tables.is_tap:
+                housekeeper = loop.create_task(self._keep_house())
             if not supervisor.is_stopped:
                 await supervisor.run(on_ready, is_up=self._tunnel.link.is_up)
         finally:
