@@ -211,8 +211,8 @@ class _Start:
         """Add what the configuration says to what the tunnel is by now, as `wg addconf` does."""
         supervisor, program = tunnel.supervisor, self._program
         if program.before_configure is not None:
-            await supervisor.unless_stopped(program.before_configure(tunnel, self.cleanup))
-            if supervisor.is_stopped:
+            if not await supervisor.unless_stopped(
+                    program.before_configure(tunnel, self.cleanup)):
                 return
             await asyncio.to_thread(self.resolve_endpoints)
         self._configure_interface(tunnel)

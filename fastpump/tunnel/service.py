@@ -69,7 +69,7 @@ class Service:
             self._on_link()
             if self._tunnel.tables.is_tap:
                 housekeeper = loop.create_task(self._keep_house())
-            if not supervisor.is_stopped:
+            if not supervisor.stop_reason:
                 await supervisor.run(on_ready, is_up=self._tunnel.link.is_up)
         finally:
             if housekeeper is not None:

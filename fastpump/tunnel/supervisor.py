@@ -84,6 +84,7 @@ class Supervisor:
         self._ready = asyncio.Event()
         self._stopped = asyncio.Event()
         self.stop_reason = ""
+        """Of `stop`; empty before."""
         self.failure: str | None = None
         self._workers = Workers(tables, tun, WorkersCallbacks(
             on_event=self._on_worker_event, on_exit=self._on_worker_exit,
@@ -148,11 +149,6 @@ class Supervisor:
             self._admission.set_keys(None, None)
         else:
             self._admission.set_keys(cookie.mac1_key(public), cookie.cookie_key(public))
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether `stop` was called."""
-        return self._stopped.is_set()
 
     @property
     def workers(self) -> list[WorkerProcess]:
@@ -238,13 +234,14 @@ class Supervisor:
         self._workers.end()
         sockets.close()
 
-    async def unless_stopped(self, work: Awaitable[object]) -> None:
-        """Wait for `work`; it is cancelled by `stop`."""
+    async def unless_stopped(self, work: Awaitable[object]) -> bool:
+        """Wait for `work`, which `stop` cancels; whether it was done."""
         waits = [asyncio.ensure_future(each) for each in (work, self._stopped.wait())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             if waits[0].done():
                 waits[0].result()
+            return waits[0].done()
         finally:
             for wait in waits:
                 wait.cancel()
