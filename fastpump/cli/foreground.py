@@ -13,7 +13,7 @@ from typing import Any
 from fastpump.config.command_line import with_default_allowed_ips
 from fastpump.config.model import TunnelConfig, check
 from fastpump.constants import DEFAULT_MTU, DEFAULT_NAME
-from fastpump.host import ethernet
+from fastpump.host import ethernet, ipv6
 from fastpump.ip import Address, Interface
 from fastpump.netlink import links, routes
 from fastpump.tunnel.run import Program, run
@@ -37,17 +37,21 @@ class _Foreground:
     host: str | None = None
     """Without peers: where another host would find this one."""
 
-    def configure(self, _name: str, index: int, cleanup: ExitStack,
+    def configure(self, tunnel: Tunnel, cleanup: ExitStack,
                   endpoints: Collection[Address]) -> None:
         """Give the interface its MTU, addresses and routes, and bring it up."""
-        config = self.config
+        config, index = self.config, tunnel.link.index
         if config.mode == "tap":
             ethernet.configure(config, index, cleanup, endpoints)
         else:
-            networks = [network for peer in config.peers for network in peer.allowed_ips or ()]
-            routes.configure(links.get(index), config.addresses,
+            networks = [network for peer in config.peers for network in peer.allowed_ips or ()
+                        if config.routes]
+            versions = (4,) if ipv6.is_left_out(config.name, (*config.addresses, *networks)) else (
+                4, 6)
+            routes.configure(links.get(index),
+                             [each for each in config.addresses if each.version in versions],
                              DEFAULT_MTU if config.mtu is None else config.mtu,
-                             networks if config.routes else ())
+                             [each for each in networks if each.version in versions])
         if not config.peers:
             self.host = routes.likely_address(
                 index, [address.ip for address in config.addresses]) or "THIS_HOST"

@@ -1,8 +1,10 @@
 """`fastpump up`, `down`, `reload` and `check`: a tunnel from a file of wg-quick(8)'s format.
 
-up      PreUp; then, in the background process that runs the tunnel (tunnel/file.py): interface,
-        addresses, MTU, DNS, routes, rules, firewall; PostUp when packets can flow.
-down    PreDown; SaveConfig; the background process stops and undoes what it did; PostDown.
+up      in the background process that runs the tunnel (tunnel/file.py): interface; PreUp, here;
+        there: keys, peers, addresses, MTU, DNS, rules, firewall, routes; PostUp, here, when packets
+        can flow.
+down    PreDown; SaveConfig; the background process stops and undoes what it did; PostDown. If it
+        was killed, or ended otherwise: PreDown, the undoing and PostDown are all done here.
 reload  asks the background process to apply what has changed in the file.
 """
 
@@ -10,28 +12,29 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import socket
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
+from fastpump.cli import hooks
 from fastpump.config import file as config_file
 from fastpump.config.file import FileConfig, tunnel_config
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import attach, ethernet
-from fastpump.host.network import recover
+from fastpump.host.down_commands import DownCommands
+from fastpump.host.network import commands_of_running, find_leftover
 from fastpump.ipc import control
 from fastpump.netlink import routes
 from fastpump.process import memory
 from fastpump.process.daemon import detach
+from fastpump.process.ends import wait_for_end
 from fastpump.tunnel.file import FileTunnel
 
 log = logging.getLogger("fastpump")
 
-END_TIMEOUT_MS = 10_000
+END_TIMEOUT_S = 10.0
 
 
 def _load(word: str) -> tuple[Path, str, FileConfig]:
@@ -41,18 +44,7 @@ def _load(word: str) -> tuple[Path, str, FileConfig]:
     file = config_file.load(path)
     for warning in file.warnings:
         log.warning("%s", warning)
-    return path.resolve(), config_file.interface_name(path), file
-
-
-def _run_hooks(hooks: Iterable[str], name: str) -> None:
-    """Run shell commands as wg-quick does: %i is the interface, the first failure ends it."""
-    for hook in hooks:
-        command = hook.replace("%i", name)
-        print(f"[#] {command}", file=sys.stderr, flush=True)
-        status = subprocess.run(["bash", "-c", command], check=False).returncode
-        if status != 0:
-            raise SystemSetupError(f"the command {command!r} of the configuration failed with "
-                                   f"status {status}")
+    return config_file.absolute(path), config_file.interface_name(path), file
 
 
 def check(word: str) -> None:
@@ -73,16 +65,14 @@ def up(word: str) -> None:
         hint = (f"`fastpump reload {word}` applies a changed file" if status["configuration_file"]
                 else "it was not brought up from a file")
         raise ConfigError(f"{name} is already up: {hint}, `fastpump down {word}` stops it")
-    if recover(name):
-        log.warning("the last tunnel %s was killed; what it left behind is undone now", name)
+    _recover(name)
     if name in (each for _, each in socket.if_nameindex()):
         raise ConfigError(f"an interface {name} already exists; rename the file, or delete the "
                           f"interface: ip link delete {name}")
-    tunnel = FileTunnel.of(path, name, file)
-    _run_hooks(file.pre_up, name)
-    detach(tunnel.serve)
+    detach(FileTunnel.of(path, name, file).serve,
+           on_turn=partial(hooks.run, file.pre_up, name, str(path)))
     try:
-        _run_hooks(file.post_up, name)
+        hooks.run(file.post_up, name, str(path))
     except BaseException:
         _end(name)
         raise
@@ -90,8 +80,9 @@ def up(word: str) -> None:
 
 def reload(word: str) -> None:
     """Apply a changed file to a running tunnel; print what that did."""
-    name = config_file.interface_name(config_file.find(word))
-    answer = control.ask(name, "reload")
+    path = config_file.find(word)
+    name = config_file.interface_name(path)
+    answer = control.ask(name, "reload", file=str(config_file.absolute(path)))
     if answer is None:
         raise ConfigError(f"{name} is not up; bring it up with `fastpump up {word}`")
     for warning in answer["warnings"]:
@@ -104,55 +95,64 @@ def reload(word: str) -> None:
 
 def down(word: str) -> None:
     """Stop a tunnel, and leave nothing of it behind."""
-    path, file = Path(), FileConfig()
+    path, file, problem = Path(), FileConfig(), None
     try:
         path, name, file = _load(word)
     except ConfigError as error:
         # A tunnel whose file is gone or broken can be stopped all the same.
-        name = Path(word).name.removesuffix(config_file.SUFFIX)
-        if control.ask(name, "status") is None and not recover(name):
-            raise
-        log.warning("%s; PreDown and PostDown are not run", error)
+        name, problem = Path(word).name.removesuffix(config_file.SUFFIX), error
     status = control.ask(name, "status")
     if status is None:
-        if not recover(name):
-            raise ConfigError(f"{name} is not up; `fastpump status` lists the tunnels that are")
+        if not _recover(name):
+            raise problem or ConfigError(
+                f"{name} is not up; `fastpump status` lists the tunnels that are")
         control.forget(name)
-        log.warning("%s was killed; what it left behind is undone now", name)
-    elif status["configuration_file"] is None:
+        return
+    if status["configuration_file"] is None:
         _end(name)      # of `fastpump tunnel` or fastpump-wg: the file is not about it
         return
+    commands = DownCommands(str(path), file.pre_down, file.post_down)
+    if problem is not None:
+        log.warning("%s; PreDown and PostDown are run as they were when it was last read", problem)
+        commands = commands_of_running(name)
+    hooks.run(commands.pre_down, name, commands.file)
+    if file.save_config:
+        _save(path, name)
+    _end(name)
+    hooks.run(commands.post_down, name, commands.file)
+
+
+def _recover(name: str) -> bool:
+    """Undo what the last tunnel of that name left behind, if it did not end by `down`; whether
+    there was anything. SystemSetupError if its process lives."""
+    left = find_leftover(name)
+    if left is None:
+        return False
+    if left.was_killed:
+        log.warning("the last tunnel %s was killed; what it left behind is undone now", name)
     else:
-        _run_hooks(file.pre_down, name)
-        if file.save_config:
-            _save(path, name)
-        _end(name)
-    _run_hooks(file.post_down, name)
+        log.warning("the last tunnel %s ended by itself; PreDown and PostDown are run now", name)
+    hooks.run_all(left.commands.pre_down, name, left.commands)
+    left.undo()
+    hooks.run_all(left.commands.post_down, name, left.commands)
+    left.forget()
+    return True
 
 
 def _end(name: str) -> None:
     """Stop the background process, and wait until it has ended."""
     answer = control.ask(name, "stop")
-    if answer is None:
-        return
-    try:
-        pidfd = os.pidfd_open(answer["pid"])
-    except ProcessLookupError:
-        return
-    try:
-        ended = select.poll()
-        ended.register(pidfd, select.POLLIN)
-        if not ended.poll(END_TIMEOUT_MS):
-            raise SystemSetupError(f"{name} does not stop; its process is {answer['pid']}")
-    finally:
-        os.close(pidfd)
+    if answer is not None and not wait_for_end(answer["pid"], END_TIMEOUT_S):
+        raise SystemSetupError(f"{name} does not stop; its process is {answer['pid']}")
 
 
 def _save(path: Path, name: str) -> None:
-    """Write the running configuration to the file, whole or not at all."""
+    """Write the running configuration to the file, whole or not at all; if the path is a link, to
+    where it leads now."""
     answer = control.ask(name, "configuration")
     if answer is None:
         return
+    path = path.resolve()
     try:
         with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.",
                                          delete=False) as file:     # mode 0600

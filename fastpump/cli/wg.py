@@ -76,16 +76,14 @@ def _log_level() -> str:
 
 def serve(config: TunnelConfig, on_ready: Callable[[], None]) -> None:
     """Run the interface until it is deleted."""
-    from fastpump.tunnel.run import Program, run
-
-    run(config, Program(configure=_configure, on_ready=lambda _: on_ready(), must_serve_wg=True))
-
-
-def _configure(_name: str, index: int, _cleanup: ExitStack,
-               _endpoints: Collection[Address]) -> None:
     from fastpump.netlink import links
+    from fastpump.tunnel.run import Program, run
+    from fastpump.tunnel.tunnel import Tunnel
 
-    links.set_mtu(links.get(index), DEFAULT_MTU)
+    def configure(tunnel: Tunnel, _cleanup: ExitStack, _endpoints: Collection[Address]) -> None:
+        links.set_mtu(links.get(tunnel.link.index), DEFAULT_MTU)
+
+    run(config, Program(configure=configure, on_ready=lambda _: on_ready(), must_serve_wg=True))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.foreground or os.environ.get("WG_PROCESS_FOREGROUND") == "1":
             serve(config, lambda: print(f"{config.name} is ready", flush=True))
         else:
-            detach(lambda on_ready: serve(config, on_ready))
+            detach(lambda foreground: serve(config, foreground.ready))
         return 0
     except FastpumpError as error:
         print(f"fastpump-wg: {error}", file=sys.stderr)

@@ -15,6 +15,7 @@ Accepted limits: a file is read whole, and has at most MAX_FILE_LEN bytes.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import ipaddress
 import os
@@ -128,6 +129,17 @@ def find(word: str) -> Path:
     hint = f" (for a file in this directory, write ./{word})" if word.endswith(SUFFIX) else ""
     raise ConfigError(f"there is no configuration file for {word}: must be "
                       f"{' or '.join(map(str, places))}{hint}")
+
+
+def absolute(path: Path) -> Path:
+    """A path for processes in other directories. Links in it are not followed now but whenever the
+    file is read: they may lead elsewhere by then (Kubernetes, NixOS, stow). So the shell's idea of
+    the working directory counts, if it is right."""
+    shell = os.environ.get("PWD", "")
+    with contextlib.suppress(OSError):
+        if Path(shell).is_absolute() and Path(shell).samefile("."):
+            return Path(shell, path)
+    return path.absolute()
 
 
 def _exists(path: Path) -> bool:

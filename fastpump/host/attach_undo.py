@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastpump import paths
 from fastpump.constants import ETHERNET_MTU
-from fastpump.host.undo_record import Record
-from fastpump.kernel import SO_NETNS_COOKIE
+from fastpump.host.undo_record import Record, namespace_cookie
 from fastpump.netlink import bridges, links, redirects, routes
 from fastpump.netlink.links import Link
 
@@ -43,12 +41,12 @@ class AttachState:
 
     def to_json(self) -> dict[str, Any]:
         """For the record. Indices mean something in one network namespace only."""
-        return {"namespace": _namespace_cookie(), "steps": self.steps}
+        return {"namespace": namespace_cookie(), "steps": self.steps}
 
     @classmethod
     def from_json(cls, content: dict[str, Any], record: Record | None = None) -> AttachState:
         """What `to_json` gave; nothing if that was in another namespace, which is gone."""
-        if content.get("namespace") != _namespace_cookie():
+        if content.get("namespace") != namespace_cookie():
             return cls(record=record)
         return cls([tuple(step) for step in content["steps"]], record)
 
@@ -146,14 +144,3 @@ def addresses_of(link: Link) -> list[str]:
 def ports_of(link: Link) -> list[int]:
     """The indices of a bridge's ports; none of another interface."""
     return sorted(port.index for port in bridges.ports(link)) if link.is_bridge else []
-
-
-def _namespace_cookie() -> int:
-    """What distinguishes this network namespace from all others since the boot; 0 before Linux
-    5.14."""
-    try:
-        with socket.socket(socket.AF_UNIX) as any_socket:
-            return int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8),
-                                  "little")
-    except OSError:
-        return 0

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 from fastpump.config.model import TunnelConfig
 from fastpump.constants import ETHERNET_MTU
-from fastpump.host import attach
+from fastpump.host import attach, ipv6
 from fastpump.host.attach import Attachment
 from fastpump.ip import Address
 from fastpump.netlink import links, routes
@@ -39,7 +39,10 @@ def configure(config: TunnelConfig, index: int, cleanup: ExitStack,
     # What comes into a bridge later has the usual MTU, too.
     mtu = config.mtu or attach.plan_mtu(attachment) or (
         ETHERNET_MTU if attachment else min(ETHERNET_MTU, fitting))
-    attach.join(attachment, tap, cleanup, addresses=config.addresses, mtu=mtu)
+    addresses = config.addresses
+    if ipv6.is_left_out(tap.name, addresses):
+        addresses = tuple(each for each in addresses if each.version == 4)
+    attach.join(attachment, tap, cleanup, addresses=addresses, mtu=mtu)
     if config.mac is not None:
         links.set_mac(tap, config.mac.hex(":"))
     if endpoints and mtu > fitting:

@@ -2,7 +2,8 @@
 
 With the default route in the tunnel, packets to the tunnel's addresses must not come in by
 another interface (CVE-2019-14899), and replies to our own datagrams must be marked as those
-are, so that the reverse path filter finds them (as wg-quick(8) does).
+are, so that the reverse path filter finds them (as wg-quick(8) does). All other packets keep the
+marks that other programs gave them.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ table inet {_table(name)} {{
 {drops}  }}
   chain arriving {{
     type filter hook prerouting priority mangle
-    meta l4proto udp meta mark set ct mark
+    meta l4proto udp ct mark {mark} meta mark set {mark}
   }}
   chain leaving {{
     type filter hook postrouting priority mangle
@@ -73,7 +74,11 @@ def unprotect(name: str) -> None:
 
 def _record(name: str) -> str:
     """The name of our record. Debian's resolvconf orders records by their prefix: that of
-    the first pattern like `tun*` in its list."""
+    the first pattern like `tun*` in its list. It may have left that list behind where resolvconf is
+    a link to another program by now, which wants the interface's name."""
+    program = shutil.which("resolvconf")
+    if program is not None and Path(program).is_symlink():
+        return name
     try:
         lines = RESOLVCONF_ORDER.read_text().splitlines()
     except OSError:

@@ -5,8 +5,11 @@ up, a reload, and going on after a failed step are the same.
 
 Addresses and routes go away with the interface. Rules, firewall and DNS do not: they are written
 down in /run/fastpump/<network namespace>/<interface>.json before they are made. The process
-holds a lock on that file while it lives, and undoes them however it ends; if it is killed,
-`recover` does.
+holds a lock on that file while it lives, and undoes them however it ends; if it is killed, whoever
+asks for its Leftover does.
+
+PreDown and PostDown are in that record, too. They are run by `down`, not by the process: so it
+leaves the record with them if it ends in any other way.
 """
 
 from __future__ import annotations
@@ -15,11 +18,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fastpump import paths
 from fastpump.errors import SystemSetupError
 from fastpump.host import attach_undo, firewall
-from fastpump.host.undo_record import Record
+from fastpump.host.down_commands import DownCommands
+from fastpump.host.undo_record import Record, namespace_cookie
 from fastpump.ip import Interface, Network
 from fastpump.netlink import links, routes
 
@@ -55,8 +60,9 @@ class HostNet:
 class HostState:
     """What is done for one interface."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, commands: DownCommands) -> None:
         """Takes the record; SystemSetupError if another process has it."""
+        self._commands = commands
         self._name = name
         self._record = _open_record(name)
         self._ruled: tuple[int, ...] = ()
@@ -64,15 +70,23 @@ class HostState:
         self._may_lack_routes = False
         """They go with the last address of an IP version."""
         self.done = HostNet()
+        self._write(self.done)
+
+    def set_commands(self, commands: DownCommands) -> None:
+        """What `down` is to run."""
+        self._commands = commands
+        self._write(self.done)
 
     def change(self, index: int, wanted: HostNet) -> list[str]:
         """Do what is missing, undo what is too much: what was changed, in words.
         SystemSetupError when a step fails; those before it are done, and recorded."""
         changed = []
         self._write(wanted)
+        # Rules before routes: a rule that leads to a table without routes leads nowhere, but with
+        # the default route there, only both rules together leave the other networks alone.
         for what, step in (("the addresses", self._change_addresses), ("the MTU", self._change_mtu),
-                           ("DNS", self._change_dns), ("the routes", self._change_routes),
-                           ("the rules", self._change_rules)):
+                           ("DNS", self._change_dns), ("the rules", self._change_rules),
+                           ("the routes", self._change_routes)):
             if step(index, wanted):
                 changed.append(what)
         self._write(wanted)
@@ -128,7 +142,7 @@ class HostState:
             firewall.unprotect(self._name)
             return True
         if 4 in wanted.versions:
-            SRC_VALID_MARK.write_text("1")
+            _validate_sources_by_mark()
         # Before the rules: no default route without it, also when a step fails.
         firewall.protect(self._name, wanted.addresses, wanted.default_table)
         for version in wanted.versions:
@@ -140,14 +154,75 @@ class HostState:
     def _write(self, wanted: HostNet) -> None:
         """Write down what must be undone if we are killed: what is done, and what is about
         to be."""
-        said = {"table": wanted.default_table or self.done.default_table,
-                "versions": sorted({*self._ruled, *wanted.versions}),
-                "has_dns": self.done.has_dns or wanted.has_dns}
-        self._record.write(said)
+        self._record.write({
+            "namespace": namespace_cookie(), "commands": self._commands.to_json(),
+            "table": wanted.default_table or self.done.default_table,
+            "versions": sorted({*self._ruled, *wanted.versions}),
+            "has_dns": self.done.has_dns or wanted.has_dns})
+
+    def undo(self, *, keeps_commands: bool) -> None:
+        """Undo what does not go away with the interface, and give up the record. It stays if there
+        are commands in it that are to be run still."""
+        _undo(self._name, self._record.read())
+        if keeps_commands and self._commands:
+            self._record.write({"namespace": namespace_cookie(), "has_ended": True,
+                                "commands": self._commands.to_json()})
+            self._record.release()
+        else:
+            self._record.remove()
+
+
+def _validate_sources_by_mark() -> None:
+    """Have the reverse path filter look at marks. In a container, where it may be read-only, it is
+    often set already."""
+    try:
+        if SRC_VALID_MARK.read_text().strip() != "1":
+            SRC_VALID_MARK.write_text("1")
+    except OSError as error:
+        raise SystemSetupError(
+            "a default route through the tunnel needs net.ipv4.conf.all.src_valid_mark = 1, which "
+            f"cannot be set here ({error.strerror}); set it where this container is started, with "
+            "--sysctl net.ipv4.conf.all.src_valid_mark=1 for instance") from None
+
+
+class Leftover:
+    """What is left of a tunnel that did not end by `down`. Nobody else can have it meanwhile."""
+
+    def __init__(self, name: str, record: Record | None) -> None:
+        """`find_leftover` makes them. `record` None: all is undone."""
+        self._name = name
+        self._record = record
+        self._said = {} if record is None else record.read()
+        self.was_killed = not self._said.get("has_ended", False)
+        self.commands = DownCommands() if record is None else _commands(record, self._said)
 
     def undo(self) -> None:
-        """Undo what does not go away with the interface, and give up the record."""
-        _undo(self._name, self._record)
+        """Undo what does not go away with the interface."""
+        _undo(self._name, self._said)
+
+    def forget(self) -> None:
+        """All is undone, and the commands were run."""
+        if self._record is not None:
+            self._record.remove()
+
+
+def find_leftover(name: str) -> Leftover | None:
+    """What is left of the tunnel that was called so. SystemSetupError if its process lives."""
+    was_attached = attach_undo.recover(name)
+    if not _record_file(name).exists():
+        return Leftover(name, None) if was_attached else None
+    return Leftover(name, _open_record(name))
+
+
+def commands_of_running(name: str) -> DownCommands:
+    """What `down` is to run for a tunnel whose file cannot be read any more."""
+    record = Record.peek(_record_file(name))
+    if record is None:
+        return DownCommands()
+    try:
+        return _commands(record, record.read())
+    finally:
+        record.release()
 
 
 def _open_record(name: str) -> Record:
@@ -162,19 +237,22 @@ def _record_file(name: str) -> Path:
     return paths.runtime_dir() / f"{name}.json"
 
 
-def recover(name: str) -> bool:
-    """Undo what a killed process left behind; whether there was anything. SystemSetupError if
-    the process still lives."""
-    was_attached = attach_undo.recover(name)
-    if not _record_file(name).exists():
-        return was_attached
-    _undo(name, _open_record(name))
-    return True
+def _commands(record: Record, said: dict[str, Any]) -> DownCommands:
+    """Those in a record; none of a namespace that is gone, or that others can have written."""
+    if "commands" not in said or said.get("namespace") != namespace_cookie():
+        return DownCommands()
+    if not record.is_trusted:
+        log.warning("%s can be written by others: the commands in it are not run", record.path)
+        return DownCommands()
+    try:
+        return DownCommands.from_json(said["commands"])
+    except ValueError as error:
+        log.warning("%s cannot be read (%s): PreDown and PostDown are not run", record.path, error)
+        return DownCommands()
 
 
-def _undo(name: str, record: Record) -> None:
-    """Undo what the record says, as far as it is there; errors go to the log."""
-    said = record.read()
+def _undo(name: str, said: dict[str, Any]) -> None:
+    """Undo what a record says, as far as it is there; errors go to the log."""
     versions = said.get("versions", [])
     for version in versions:
         _tolerate(routes.remove_default_rules, version, said.get("table", 0))
@@ -182,7 +260,6 @@ def _undo(name: str, record: Record) -> None:
         _tolerate(firewall.unprotect, name)
     if said.get("has_dns", False):
         _tolerate(firewall.unset_dns, name)
-    record.remove()
 
 
 def _tolerate(step: Callable[..., None], *args: object) -> None:

@@ -2,7 +2,8 @@
 done.
 
 A process has its records locked while it lives. So a process that gets the lock of a record with
-content knows that the one before was killed, and undoes what is in it.
+content knows that the one before was killed, and undoes what is in it. Records have mode 0600, as
+there may be secrets in the commands of a file.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import fcntl
 import json
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any, TextIO
 
 from fastpump.errors import SystemSetupError
+from fastpump.kernel import SO_NETNS_COOKIE
 
 log = logging.getLogger("fastpump")
 
@@ -34,7 +37,7 @@ class Record:
         while True:
             try:
                 path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             except FileNotFoundError:
                 continue        # its owner removed the directory just now
             except OSError as error:
@@ -50,6 +53,21 @@ class Record:
                 if os.path.samestat(path.stat(), os.fstat(file.fileno())):
                     return cls(path, file)
             file.close()        # its owner removed it just now
+
+    @classmethod
+    def peek(cls, path: Path) -> Record | None:
+        """Open a record to read it, whoever has it; None if there is none."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        return cls(path, os.fdopen(fd, "r", encoding="utf-8"))
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether nobody else can have written it, so that commands in it may be run."""
+        status = os.fstat(self._file.fileno())
+        return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
     def read(self) -> dict[str, Any]:
         """Its content; none, and a line in the log, if it cannot be read."""
@@ -69,6 +87,10 @@ class Record:
         os.pwrite(self._file.fileno(), line, 0)
         os.ftruncate(self._file.fileno(), len(line))
 
+    def release(self) -> None:
+        """Leave it to the next process that takes it."""
+        self._file.close()
+
     def remove(self) -> None:
         """All is undone."""
         self.path.unlink(missing_ok=True)
@@ -76,3 +98,14 @@ class Record:
         for directory in (self.path.parent, self.path.parent.parent):
             with contextlib.suppress(OSError):      # it has other records
                 directory.rmdir()
+
+
+def namespace_cookie() -> int:
+    """What distinguishes this network namespace from all others since the boot, as its inode does
+    not; 0 before Linux 5.14."""
+    try:
+        with socket.socket(socket.AF_UNIX) as any_socket:
+            return int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8),
+                                  "little")
+    except OSError:
+        return 0

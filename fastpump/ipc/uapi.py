@@ -85,6 +85,13 @@ def answer(target: Target, request: bytes, now: int) -> bytes:
     return f"{body}errno={-number}\n\n".encode()
 
 
+def answer_for_ended(listen_port: int, fwmark: int, request: bytes, _now: int) -> bytes:
+    """The answer to a request for an interface that is gone, of which these are still known."""
+    if request.strip() == b"get=1":
+        return f"{_describe_interface(listen_port, fwmark)}errno=0\n\n".encode()
+    return f"errno={-errno.ENODEV}\n\n".encode()
+
+
 # -- get
 
 def describe(target: Target) -> Iterator[str]:
@@ -92,11 +99,13 @@ def describe(target: Target) -> Iterator[str]:
     device = target.device
     if device.public_key is not None:
         yield f"private_key={device.private_key.hex()}\n"
-    yield f"listen_port={target.listen_port}\n"
-    if target.fwmark:
-        yield f"fwmark={target.fwmark}\n"
+    yield _describe_interface(target.listen_port, target.fwmark)
     for peer in device.peers.values():
         yield _describe_peer(device, peer)
+
+
+def _describe_interface(listen_port: int, fwmark: int) -> str:
+    return f"listen_port={listen_port}\n" + (f"fwmark={fwmark}\n" if fwmark else "")
 
 
 def _describe_peer(device: Device, peer: Peer) -> str:

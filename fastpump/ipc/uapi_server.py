@@ -16,7 +16,6 @@ from pathlib import Path
 
 from fastpump.clock import now_ns
 from fastpump.errors import SystemSetupError
-from fastpump.ipc import uapi
 from fastpump.ipc.unix_server import AlreadyServed, UnixServer, has_left
 
 log = logging.getLogger("fastpump.uapi")
@@ -30,8 +29,9 @@ TIMEOUT_S = 60.0
 class UapiServer:
     """Serves wg's socket while the tunnel runs."""
 
-    def __init__(self, name: str, target: uapi.Target) -> None:
-        self._target = target
+    def __init__(self, name: str, answer: Callable[[bytes, int], bytes]) -> None:
+        """`answer`: to a request at a time (CLOCK_BOOTTIME, ns), as of uapi.py."""
+        self._answer = answer
         self._inotify = -1
         self._server = UnixServer(DIRECTORY / f"{name}.sock", self._serve, limit=MAX_REQUEST)
 
@@ -88,5 +88,5 @@ class UapiServer:
                 return
             if has_left(writer):
                 return
-            writer.write(uapi.answer(self._target, request, now_ns()))
+            writer.write(self._answer(request, now_ns()))
             await asyncio.wait_for(writer.drain(), TIMEOUT_S)

@@ -4,59 +4,112 @@ Until then the background process logs to the terminal; afterwards to syslog, if
 one. Its standard streams are /dev/null from the start, and what else its caller had open is closed,
 so that neither it nor its workers keep a pipe open that the caller reads, a lock that it holds, or
 a mount busy.
+
+The two talk by messages on a pair of sockets:
+
+    background -> foreground    TURN          do your part, and answer GO_ON
+                                READY         and that is all
+                                ERROR + text  it ends
+    foreground -> background    GO_ON
+
+Either end is closed when its process ends, which the other one takes for a failure.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from fastpump.errors import FastpumpError, SystemSetupError
 from fastpump.process import logs
 
 log = logging.getLogger("fastpump")
 
-_READY = b"\0"
+_TURN, _READY, _ERROR, _GO_ON = b"T", b"R", b"E", b"G"
+_MAX_MESSAGE = 1 << 16
 
 
-def detach(work: Callable[[Callable[[], None]], None]) -> int:
-    """Run `work(on_ready)` in a process and session of its own; its pid, once it has called
-    `on_ready`. SystemSetupError with its error if it ends before."""
-    ready_in, ready_out = os.pipe()
+class Foreground:
+    """The process that waits in the foreground, as the background process sees it."""
+
+    def __init__(self, way: socket.socket, terminal: TextIO) -> None:
+        """`terminal`: what the log goes to until we are ready."""
+        self._way = way
+        self._terminal = terminal
+        self.is_waiting = True
+
+    async def take_turn(self) -> None:
+        """Wait until it has done its part; SystemSetupError if that failed."""
+        self._way.send(_TURN)
+        self._way.setblocking(False)
+        if await asyncio.get_running_loop().sock_recv(self._way, 1) != _GO_ON:
+            raise SystemSetupError("the command that started this has ended")
+
+    def ready(self) -> None:
+        """Let it return."""
+        self.is_waiting = False
+        logs.to_syslog()
+        self._terminal.close()
+        self._way.setblocking(True)
+        self._way.send(_READY)
+        self._way.close()
+
+    def fail(self, error: str) -> None:
+        """Let it fail with that error."""
+        with contextlib.suppress(OSError):      # it has ended
+            self._way.send(_ERROR + error.encode(errors="replace")[:_MAX_MESSAGE - 1])
+
+
+def detach(work: Callable[[Foreground], None],
+           on_turn: Callable[[], None] = lambda: None) -> int:
+    """Run `work` in a process and session of its own; its pid, once it has called
+    `Foreground.ready`. `on_turn` is called here when it wants that; if it raises, the process
+    ends. SystemSetupError with the process's error if it ends before it is ready."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
-        os.close(ready_in)
-        _run(work, ready_out)
-    os.close(ready_out)
-    with os.fdopen(ready_in, "rb") as pipe:
-        message = pipe.read()
+        here.close()
+        _run(work, there)
+    there.close()
+    try:
+        with here:
+            while (message := _receive(here)) == _TURN:
+                on_turn()
+                with contextlib.suppress(BrokenPipeError):
+                    here.send(_GO_ON)
+    except BaseException:
+        os.waitpid(pid, 0)      # what it made is undone
+        raise
     if message == _READY:
         return pid
     os.waitpid(pid, 0)
-    raise SystemSetupError(message.decode(errors="replace") or "it ended before it was ready")
+    raise SystemSetupError(message.removeprefix(_ERROR).decode(errors="replace")
+                           or "it ended before it was ready")
 
 
-def _run(work: Callable[[Callable[[], None]], None], ready_out: int) -> None:
+def _receive(way: socket.socket) -> bytes:
+    try:
+        return way.recv(_MAX_MESSAGE)
+    except ConnectionResetError:
+        return b""          # it ended, and has not read what we sent
+
+
+def _run(work: Callable[[Foreground], None], way: socket.socket) -> None:
     """The background process; does not return."""
-    status, is_ready = 1, False
+    status = 1
     terminal = os.fdopen(os.dup(2), "w")
+    foreground = Foreground(way, terminal)
     for handler in log.handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(terminal)
-
-    def on_ready() -> None:
-        nonlocal is_ready
-        is_ready = True
-        logs.to_syslog()
-        terminal.close()
-        os.write(ready_out, _READY)
-        os.close(ready_out)
-
     try:
         os.setsid()
         os.chdir("/")
@@ -65,13 +118,13 @@ def _run(work: Callable[[Callable[[], None]], None], ready_out: int) -> None:
             os.dup2(null, fd)
         os.close(null)
         _close_inherited()
-        work(on_ready)
+        work(foreground)
         status = 0
     except (FastpumpError, OSError) as error:
-        if is_ready:
-            log.error("%s", error)
+        if foreground.is_waiting:
+            foreground.fail(str(error))
         else:
-            os.write(ready_out, str(error).encode())
+            log.error("%s", error)
     except BaseException:
         log.exception("this is a bug, please report it")
     finally:

@@ -13,17 +13,8 @@ from types import FrameType
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class _Waiting:
-    """Signals that are deferred: whether they are, and which came."""
-
-    is_on = False
-    came: list[int] = []
-
-
 def _on_signal(number: int, _frame: FrameType | None) -> None:
-    if not _Waiting.is_on:
-        sys.exit(128 + number)
-    _Waiting.came.append(number)
+    sys.exit(128 + number)
 
 
 @contextlib.contextmanager
@@ -38,20 +29,6 @@ def unwinding() -> Iterator[None]:
     finally:
         for number, handler in zip(_NUMBERS, before, strict=True):
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def deferred() -> Iterator[None]:
-    """Within `unwinding`: let no signal come between making a thing and recording that it
-    must be unmade; signals are handled at the end."""
-    _Waiting.came.clear()
-    _Waiting.is_on = True
-    try:
-        yield
-    finally:
-        _Waiting.is_on = False
-    if _Waiting.came:
-        sys.exit(128 + _Waiting.came[0])
 
 
 def ignore() -> None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
+import struct
+from pathlib import Path
 
 from fastpump.constants import MAX_NAME_LEN
 from fastpump.errors import SystemSetupError, invalid
@@ -20,13 +23,17 @@ from fastpump.kernel import (
     IFF_VNET_HDR,
     IFREQ_FLAGS,
     TUNGETDEVNETNS,
+    TUNGETFEATURES,
     TUNGETIFF,
     TUNSETIFF,
     TUNSETOFFLOAD,
 )
 
 DEVICE = "/dev/net/tun"
+MISC_DEVICES = Path("/proc/misc")
 NO_PERMISSION = "run as root, or with CAP_NET_ADMIN"
+IN_A_CONTAINER = "a container is given it at its start (--device /dev/net/tun)"
+_UINT = struct.Struct("=I")
 
 
 def check_name(name: str) -> str:
@@ -41,28 +48,68 @@ def check_name(name: str) -> str:
 def open_queue(name: str, flags: int, number: int = 0) -> int:
     """An fd for queue `number` of a TUN or TAP, non-blocking; `flags`: IFF_* of linux/if_tun.h.
     The first queue makes the interface. SystemSetupError says why it cannot be opened."""
+    fd = _open_device()
+    flags |= IFF_NO_PI
     try:
-        fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise SystemSetupError(f"{DEVICE} is missing; load the module: modprobe tun") from None
+        try:
+            _attach_queue(fd, name, flags | (0 if number else IFF_TUN_EXCL))
+        except OSError as error:
+            # What is no Linux (gVisor) may not know the flag, which guards against taking over an
+            # interface that exists.
+            if number or error.errno != errno.EINVAL or _exists(name):
+                raise
+            _attach_queue(fd, name, flags)
     except OSError as error:
-        raise SystemSetupError(f"{DEVICE} cannot be opened: {error.strerror}; "
-                               f"{NO_PERMISSION}") from None
-    try:
-        fcntl.ioctl(fd, TUNSETIFF, IFREQ_FLAGS.pack(
-            os.fsencode(name), flags | IFF_NO_PI | (0 if number else IFF_TUN_EXCL)))
-    except OSError as error:
-        os.close(fd)
         what = f"the {'TAP' if flags & IFF_TAP else 'TUN'} {name}"
-        raise SystemSetupError(_explain(error, name, what, number, flags)) from None
+        message = _explain(error, fd, name, what, number, flags)
+        os.close(fd)
+        raise SystemSetupError(message) from None
     return fd
 
 
-def _explain(error: OSError, name: str, what: str, number: int, flags: int) -> str:
-    exists = {errno.EBUSY, errno.EEXIST}
-    if flags & IFF_MULTI_QUEUE:
-        exists.add(errno.EINVAL)        # of an interface with one queue
-    if error.errno in exists and number == 0:
+def _attach_queue(fd: int, name: str, flags: int) -> None:
+    fcntl.ioctl(fd, TUNSETIFF, IFREQ_FLAGS.pack(os.fsencode(name), flags))
+
+
+def _exists(name: str) -> bool:
+    try:
+        return socket.if_nametoindex(name) > 0
+    except OSError:
+        return False
+
+
+def _open_device() -> int:
+    """/dev/net/tun; SystemSetupError says what to do."""
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if _has_driver():
+            problem = (f"{DEVICE} is missing, though the kernel has the driver; {IN_A_CONTAINER}; "
+                       f"elsewhere, make it: mkdir -p /dev/net && mknod {DEVICE} c 10 200")
+        else:
+            problem = (f"{DEVICE} is missing; load the module, on the host if this is a container: "
+                       f"modprobe tun; {IN_A_CONTAINER}")
+    except OSError as error:
+        hint = {errno.EPERM: f"{IN_A_CONTAINER}; elsewhere, {NO_PERMISSION}",
+                errno.ENODEV: "load the module, on the host if this is a container: modprobe tun",
+                errno.ENXIO: "load the module, on the host if this is a container: modprobe tun"}
+        problem = (f"{DEVICE} cannot be opened: {error.strerror}; "
+                   f"{hint.get(error.errno or 0, NO_PERMISSION)}")
+    raise SystemSetupError(problem)
+
+
+def _has_driver() -> bool:
+    """Whether the kernel has the TUN driver now, built in or loaded."""
+    try:
+        return any(line.split()[1:] == ["tun"] for line in MISC_DEVICES.read_text().splitlines())
+    except OSError:
+        return False
+
+
+def _explain(error: OSError, fd: int, name: str, what: str, number: int, flags: int) -> str:
+    # EINVAL: one that is no TUN, or has one queue; or a flag that is not known.
+    if number == 0 and (error.errno in (errno.EBUSY, errno.EEXIST)
+                        or (error.errno == errno.EINVAL and _exists(name))):
         return (f"the interface {name} exists already; choose another name, or delete it: "
                 f"ip link delete {name}")
     if error.errno in (errno.EPERM, errno.EACCES):
@@ -70,7 +117,23 @@ def _explain(error: OSError, name: str, what: str, number: int, flags: int) -> s
     if error.errno == errno.E2BIG:
         return (f"the kernel gives an interface no more than {number} queues; ask for fewer with "
                 "--queues")
+    missing = _missing_features(fd, flags) if error.errno == errno.EINVAL else ""
+    if missing:
+        return (f"{what} cannot be created: the TUN driver of this kernel has no {missing}; "
+                "fastpump needs Linux's")
     return f"{what} cannot be created: {error.strerror}"
+
+
+def _missing_features(fd: int, flags: int) -> str:
+    """What of the wanted flags the driver does not know, by name."""
+    try:
+        known = _UINT.unpack(fcntl.ioctl(fd, TUNGETFEATURES, bytes(_UINT.size)))[0]
+    except OSError:
+        known = 0       # no Linux: gVisor, say
+    return " and ".join(name for name, flag in (
+        ("queues (IFF_MULTI_QUEUE)", IFF_MULTI_QUEUE), ("vnet headers (IFF_VNET_HDR)",
+                                                        IFF_VNET_HDR))
+        if flags & flag & ~known)
 
 
 class TunQueues:

@@ -9,7 +9,7 @@ and what a default route or an attached interface depends on) stays as it is, an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,14 +25,18 @@ from fastpump.constants import DEFAULT_PORT
 from fastpump.device.peer import Peer
 from fastpump.device.peer_change import PeerChange, Presence
 from fastpump.errors import ConfigError
-from fastpump.host import attach, ethernet
+from fastpump.host import attach, ethernet, ipv6
+from fastpump.host.down_commands import DownCommands
 from fastpump.host.network import HostNet, HostState
 from fastpump.ip import Address, Network, network_of
 from fastpump.netlink import links, routes
+from fastpump.netlink.default_routes import TABLE_MAIN
+from fastpump.process.daemon import Foreground
 from fastpump.ratelimit import NO_LIMITS
 from fastpump.tunnel.peer_changes import peer_change_of
 from fastpump.tunnel.resolver import look_up
 from fastpump.tunnel.run import Program, run
+from fastpump.tunnel.supervisor import ON_REQUEST
 from fastpump.tunnel.tunnel import Tunnel
 
 
@@ -51,45 +55,93 @@ class FileTunnel:
     """Where default routes go; 0 if there were none, or the file names a table."""
     host: HostState | None = None
 
+    _running: Tunnel | None = None
+    _was_ready: bool = False
+
     @classmethod
     def of(cls, path: Path, name: str, file: FileConfig) -> FileTunnel:
         """The tunnel of that file, not started yet; ConfigError."""
         config = tunnel_config(name, file)
         attach.check(ethernet.attachment_of(config))
-        tunnel = cls(path, name, file, file, config)
-        if _has_default_route(file):
-            # The mark keeps our own datagrams out of the tunnel; the table has the same number.
-            tunnel.default_table = config.fwmark or routes.unused_table(DEFAULT_PORT)
-            tunnel.config = replace(config, fwmark=tunnel.default_table)
-        return tunnel
+        return cls(path, name, file, file, config)
 
     # -- up
 
-    def serve(self, on_ready: Callable[[], None]) -> None:
+    def serve(self, foreground: Foreground) -> None:
         """Run the tunnel to its end."""
+        async def pre_up(running: Tunnel, cleanup: ExitStack) -> None:
+            self._take_host(running, cleanup)
+            await foreground.take_turn()
+
+        def on_ready(running: Tunnel) -> None:
+            assert self.host is not None
+            self.host.set_commands(self._down_commands(running))    # the port is known now
+            foreground.ready()
+            self._was_ready = True
+
         run(self.config, Program(
-            configure=self._configure, on_ready=lambda _: on_ready(), commands={
+            before_configure=pre_up if self.file.pre_up else None, configure=self._configure,
+            on_ready=on_ready, commands={
                 "reload": self._reload, "configuration": self._configuration},
             configuration_file=self.path))
 
-    def _configure(self, name: str, index: int, cleanup: ExitStack,
+    def _take_host(self, running: Tunnel, cleanup: ExitStack) -> None:
+        self._running = running
+        self.host = HostState(self.name, self._down_commands(running))
+        cleanup.callback(self._undo_host)
+
+    def _undo_host(self) -> None:
+        """Only `down` runs what the file wants at the end: if the tunnel ends in another way, that
+        is still to be done. A tunnel that has never been ready has never been up."""
+        assert self.host is not None
+        assert self._running is not None
+        self.host.undo(keeps_commands=self._was_ready
+                       and self._running.supervisor.stop_reason != ON_REQUEST)
+
+    def _down_commands(self, running: Tunnel) -> DownCommands:
+        return DownCommands(str(self.path), self.file.pre_down, self.file.post_down,
+                            running.supervisor.fwmark, running.supervisor.listen_port)
+
+    def _configure(self, running: Tunnel, cleanup: ExitStack,
                    endpoints: Collection[Address]) -> None:
-        self.host = HostState(name)
-        cleanup.callback(self.host.undo)
+        if self.host is None:
+            self._take_host(running, cleanup)
+        assert self.host is not None
+        file, index = self._with_peers_of(running), running.link.index
+        if _has_default_route(file):
+            # The mark keeps our own datagrams out of the tunnel; the table has the same number.
+            supervisor = running.supervisor
+            self.default_table = supervisor.fwmark or routes.unused_table(DEFAULT_PORT)
+            supervisor.set_fwmark(self.default_table)
+        self.host.set_commands(self._down_commands(running))
         if self.config.mode == "tap":
             ethernet.configure(self.config, index, cleanup, endpoints)
-            self.host.change(index, self._host_net(self.applied, None))
+            self.host.change(index, self._host_net(file, None))
         else:
             links.set_up(links.get(index))
-            self.host.change(index, self._host_net(self.applied, endpoints))
+            self.host.change(index, self._host_net(file, endpoints))
+
+    def _with_peers_of(self, running: Tunnel) -> FileConfig:
+        """The file, and the peers that PreUp added."""
+        known = _by_key(self.applied)
+        added = (self._peer_config(peer, None) for key, peer in
+                 running.supervisor.device.peers.items() if key not in known)
+        return self.applied.having(peers=(*self.applied.tunnel.peers, *added))
 
     def _host_net(self, file: FileConfig, endpoints: Iterable[Address] | None) -> HostNet:
         """`endpoints`: without an MTU in the file, it must fit the paths to these addresses;
         None: it stays."""
-        mtu = file.tunnel.mtu or (0 if endpoints is None else routes.fitting_mtu(endpoints))
         addresses = () if self._is_attached else file.tunnel.addresses
-        return HostNet(addresses, mtu, tuple(self._routes(file)), self.default_table,
-                       file.dns_servers, file.dns_search)
+        wanted = tuple(self._routes(file))
+        of_ip = (*addresses, *(network for network, _ in wanted))
+        mtu = file.tunnel.mtu or 0
+        if not mtu and endpoints is not None:
+            mtu = ipv6.fitting_mtu(routes.fitting_mtu(endpoints), of_ip)
+        if ipv6.is_left_out(self.name, of_ip):
+            addresses = tuple(each for each in addresses if each.version == 4)
+            wanted = tuple(each for each in wanted if each[0].version == 4)
+        return HostNet(addresses, mtu, wanted, self.default_table, file.dns_servers,
+                       file.dns_search)
 
     @property
     def _is_attached(self) -> bool:
@@ -99,7 +151,7 @@ class FileTunnel:
         """(destination, routing table) of all routes, the longest prefixes first."""
         if file.table == "off":
             return
-        table = routes.TABLE_MAIN if file.table == "auto" else routes.table_number(file.table)
+        table = TABLE_MAIN if file.table == "auto" else routes.table_number(file.table)
         connected = {address.network for address in file.tunnel.addresses}
         networks = {network for peer in file.tunnel.peers for network in peer.allowed_ips or ()}
         for network in sorted(networks, key=lambda each: (-each.prefixlen, each.version, each)):
@@ -113,7 +165,7 @@ class FileTunnel:
 
     # -- SaveConfig
 
-    async def _configuration(self, running: Tunnel) -> dict[str, Any]:
+    async def _configuration(self, running: Tunnel, _request: dict[str, Any]) -> dict[str, Any]:
         """The file as it would be written now."""
         device, supervisor = running.supervisor.device, running.supervisor
         tunnel, known = self.file.tunnel, _by_key(self.applied)
@@ -143,19 +195,24 @@ class FileTunnel:
 
     # -- reload
 
-    async def _reload(self, running: Tunnel) -> dict[str, Any]:
-        """Apply the file as it is now; what changed, and what needs down and up."""
+    async def _reload(self, running: Tunnel, request: dict[str, Any]) -> dict[str, Any]:
+        """Apply the file as it is now; what changed, and what needs down and up. The request may
+        name another file than before."""
         if not running.is_at_home:
             raise ConfigError("the interface is not in the network namespace that it was brought "
                               "up in; change its peers with `wg syncconf`")
-        file = await asyncio.to_thread(config_file.load, self.path)
+        path = Path(str(request.get("file", self.path)))
+        file = await asyncio.to_thread(config_file.load, path)
         config = tunnel_config(self.name, file)
         changed: list[str] = []
         if config.mode != self.config.mode:
             fixed = ["mode"]        # packets and frames: hardly anything means the same in both
         else:
             new, fixed = self._applicable(file, config)
-            changed = await self._apply(running, file, new)
+            if path != self.path:
+                changed.append(f"the file is {path} from now on")
+                self.path = running.configuration_file = path
+            changed += await self._apply(running, file, new)
         return {"changed": changed, "needs_restart": fixed, "warnings": list(file.warnings)}
 
     def _applicable(self, file: FileConfig, config: TunnelConfig) -> tuple[FileConfig, list[str]]:
@@ -184,6 +241,7 @@ class FileTunnel:
         changed += self.change_peers(running, new, endpoints)
         old, self.file, self.applied = self.applied, file, new
         assert self.host is not None
+        self.host.set_commands(self._down_commands(running))
         # An MTU that was found stays, though the paths to the peers may differ by now.
         fitted = None if old.tunnel.mtu is None or self.config.mode == "tap" else [
             peer.endpoint.address for peer in running.supervisor.device.peers.values()
@@ -224,7 +282,7 @@ class FileTunnel:
         """Change what the file changes, and nothing else: a peer keeps its session, and the
         endpoint that it roamed to."""
         device, known, changed = running.supervisor.device, _by_key(self.applied), []
-        wanted = _by_key(new)
+        wanted = {key: peer for key, peer in _by_key(new).items() if key != device.public_key}
         for peer in list(device.peers.values()):
             if peer.public_key not in wanted:
                 changed.append(f"{peer} removed")

@@ -3,7 +3,8 @@
 
 `run` goes through the steps of `_Start` in order. Each puts what undoes it on one stack, so that
 on every exit path all is undone in the reverse order, the interface last: it goes with its fds,
-and its addresses and routes with it.
+and its addresses and routes with it. The last step, `serve`, is an event loop: there the control
+socket and wg's are served from the beginning, then the interface is configured, then workers run.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import asyncio
 import logging
 import os
 import resource
-from collections.abc import Callable, Collection, Mapping
+import socket
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fastpump import paths
 from fastpump._core import HAS_NULL_CIPHER, SharedTables, default_backend
 from fastpump.config.model import TunnelConfig, check
 from fastpump.conn import endpoint
-from fastpump.conn.sockets import check_route, lane_socket_count, preferred_family
+from fastpump.conn.sockets import check_route, lane_socket_count
 from fastpump.constants import KEY_LEN
 from fastpump.device.lane_context import Options
 from fastpump.errors import ConfigError, SystemSetupError
@@ -44,9 +47,9 @@ log = logging.getLogger("fastpump")
 
 NULL_CIPHER_CONSENT = "I-want-no-encryption"
 
-Configure = Callable[[str, int, ExitStack, Collection[Address]], None]
-"""Give the new interface (name, index) what it needs; what must be undone goes on the stack. The
-addresses are those of the peers' endpoints."""
+Configure = Callable[[Tunnel, ExitStack, Collection[Address]], None]
+"""Give the interface of a new tunnel what it needs; what must be undone goes on the stack. The
+addresses are those of the peers' endpoints. Called in a thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,9 @@ class Program:
     """What `fastpump tunnel`, `fastpump up` and `fastpump-wg` do differently."""
 
     configure: Configure
+    before_configure: Callable[[Tunnel, ExitStack], Awaitable[None]] | None = None
+    """Awaited when the interface exists and wg can change it, but nothing is configured yet. What
+    the configuration does not say stays as it is set then."""
     on_ready: Callable[[Tunnel], None]
     """Called once, when packets flow (or could, if the interface were up)."""
     commands: Mapping[str, TunnelCommand] = field(default_factory=dict)
@@ -69,22 +75,23 @@ def run(config: TunnelConfig, program: Program) -> None:
     """Run a tunnel until SIGINT, SIGTERM, `fastpump down` or the interface's deletion.
     FastpumpError says why it cannot run."""
     _check(config)
-    endpoints = {peer.public_key: endpoint.resolve(*peer.endpoint)
-                 for peer in config.peers if peer.endpoint is not None}
+    start = _Start(config, program)
+    if program.before_configure is None:
+        start.resolve_endpoints()
     memory.hide()
     _set_rlimits()
-    with ExitStack() as cleanup:
-        cleanup.enter_context(signals.unwinding())
-        start = _Start(config, program, endpoints, cleanup)
+    with start.cleanup:
+        start.cleanup.enter_context(signals.unwinding())
         start.open_queues()
         start.read_private_key()
         start.probe_offloads()
-        start.check_routes()
         start.create_tables()
         start.steer_flows()
-        start.configure_interface()
-        cleanup.callback(signals.ignore)
-        asyncio.run(start.serve())
+        start.watch_interface()
+        try:
+            asyncio.run(start.serve())
+        finally:
+            signals.ignore()
 
 
 def _check(config: TunnelConfig) -> None:
@@ -112,13 +119,13 @@ def _set_rlimits() -> None:
 class _Start:
     """The steps of a tunnel's start, and what each has made for the next."""
 
-    def __init__(self, config: TunnelConfig, program: Program,
-                 endpoints: Mapping[bytes, endpoint.Endpoint], cleanup: ExitStack) -> None:
-        """`endpoints`: resolved, by the peers' public keys."""
+    def __init__(self, config: TunnelConfig, program: Program) -> None:
         self._config = config
         self._program = program
-        self._endpoints = endpoints
-        self._cleanup = cleanup
+        self.cleanup = ExitStack()
+        """What undoes the steps."""
+        self._endpoints: dict[bytes, endpoint.Endpoint] | None = None
+        """By the peers' public keys, once they are resolved."""
         self._is_tap = config.mode == "tap"
         self._private_key = bytes(KEY_LEN)
         self._is_steered = False
@@ -128,6 +135,11 @@ class _Start:
         self._tables: SharedTables
         self._watcher: LinkWatcher
         self._link: TunState
+
+    def resolve_endpoints(self) -> None:
+        """Look up the names of the peers' endpoints; ConfigError."""
+        self._endpoints = {peer.public_key: endpoint.resolve(*peer.endpoint)
+                           for peer in self._config.peers if peer.endpoint is not None}
 
     def open_queues(self) -> None:
         """Make the interface: it exists from here on, and is down."""
@@ -141,7 +153,7 @@ class _Start:
             raise SystemSetupError(
                 f"the interface {name} is in use by {user}: end that, or choose another "
                 f"name; to join a guest's TAP, use --attach {name}") from error
-        self._cleanup.callback(self._queues.close)
+        self.cleanup.callback(self._queues.close)
 
     def read_private_key(self) -> None:
         """From the configuration, a file, or the one that is kept for the interface's name."""
@@ -157,22 +169,12 @@ class _Start:
         """What the kernel really does, by writing to the interface."""
         self._offloads = probe(self._queues, self._config.offloads)
 
-    def check_routes(self) -> None:
-        """Whether the host can send to the peers' endpoints."""
-        for where in self._endpoints.values():
-            try:
-                check_route(where, preferred_family(), self._config.fwmark)
-            except SystemSetupError as error:
-                if self._program.must_reach_endpoints:
-                    raise
-                log.warning("%s", error)
-
     def create_tables(self) -> None:
         """The shared memory."""
         config = self._config
         self._tables = SharedTables.create(config.queue_count, is_tap=self._is_tap,
                                            mac_limit=config.mac_table)
-        self._cleanup.callback(self._tables.close)
+        self.cleanup.callback(self._tables.close)
         if self._is_tap:
             self._tables.configure_switch(
                 is_relay=config.relay, ageing_s=config.mac_ageing_s,
@@ -183,16 +185,11 @@ class _Start:
         """Give both directions of a flow to one queue, where the kernel lets us."""
         self._is_steered = self._config.queue_count == 1 or steering.steer_by_flow(self._queues)
 
-    def configure_interface(self) -> None:
-        """Watch the interface, and give it what the program wants it to have."""
+    def watch_interface(self) -> None:
+        """Notice what becomes of the interface."""
         self._watcher = LinkWatcher(self._queues)
-        self._cleanup.callback(self._watcher.close)
+        self.cleanup.callback(self._watcher.close)
         link = self._watcher.read()
-        if link is not None:
-            with signals.deferred():
-                self._program.configure(self._config.name, link.index, self._cleanup,
-                                        [where.address for where in self._endpoints.values()])
-            link = self._watcher.read()
         if link is None:
             raise SystemSetupError(
                 f"the interface {self._config.name} was deleted while it was being made")
@@ -208,13 +205,57 @@ class _Start:
         resolver.device = supervisor.device
         tunnel = Tunnel(config, self._tables, supervisor, resolver, self._offloads, self._link,
                         program.configuration_file)
-        tunnel.set_rate_limits(None, config.rate_limits)
-        supervisor.set_private_key(self._private_key)
-        for change in peer_changes.of_new_peers(config.peers, self._endpoints):
-            tunnel.configure_peer(change)
         service = Service(tunnel, self._watcher, program.commands,
                           must_serve_wg=program.must_serve_wg)
-        await service.run(lambda: program.on_ready(tunnel))
+        await service.run(partial(self._configure, tunnel), lambda: program.on_ready(tunnel))
+
+    async def _configure(self, tunnel: Tunnel) -> None:
+        """Add what the configuration says to what the tunnel is by now, as `wg addconf` does."""
+        supervisor, program = tunnel.supervisor, self._program
+        if program.before_configure is not None:
+            if not await supervisor.unless_stopped(
+                    program.before_configure(tunnel, self.cleanup)):
+                return
+            await asyncio.to_thread(self.resolve_endpoints)
+        self._configure_interface(tunnel)
+        self._check_routes(supervisor)
+        self._configure_peers(tunnel)
+        # Not to be interrupted: what is made must be noted, to be undone.
+        await asyncio.to_thread(program.configure, tunnel, self.cleanup, [
+            peer.endpoint.address for peer in supervisor.device.peers.values()
+            if peer.endpoint is not None])
+
+    def _configure_interface(self, tunnel: Tunnel) -> None:
+        config, supervisor = self._config, tunnel.supervisor
+        tunnel.set_rate_limits(None, config.rate_limits)
+        if any(self._private_key):
+            supervisor.set_private_key(self._private_key)
+        if config.fwmark:
+            supervisor.set_fwmark(config.fwmark)
+        if config.listen_port:
+            supervisor.set_listen_port(config.listen_port)
+
+    def _configure_peers(self, tunnel: Tunnel) -> None:
+        assert self._endpoints is not None
+        own = tunnel.supervisor.device.public_key
+        for change in peer_changes.of_new_peers(self._config.peers, self._endpoints):
+            # One file can serve all sides, also if it was PreUp that set the key.
+            if change.public_key != own or self._program.configuration_file is None:
+                tunnel.configure_peer(change)
+
+    def _check_routes(self, supervisor: Supervisor) -> None:
+        """Whether the host can send to the peers' endpoints. Without IPv6, those of IPv6 are left
+        out."""
+        assert self._endpoints is not None
+        for public_key, where in list(self._endpoints.items()):
+            try:
+                check_route(where, supervisor.family, supervisor.fwmark)
+            except SystemSetupError as error:
+                if self._program.must_reach_endpoints:
+                    raise
+                log.warning("%s", error)
+                if where.address.version == 6 and supervisor.family == socket.AF_INET:
+                    del self._endpoints[public_key]
 
     def _supervisor_options(self) -> SupervisorOptions:
         config = self._config

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -15,12 +16,14 @@ from fastpump.clock import now_ns
 from fastpump.constants import SECOND
 from fastpump.errors import FastpumpError, SystemSetupError
 from fastpump.host import ethernet
+from fastpump.ipc import uapi
 from fastpump.ipc.control import Command, ControlServer
 from fastpump.ipc.fdb import Fdb
 from fastpump.ipc.uapi_server import UapiServer
 from fastpump.tun.linkwatch import LinkWatcher
 from fastpump.tunnel.clones import CloneGuard
 from fastpump.tunnel.loop_watch import LoopWatch
+from fastpump.tunnel.supervisor import ON_REQUEST
 from fastpump.tunnel.tunnel import Tunnel
 
 log = logging.getLogger("fastpump")
@@ -29,8 +32,8 @@ HOUSEKEEPING_INTERVAL_S = 5.0
 """Of a TAP: how long an aged MAC address still counts towards the limits, and another MTU of what
 it is joined to goes unnoticed."""
 
-TunnelCommand = Callable[[Tunnel], Awaitable[dict[str, Any]]]
-"""Answers a command of the control socket."""
+TunnelCommand = Callable[[Tunnel, dict[str, Any]], Awaitable[dict[str, Any]]]
+"""Answers a request of the control socket."""
 
 
 class Service:
@@ -48,29 +51,31 @@ class Service:
         self._control = ControlServer(tunnel.link.name, {
             "status": self._status, "stop": self._stop, "fdb": self._fdb, "limit": tunnel.limit,
             **{name: self._command(command) for name, command in commands.items()}})
-        self._wg = UapiServer(tunnel.link.name, tunnel.supervisor)
+        self._wg = UapiServer(tunnel.link.name, partial(uapi.answer, tunnel.supervisor))
         self._links_changed = asyncio.Event()
         self._clones = CloneGuard(tunnel.tables, tunnel.supervisor.device)
 
-    async def run(self, on_ready: Callable[[], None]) -> None:
-        """Serve until the supervisor is stopped; `on_ready` is called once."""
+    async def run(self, configure: Callable[[], Awaitable[None]],
+                  on_ready: Callable[[], None]) -> None:
+        """Serve until the supervisor is stopped. `configure` is awaited first, when the sockets are
+        there; `on_ready` is called once."""
         loop = asyncio.get_running_loop()
         supervisor = self._tunnel.supervisor
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, supervisor.stop, f"on {signal.Signals(number).name}")
         self._links_changed.set()
-        housekeeper = (loop.create_task(self._keep_house())
-                       if self._tunnel.tables.is_tap else None)
+        housekeeper: asyncio.Task[None] | None = None
         loop.add_reader(self._watcher, self._on_link)
         self._clones.start(loop)
         try:
             await self._control.start()
-            hidden = await self._start_wg()
-
-            def ready() -> None:
-                on_ready()
-                if hidden:
-                    log.info("wg does not see this tunnel: %s", hidden)
-
-            await supervisor.run(ready, is_up=self._tunnel.link.is_up)
+            await self._start_wg()
+            await configure()
+            self._on_link()
+            if self._tunnel.tables.is_tap:
+                housekeeper = loop.create_task(self._keep_house())
+            if not supervisor.stop_reason:
+                await supervisor.run(on_ready, is_up=self._tunnel.link.is_up)
         finally:
             if housekeeper is not None:
                 housekeeper.cancel()
@@ -80,18 +85,18 @@ class Service:
             await self._control.stop()
         log.info("stopped %s", supervisor.stop_reason)
 
-    async def _start_wg(self) -> str:
-        """Serve wg; the reason if that failed and may."""
+    async def _start_wg(self) -> None:
+        """Serve wg."""
         try:
             await self._wg.start()
         except SystemSetupError as error:
             if self._must_serve_wg:
                 raise
-            return str(error)
+            log.info("wg does not see this tunnel: %s", error)
+            return
         if self._must_serve_wg:
             self._wg.watch(partial(self._tunnel.supervisor.stop,
                                    "because its socket was removed"))
-        return ""
 
     # -- commands
 
@@ -99,15 +104,15 @@ class Service:
         return self._tunnel.status()
 
     async def _stop(self, _request: dict[str, Any]) -> dict[str, Any]:
-        self._tunnel.supervisor.stop("on request")
+        self._tunnel.supervisor.stop(ON_REQUEST)
         return {"pid": os.getpid()}
 
     async def _fdb(self, request: dict[str, Any]) -> dict[str, Any]:
         return self._forwarding.serve(request)
 
     def _command(self, command: TunnelCommand) -> Command:
-        async def answer(_request: dict[str, Any]) -> dict[str, Any]:
-            return await command(self._tunnel)
+        async def answer(request: dict[str, Any]) -> dict[str, Any]:
+            return await command(self._tunnel, request)
         return answer
 
     # -- the interface

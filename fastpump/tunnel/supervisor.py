@@ -19,10 +19,9 @@ import contextlib
 import logging
 import os
 import random
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from fastpump._core import ADMISSION_BATCH, Admission, SharedTables
@@ -50,6 +49,9 @@ RECEIVES_PER_WAKEUP = 8
 # Control packets of one peer that are handled then. Its worker drops what exceeds a rate
 # (hot/upcall.pxd): this is for workers that do not.
 CONTROLS_PER_WAKEUP = 16
+
+ON_REQUEST = "on request"
+"""Why it stops if `down` asked for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,7 @@ class Supervisor:
         self._ready = asyncio.Event()
         self._stopped = asyncio.Event()
         self.stop_reason = ""
+        """Of `stop`; empty before."""
         self.failure: str | None = None
         self._workers = Workers(tables, tun, WorkersCallbacks(
             on_event=self._on_worker_event, on_exit=self._on_worker_exit,
@@ -105,7 +108,7 @@ class Supervisor:
         ), self.family, cpu_count=len(os.sched_getaffinity(0)), lanes=options.lanes,
             is_steered=options.is_steered)
         self._handshakes = HandshakeQueue(self.device, self._admission, QueueCallbacks(
-            on_slice=self._hand_over_all_events, on_passed_on=self._on_passed_on))
+            on_slice=self._hand_over_all_events, on_passed_on=self._workers.ring))
 
     # -- what may change while it runs
 
@@ -173,15 +176,13 @@ class Supervisor:
         `is_up`: whether the interface is, so that we are ready when all workers run."""
         loop = self._loop = asyncio.get_running_loop()
         try:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                loop.add_signal_handler(number, self.stop, f"on {signal.Signals(number).name}")
             loop.set_exception_handler(self._on_exception)
             self._workers.attach(loop)
             self._alarms.start(loop, self.device)
             if is_up:
                 self._is_wanted_up = True
                 self._bring_up()
-                await self._ready_or_stopped()
+                await self.unless_stopped(self._ready.wait())
             if not self._stopped.is_set():
                 on_ready()
                 await self._stopped.wait()
@@ -242,11 +243,17 @@ class Supervisor:
         self._workers.end()
         sockets.close()
 
-    async def _ready_or_stopped(self) -> None:
-        waits = [asyncio.ensure_future(event.wait()) for event in (self._ready, self._stopped)]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+    async def unless_stopped(self, work: Awaitable[object]) -> bool:
+        """Wait for `work`, which `stop` cancels; whether it was done."""
+        waits = [asyncio.ensure_future(each) for each in (work, self._stopped.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if waits[0].done():
+                waits[0].result()
+            return waits[0].done()
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     def _on_exception(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """A bug in a callback of ours, which costs what that callback was for; or an error of
@@ -345,10 +352,6 @@ class Supervisor:
             self._is_serving = self._handshakes.serve(now_ns)
         if self._is_serving:
             self._loop.call_soon(self._go_on_serving)
-
-    def _on_passed_on(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            self._workers.ring_one(number)
 
     def _transmit(self, message: bytes, endpoint: Endpoint, source_address: bytes) -> None:
         if self._sockets is not None and not self._tables.is_halted:

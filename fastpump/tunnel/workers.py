@@ -2,9 +2,12 @@
 
 A worker that exits is started again on the same fds: at once, but after a back-off of at most
 MAX_BACKOFF_S when it has exited QUICK_EXITS_ALLOWED times in a row within QUICK_EXIT_S. A worker
-that cannot set itself up before any of them ran is a failure of the tunnel. One that hangs is
-killed (tunnel/pulse.py), and so restarted. Workers are ended by SIGKILL: they have no state to
-save.
+that cannot start, or set itself up, before any of them ran is a failure of the tunnel. One that
+hangs is killed (tunnel/pulse.py), and so restarted. Workers are ended by SIGKILL: they have no
+state to save.
+
+A worker writes nothing to its stdout, a pipe whose end means that it has exited. (A pidfd would do,
+but the seccomp profiles of old container engines refuse pidfd_open.)
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,7 +56,6 @@ class WorkerProcess:
     event_fd: int
     cpu: int | None
     process: subprocess.Popen[bytes] | None = None
-    pidfd: int = -1
     started_at: float = 0.0
     is_running: bool = False
     """Whether this process has reported that its loop runs."""
@@ -150,15 +152,12 @@ class Workers:
             os.close(worker.event_fd)
             os.close(worker.doorbell_fd)
 
-    def ring(self) -> None:
-        """Wake all, to look at their staged packets."""
-        for worker in self.processes:
-            self.ring_one(worker.number)
-
-    def ring_one(self, number: int) -> None:
-        """Wake one, to look at what was injected for it."""
-        with contextlib.suppress(BlockingIOError):      # it was filled up, and rings still
-            os.eventfd_write(self.processes[number].doorbell_fd, 1)
+    def ring(self, numbers: Iterable[int] | None = None) -> None:
+        """Wake some, None for all, to look at their staged packets and what was passed on to
+        them."""
+        for number in range(len(self.processes)) if numbers is None else numbers:
+            with contextlib.suppress(BlockingIOError):      # it was filled up, and rings still
+                os.eventfd_write(self.processes[number].doorbell_fd, 1)
 
     def _start(self, worker: WorkerProcess) -> None:
         assert self._loop is not None
@@ -181,20 +180,20 @@ class Workers:
             worker.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", *["-B"] * sys.dont_write_bytecode, "-c", program,
                  *arguments.emit()],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 pass_fds=arguments.fds, process_group=0)
-            worker.pidfd = os.pidfd_open(worker.process.pid)
         except OSError as error:
+            if not self._has_run:
+                self._callbacks.on_cannot_start(
+                    f"worker {worker.number} cannot be started: {error.strerror}")
+                return
             level = logging.DEBUG if worker.start_error == str(error) else logging.ERROR
             log.log(level, "worker %d cannot be started: %s; retrying", worker.number, error)
             worker.start_error = str(error)
-            if worker.process is not None:
-                worker.process.kill()
-                worker.process.wait()
-                worker.process = None
             self._start_later(worker)
             return
-        self._loop.add_reader(worker.pidfd, self._on_exit, worker)
+        assert worker.process.stdout is not None
+        self._loop.add_reader(worker.process.stdout, self._on_stdout, worker)
 
     def _start_later(self, worker: WorkerProcess) -> None:
         assert self._loop is not None
@@ -209,16 +208,18 @@ class Workers:
             worker.restart_timer.cancel()
             worker.restart_timer = None
         if worker.process is not None:
-            worker.process.kill()
             self._reap(worker)
 
     def _reap(self, worker: WorkerProcess) -> tuple[int, str]:
-        """Wait for a worker that exits: its status, and the tail of its stderr. What it left in
-        its rings is handed on first."""
+        """Kill a worker and wait for it: its status, and the tail of its stderr. What it left in
+        its rings is handed on first. (That of one that has exited stays; but one that was taken
+        over may only have closed its stdout.)"""
         assert self._loop is not None
         assert worker.process is not None
-        self._loop.remove_reader(worker.pidfd)
-        os.close(worker.pidfd)
+        assert worker.process.stdout is not None
+        worker.process.kill()
+        self._loop.remove_reader(worker.process.stdout)
+        worker.process.stdout.close()
         status, stderr = worker.process.wait(), _stderr_tail(worker.process)
         worker.process = None
         worker.pulse = Pulse()
@@ -227,6 +228,12 @@ class Workers:
         self._callbacks.on_event(worker.number)
         self._callbacks.on_exit(worker.number)
         return status, stderr
+
+    def _on_stdout(self, worker: WorkerProcess) -> None:
+        assert worker.process is not None
+        assert worker.process.stdout is not None
+        if not os.read(worker.process.stdout.fileno(), 4096):
+            self._on_exit(worker)
 
     def _on_exit(self, worker: WorkerProcess) -> None:
         assert self._loop is not None

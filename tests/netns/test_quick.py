@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,107 +13,21 @@ import pytest
 from fastpump.config.file import parse, tunnel_config
 from fastpump.device.peer_change import UNCHANGED, PeerChange
 from fastpump.errors import ConfigError
-from fastpump.lab.networks import INSIDE4, INSIDE6, OUTSIDE4, key_files, need, tunnel_words
+from fastpump.lab.networks import INSIDE4, INSIDE6
 from fastpump.protocol import keys
 from fastpump.ratelimit import emit
 from fastpump.tunnel.file import FileTunnel
 from support.hosts import (
     FASTPUMP,
     Pings,
-    fake_resolvconf,
     handshakes,
     interface_names,
     is_reachable,
-    network_state,
-    own_pid,
     pids_in,
     transfer,
     until,
 )
-
-FAR = ("203.0.113.7", "2001:db8:77::7")     # behind b
-ADDRESSES = f"Address = {INSIDE4['a']}/24, {INSIDE6['a']}/64"
-FULL = "AllowedIPs = 0.0.0.0/0, ::/0"
-NEAR = "AllowedIPs = 10.9.0.0/24, fd00:9::/64"
-
-
-def a_public_key(number):
-    return keys.encode(keys.public_of(bytes([number]) * 32))
-
-
-@dataclass
-class Quick:
-    """A file of host a, and the commands on it."""
-
-    lab: object
-    name: str
-    directory: Path
-    private: str
-    public_b: str
-    records: Path
-
-    @property
-    def path(self):
-        return self.directory / f"{self.name}.conf"
-
-    @property
-    def pid(self):
-        return own_pid(self.lab, "a", self.name)
-
-    def write(self, *interface, peer=(NEAR,), more=()):
-        """[Interface] lines, those of the peer b, and whole sections of others."""
-        self.path.touch(mode=0o600)
-        self.path.write_text("\n".join((
-            "[Interface]", f"PrivateKey = {self.private}", "Queues = 2", *interface, "[Peer]",
-            f"PublicKey = {self.public_b}", f"Endpoint = {OUTSIDE4['b']}:51820", *peer, *more,
-            "")))
-
-    def __call__(self, verb, check=True):
-        return self.lab.run("a", *FASTPUMP, verb, str(self.path), check=check)
-
-    def fails(self, verb):
-        """The one line that a command complains with; there may be news before it."""
-        result = self(verb, check=False)
-        *hooks, line = result.stderr.splitlines()
-        assert result.returncode == 1 and line.startswith("fastpump: "), result
-        assert all(hook.startswith(("[#] ", "INFO ")) for hook in hooks), hooks
-        return line
-
-    def state(self):
-        """All that there is to leave behind on a."""
-        return network_state(self.lab, "a", self.records) | {
-            "run": sorted(map(str, (self.directory / "run").rglob(
-                f"{self.lab.run('a', 'stat', '-Lc', '%i', '/proc/self/ns/net').stdout.strip()}/*"
-            ))), "processes": len(pids_in(self.lab, "a"))}
-
-    def hooks(self):
-        return (self.directory / "hooks").read_text().splitlines()
-
-    def peers(self):
-        return {line.split("\t")[0]: line.split("\t")[1:] for line in self.lab.run(
-            "a", "wg", "show", self.name, "dump").stdout.splitlines()[1:]}
-
-    def routes(self, table="main"):
-        return {line.split()[0] for version in ("-4", "-6") for line in self.lab.ip(
-            "a", version, "route", "show", "table", table, "dev", self.name,
-            check=False).splitlines()} - {"fe80::/64", "multicast"}
-
-
-@pytest.fixture
-def quick(lab, tmp_path, monkeypatch):
-    """A file of a's for a tunnel to b, which runs."""
-    need("wg", "nft")
-    key, records = key_files(tmp_path), fake_resolvconf(tmp_path)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    with interface_names(2) as (name, name_b):
-        for address in FAR:
-            lab.ip("b", "address", "add", address, "dev", "lo")
-        lab.fastpump("b", name_b, *tunnel_words("b", key["b"], key["a"][1], "--queues", "2",
-                                                endpoint=False))
-        made = Quick(lab, name, tmp_path, key["a"][0].read_text().strip(), key["b"][1], records)
-        made.write(ADDRESSES)
-        yield made
-
+from support.quick import ADDRESSES, FAR, FULL, NEAR, a_public_key
 
 # -- up and down
 
@@ -202,8 +115,8 @@ def test_the_commands_of_the_file_run_in_order(quick, monkeypatch):
     monkeypatch.setenv("HOOKS", str(quick.directory / "hooks"))
     quick.write(ADDRESSES, *hook_lines())
     quick("up")
-    assert quick.hooks() == ["PreUp1 none", "PreUp2 none", f"PostUp1 {quick.name}",
-                             f"PostUp2 {quick.name}"]
+    assert quick.hooks() == [f"{each} {quick.name}" for each in ("PreUp1", "PreUp2", "PostUp1",
+                                                                 "PostUp2")]
     quick("down")
     assert quick.hooks()[4:] == [f"PreDown1 {quick.name}", f"PreDown2 {quick.name}",
                                  "PostDown1 none", "PostDown2 none"]

@@ -46,8 +46,9 @@ def as_user(number, *command):
               for which in ("inh-caps", "ambient-caps", "bounding-set")), *command]
 
 
-def is_reachable(lab, host, side="a"):
-    return lab.run(side, "ping", "-c", "1", "-W", "5", host, check=False).returncode == 0
+def is_reachable(lab, host, side="a", timeout_s=5):
+    return lab.run(side, "ping", "-c", "1", "-W", str(timeout_s), host,
+                   check=False).returncode == 0
 
 
 def transfer(lab, sender, host, size, port="7000", seconds=0):

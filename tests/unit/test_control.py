@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 
@@ -173,12 +172,11 @@ def test_nothing_is_done_for_a_client_that_left():
 def test_nothing_is_done_for_a_wg_that_left(monkeypatch, tmp_path):
     requests = []
 
-    def answer(_target, request, _now):
+    def answer(request, _now):
         requests.append(request)
         return b"errno=0\n\n"
 
     monkeypatch.setattr(uapi_server, "DIRECTORY", tmp_path / "wireguard")
-    monkeypatch.setattr(uapi_server, "uapi", SimpleNamespace(answer=answer))
 
     def send(request):
         client = socket.socket(socket.AF_UNIX)
@@ -187,7 +185,7 @@ def test_nothing_is_done_for_a_wg_that_left(monkeypatch, tmp_path):
         return client
 
     async def scenario():
-        server = uapi_server.UapiServer("fp0", None)
+        server = uapi_server.UapiServer("fp0", answer)
         await server.start()
         send(b"set=1\nlisten_port=1\n\n").close()
         waits = send(b"set=1\nlisten_port=2\n\n")

@@ -110,7 +110,7 @@ def test_a_message_that_the_network_doubles_is_not_told(world, caplog):
 def test_a_peer_that_does_not_answer_is_told_after_five_seconds_and_once(world, caplog):
     a = world.a
     a.want_session()
-    assert (a.peer.handshake_tries, a.device.handshake_problem(a.peer)) == (1, None)
+    assert (a.peer.handshake_tries, a.device.handshake_problems.of(a.peer)) == (1, None)
     world.advance(REKEY_TIMEOUT - 1)
     assert said(caplog) == []
     world.advance(1)
@@ -121,7 +121,7 @@ def test_a_peer_that_does_not_answer_is_told_after_five_seconds_and_once(world, 
     for _ in range(5):
         world.advance(REKEY_TIMEOUT)
     assert [line.partition(")")[2][:17] for line in said(caplog)[1:]] == [" does not answer;"]
-    assert a.peer.handshake_tries > 18 and a.device.handshake_problem(a.peer) == NO_ANSWER
+    assert a.peer.handshake_tries > 18 and a.device.handshake_problems.of(a.peer) == NO_ANSWER
 
 
 def test_a_peer_that_still_does_not_answer_is_told_again_after_down_and_up(world, caplog):
@@ -158,7 +158,7 @@ def test_a_full_table_is_told_once(world, caplog, monkeypatch):
         world.advance(REKEY_TIMEOUT)
     assert said(caplog) == [
         f"no handshake with {world.a.peer} now: the table of keypairs is full"]
-    assert world.a.device.handshake_problem(world.a.peer) == "the table of keypairs is full"
+    assert world.a.device.handshake_problems.of(world.a.peer) == "the table of keypairs is full"
 
 
 def test_all_is_forgotten_when_a_handshake_succeeds(world, caplog):
@@ -168,7 +168,7 @@ def test_all_is_forgotten_when_a_handshake_succeeds(world, caplog):
     a.sent.clear()
     world.advance(REKEY_TIMEOUT)
     assert world.deliver(a, b) == [1] and world.deliver(b, a) == [2]
-    assert (a.peer.handshake_tries, a.device.handshake_problem(a.peer)) == (0, None)
+    assert (a.peer.handshake_tries, a.device.handshake_problems.of(a.peer)) == (0, None)
     world.deliver(a, b)
     b.confirm()
     assert (b.peer.sessions_unused, len(said(caplog))) == (0, 1)
@@ -182,7 +182,7 @@ def test_another_preshared_key_is_told_on_both_sides(world, caplog):
     for _ in range(12):
         world.deliver(a, b)
         world.deliver(b, a)
-        assert a.device.handshake_problem(a.peer) == NOT_AUTHENTIC
+        assert a.device.handshake_problems.of(a.peer) == NOT_AUTHENTIC
         world.advance(REKEY_TIMEOUT)
     lines = said(caplog)
     assert lines[0] == f"no handshake with {a.peer}: {NOT_AUTHENTIC}; trying on"

@@ -1,6 +1,7 @@
 """A worker that does not move is noticed by the turns of its supervisor."""
 
 import errno
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -52,11 +53,17 @@ class Loop:
 
     def __init__(self):
         self.waiting = []
+        self._readers = {}
 
-    def add_reader(self, *_arguments):
-        pass
+    def add_reader(self, fd, callback, *arguments):
+        self._readers[fd] = callback, arguments
 
-    remove_reader = add_reader
+    def remove_reader(self, fd):
+        self._readers.pop(fd, None)
+
+    def read(self, fd):
+        callback, arguments = self._readers[fd]
+        callback(*arguments)
 
     def call_later(self, delay, callback, *arguments):
         self.waiting.append((delay, callback, *arguments))
@@ -124,7 +131,10 @@ def test_a_worker_that_cannot_be_started_is_reported_once(herd, caplog, monkeypa
         raise OSError(*errors[-1])
 
     monkeypatch.setattr("fastpump.tunnel.workers.subprocess.Popen", refuse)
-    for worker in workers.processes:
+    for worker in workers.processes:        # all have run before
+        worker.is_running = False
+        os.eventfd_write(worker.event_fd, 1)
+        loop.read(worker.event_fd)
         worker.process = None
     errors.append((errno.EMFILE, "Too many open files"))
     workers.start([0, 0], [])

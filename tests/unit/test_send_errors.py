@@ -100,7 +100,7 @@ def test_what_the_device_cannot_send_itself_is_said_too(world, caplog):
     for _ in range(60):
         world.advance(SECOND)
     assert said(caplog) == [f"fails: {UNREACHABLE}"]
-    assert a.device.handshake_problem(a.peer) == f"sending fails: {UNREACHABLE}"
+    assert a.device.handshake_problems.of(a.peer) == f"sending fails: {UNREACHABLE}"
     a.refusal = errno.EAGAIN        # no room in the socket's buffer: no error of the way
     world.advance(6 * SECOND)
     assert a.device.send_errors.of(a.peer) == UNREACHABLE

@@ -38,7 +38,7 @@ def test_a_doorbell_that_a_worker_filled_up_does_no_harm(tables):
     try:
         os.eventfd_write(workers.processes[0].doorbell_fd, (1 << 64) - 2)
         workers.ring()
-        workers.ring_one(0)
+        workers.ring([0])
     finally:
         workers.close()
 
