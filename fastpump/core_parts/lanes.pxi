@@ -56,7 +56,7 @@ cdef class Lanes(SlotTable):
     def __dealloc__(self):
         aead_free(&self.aead)
 
-    cdef int start_aead(self, str backend) except -1:
+    cdef int start_aead(self, int backend) except -1:
         """Before the first `install`."""
         return backend_start(&self.aead, backend)
 

@@ -65,6 +65,7 @@ cdef class SharedTables:
         if not 1 <= queue_count <= MAX_QUEUES:
             raise ValueError(f"a TUN has 1 to {MAX_QUEUES} queues, not {queue_count}")
         header_fill(&header, queue_count, peer_capacity, node_capacity)
+        header.aead_backend = backend_number(backend or default_backend())
         if is_tap:
             header_fill_tap(&header, mac_limit)
         size = tables_lay_out(&measured, &header, NULL)
@@ -73,7 +74,7 @@ cdef class SharedTables:
             os.ftruncate(self.fd, size)
             os.pwrite(self.fd, PyBytes_FromStringAndSize(<char *>&header, sizeof(header)), 0)
             self.map_fd(size)
-            self.lanes.start_aead(backend)
+            self.lanes.start_aead(header.aead_backend)
         except BaseException:
             self.close()
             raise
@@ -108,6 +109,11 @@ cdef class SharedTables:
     @property
     def queue_count(self):
         return self.mapping.queue_count
+
+    @property
+    def aead_backend(self):
+        """The name of the AEAD backend that the supervisor and all workers use."""
+        return backend_name(self.mapping.tables.header.aead_backend)
 
     @property
     def is_tap(self):

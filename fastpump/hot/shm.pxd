@@ -181,6 +181,7 @@ cdef struct Header:
     uint32_t spread_queues          # how many queues a peer's flows are written to
     uint32_t peers_end              # no peer has this slot, or one behind it
     uint32_t has_rate_limits        # somewhere: the interface, or any peer
+    uint32_t aead_backend           # of all processes: an expanded key is one library's
     # TAP only.
     uint32_t is_tap
     uint32_t is_relay

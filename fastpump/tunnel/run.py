@@ -18,7 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastpump import paths
-from fastpump._core import HAS_NULL_CIPHER, SharedTables, default_backend
+from fastpump._core import (
+    BACKENDS,
+    HAS_NULL_CIPHER,
+    SharedTables,
+    backend_problem,
+    default_backend,
+)
 from fastpump.config.model import TunnelConfig, check
 from fastpump.conn import endpoint
 from fastpump.conn.sockets import check_route, lane_socket_count, preferred_family
@@ -88,16 +94,24 @@ def run(config: TunnelConfig, program: Program) -> None:
 
 def _check(config: TunnelConfig) -> None:
     """What can be checked before anything is made."""
-    try:
-        default_backend()
-    except ValueError as error:
-        raise ConfigError(f"FASTPUMP_AEAD: {error}") from None
+    _check_ciphers()
     if HAS_NULL_CIPHER and os.environ.get("FASTPUMP_NULL_CIPHER") != NULL_CIPHER_CONSENT:
         raise SystemSetupError(
             "this build encrypts nothing: it is for measuring only (setup.py: "
             "FASTPUMP_BUILD_NULL_CIPHER); build again without that")
     check(config)
     attach.check(ethernet.attachment_of(config))
+
+
+def _check_ciphers() -> None:
+    """Say so if not the fastest library gives the ciphers though nobody chose another."""
+    try:
+        backend, fastest = default_backend(), BACKENDS[-1]
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"FASTPUMP_AEAD: {error}") from None
+    if backend != fastest and not os.environ.get("FASTPUMP_AEAD"):
+        log.warning("%s cannot be used (%s): %s gives the ciphers, at about half the speed",
+                    fastest, backend_problem(fastest), backend)
 
 
 def _set_rlimits() -> None:
