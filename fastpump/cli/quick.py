@@ -15,18 +15,21 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fastpump.config import file as config_file
-from fastpump.config.file import FileConfig, tunnel_config
+from fastpump.config.file import FileConfig
+from fastpump.config.model import TunnelConfig
+from fastpump.conn import endpoint
 from fastpump.errors import ConfigError, SystemSetupError
-from fastpump.host import attach, ethernet
+from fastpump.host import taps
 from fastpump.host.network import recover
 from fastpump.ipc import control
-from fastpump.netlink import routes
+from fastpump.netlink import links
 from fastpump.process.daemon import detach
-from fastpump.tunnel.file import FileTunnel
+from fastpump.protocol import keys
+from fastpump.tunnel.file import FileTunnel, checked
 
 log = logging.getLogger("fastpump")
 
@@ -55,11 +58,41 @@ def _run_hooks(hooks: Iterable[str], name: str) -> None:
 def check(word: str) -> None:
     """Read a file and check it; print one line about it if all is well."""
     path, name, file = _load(word)
-    attach.check(ethernet.attachment_of(tunnel_config(name, file)))
-    if file.table not in ("auto", "off"):
-        routes.table_number(file.table)
-    print(f"{path} is good: interface {name}, {len(file.tunnel.addresses)} addresses, "
-          f"{len(file.tunnel.peers)} peers")
+    config = checked(name, file)
+    doubts = tuple(_doubts(file, config))
+    for warning in doubts:
+        log.warning("%s", warning)
+    count = len(file.warnings) + len(doubts)
+    verdict = "is good" if not count else f"can be used, with {_count(count, 'warning')}"
+    print(f"{path} {verdict}: interface {name}, {_count(len(config.addresses), 'address')}, "
+          f"{_count(len(file.tunnel.peers), 'peer')}")
+
+
+def _doubts(file: FileConfig, config: TunnelConfig) -> Iterator[str]:
+    """What is hardly meant so, though it can be read: whole sentences."""
+    if not file.lines and not config.peers:
+        yield f"{file.path} says nothing: a tunnel needs a PrivateKey, and a [Peer]"
+        return
+    hooks = (*file.pre_up, *file.post_up)
+    if config.private_key is None and not any("private-key" in hook for hook in hooks):
+        yield (f"{file.path} has no PrivateKey: there will be no handshake until `wg set` gives "
+               "the interface one")
+    if not config.peers:
+        yield f"{file.path} has no [Peer]: there is nobody to send to"
+    for peer in config.peers:
+        if config.mode == "tun" and not peer.allowed_ips:
+            yield (f"the peer {keys.encode(peer.public_key)} has no AllowedIPs: no packet goes to "
+                   "it, and none from it is accepted")
+        if peer.endpoint is not None:
+            try:
+                endpoint.resolve(*peer.endpoint)
+            except ConfigError as error:
+                yield str(file.located(error))
+
+
+def _count(number: int, what: str) -> str:
+    """1 peer, 2 addresses"""
+    return f"{number} {what}" + ("" if number == 1 else "es" if what.endswith("s") else "s")
 
 
 def up(word: str) -> None:
@@ -73,8 +106,8 @@ def up(word: str) -> None:
     if recover(name):
         log.warning("the last tunnel %s was killed; what it left behind is undone now", name)
     if name in (each for _, each in socket.if_nameindex()):
-        raise ConfigError(f"an interface {name} already exists; rename the file, or delete the "
-                          f"interface: ip link delete {name}")
+        raise ConfigError(f"an interface {name} already exists; rename the file"
+                          + taps.how_to_delete(links.find(name)))
     tunnel = FileTunnel.of(path, name, file)
     _run_hooks(file.pre_up, name)
     detach(tunnel.serve)
@@ -83,6 +116,11 @@ def up(word: str) -> None:
     except BaseException:
         _end(name)
         raise
+    status = control.ask(name, "status")
+    if status is not None:
+        key = status["public_key"] or "none yet: `wg set` gives it a private key"
+        print(f"{name} is up: UDP port {status['listen_port']}, "
+              f"{_count(len(status['peers']), 'peer')}, public key {key}")
 
 
 def reload(word: str) -> None:

@@ -63,13 +63,11 @@ def _explain(error: OSError, name: str, what: str, number: int, flags: int) -> s
     if flags & IFF_MULTI_QUEUE:
         exists.add(errno.EINVAL)        # of an interface with one queue
     if error.errno in exists and number == 0:
-        return (f"the interface {name} exists already; choose another name, or delete it: "
-                f"ip link delete {name}")
+        return f"the interface {name} exists already; choose another name"
     if error.errno in (errno.EPERM, errno.EACCES):
         return f"{what} cannot be created: {error.strerror}; {NO_PERMISSION}"
     if error.errno == errno.E2BIG:
-        return (f"the kernel gives an interface no more than {number} queues; ask for fewer with "
-                "--queues")
+        return f"the kernel gives an interface no more than {number} queues; ask for fewer"
     return f"{what} cannot be created: {error.strerror}"
 
 

@@ -20,11 +20,12 @@ from fastpump.config.file import FileConfig, tunnel_config
 from fastpump.config.file_emit import emit
 from fastpump.config.model import PeerConfig, TunnelConfig
 from fastpump.config.options import OPTIONS, Option
+from fastpump.config.wording import OptionError
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import DEFAULT_PORT
 from fastpump.device.peer import Peer
 from fastpump.device.peer_change import PeerChange, Presence
-from fastpump.errors import ConfigError
+from fastpump.errors import ConfigError, FastpumpError
 from fastpump.host import attach, ethernet
 from fastpump.host.network import HostNet, HostState
 from fastpump.ip import Address, Network, network_of
@@ -54,8 +55,7 @@ class FileTunnel:
     @classmethod
     def of(cls, path: Path, name: str, file: FileConfig) -> FileTunnel:
         """The tunnel of that file, not started yet; ConfigError."""
-        config = tunnel_config(name, file)
-        attach.check(ethernet.attachment_of(config))
+        config = checked(name, file)
         tunnel = cls(path, name, file, file, config)
         if _has_default_route(file):
             # The mark keeps our own datagrams out of the tunnel; the table has the same number.
@@ -67,10 +67,13 @@ class FileTunnel:
 
     def serve(self, on_ready: Callable[[], None]) -> None:
         """Run the tunnel to its end."""
-        run(self.config, Program(
-            configure=self._configure, on_ready=lambda _: on_ready(), commands={
-                "reload": self._reload, "configuration": self._configuration},
-            configuration_file=self.path))
+        try:
+            run(self.config, Program(
+                configure=self._configure, on_ready=lambda _: on_ready(), commands={
+                    "reload": self._reload, "configuration": self._configuration},
+                configuration_file=self.path))
+        except FastpumpError as error:
+            raise self.file.located(error) from None
 
     def _configure(self, name: str, index: int, cleanup: ExitStack,
                    endpoints: Collection[Address]) -> None:
@@ -99,7 +102,7 @@ class FileTunnel:
         """(destination, routing table) of all routes, the longest prefixes first."""
         if file.table == "off":
             return
-        table = routes.TABLE_MAIN if file.table == "auto" else routes.table_number(file.table)
+        table = routes.TABLE_MAIN if file.table == "auto" else _table_number(file)
         connected = {address.network for address in file.tunnel.addresses}
         networks = {network for peer in file.tunnel.peers for network in peer.allowed_ips or ()}
         for network in sorted(networks, key=lambda each: (-each.prefixlen, each.version, each)):
@@ -155,7 +158,10 @@ class FileTunnel:
             fixed = ["mode"]        # packets and frames: hardly anything means the same in both
         else:
             new, fixed = self._applicable(file, config)
-            changed = await self._apply(running, file, new)
+            try:
+                changed = await self._apply(running, file, new)
+            except FastpumpError as error:
+                raise file.located(error) from None
         return {"changed": changed, "needs_restart": fixed, "warnings": list(file.warnings)}
 
     def _applicable(self, file: FileConfig, config: TunnelConfig) -> tuple[FileConfig, list[str]]:
@@ -236,6 +242,26 @@ class FileTunnel:
                 running.configure_peer(peer_change_of(config, endpoints.get(key), before=before))
                 changed.append(f"{device.peers[key]} {'added' if is_new else 'changed'}")
         return changed
+
+
+def checked(name: str, file: FileConfig) -> TunnelConfig:
+    """The tunnel of a file, as far as it can be checked before anything is made; ConfigError."""
+    config = tunnel_config(name, file)
+    try:
+        attach.check(ethernet.attachment_of(config))
+        if file.table not in ("auto", "off"):
+            _table_number(file)
+    except ConfigError as error:
+        raise file.located(error) from None
+    return config
+
+
+def _table_number(file: FileConfig) -> int:
+    """That of the routing table that a file names."""
+    try:
+        return routes.table_number(file.table)
+    except ConfigError as error:
+        raise OptionError(f"<table={file.table}>: {error}") from None
 
 
 def _by_key(file: FileConfig) -> dict[bytes, PeerConfig]:

@@ -9,6 +9,7 @@ and its addresses and routes with it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import resource
@@ -26,6 +27,7 @@ from fastpump._core import (
     default_backend,
 )
 from fastpump.config.model import TunnelConfig, check
+from fastpump.config.wording import OptionError
 from fastpump.conn import endpoint
 from fastpump.conn.sockets import check_route, lane_socket_count, preferred_family
 from fastpump.constants import KEY_LEN
@@ -103,6 +105,15 @@ def _check(config: TunnelConfig) -> None:
     attach.check(ethernet.attachment_of(config))
 
 
+def _warn_of_another_key(file: Path, key: bytes, kept: Path) -> None:
+    """The peers of an interface know the key that was kept for its name."""
+    with contextlib.suppress(ConfigError):
+        if kept.exists() and keys.read_file(kept, "private key") != key:
+            log.warning("the key is that of %s, not the one that was made for this interface (%s): "
+                        "the peers need the new public key, %s", file, kept,
+                        keys.encode(keys.public_of(key)))
+
+
 def _check_ciphers() -> None:
     """Say so if not the fastest library gives the ciphers though nobody chose another."""
     try:
@@ -150,9 +161,9 @@ class _Start:
             user = taps.users_of(name) if self._is_tap else None
             if user is None:
                 raise
-            raise SystemSetupError(
+            raise OptionError(
                 f"the interface {name} is in use by {user}: end that, or choose another "
-                f"name; to join a guest's TAP, use --attach {name}") from error
+                f"name; to join a guest's TAP, use <attach={name}>") from error
         self._cleanup.callback(self._queues.close)
 
     def read_private_key(self) -> None:
@@ -162,6 +173,8 @@ class _Start:
             self._private_key = config.private_key
         elif config.private_key_file is not None:
             self._private_key = keys.read_file(config.private_key_file, "private key")
+            _warn_of_another_key(config.private_key_file, self._private_key,
+                                 paths.private_key_file(config.name))
         elif config.keeps_key:
             self._private_key = keys.load_or_create(paths.private_key_file(config.name))
 
