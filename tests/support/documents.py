@@ -127,9 +127,7 @@ class Stage:
                     os.kill(int(pid), signal.SIGTERM)
         until(lambda: not self._in_stage(["sh", "-c", "for each in a b inside; do "
                                                       "ip netns pids $each; done"]).stdout.strip())
-        assert self._holder.stdin is not None
-        self._holder.stdin.close()
-        self._holder.wait(20)
+        self._holder.communicate(timeout=20)        # it ends when its stdin does
 
     def _in_stage(self, command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["nsenter", "-t", str(self._holder.pid), "-m", *command], text=True,
@@ -176,7 +174,10 @@ class Stage:
         if service in self._services:
             self._services.remove(service)
         service.send_signal(signal.SIGINT)
-        said, _ = service.communicate(timeout=30)
+        assert service.stdout is not None
+        with service.stdout:
+            said = service.stdout.read()        # not communicate(): some of it is in the buffer
+        service.wait(30)
         return said
 
     def make_key(self, word: str) -> None:
