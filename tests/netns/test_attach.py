@@ -412,7 +412,7 @@ def test_what_cannot_be_joined_is_refused(guests, make, attachment, complaint):
         guests.ip("a", *words)
     before = looks(guests, "a")
     said = refusal(guests, "a", attachment)
-    assert re.match("ConfigError: " + complaint, said), said
+    assert re.match("(Config|Option)Error: " + complaint, said), said
     is_as_before(guests, "a", before)
 
 
