@@ -37,7 +37,8 @@
 
 enum { AEAD_OPENSSL = 0, AEAD_IPSEC_MB = 1 };
 enum { AEAD_CHACHA20_POLY1305 = 0, AEAD_AES_256_GCM = 1 };
-enum { AEAD_RAW_KEY_LEN = 32, AEAD_KEY_LEN = 1024 };
+/* An expanded key has 1008 bytes in version 1 of intel-ipsec-mb, and 1280 in version 2. */
+enum { AEAD_RAW_KEY_LEN = 32, AEAD_KEY_LEN = 1280 };
 
 typedef struct {
     int backend;
