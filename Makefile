@@ -26,7 +26,7 @@ define apt_install
 	    apt-get -qq -y --no-install-recommends install $$missing >/dev/null; fi
 endef
 
-.PHONY: demo test lint fuzz-memory bench bench-gateway bench-lanes bench-limits packages test-packages install clean
+.PHONY: demo test test-pythons lint fuzz-memory bench bench-gateway bench-lanes bench-limits packages test-packages install clean
 
 demo: install
 	$(SUDO) $(VENV)/bin/fastpump demo $(DEMO_OPTIONS)
@@ -35,6 +35,12 @@ demo: install
 test: test-packages install
 	$(SUDO) env PYTHONDONTWRITEBYTECODE=1 $(VENV)/bin/python -m pytest -p no:cacheprovider \
 	  -n 2 $(TEST_OPTIONS)
+
+# With other Pythons: those of these Debian releases, each in a root of its own.
+PYTHONS_OF := bookworm trixie forky
+test-pythons: install
+	$(call apt_install,mmdebstrap)
+	$(SUDO) $(VENV)/bin/python tests/support/pythons.py $(PYTHONS_OF)
 
 lint: install
 	$(VENV)/bin/ruff check --no-cache .

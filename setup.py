@@ -1,8 +1,9 @@
-"""Build the one extension module, ``fastpump._core``.
+"""Build the one extension module, ``fastpump._core``, and the man pages of docs/.
 
 Everything else about the package is in pyproject.toml. Two libraries give the
 ciphers: OpenSSL's libcrypto (always) and intel-ipsec-mb (x86-64, when its
-header is there). Both are compiled in; FASTPUMP_AEAD chooses at run time.
+header is there; the library is loaded at run time, if it is there then).
+FASTPUMP_AEAD chooses at run time.
 
 Environment:
   FASTPUMP_BUILD_DEBUG=1         assertions, symbols, no optimisation
@@ -22,6 +23,10 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+
+from distutils.command.install_data import install_data  # isort: skip (setuptools provides it)
+
+HERE = Path(__file__).parent
 
 DIRECTIVES = {
     "language_level": 3,
@@ -95,9 +100,10 @@ class BuildExt(build_ext):
         for extension in self.extensions:
             extension.extra_compile_args += crypto_cflags
             extension.extra_link_args += pkg_config("--libs", "libcrypto")
+            extension.sources = translated(extension)
             if self.has_ipsec_mb():
                 extension.define_macros.append(("FASTPUMP_IPSEC_MB", "1"))
-                extension.libraries.append("IPSec_MB")
+                extension.libraries.append("dl")        # of its own before glibc 2.34
         super().build_extensions()
 
     @staticmethod
@@ -111,9 +117,42 @@ class BuildExt(build_ext):
         return False
 
 
-def extensions() -> list[Extension]:
-    from Cython.Build import cythonize
+class InstallData(install_data):
+    """What pyproject.toml lists, and the manuals as man pages."""
 
+    def run(self) -> None:
+        pages = HERE / "build" / "man"
+        for manual in sorted((HERE / "docs").glob("*.[1-9].md")):
+            page = pages / manual.stem
+            write_if_changed(page, man_page(manual.read_text()))
+            self.data_files = [*self.data_files, (f"share/man/man{page.suffix[1:]}", [str(page)])]
+        super().run()
+
+
+def man_page(manual: str) -> str:
+    """The man page of a manual in Markdown: its title is NAME(SECTION), and "## NAME" comes first.
+    The writer makes that section by itself, of title and subtitle."""
+    from docutils import core, nodes
+    from docutils.writers.manpage import Writer
+    from myst_parser.docutils_ import Parser
+
+    head = re.match(r"# (.+)\((\d)\)\n\n## NAME\n\n\1 - (.+)\n", manual)
+    assert head is not None
+    name, section, summary = head.groups()
+    body = re.sub(r"^##", "###", manual[head.end():], flags=re.MULTILINE)
+    document = core.publish_doctree(
+        f"# {name}\n## {summary}\n{body}", parser=Parser(), settings_overrides={
+            "myst_enable_extensions": ["deflist"], "doctitle_xform": True, "halt_level": 2})
+    document.insert(2, nodes.docinfo("", nodes.field(    # behind title and subtitle
+        "", nodes.field_name("", "manual_section"),
+        nodes.field_body("", nodes.paragraph("", section)))))
+    text = core.publish_from_doctree(document, writer=Writer(), settings_overrides={
+        "output_encoding": "unicode", "datestamp": None})
+    assert isinstance(text, str)
+    return text
+
+
+def core_extension() -> Extension:
     # -fno-strict-aliasing: headers are read in place, out of byte buffers.
     compile_args = [*WARNINGS, "-fno-strict-aliasing"]
     if environment_flag("FASTPUMP_BUILD_DEBUG"):
@@ -125,20 +164,26 @@ def extensions() -> list[Extension]:
     macros: list[tuple[str, str | None]] = [("_GNU_SOURCE", "1")]
     if environment_flag("FASTPUMP_BUILD_NULL_CIPHER"):
         macros.append(("FASTPUMP_NULL_CIPHER", "1"))
-    here = Path(__file__).parent
-    core = Extension(
+    return Extension(
         "fastpump._core",
         ["fastpump/_core.pyx"],
         extra_compile_args=compile_args,
         define_macros=macros,
         include_dirs=["fastpump/hot"],
-        depends=sorted(str(path.relative_to(here)) for folder in ("hot", "core_parts")
-                       for path in here.glob(f"fastpump/{folder}/*.*")),
+        depends=sorted(str(path.relative_to(HERE)) for folder in ("hot", "core_parts")
+                       for path in HERE.glob(f"fastpump/{folder}/*.*")),
     )
-    generated = here / "build" / "cython" / "generated"
-    write_if_changed(generated / "enum_names.pxi", enum_names(here / "fastpump" / "hot"))
-    return cythonize([core], compiler_directives=DIRECTIVES, build_dir="build/cython",
-                     include_path=[str(here), str(generated)])
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExt})
+def translated(extension: Extension) -> list[str]:
+    """The C source that Cython makes of an extension's."""
+    from Cython.Build import cythonize
+
+    generated = HERE / "build" / "cython" / "generated"
+    write_if_changed(generated / "enum_names.pxi", enum_names(HERE / "fastpump" / "hot"))
+    (made,) = cythonize([extension], compiler_directives=DIRECTIVES, build_dir="build/cython",
+                        include_path=[str(HERE), str(generated)])
+    return list(made.sources)
+
+
+setup(ext_modules=[core_extension()], cmdclass={"build_ext": BuildExt, "install_data": InstallData})

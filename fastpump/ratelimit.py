@@ -15,6 +15,7 @@ that is the same.
       DIRECTION-ops=N[,burst=N]         packets per second; N 500, 1.5k, 2m
       DIRECTION.bandwidth.size=N        the bucket itself; size and refill-time (milliseconds)
       DIRECTION.ops.refill-time=N       are required, one-time-burst is not
+      RATE                              short for both=RATE
     {...}                           Firecracker's JSON: a network interface, an array of one, or
                                     a configuration with one
     @FILE                           a file with that
@@ -36,7 +37,7 @@ from fractions import Fraction
 from math import ceil
 from typing import Any, NoReturn
 
-from fastpump.errors import ConfigError, invalid
+from fastpump.errors import ConfigError, invalid, is_like_key
 
 MAX_TOKENS = 2 ** 62
 MAX_REFILL_MS = 3_600_000
@@ -46,8 +47,8 @@ DEFAULT_BURST_MS = 50
 MIN_DEFAULT_BURST = {"bandwidth": 3000, "ops": 1}   # two packets of the usual size; one packet
 
 EXPECTED = ("off, or items like tx=1gbit,burst=10mb or rx-ops=100k (tx, rx or both; RATE in bit, "
-            "kbit, mbit, gbit, kb/s, mb/s, gb/s), or the JSON of a Firecracker network interface, "
-            "or @FILE with that")
+            "kbit, mbit, gbit, kb/s, mb/s, gb/s; 1gbit alone is both=1gbit), or the JSON of a "
+            "Firecracker network interface, or @FILE with that")
 DIRECTIONS = {"tx": ("tx",), "rx": ("rx",), "both": ("tx", "rx")}
 KINDS = ("bandwidth", "ops")
 
@@ -156,7 +157,9 @@ def _from_items(text: str) -> RateLimits:
     before: tuple[str, str] | None = None       # the short item that a burst may follow
     for item in text.split(","):
         name, equals, value = (part.strip().lower() for part in item.partition("="))
-        if not equals:
+        if not equals and _number(name, _RATES) is not None:
+            name, value = "both", name
+        elif not equals:
             _raise_invalid(text)
         if name == "burst":
             if before is None or short[before][1] is not None:
@@ -279,7 +282,8 @@ def _from_file(name: str) -> RateLimits:
             os.close(fd)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a file name"
-        raise ConfigError(f"cannot read the rate limits in {name!r}: {reason}") from None
+        said = "(a key)" if is_like_key(name) else repr(name)
+        raise ConfigError(f"cannot read the rate limits in {said}: {reason}") from None
     if not is_regular or len(data) > MAX_FILE_LEN:
         raise invalid("file of rate limits", name, "a regular file of at most 1 MiB")
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastpump.config.command_line import with_default_allowed_ips
 from fastpump.config.model import TunnelConfig, check
-from fastpump.constants import DEFAULT_MTU, DEFAULT_NAME
+from fastpump.constants import DEFAULT_MTU, DEFAULT_NAME, DEFAULT_PORT
 from fastpump.host import ethernet, ipv6
 from fastpump.ip import Address, Interface
 from fastpump.netlink import links, routes
@@ -77,7 +77,7 @@ def _say_ready(status: dict[str, Any], hint: str | None, *, as_json: bool) -> No
     if hint is not None:
         print(f"There is no peer yet. On the other host, type:\n\n    {hint}\n\n"
             "It prints its public key. Then restart this side with\n\n"
-            f"    {_this_side_command()} --peer ITS_PUBLIC_KEY", flush=True)
+            f"    {_this_side_command(status['listen_port'])} --peer ITS_PUBLIC_KEY", flush=True)
 
 
 def other_side_command(config: TunnelConfig, status: dict[str, Any], host: str) -> str:
@@ -110,5 +110,9 @@ def _neighbour(address: Interface) -> str:
     return "ITS_ADDRESS"
 
 
-def _this_side_command() -> str:
-    return shlex.join(["fastpump", *sys.argv[1:]])
+def _this_side_command(port: int) -> str:
+    """The command that was typed; with the port, if it would not be the same again: the other host
+    is told this one."""
+    words = sys.argv[1:]
+    is_fixed = port == DEFAULT_PORT or str(port) in words
+    return shlex.join(["fastpump", *words, *["--listen-port", str(port)] * (not is_fixed)])

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from fastpump import __version__
+from fastpump.cli.parser import Parser
 from fastpump.errors import FastpumpError
 from fastpump.process.streams import open_standard_streams
 
@@ -39,7 +40,7 @@ COMMANDS = (
 parser: it adds the arguments, and sets `run`, which takes them and returns the exit status."""
 
 
-class _CommandParser(argparse.ArgumentParser):
+class _CommandParser(Parser):
     """The parser of one command. It is filled when the command is used, and what the command needs
     is loaded only then, so that `fastpump genkey` starts quickly."""
 
@@ -55,7 +56,7 @@ class _CommandParser(argparse.ArgumentParser):
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fastpump", description="A packet pump for Linux: connects multi-queue TUN "
         "and TAP interfaces over encrypted UDP, compatible with WireGuard.",
         epilog="`fastpump COMMAND --help` explains a command. Start with: fastpump demo")

@@ -15,22 +15,26 @@ import os
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from fastpump.cli import hooks
 from fastpump.config import file as config_file
-from fastpump.config.file import FileConfig, tunnel_config
+from fastpump.config.file import FileConfig
+from fastpump.config.model import TunnelConfig
+from fastpump.conn import endpoint
 from fastpump.errors import ConfigError, SystemSetupError
-from fastpump.host import attach, ethernet
+from fastpump.host import taps
 from fastpump.host.down_commands import DownCommands
 from fastpump.host.network import commands_of_running, find_leftover
 from fastpump.ipc import control
-from fastpump.netlink import routes
+from fastpump.netlink import links
 from fastpump.process import memory
 from fastpump.process.daemon import detach
 from fastpump.process.ends import wait_for_end
-from fastpump.tunnel.file import FileTunnel
+from fastpump.protocol import keys
+from fastpump.tunnel.file import FileTunnel, checked
 
 log = logging.getLogger("fastpump")
 
@@ -50,11 +54,41 @@ def _load(word: str) -> tuple[Path, str, FileConfig]:
 def check(word: str) -> None:
     """Read a file and check it; print one line about it if all is well."""
     path, name, file = _load(word)
-    attach.check(ethernet.attachment_of(tunnel_config(name, file)))
-    if file.table not in ("auto", "off"):
-        routes.table_number(file.table)
-    print(f"{path} is good: interface {name}, {len(file.tunnel.addresses)} addresses, "
-          f"{len(file.tunnel.peers)} peers")
+    config = checked(name, file)
+    doubts = tuple(_doubts(file, config))
+    for warning in doubts:
+        log.warning("%s", warning)
+    count = len(file.warnings) + len(doubts)
+    verdict = "is good" if not count else f"can be used, with {_count(count, 'warning')}"
+    print(f"{path} {verdict}: interface {name}, {_count(len(config.addresses), 'address')}, "
+          f"{_count(len(file.tunnel.peers), 'peer')}")
+
+
+def _doubts(file: FileConfig, config: TunnelConfig) -> Iterator[str]:
+    """What is hardly meant so, though it can be read: whole sentences."""
+    if not file.lines and not config.peers:
+        yield f"{file.path} says nothing: a tunnel needs a PrivateKey, and a [Peer]"
+        return
+    commands = (*file.pre_up, *file.post_up)
+    if config.private_key is None and not any("private-key" in each for each in commands):
+        yield (f"{file.path} has no PrivateKey: there will be no handshake until `wg set` gives "
+               "the interface one")
+    if not config.peers:
+        yield f"{file.path} has no [Peer]: there is nobody to send to"
+    for peer in config.peers:
+        if config.mode == "tun" and not peer.allowed_ips:
+            yield (f"the peer {keys.encode(peer.public_key)} has no AllowedIPs: no packet goes to "
+                   "it, and none from it is accepted")
+        if peer.endpoint is not None:
+            try:
+                endpoint.resolve(*peer.endpoint)
+            except ConfigError as error:
+                yield str(file.located(error))
+
+
+def _count(number: int, what: str) -> str:
+    """1 peer, 2 addresses"""
+    return f"{number} {what}" + ("" if number == 1 else "es" if what.endswith("s") else "s")
 
 
 def up(word: str) -> None:
@@ -67,8 +101,8 @@ def up(word: str) -> None:
         raise ConfigError(f"{name} is already up: {hint}, `fastpump down {word}` stops it")
     _recover(name)
     if name in (each for _, each in socket.if_nameindex()):
-        raise ConfigError(f"an interface {name} already exists; rename the file, or delete the "
-                          f"interface: ip link delete {name}")
+        raise ConfigError(f"an interface {name} already exists; rename the file"
+                          + taps.how_to_delete(links.find(name)))
     detach(FileTunnel.of(path, name, file).serve,
            on_turn=partial(hooks.run, file.pre_up, name, str(path)))
     try:
@@ -76,6 +110,11 @@ def up(word: str) -> None:
     except BaseException:
         _end(name)
         raise
+    status = control.ask(name, "status")
+    if status is not None:
+        key = status["public_key"] or "none yet: `wg set` gives it a private key"
+        print(f"{name} is up: UDP port {status['listen_port']}, "
+              f"{_count(len(status['peers']), 'peer')}, public key {key}")
 
 
 def reload(word: str) -> None:

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from fastpump.cli.arguments import lazily, number
+from fastpump.cli.parser import Parser
 from fastpump.constants import ETHERNET_MTU, MAX_QUEUES, MAX_TAP_MTU
 from fastpump.errors import ConfigError
 
@@ -77,7 +78,7 @@ def fill_tap(parser: argparse.ArgumentParser) -> None:
     parser.description = _TAP_HELP
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True,
-                                  parser_class=argparse.ArgumentParser)
+                                  parser_class=Parser)
     _add_create(verbs)
     delete = _add_verb(verbs, "delete", "delete TAPs", _DELETE_HELP, _delete)
     delete.add_argument("names", nargs="*", metavar="NAME", help="a TAP")

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 
 from fastpump import __version__
 from fastpump.cli.arguments import describe, listed
+from fastpump.cli.parser import Parser
 from fastpump.config.model import TunnelConfig
 from fastpump.config.options import OPTIONS
 from fastpump.config.values import Switch, one_of
@@ -89,7 +90,7 @@ def serve(config: TunnelConfig, on_ready: Callable[[], None]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit status: 0, 1 for an error that is explained, 2 for usage."""
     open_standard_streams()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fastpump-wg", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Create a WireGuard interface for wg and wg-quick to configure, and run it in "
         "the background.", epilog=_epilog())

@@ -27,7 +27,7 @@ def parse_peer(spec: str) -> PeerConfig:
             raise invalid("peer option", option,
                           "allowed-ips=CIDR+CIDR, psk=FILE or keepalive=SECONDS")
         if name in values:
-            raise ConfigError(f"peer option {name} is given twice in {spec!r}")
+            raise ConfigError(f"the peer option {name} is given twice; leave one out")
         values[name] = value
     allowed = values.get("allowed-ips")
     return PeerConfig(

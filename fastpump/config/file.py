@@ -30,7 +30,9 @@ from fastpump.config.file_peers import PeerSection, drop_allowed_ips, merge
 from fastpump.config.model import DEFAULTS, TunnelConfig, check
 from fastpump.config.options import OPTIONS, PEER_OPTIONS, Option
 from fastpump.config.values import BLANKS, squeeze
-from fastpump.errors import ConfigError
+from fastpump.config.wording import OptionError
+from fastpump.conn.endpoint import EndpointError
+from fastpump.errors import ConfigError, FastpumpError, hide_keys, is_like_key
 from fastpump.protocol import keys
 from fastpump.tun.queues import check_name
 
@@ -44,7 +46,6 @@ PEER_KEYS = {option.key.lower(): option for option in PEER_OPTIONS}
 _NAME = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")       # wg-quick's
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")  # shorter than a key in base64
 _NOT_UTF_8 = re.compile("[\ud800-\udfff]")
-_LIKE_KEY = re.compile(r"[A-Za-z0-9+/]{42,}=*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,12 @@ class FileConfig:
     pre_down: tuple[str, ...] = DEFAULTS["pre_down"]
     post_down: tuple[str, ...] = DEFAULTS["post_down"]
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    path: str = field(default="", compare=False)
+    """As it is called in errors."""
+    lines: Mapping[str, int] = field(default_factory=dict, compare=False)
+    """Where in the file an option of [Interface] is set last, by its name."""
+    endpoint_lines: Mapping[tuple[str, int], int] = field(default_factory=dict, compare=False)
+    """Where an endpoint is."""
 
     def get(self, option: Option) -> Any:
         """The value of an option of [Interface]."""
@@ -73,6 +80,19 @@ class FileConfig:
         of_tunnel = {name: value for name, value in values.items() if name in _OF_TUNNEL}
         others = {name: value for name, value in values.items() if name not in _OF_TUNNEL}
         return replace(self, tunnel=replace(self.tunnel, **of_tunnel), **others)
+
+    def located(self, error: FastpumpError) -> FastpumpError:
+        """An error about what the file says, with its keys for options and FILE:LINE before it, if
+        there is such a line; else the error."""
+        line, text = 0, str(error)
+        if isinstance(error, OptionError):
+            line = next((self.lines[name] for name in error.names if name in self.lines), 0)
+            text = error.for_file
+        elif isinstance(error, EndpointError):
+            line = self.endpoint_lines.get(error.endpoint, 0)
+        else:
+            return error
+        return ConfigError(f"{self.path}:{line}: {text}" if line else f"{self.path}: {text}")
 
     @property
     def dns_servers(self) -> tuple[str, ...]:
@@ -106,7 +126,10 @@ def tunnel_config(name: str, file: FileConfig) -> TunnelConfig:
         peers = tuple(peer for peer in peers if peer.public_key != own)
     config = replace(tunnel, name=name, peers=peers, keeps_key=False,
                      listen_port=tunnel.listen_port or 0)
-    check(config)
+    try:
+        check(config)
+    except ConfigError as error:
+        raise file.located(error) from None
     return config
 
 
@@ -116,7 +139,8 @@ def find(word: str) -> Path:
     if not _NAME.fullmatch(word):
         path = Path(word)
         if not _exists(path):
-            raise ConfigError(f"there is no file {path}: must be an interface name, or the path "
+            said = "of that name" if is_like_key(word) else path
+            raise ConfigError(f"there is no file {said}: must be an interface name, or the path "
                               f"of a NAME{SUFFIX}")
         interface_name(path)
         return path
@@ -195,6 +219,7 @@ def _read(path: Path) -> tuple[bytes, int]:
 def parse(text: str, name: str) -> FileConfig:
     """The text of a file; `name` is the file's, for errors and warnings."""
     interface: dict[str, Any] = {}
+    lines: dict[str, int] = {}
     peers: list[PeerSection] = []
     section: dict[str, Any] | PeerSection | None = None
     number = 0
@@ -207,18 +232,22 @@ def parse(text: str, name: str) -> FileConfig:
             if "\0" in line:
                 raise ConfigError("there is a NUL byte here: must be text")
             if line[0] != "[":
-                _parse_line(section, line, number)
+                option = _parse_line(section, line, number)
+                if section is interface:
+                    lines[option.name] = number
             elif _section_name(line) == "interface":
                 section = interface
             else:
                 section = PeerSection(number)
                 peers.append(section)
     except ConfigError as error:
-        message = _LIKE_KEY.sub("(a key)", str(error))
-        raise ConfigError(f"{name}:{number}: {message}") from None
+        raise ConfigError(f"{name}:{number}: {hide_keys(str(error))}") from None
     warnings = drop_allowed_ips(peers, name) if interface.get("mode") == "tap" else []
     interface["peers"], more = merge(peers, name)
-    return FileConfig(warnings=(*warnings, *more)).having(**interface)
+    return FileConfig(
+        warnings=(*warnings, *more), path=name, lines=lines, endpoint_lines={
+            peer.values["endpoint"]: peer.endpoint_line for peer in peers
+            if peer.endpoint_line}).having(**interface)
 
 
 def _content(section: dict[str, Any] | PeerSection | None, whole: str) -> str:
@@ -242,9 +271,14 @@ def _section_name(line: str) -> str:
     return head[1:-1]
 
 
-def _parse_line(section: dict[str, Any] | PeerSection | None, line: str, number: int) -> None:
-    """A line that is not the head of a section."""
+def _parse_line(section: dict[str, Any] | PeerSection | None, line: str, number: int) -> Option:
+    """A line that is not the head of a section; the option that it sets."""
     key, equals, value = line.partition("=")
+    known = INTERFACE_KEYS | PEER_KEYS
+    word = re.split(f"[:{BLANKS}]", line, maxsplit=1)[0].lower()
+    if word in known and (not equals or len(word) < len(key.rstrip(BLANKS))):
+        raise ConfigError(f"there is no '=' behind {known[word].key}: must be {known[word].key} = "
+                          "VALUE")
     if not equals:      # not repeated: it may be half of a secret
         raise ConfigError("cannot parse this line: must be KEY = VALUE, [Interface] or [Peer]")
     key, value = key.rstrip(BLANKS), value.lstrip(BLANKS)
@@ -253,12 +287,13 @@ def _parse_line(section: dict[str, Any] | PeerSection | None, line: str, number:
     if isinstance(section, PeerSection):
         option = _option(key, "Peer", PEER_KEYS, INTERFACE_KEYS)
         section.set(option, squeeze(value) if option.is_wg else value, number)
-        return
+        return option
     option = _option(key, "Interface", INTERFACE_KEYS, PEER_KEYS)
     if option.is_wg:
         value = squeeze(value)
     before = section.get(option.name, option.value.nothing)
     section[option.name] = option.read(before, value)
+    return option
 
 
 def _option(key: str, section: str, known: Mapping[str, Option],

@@ -34,8 +34,9 @@ class PeerSection:
     is_incremental: bool = False
     """Whether it leaves the peer the allowed IPs of an earlier section: so if the last AllowedIPs
     line has a sign."""
-    bare_endpoint_line: int = 0
-    """Where its endpoint is an IPv6 address without brackets."""
+    endpoint_line: int = 0
+    is_bare_endpoint: bool = False
+    """Whether its endpoint is an IPv6 address without brackets."""
 
     def set(self, option: Option, text: str, line: int) -> None:
         """Take one line of it; ConfigError."""
@@ -44,8 +45,8 @@ class PeerSection:
             return
         self.values[option.name] = option.read(None, text)
         if option.name == "endpoint":
-            is_bare = ":" in self.values["endpoint"][0] and not text.startswith("[")
-            self.bare_endpoint_line = line if is_bare else 0
+            self.endpoint_line = line
+            self.is_bare_endpoint = ":" in self.values["endpoint"][0] and not text.startswith("[")
 
     def _change_networks(self, changes: Iterable[tuple[str, Network]], line: int) -> None:
         self.is_incremental = False
@@ -107,9 +108,9 @@ def merge(sections: Sequence[PeerSection],
                 f"[Peer] on line {earlier.line}; the values of this one win, and its allowed IPs "
                 f"{verb} the earlier ones")
             section.follow(earlier, owners)
-        if section.bare_endpoint_line:
+        if section.is_bare_endpoint:
             host, port = section.values["endpoint"]
-            warnings.append(f"{name}:{section.bare_endpoint_line}: this endpoint is read as "
+            warnings.append(f"{name}:{section.endpoint_line}: this endpoint is read as "
                             f"[{host}]:{port}; write IPv6 addresses in brackets")
         warnings += _claim(section, owners, name)
         merged[section.public_key] = section

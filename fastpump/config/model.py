@@ -10,6 +10,7 @@ from typing import Any
 
 from fastpump.config.options import OPTIONS
 from fastpump.config.values import Choice
+from fastpump.config.wording import OptionError
 from fastpump.constants import DEFAULT_NAME, MAX_MTU, MIN_IPV6_MTU
 from fastpump.errors import ConfigError
 from fastpump.ip import Interface, Network
@@ -84,11 +85,11 @@ def check(config: TunnelConfig) -> None:
         if isinstance(option.value, Choice):
             option.value.parse(getattr(config, option.name))
     if len(set(config.addresses)) < len(config.addresses):
-        raise ConfigError("an --address is given twice; leave one out")
+        raise OptionError("an <addresses> is given twice; leave one out")
     if config.mtu is not None and config.mtu < MIN_IPV6_MTU and any(
             address.version == 6 for address in config.addresses):
-        raise ConfigError(f"IPv6 needs an MTU of at least {MIN_IPV6_MTU}; raise --mtu, or leave "
-                          "out the IPv6 --address")
+        raise OptionError(f"IPv6 needs an MTU of at least {MIN_IPV6_MTU}; raise <mtu>, or leave "
+                          "out the IPv6 <addresses>")
     if config.mode == "tap":
         _check_tap(config)
     else:
@@ -103,10 +104,10 @@ def check(config: TunnelConfig) -> None:
 
 def _check_tap(config: TunnelConfig) -> None:
     if config.transport == "wireguard":
-        raise ConfigError("Ethernet frames need lanes, which --transport wireguard (Transport = "
-                          "wireguard) disables; leave it out, or choose lanes")
+        raise OptionError("Ethernet frames need lanes, which <transport=wireguard> disables; leave "
+                          "it out, or choose lanes")
     if any(peer.allowed_ips for peer in config.peers):
-        raise ConfigError("allowed IPs have no effect with --tap: frames go where their MAC "
+        raise OptionError("allowed IPs have no effect with <mode=tap>: frames go where their MAC "
                           "address was learned; leave out allowed-ips")
     for name in (config.bridge, *config.attach):
         if name is not None:
@@ -116,8 +117,8 @@ def _check_tap(config: TunnelConfig) -> None:
 def _check_tun(config: TunnelConfig) -> None:
     for option in OPTIONS:
         if option.needs_tap and getattr(config, option.name) != DEFAULTS[option.name]:
-            raise ConfigError(f"{option.label} is for Ethernet, but this tunnel carries IP "
-                              "packets; add --tap (Mode = tap), or leave it out")
+            raise OptionError(f"<{option.name}> is for Ethernet, but this tunnel carries IP "
+                              "packets; add <mode=tap>, or leave it out")
     if config.mtu is not None and config.mtu > MAX_MTU:
-        raise ConfigError(f"an MTU over {MAX_MTU} is for Ethernet only; lower it, or add --tap "
-                          "(Mode = tap)")
+        raise OptionError(f"an <mtu> over {MAX_MTU} is for Ethernet only; lower it, or add "
+                          "<mode=tap>")

@@ -114,11 +114,20 @@ def is_name(host: str) -> bool:
     return False
 
 
+class EndpointError(ConfigError):
+    """The host of an `endpoint` cannot be resolved."""
+
+    def __init__(self, message: str, endpoint: tuple[str, int]) -> None:
+        super().__init__(message)
+        self.endpoint = endpoint
+
+
 def resolve(host: str, port: int) -> Endpoint:
-    """The first address of a name. Blocks during the lookup."""
+    """The first address of a name; EndpointError. Blocks during the lookup."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a host name"
-        raise ConfigError(f"the endpoint host {host!r} cannot be resolved: {reason}") from None
+        raise EndpointError(f"the endpoint host {host!r} cannot be resolved: {reason}",
+                            (host, port)) from None
     return Endpoint.from_python(found[0][4])

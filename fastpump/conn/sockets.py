@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import socket
 import struct
 
@@ -40,6 +41,8 @@ from fastpump.kernel import (
     UDP_GRO,
 )
 from fastpump.protocol.wire import INITIATION_TYPE, LANE_TYPE, TRANSPORT_TYPE
+
+log = logging.getLogger("fastpump")
 
 HANDSHAKE_TOS = 0x88        # AF41, as the kernel's WireGuard
 _PKTINFO4 = struct.Struct("=i4s4s")
@@ -207,9 +210,11 @@ class SocketGroup:
                     f"the UDP port {wanted} cannot be bound: {error.strerror}") from None
             if wanted is not None:
                 raise SystemSetupError(
-                    f"the UDP port {wanted} is in use; choose another with --listen-port, or "
+                    f"the UDP port {wanted} is in use; choose another, or "
                     f"see who has it: ss -lunp 'sport = :{wanted}'") from None
             sock.bind(("", 0))
+            log.warning("the UDP port %d is in use: this tunnel has port %d", DEFAULT_PORT,
+                        sock.getsockname()[1])
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         return sock
 

@@ -100,7 +100,8 @@ cdef class Pump:
         recv_init(&worker.recv)
         staged_init(&worker.staged)
         shaper_init(&worker.shaper)
-        backend_start(&worker.aead, backend)
+        backend_start(&worker.aead, self.mapping.tables.header.aead_backend if backend is None
+                      else backend_number(backend))
         error = loop_init(worker)
         if error < 0:
             raise OSError(-error, f"epoll: {os.strerror(-error)}")

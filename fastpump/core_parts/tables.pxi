@@ -46,6 +46,11 @@ cdef class AttachedTables:
         return self.mapping.tables.header.queue_count
 
     @property
+    def aead_backend(self):
+        """The name of the AEAD backend that the supervisor and all workers use."""
+        return backend_name(self.mapping.tables.header.aead_backend)
+
+    @property
     def is_tap(self):
         return bool(self.mapping.tables.header.is_tap)
 
@@ -91,12 +96,13 @@ cdef class SharedTables(AttachedTables):
         if not 1 <= queue_count <= MAX_QUEUES:
             raise ValueError(f"a TUN has 1 to {MAX_QUEUES} queues, not {queue_count}")
         header_fill(&header, queue_count, peer_capacity, node_capacity)
+        header.aead_backend = backend_number(backend or default_backend())
         if is_tap:
             header_fill_tap(&header, mac_limit)
         try:
             self.make_memory(&header)
             self.make_parts()
-            backend_start(&self.mapping.aead, backend)
+            backend_start(&self.mapping.aead, header.aead_backend)
         except BaseException:
             self.close()
             raise

@@ -34,6 +34,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from fastpump.config.wording import OptionError
 from fastpump.constants import MAX_TAP_MTU
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host.attach_undo import AttachState, addresses_of, ports_of, record_file, recover
@@ -75,16 +76,16 @@ def check(attachment: Attachment) -> None:
         check_name(name)
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"--attach {name} is given twice")
+            raise OptionError(f"<attach={name}> is given twice")
         if name == attachment.bridge:
-            raise ConfigError(f"{name} is given as the bridge and as a port of it; leave out "
-                              f"--attach {name}")
+            raise OptionError(f"{name} is given as the bridge and as a port of it; leave out "
+                              f"<attach={name}>")
     if attachment.mode == "tc":
         if attachment.bridge is not None:
-            raise ConfigError("--attach-mode tc works without a bridge; leave out --bridge, or the "
+            raise OptionError("<attach_mode=tc> works without a bridge; leave out <bridge>, or the "
                               "mode")
         if len(names) != 1:
-            raise ConfigError("--attach-mode tc joins exactly one interface; give one --attach, "
+            raise OptionError("<attach_mode=tc> joins exactly one interface; give one <attach>, "
                               "or use a bridge for several")
 
 
@@ -95,8 +96,8 @@ def _bridge_name(attachment: Attachment) -> str | None:
     found = {name: _bridge_of(name) for name in attachment.interfaces}
     for name, bridge in found.items():
         if bridge is None:
-            raise ConfigError(f"{name} is not in a bridge; name the bridge that it is to join "
-                              "(created if needed): --bridge br0")
+            raise OptionError(f"{name} is not in a bridge; name the bridge that it is to join "
+                              "(created if needed): <bridge=br0>")
     if len(set(found.values())) > 1:
         raise ConfigError(f"{' and '.join(found)} are in different bridges; the tunnel can be "
                           "a port of one only")
@@ -151,7 +152,7 @@ def warnings(attachment: Attachment, tap_index: int, mtu: int) -> list[str]:
             for name in attachment.interfaces if name not in there]
     return gone + [
         f"{link.name} has an MTU of {link.mtu}, the tunnel's interface one of {mtu}: larger "
-        f"frames are lost; raise --mtu to {link.mtu}, or lower the other: ip link set "
+        f"frames are lost; raise that to {link.mtu}, or lower the other: ip link set "
         f"{link.name} mtu {mtu} (and that of the hosts behind it)"
         for link in others if link.mtu > mtu and link.index != tap_index]
 
@@ -173,8 +174,8 @@ def join(attachment: Attachment, tap: Link, cleanup: ExitStack, *,
     bridge_name = _bridge_name(attachment)
     others = _inspect(attachment, bridge_name, tap.name)
     if attachment.mode == "tc" and addresses:
-        raise ConfigError("--attach-mode tc leaves the host out of the network that it joins, so "
-                          "--address would not work; leave it out, or use a bridge")
+        raise OptionError("<attach_mode=tc> leaves the host out of the network that it joins, so "
+                          "<addresses> would not work; leave it out, or use a bridge")
     state = AttachState(record=_take_record(tap))
     cleanup.callback(state.undo)
     links.set_mtu(tap, mtu)
@@ -203,8 +204,8 @@ def _inspect(attachment: Attachment, bridge_name: str | None, tap: str) -> list[
     """The interfaces to attach; ConfigError if one cannot be."""
     bridge = None if bridge_name is None else links.find(bridge_name)
     if bridge is not None and not bridge.is_bridge:
-        raise ConfigError(f"{bridge_name} is not a bridge; name another one, or make it a port: "
-                          f"--attach {bridge_name}")
+        raise OptionError(f"{bridge_name} is not a bridge; name another one, or make it a port: "
+                          f"<attach={bridge_name}>")
     if tap in (bridge_name, *attachment.interfaces):
         raise ConfigError(f"{tap} is the tunnel's own interface; name another one")
     others = [_existing(name) for name in attachment.interfaces]
@@ -222,26 +223,27 @@ def _refuse_what_cannot_be_joined(link: Link) -> None:
         raise ConfigError(f"{link.name} is the loopback interface, which cannot be attached; "
                           "name another one")
     if not link.is_ethernet:
-        raise ConfigError(f"{link.name} is not an Ethernet interface: it carries no frames "
-                          "to join; attach another one, or use a tunnel without --tap")
+        raise OptionError(f"{link.name} is not an Ethernet interface: it carries no frames "
+                          "to join; attach another one, or use a tunnel without <mode=tap>")
     if link.is_bridge:
-        raise ConfigError(f"{link.name} is a bridge, which cannot be a port: --bridge "
-                          f"{link.name} makes the tunnel a port of it")
+        raise OptionError(f"{link.name} is a bridge, which cannot be a port: "
+                          f"<bridge={link.name}> makes the tunnel a port of it")
 
 
 def _refuse_what_is_taken(link: Link) -> None:
     master = links.find(link.master) if link.master else None
     if master is not None and master.is_bridge:
-        raise ConfigError(f"{link.name} is a port of the bridge {master.name}: use that (--bridge "
-                          f"{master.name}), or take it out (ip link set {link.name} nomaster)")
+        raise OptionError(f"{link.name} is a port of the bridge {master.name}: use that "
+                          f"(<bridge={master.name}>), or take it out (ip link set {link.name} "
+                          "nomaster)")
     if master is not None:
         raise ConfigError(f"{link.name} is a part of {master.name}; attach {master.name} instead, "
                           f"or take it out (ip link set {link.name} nomaster)")
     for redirect in redirects.read(link):
         target = links.find(redirect.target) if redirect.target else None
         if target is not None:
-            raise ConfigError(f"{link.name} is joined to {target.name} already by --attach-mode "
-                              "tc; end that tunnel first")
+            raise OptionError(f"{link.name} is joined to {target.name} already by "
+                              "<attach_mode=tc>; end that tunnel first")
 
 
 def _refuse_what_has_addresses(link: Link, bridge_name: str | None) -> None:
@@ -249,12 +251,12 @@ def _refuse_what_has_addresses(link: Link, bridge_name: str | None) -> None:
     if not addresses:
         return
     away = " && ".join(f"ip addr del {address} dev {link.name}" for address in addresses)
-    moved = " ".join(f"--address {address}" for address in addresses)
+    moved = " ".join(f"<addresses={address}>" for address in addresses)
     if bridge_name is None:
-        raise ConfigError(f"{link.name} has addresses, which would stop working, as all its frames "
+        raise OptionError(f"{link.name} has addresses, which would stop working, as all its frames "
                           f"go into the tunnel: remove them ({away}), or use a bridge and move "
-                          f"them to it: --bridge br0 {moved}")
-    raise ConfigError(f"{link.name} has addresses, which would stop working in a bridge: move them "
+                          f"them to it: <bridge=br0> {moved}")
+    raise OptionError(f"{link.name} has addresses, which would stop working in a bridge: move them "
                       f"to the bridge ({away}; {moved}), and routes through {link.name}, too")
 
 

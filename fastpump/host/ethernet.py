@@ -48,7 +48,7 @@ def configure(config: TunnelConfig, index: int, cleanup: ExitStack,
     if endpoints and mtu > fitting:
         log.warning("frames of %s may need datagrams larger than the path to the peers takes; they "
                     "go in fragments, which is slow: raise the MTU of that path to %d, or lower "
-                    "that of the hosts, and of the tunnel (--mtu), to %d", tap.name,
+                    "that of the hosts, and of the tunnel, to %d", tap.name,
                     mtu + routes.OUTER_OVERHEAD + FRAME_OVERHEAD, fitting)
 
 

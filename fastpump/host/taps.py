@@ -121,8 +121,8 @@ def create(config: TapConfig) -> list[Tap]:
     bridge = None if config.bridge is None else _find_bridge(there, config.bridge)
     for name in config.names:
         if name in there:
-            raise ConfigError(f"the interface {name} exists already; choose another name, or "
-                              f"delete it: {_how_to_delete(there[name])}")
+            raise ConfigError(f"the interface {name} exists already; choose another name"
+                              + how_to_delete(there[name]))
     made: list[str] = []
     try:
         for name in config.names:
@@ -172,9 +172,11 @@ def _find_bridge(there: dict[str, Link], name: str) -> Link:
     return link
 
 
-def _how_to_delete(link: Link) -> str:
-    is_tap = link.tun is not None and link.tun.is_tap
-    return f"{'fastpump tap' if is_tap else 'ip link'} delete {link.name}"
+def how_to_delete(link: Link | None) -> str:
+    """", or ..." for what may be deleted: a TAP, and by the command that refuses if it is in use.
+    Empty for all else, on which the host may depend."""
+    is_tap = link is not None and link.tun is not None and link.tun.is_tap
+    return f", or delete it: fastpump tap delete {link.name}" if link and is_tap else ""
 
 
 def _make_persistent(config: TapConfig, name: str, made: list[str]) -> None:
@@ -290,8 +292,8 @@ def _find_tap(there: dict[str, Link], name: str) -> Link:
     kind = interfaces.kind_of(link)
     if kind != "tap":
         raise ConfigError(f"{name} is not a TAP (its kind: "
-                          f"{link.kernel_kind if kind == 'other' else kind}); `ip link "
-                          f"delete {name}` deletes it (nothing was deleted)")
+                          f"{link.kernel_kind if kind == 'other' else kind}); `fastpump tap list` "
+                          "lists the TAPs (nothing was deleted)")
     return link
 
 

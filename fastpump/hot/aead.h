@@ -10,6 +10,10 @@
  * expanded, which takes longer than sealing a packet. For everything else it is the
  * 32 bytes themselves. Expanded keys can be shared between processes of one machine.
  *
+ * intel-ipsec-mb is loaded when it is first wanted, for a build that has it must also run
+ * where the library is not installed. All but four of its functions are pointers in its
+ * manager; the four are looked up.
+ *
  * FASTPUMP_NULL_CIPHER (setup.py) makes a build that seals nothing, to measure what the
  * ciphers cost. A tunnel warns, and refuses to run it unless allowed to (tunnel/run.py).
  *
@@ -26,12 +30,15 @@
 #include <stdlib.h>
 #include <string.h>
 #ifdef FASTPUMP_IPSEC_MB
+#include <dlfcn.h>
 #include <intel-ipsec-mb.h>
+#include <stdio.h>
 #endif
 
 enum { AEAD_OPENSSL = 0, AEAD_IPSEC_MB = 1 };
 enum { AEAD_CHACHA20_POLY1305 = 0, AEAD_AES_256_GCM = 1 };
-enum { AEAD_RAW_KEY_LEN = 32, AEAD_KEY_LEN = 1024 };
+/* An expanded key has 1008 bytes in version 1 of intel-ipsec-mb, and 1280 in version 2. */
+enum { AEAD_RAW_KEY_LEN = 32, AEAD_KEY_LEN = 1280 };
 
 typedef struct {
     int backend;
@@ -60,6 +67,58 @@ static inline int aead_is_null(void)
 #endif
 }
 
+#ifdef FASTPUMP_IPSEC_MB
+/* The library, of which there is one in a process; it is never unloaded. */
+static struct {
+    void *handle;
+    IMB_MGR *(*alloc)(uint64_t flags);
+    void (*free)(IMB_MGR *manager);
+    void (*init)(IMB_MGR *manager, IMB_ARCH *arch);
+    int (*get_errno)(IMB_MGR *manager);
+} ipsec_mb;
+
+/* NULL, or why it cannot be loaded. Its version is that of the header: the first number of a
+ * version is that of the binary interface. */
+static const char *ipsec_mb_load(void)
+{
+    char name[32];
+    if (ipsec_mb.handle != NULL)
+        return NULL;
+    snprintf(name, sizeof name, "libIPSec_MB.so.%d", IMB_VERSION_NUM >> 16);
+    void *handle = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    if (handle == NULL)
+        return dlerror();
+    *(void **)&ipsec_mb.alloc = dlsym(handle, "alloc_mb_mgr");
+    *(void **)&ipsec_mb.free = dlsym(handle, "free_mb_mgr");
+    *(void **)&ipsec_mb.init = dlsym(handle, "init_mb_mgr_auto");
+    *(void **)&ipsec_mb.get_errno = dlsym(handle, "imb_get_errno");
+    if (ipsec_mb.alloc == NULL || ipsec_mb.free == NULL || ipsec_mb.init == NULL ||
+        ipsec_mb.get_errno == NULL) {
+        dlclose(handle);
+        return "libIPSec_MB lacks functions that its header has";
+    }
+    ipsec_mb.handle = handle;
+    return NULL;
+}
+
+static const char *ipsec_mb_init(IMB_MGR **manager)
+{
+    const char *problem = ipsec_mb_load();
+    if (problem != NULL)
+        return problem;
+    *manager = ipsec_mb.alloc(0);
+    if (*manager == NULL)
+        return "libIPSec_MB: no memory";
+    ipsec_mb.init(*manager, NULL);
+    if (ipsec_mb.get_errno(*manager) != 0) {
+        ipsec_mb.free(*manager);
+        *manager = NULL;
+        return "libIPSec_MB does not run on this processor";
+    }
+    return NULL;
+}
+#endif
+
 static void aead_free(Aead *self)
 {
     for (int cipher = 0; cipher < 2; cipher++) {
@@ -68,29 +127,21 @@ static void aead_free(Aead *self)
     }
 #ifdef FASTPUMP_IPSEC_MB
     if (self->manager != NULL)
-        free_mb_mgr(self->manager);
+        ipsec_mb.free(self->manager);
 #endif
     memset(self, 0, sizeof *self);
 }
 
-/* 0, or -1 when the library refuses (no memory, no such backend). */
-static int aead_init(Aead *self, int backend)
+/* NULL, or why the library cannot be used here. */
+static const char *aead_init(Aead *self, int backend)
 {
     memset(self, 0, sizeof *self);
     self->backend = backend;
     if (backend == AEAD_IPSEC_MB) {
 #ifdef FASTPUMP_IPSEC_MB
-        self->manager = alloc_mb_mgr(0);
-        if (self->manager == NULL)
-            return -1;
-        init_mb_mgr_auto(self->manager, NULL);
-        if (imb_get_errno(self->manager) != 0) {
-            aead_free(self);
-            return -1;
-        }
-        return 0;
+        return ipsec_mb_init(&self->manager);
 #else
-        return -1;
+        return "intel-ipsec-mb is not in this build";
 #endif
     }
     const EVP_CIPHER *ciphers[2] = {EVP_chacha20_poly1305(), EVP_aes_256_gcm()};
@@ -101,10 +152,10 @@ static int aead_init(Aead *self, int backend)
             EVP_EncryptInit_ex(self->seal[cipher], ciphers[cipher], NULL, NULL, NULL) != 1 ||
             EVP_DecryptInit_ex(self->open[cipher], ciphers[cipher], NULL, NULL, NULL) != 1) {
             aead_free(self);
-            return -1;
+            return "OpenSSL does not start: it lacks a cipher, or there is no memory";
         }
     }
-    return 0;
+    return NULL;
 }
 
 #ifdef FASTPUMP_IPSEC_MB

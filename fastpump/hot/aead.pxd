@@ -18,7 +18,7 @@ cdef extern from "aead.h" nogil:
         int backend
     int aead_has_ipsec_mb()
     int aead_is_null()
-    int aead_init(Aead *self, int backend)
+    const char *aead_init(Aead *self, int backend)
     void aead_free(Aead *self)
     void aead_key_set(Aead *self, int cipher, const uint8_t *raw, uint8_t *key)
     int aead_seal(Aead *self, int cipher, const uint8_t *key, const uint8_t *nonce,

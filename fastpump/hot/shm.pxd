@@ -200,6 +200,7 @@ cdef struct Header:
     uint32_t halts                  # odd: nothing may be sent (hot/halt.pxd)
     uint32_t takes_control_packets  # else the transport is plain WireGuard
     uint32_t has_send_errors        # of some peer (hot/send_errors.pxd)
+    uint32_t aead_backend           # of all processes: an expanded key is one library's
     # TAP only.
     uint32_t is_tap
     uint32_t is_relay

@@ -114,16 +114,17 @@ def _interface(message: Any) -> Interface:
 
 def likely_address(but_not_of: int, but_not: Collection[Address] = ()) -> str | None:
     """An address at which other hosts probably reach this one: the first global one of
-    the interface with the default route, else any global one; but none of the interface
-    with the index `but_not_of`, and none of `but_not`."""
+    the interface with the default route, else any global one, of another tunnel last; but none
+    of the interface with the index `but_not_of`, and none of `but_not`."""
+    tunnels = {link.index for link in links.read_all() if link.kernel_kind in ("tun", "wireguard")}
     with explaining("the default routes cannot be read"), IPRoute() as netlink:
         default = {message.get_attr("RTA_OIF")
                    for version in FAMILIES for message in default_routes.read(version)}
-        found = [(message["index"] not in default, message["family"] != socket.AF_INET,
-                  message.get_attr("IFA_ADDRESS"))
+        found = [(message["index"] in tunnels, message["index"] not in default,
+                  message["family"] != socket.AF_INET, message.get_attr("IFA_ADDRESS"))
                  for message in netlink.get_addr(scope=0) if message["index"] != but_not_of
                  and ipaddress.ip_address(message.get_attr("IFA_ADDRESS")) not in but_not]
-    return min(found)[2] if found else None
+    return min(found)[3] if found else None
 
 
 # -- routes

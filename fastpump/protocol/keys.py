@@ -13,9 +13,11 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fastpump.constants import KEY_LEN
-from fastpump.errors import ConfigError, SystemSetupError
+from fastpump.errors import ConfigError, SystemSetupError, is_like_key
 
 MAX_FILE_LEN = 4096
+_MADE_BY = {"private": "genkey", "public": "pubkey", "preshared": "genpsk"}
+"""Which of our commands prints a kind of key."""
 
 
 def encode(key: bytes) -> str:
@@ -32,8 +34,9 @@ def decode(text: str, what: str = "key") -> bytes:
         key = b""
     # encode(key) != text: unused bits set, which `wg` refuses too.
     if len(key) != KEY_LEN or encode(key) != text:
-        raise ConfigError(f"invalid {what}: must be 44 characters of base64, as `fastpump genkey` "
-                          "prints them")
+        command = next((_MADE_BY[word] for word in what.split() if word in _MADE_BY), "genkey")
+        raise ConfigError(f"invalid {what}: must be 44 characters of base64, as `fastpump "
+                          f"{command}` prints them")
     return key
 
 
@@ -69,11 +72,15 @@ def read_file(path: Path, what: str) -> bytes:
             mode = os.fstat(fd).st_mode
             data = file.read(MAX_FILE_LEN) or b""
     except OSError as error:
+        if is_like_key(str(path)):
+            raise ConfigError(f"the {what} is given itself: must be the name of a file with it; "
+                              "make a new one, for others can see what you typed") from None
         raise ConfigError(f"the {what} cannot be read from {path}: {error.strerror}") from None
-    if stat.S_ISREG(mode) and mode & 0o077:
+    key = decode(data.decode("ascii", "replace"), f"{what} in {path}")
+    if stat.S_ISREG(mode) and mode & 0o077:     # said of what is a key only
         raise ConfigError(f"the {what} in {path} can be read by others; make it yours alone: "
                           f"chmod 600 {path}")
-    return decode(data.decode("ascii", "replace"), f"{what} in {path}")
+    return key
 
 
 def load_or_create(path: Path) -> bytes:

@@ -110,13 +110,11 @@ def _explain(error: OSError, fd: int, name: str, what: str, number: int, flags: 
     # EINVAL: one that is no TUN, or has one queue; or a flag that is not known.
     if number == 0 and (error.errno in (errno.EBUSY, errno.EEXIST)
                         or (error.errno == errno.EINVAL and _exists(name))):
-        return (f"the interface {name} exists already; choose another name, or delete it: "
-                f"ip link delete {name}")
+        return f"the interface {name} exists already; choose another name"
     if error.errno in (errno.EPERM, errno.EACCES):
         return f"{what} cannot be created: {error.strerror}; {NO_PERMISSION}"
     if error.errno == errno.E2BIG:
-        return (f"the kernel gives an interface no more than {number} queues; ask for fewer with "
-                "--queues")
+        return f"the kernel gives an interface no more than {number} queues; ask for fewer"
     missing = _missing_features(fd, flags) if error.errno == errno.EINVAL else ""
     if missing:
         return (f"{what} cannot be created: the TUN driver of this kernel has no {missing}; "

@@ -20,11 +20,12 @@ from fastpump.config.file import FileConfig, tunnel_config
 from fastpump.config.file_emit import emit
 from fastpump.config.model import PeerConfig, TunnelConfig
 from fastpump.config.options import OPTIONS, Option
+from fastpump.config.wording import OptionError
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import DEFAULT_PORT
 from fastpump.device.peer import Peer
 from fastpump.device.peer_change import PeerChange, Presence
-from fastpump.errors import ConfigError
+from fastpump.errors import ConfigError, FastpumpError
 from fastpump.host import attach, ethernet, ipv6
 from fastpump.host.down_commands import DownCommands
 from fastpump.host.network import HostNet, HostState
@@ -61,8 +62,7 @@ class FileTunnel:
     @classmethod
     def of(cls, path: Path, name: str, file: FileConfig) -> FileTunnel:
         """The tunnel of that file, not started yet; ConfigError."""
-        config = tunnel_config(name, file)
-        attach.check(ethernet.attachment_of(config))
+        config = checked(name, file)
         return cls(path, name, file, file, config)
 
     # -- up
@@ -79,11 +79,14 @@ class FileTunnel:
             foreground.ready()
             self._was_ready = True
 
-        run(self.config, Program(
-            before_configure=pre_up if self.file.pre_up else None, configure=self._configure,
-            on_ready=on_ready, commands={
-                "reload": self._reload, "configuration": self._configuration},
-            configuration_file=self.path))
+        try:
+            run(self.config, Program(
+                before_configure=pre_up if self.file.pre_up else None, configure=self._configure,
+                on_ready=on_ready, commands={
+                    "reload": self._reload, "configuration": self._configuration},
+                configuration_file=self.path))
+        except FastpumpError as error:
+            raise self.file.located(error) from None
 
     def _take_host(self, running: Tunnel, cleanup: ExitStack) -> None:
         self._running = running
@@ -151,7 +154,7 @@ class FileTunnel:
         """(destination, routing table) of all routes, the longest prefixes first."""
         if file.table == "off":
             return
-        table = TABLE_MAIN if file.table == "auto" else routes.table_number(file.table)
+        table = TABLE_MAIN if file.table == "auto" else _table_number(file)
         connected = {address.network for address in file.tunnel.addresses}
         networks = {network for peer in file.tunnel.peers for network in peer.allowed_ips or ()}
         for network in sorted(networks, key=lambda each: (-each.prefixlen, each.version, each)):
@@ -212,7 +215,10 @@ class FileTunnel:
             if path != self.path:
                 changed.append(f"the file is {path} from now on")
                 self.path = running.configuration_file = path
-            changed += await self._apply(running, file, new)
+            try:
+                changed += await self._apply(running, file, new)
+            except FastpumpError as error:
+                raise file.located(error) from None
         return {"changed": changed, "needs_restart": fixed, "warnings": list(file.warnings)}
 
     def _applicable(self, file: FileConfig, config: TunnelConfig) -> tuple[FileConfig, list[str]]:
@@ -294,6 +300,26 @@ class FileTunnel:
                 running.configure_peer(peer_change_of(config, endpoints.get(key), before=before))
                 changed.append(f"{device.peers[key]} {'added' if is_new else 'changed'}")
         return changed
+
+
+def checked(name: str, file: FileConfig) -> TunnelConfig:
+    """The tunnel of a file, as far as it can be checked before anything is made; ConfigError."""
+    config = tunnel_config(name, file)
+    try:
+        attach.check(ethernet.attachment_of(config))
+        if file.table not in ("auto", "off"):
+            _table_number(file)
+    except ConfigError as error:
+        raise file.located(error) from None
+    return config
+
+
+def _table_number(file: FileConfig) -> int:
+    """That of the routing table that a file names."""
+    try:
+        return routes.table_number(file.table)
+    except ConfigError as error:
+        raise OptionError(f"<table={file.table}>: {error}") from None
 
 
 def _by_key(file: FileConfig) -> dict[bytes, PeerConfig]:

@@ -10,6 +10,7 @@ socket and wg's are served from the beginning, then the interface is configured,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import resource
@@ -21,8 +22,15 @@ from functools import partial
 from pathlib import Path
 
 from fastpump import paths
-from fastpump._core import HAS_NULL_CIPHER, SharedTables, default_backend
+from fastpump._core import (
+    BACKENDS,
+    HAS_NULL_CIPHER,
+    SharedTables,
+    backend_problem,
+    default_backend,
+)
 from fastpump.config.model import TunnelConfig, check
+from fastpump.config.wording import OptionError
 from fastpump.conn import endpoint
 from fastpump.conn.sockets import check_route, lane_socket_count
 from fastpump.constants import KEY_LEN
@@ -96,16 +104,33 @@ def run(config: TunnelConfig, program: Program) -> None:
 
 def _check(config: TunnelConfig) -> None:
     """What can be checked before anything is made."""
-    try:
-        default_backend()
-    except ValueError as error:
-        raise ConfigError(f"FASTPUMP_AEAD: {error}") from None
+    _check_ciphers()
     if HAS_NULL_CIPHER and os.environ.get("FASTPUMP_NULL_CIPHER") != NULL_CIPHER_CONSENT:
         raise SystemSetupError(
             "this build encrypts nothing: it is for measuring only (setup.py: "
             "FASTPUMP_BUILD_NULL_CIPHER); build again without that")
     check(config)
     attach.check(ethernet.attachment_of(config))
+
+
+def _warn_of_another_key(file: Path, key: bytes, kept: Path) -> None:
+    """The peers of an interface know the key that was kept for its name."""
+    with contextlib.suppress(ConfigError):
+        if kept.exists() and keys.read_file(kept, "private key") != key:
+            log.warning("the key is that of %s, not the one that was made for this interface (%s): "
+                        "the peers need the new public key, %s", file, kept,
+                        keys.encode(keys.public_of(key)))
+
+
+def _check_ciphers() -> None:
+    """Say so if not the fastest library gives the ciphers though nobody chose another."""
+    try:
+        backend, fastest = default_backend(), BACKENDS[-1]
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"FASTPUMP_AEAD: {error}") from None
+    if backend != fastest and not os.environ.get("FASTPUMP_AEAD"):
+        log.warning("%s cannot be used (%s): %s gives the ciphers, at about half the speed",
+                    fastest, backend_problem(fastest), backend)
 
 
 def _set_rlimits() -> None:
@@ -150,9 +175,9 @@ class _Start:
             user = taps.users_of(name) if self._is_tap else None
             if user is None:
                 raise
-            raise SystemSetupError(
+            raise OptionError(
                 f"the interface {name} is in use by {user}: end that, or choose another "
-                f"name; to join a guest's TAP, use --attach {name}") from error
+                f"name; to join a guest's TAP, use <attach={name}>") from error
         self.cleanup.callback(self._queues.close)
 
     def read_private_key(self) -> None:
@@ -162,6 +187,8 @@ class _Start:
             self._private_key = config.private_key
         elif config.private_key_file is not None:
             self._private_key = keys.read_file(config.private_key_file, "private key")
+            _warn_of_another_key(config.private_key_file, self._private_key,
+                                 paths.private_key_file(config.name))
         elif config.keeps_key:
             self._private_key = keys.load_or_create(paths.private_key_file(config.name))
 

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 from fastpump import ratelimit
-from fastpump._core import SharedTables, default_backend
+from fastpump._core import SharedTables
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import SECOND
 from fastpump.device.device import Device
@@ -110,7 +110,7 @@ def gather(link: TunState, offloads: list[str], tables: SharedTables,
         "fwmark": supervisor.fwmark,
         "mtu": link.mtu,
         "offloads": offloads,
-        "aead": default_backend(),
+        "aead": tables.aead_backend,
         "worker_restarts": sum(worker.restarts for worker in supervisor.workers),
         "queues": queues,
         "peers": [_peer(tables, device, peer, macs.get(peer.slot, 0))

@@ -1,4 +1,5 @@
-"""Offloads that the kernel promises and then refuses: the pump goes on without them.
+"""What is promised and then refused: the pump goes on without it. Offloads, by the kernel; the
+faster ciphers, where their library is missing.
 
 No kernel here refuses, so a small library is preloaded that does. Every writev of a superpacket is
 EINVAL. A GSO send is refused as the environment says at that moment: REFUSED holds port=errno=size
@@ -6,11 +7,17 @@ of destinations, separated by blanks; segments of that size and more are refused
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from fastpump import _core
+from fastpump.lab.networks import key_files, tunnel_words, wait_for_line
+from support.hosts import FASTPUMP, is_reachable
+from support.libraries import without_ipsec_mb
 
 REFUSE = r"""
 #define _GNU_SOURCE
@@ -215,3 +222,24 @@ def test_refused_superpackets_go_singly(refusing):
 @pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
 def test_a_refused_gso_send_is_a_matter_of_the_path(refusing, steps):
     run(refusing, PATHS + steps)
+
+
+@pytest.mark.skipif("ipsec-mb" not in _core.BACKENDS, reason="only one library in this build")
+def test_a_machine_without_the_faster_library_is_told_and_has_a_tunnel(lab, tmp_path):
+    """What was built with it runs with OpenSSL, in all processes."""
+    hidden = without_ipsec_mb(tmp_path)
+    key = key_files(tmp_path)
+    processes = {side: lab.spawn(side, *FASTPUMP, "tunnel", *tunnel_words(
+        side, key[side], key[other][1]), env=hidden) for side, other in ("ab", "ba")}
+    for process in processes.values():
+        assert re.match(r"WARNING ipsec-mb cannot be used \(\S+/libIPSec_MB\.so\.\d+: file too "
+                        r"short\): openssl gives the ciphers, at about half the speed$",
+                        wait_for_line(process, "WARNING"))
+        wait_for_line(process, " is ready: ")
+    assert is_reachable(lab, "10.9.0.2")
+    assert lab.status("a")["aead"] == lab.status("b")["aead"] == "openssl"
+    result = subprocess.run(lab.command("a", [*FASTPUMP, "tunnel", "fp1"]), text=True, timeout=20,
+                            capture_output=True, check=False,
+                            env={**os.environ, **hidden, "FASTPUMP_AEAD": "ipsec-mb"})
+    assert result.returncode == 1 and result.stderr.startswith(
+        f"fastpump: FASTPUMP_AEAD: {tmp_path}/libIPSec_MB.so.")

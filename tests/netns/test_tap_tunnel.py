@@ -75,7 +75,7 @@ def test_jumbo_frames_go_in_fragments_and_it_is_said(lab, tmp_path):
     process = lab.spawn("a", *FASTPUMP, "tunnel", "--tap", "--mtu", "9000",
                         "--peer", keys.encode(bytes(range(1, 33))) + f"@{OUTSIDE4['b']}:51820")
     line = wait_for_line(process, "go in fragments")
-    assert "raise the MTU of that path to 9118" in line and "(--mtu), to 1382" in line
+    assert "raise the MTU of that path to 9118" in line and "of the tunnel, to 1382" in line
     stop(process)
 
 

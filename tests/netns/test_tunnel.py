@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -306,6 +307,47 @@ def test_first_steps_of_a_newcomer(lab, tmp_path):
     assert is_reachable(lab, "10.9.0.2")
     kept = sorted((tmp_path / "state").iterdir())
     assert len(kept) == 2 and all(path.stat().st_mode & 0o777 == 0o600 for path in kept)
+
+
+@pytest.mark.parametrize(("words", "is_taken"), [((), True), (("--listen-port", "0"), False)])
+def test_the_printed_commands_name_a_port_that_stays(lab, words, is_taken):
+    """With 51820 taken, or any port wanted, both sides find each other by the printed commands."""
+    if is_taken:
+        other = lab.fastpump("b", "fp7", "--address", "10.7.0.1/24", "--listen-port", "51820")
+    process = lab.spawn("b", *FASTPUMP, "tunnel", "--address", "10.9.0.2/24", *words)
+    if is_taken:
+        assert "the UDP port 51820 is in use: this tunnel has port " in wait_for_line(
+            process, "WARNING")
+    port = re.search(r"UDP port (\d+),", wait_for_line(process, " is ready: "))[1]
+    assert port != "51820"
+    there = shlex.split(wait_for_line(process, "fastpump tunnel --queues"))[1:]
+    here = shlex.split(wait_for_line(process, "ITS_PUBLIC_KEY"))[1:]
+    assert here == ["tunnel", "--address", "10.9.0.2/24", *words, "--listen-port", port, "--peer",
+                    "ITS_PUBLIC_KEY"]
+    stop(process)
+    if is_taken:
+        stop(other)         # 51820 is free again, and yet not taken
+    started = lab.spawn("a", *FASTPUMP, *there)
+    public_a = re.search(r"public key (\S+),", wait_for_line(started, " is ready: "))[1]
+    again = lab.spawn("b", *FASTPUMP, *here[:-1], public_a)
+    wait_for_line(again, f" is ready: {len(os.sched_getaffinity(0))} queues, UDP port {port},")
+    assert is_reachable(lab, "10.9.0.2")
+
+
+def test_another_key_than_the_kept_one_is_told(lab, tmp_path):
+    """Peers know the public key of the one that was made for the interface."""
+    stop(lab.fastpump("a"))
+    key = key_files(tmp_path)
+    process = lab.spawn("a", *FASTPUMP, "tunnel", "--private-key", str(key["a"][0]))
+    line = wait_for_line(process, "WARNING the key is that of")
+    assert f"the peers need the new public key, {key['a'][1]}" in line
+    stop(process)
+    kept = next((tmp_path / "state").iterdir())
+    process = lab.spawn("a", *FASTPUMP, "tunnel", "--private-key", str(kept))
+    said = ""
+    while " is ready: " not in said:
+        said += process.stdout.readline()
+    assert "WARNING the key" not in said
 
 
 def failure(lab, side, *words, env=None):

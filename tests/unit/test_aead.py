@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpump import _core
+from support.libraries import ipsec_mb, without_ipsec_mb
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "aead.json").read_text())
 CIPHERS = ("chacha20-poly1305", "aes-256-gcm")
@@ -51,13 +53,38 @@ def test_backends_agree(cipher, key, nonce, aad, plaintext):
     assert len(sealed) == 1
 
 
-# Intel's library has no switch for what it takes of the processor, so this one stands before it.
+# Intel's library has no switch for what it takes of the processor, so this one stands in its place.
 CHOOSE = """
+#include <dlfcn.h>
 #include <intel-ipsec-mb.h>
-void init_mb_mgr_auto(IMB_MGR *state, IMB_ARCH *arch)
+#include <unistd.h>
+
+static void *real(const char *name)
+{
+    return dlsym(dlopen("%(library)s", RTLD_NOW), name);
+}
+
+IMB_MGR *alloc_mb_mgr(uint64_t flags)
+{
+    return ((IMB_MGR *(*)(uint64_t))real("alloc_mb_mgr"))(flags);
+}
+
+void free_mb_mgr(IMB_MGR *manager)
+{
+    ((void (*)(IMB_MGR *))real("free_mb_mgr"))(manager);
+}
+
+int imb_get_errno(IMB_MGR *manager)
+{
+    return ((int (*)(IMB_MGR *))real("imb_get_errno"))(manager);
+}
+
+void init_mb_mgr_auto(IMB_MGR *manager, IMB_ARCH *arch)
 {
     (void)arch;
-    init_mb_mgr_%s(state);
+    ((void (*)(IMB_MGR *))real("init_mb_mgr_%(instructions)s"))(manager);
+    if (write(1, "%(instructions)s\\n", sizeof "%(instructions)s") < 0)
+        return;
 }
 """
 
@@ -71,15 +98,16 @@ def test_processors_that_can_do_less_give_the_same(tmp_path, instructions, flag,
     """OPENSSL_ia32cap(3)."""
     if not re.search(rf"^flags.* {flag} ", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
         pytest.skip(f"this processor has no {flag}")
-    library = tmp_path / "choose.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, "-x", "c", "-", "-lIPSec_MB"],
-                   input=CHOOSE % instructions, text=True, check=True)
-    preload = f"{os.environ.get('LD_PRELOAD', '')} {library}"       # a sanitizer comes first
+    library, name = ipsec_mb()
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / name, "-x", "c", "-"],
+                   input=CHOOSE % {"library": library, "instructions": instructions}, text=True,
+                   check=True)
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", __file__,
+        [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-n", "0", __file__,
          "-k", "published or changed_bit or agree"], text=True, capture_output=True, check=False,
-        env={**os.environ, "LD_PRELOAD": preload, "OPENSSL_ia32cap": openssl_mask})
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "OPENSSL_ia32cap": openssl_mask})
     assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{instructions}\n" in result.stdout
 
 
 def test_the_build_has_the_backends_it_should():
@@ -97,3 +125,41 @@ def test_environment_chooses_the_backend(monkeypatch):
     monkeypatch.setenv("FASTPUMP_AEAD", "rot13")
     with pytest.raises(ValueError, match=r"rot13.*openssl"):
         _core.default_backend()
+
+
+@pytest.mark.skipif("ipsec-mb" not in _core.BACKENDS, reason="only one library in this build")
+def test_openssl_takes_over_where_the_other_library_cannot_be_loaded(tmp_path):
+    """An empty file of its name stands in for a machine without it."""
+    hidden = without_ipsec_mb(tmp_path)
+
+    def python(program, **environment):
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                              check=False, env={**os.environ, **environment, **hidden})
+
+    result = python("from fastpump import _core; print(_core.BACKENDS, _core.default_backend(), "
+                    "_core.SharedTables.create(1).aead_backend, _core.backend_problem('ipsec-mb'))")
+    assert result.stdout.startswith("('openssl', 'ipsec-mb') openssl openssl "
+                                    f"{tmp_path}/libIPSec_MB.so"), result.stderr
+    result = python("from fastpump import _core\ntry: _core.default_backend()\n"
+                    "except OSError as error: print(error)", FASTPUMP_AEAD="ipsec-mb")
+    assert result.stdout.startswith(f"{tmp_path}/libIPSec_MB.so"), result.stderr
+
+
+def test_workers_use_the_backend_of_the_tables(monkeypatch):
+    """Keys in the tables are expanded for one library: a worker that starts later, where another
+    would be chosen, must not choose it."""
+    tables = _core.SharedTables.create(1, 16, 1024, backend="openssl")
+    assert tables.aead_backend == "openssl"
+    monkeypatch.setenv("FASTPUMP_AEAD", "rot13")
+    assert _core.AttachedTables.attach(tables.readonly_fd, tables.state_fd).aead_backend == "openssl"
+    ends = [*socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM),
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM)]
+    doorbell, event = os.eventfd(0), os.eventfd(0)
+    try:
+        _core.Pump(tables, 0, [ends[0].fileno()], ends[2].fileno(), doorbell, event)
+    finally:
+        for each in ends:
+            each.close()
+        os.close(doorbell)
+        os.close(event)
+        tables.close()

@@ -59,7 +59,8 @@ def test_the_background_process_closes_what_its_caller_had_open(pipe):
 @pytest.mark.parametrize("program", [
     "from fastpump.tunnel import run\nfrom fastpump.config.model import TunnelConfig\n"
     "run._Start.open_queues = leave\n"
-    "run.run(TunnelConfig(name='fpdump', keeps_key=False), run.Program(configure=leave, on_ready=leave))",
+    "run.run(TunnelConfig(name='fpdump', keeps_key=False),\n"
+    "        run.Program(configure=leave, on_ready=leave))",
     "from fastpump.cli import quick\nquick.config_file.find = leave\nquick.up('fpdump')",
     "from fastpump.cli import quick\nquick.config_file.find = leave\nquick.check('fpdump')",
 ], ids=["a tunnel", "up", "check"])

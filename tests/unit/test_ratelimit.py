@@ -55,6 +55,10 @@ ITEMS = [
     ("tx=0.016777216gbit,burst=1gib", tx(1 << 30, 512_000), "tx=16777216bit,burst=1gib"),
     ("rx-ops=1.5k,burst=3k", rx_ops(3000, 2000), None),
     ("rx-ops=2m,burst=2m", rx_ops(2_000_000, 1000), None),
+    # A rate alone is for both directions.
+    ("100mbit", RateLimits(tx(625_000, 50).tx, tx(625_000, 50).tx), "both=100mbit"),
+    ("10mbit, burst=1mb", RateLimits(tx(10 ** 6, 800).tx, tx(10 ** 6, 800).tx),
+     "both=10mbit,burst=1mb"),
     # As much larger as whole milliseconds and the rate want it.
     ("tx=1gbit,burst=64kb", tx(125_000, 1), "tx=1gbit,burst=125kb"),
     ("tx=3gbit,burst=10mb", tx(10_125_000, 27), "tx=3gbit,burst=10125kb"),
@@ -98,7 +102,7 @@ def test_items(text, limits, again):
 BAD = [
     ("", "invalid rate limit '': must be off, or items like "),
     ("fast", "invalid rate limit 'fast': must be off, or items like"),
-    ("tx=1gbit,", "invalid rate limit "), ("1gbit", "invalid rate limit "),
+    ("tx=1gbit,", "invalid rate limit "), ("1k", "invalid rate limit "),
     ("off,tx=1gbit", "invalid rate limit "), ("up=1gbit", "invalid rate limit "),
     ("tx.size=1", "invalid rate limit "), ("tx-burst=1mb", "invalid rate limit "),
     ("tx=1", "invalid rate '1': must be at least 8bit, with one of the units gbit, mbit"),
