@@ -2,7 +2,8 @@
 #
 # A writer takes the lock by making the sequence odd, and gives it up by making it even; a reader
 # copies, and reads again if the sequence changed. Writers are the supervisor, the worker
-# that receives the peer from elsewhere, and one that finds the source address gone. A worker that
+# that receives the peer from elsewhere, and one that finds the source address gone (which must not
+# write back where the peer was meanwhile, so it changes that address alone). A worker that
 # finds the lock taken writes nothing: it tries again at the next message. The supervisor waits. A
 # write takes nanoseconds, so a sequence that stays odd was left by a worker that was killed in
 # between: the endpoint is torn, and only the supervisor may repair it.
@@ -11,8 +12,13 @@ from libc.stdint cimport uint32_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, fence, load32, or32, store32
-from fastpump.hot.linux cimport sched_yield
+from fastpump.hot.bytes cimport load_be32, load_be64
+from fastpump.hot.linux cimport sched_yield, sockaddr_in6
+from fastpump.hot.pktinfo cimport source_address_is_known
 from fastpump.hot.shm cimport ADDRESS_LEN, SOURCE_ADDRESS_LEN, Endpoint
+
+cdef enum:
+    SIN6_ADDR_AT = 8                # in a struct sockaddr_in6
 
 
 cdef inline bint endpoint_write(Endpoint *self, const void *address, uint32_t length,
@@ -49,13 +55,39 @@ cdef inline uint32_t endpoint_read(Endpoint *self, uint8_t *out,
     return 0
 
 
-cdef inline void endpoint_forget_source_address(Endpoint *self) noexcept nogil:
+cdef inline bint endpoint_set_source_address(Endpoint *self,
+                                             const uint8_t *source_address) noexcept nogil:
+    """Send there from another address of ours (zeros: the kernel's choice); where it is stays as it
+    is. False if that is of the other IP version, or another process is writing the endpoint now."""
+    cdef uint32_t before = or32(&self.sequence, 1, ACQUIRE)
+    cdef bint fits
+    if before & 1:
+        return False
+    fits = endpoint_takes_source(self, source_address)
+    if fits:
+        fence(RELEASE)
+        memcpy(self.source_address, source_address, SOURCE_ADDRESS_LEN)
+    store32(&self.sequence, before + 2, RELEASE)
+    return fits
+
+
+cdef inline bint endpoint_forget_source_address(Endpoint *self) noexcept nogil:
     """Let the kernel choose the source address, until the peer sends again."""
-    cdef uint8_t address[ADDRESS_LEN]
     cdef uint8_t source_address[SOURCE_ADDRESS_LEN]
-    cdef uint32_t length = endpoint_read(self, address, source_address)
     memset(source_address, 0, SOURCE_ADDRESS_LEN)
-    endpoint_write(self, address, length, source_address)
+    return endpoint_set_source_address(self, source_address)
+
+
+cdef inline bint endpoint_takes_source(const Endpoint *self,
+                                       const uint8_t *source_address) noexcept nogil:
+    """Whether both are of one IP version; an AF_INET socket knows only one."""
+    return self.length < sizeof(sockaddr_in6) or not source_address_is_known(source_address) \
+        or address_is_v4(self.address + SIN6_ADDR_AT) == address_is_v4(source_address)
+
+
+cdef inline bint address_is_v4(const uint8_t *address) noexcept nogil:
+    """Whether 16 bytes are a v4-mapped address."""
+    return load_be64(address) == 0 and load_be32(address + 8) == 0xffff
 
 
 # -- the supervisor's side: it may wait, and repairs
@@ -75,6 +107,15 @@ cdef inline void endpoint_set(Endpoint *self, const void *address, uint32_t leng
         sched_yield()               # a worker is writing
     endpoint_unlock(self)
     endpoint_write(self, address, length, source_address)
+
+
+cdef inline void endpoint_unset_source_address(Endpoint *self) noexcept nogil:
+    """The same as endpoint_forget_source_address; a lock that stays taken is left to the repair."""
+    cdef int _
+    for _ in range(1000):
+        if endpoint_forget_source_address(self):
+            return
+        sched_yield()
 
 
 cdef inline bint endpoint_is_torn(Endpoint *self) noexcept nogil:
