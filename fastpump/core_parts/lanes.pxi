@@ -12,6 +12,7 @@ from fastpump.hot.aead cimport AEAD_RAW_KEY_LEN, Aead, aead_free, aead_key_set
 from fastpump.hot.atomics cimport (
     RELAXED, RELEASE, SEQ_CST, add64, and32, load32, load64, or32, store32,
 )
+from fastpump.hot.endpoint cimport endpoint_unset_source_address
 from fastpump.hot.shm cimport (
     LANE_DEAD, LANE_ECHO_REPORTED, LANE_FREE, LANE_LIVE, LANE_REKEY_REPORTED, LANE_RESERVED,
     LANE_ROAM_REPORTED, LANE_UNANSWERED_REPORTED, LANE_USABLE, LANE_USABLE_REPORTED, NONE,
@@ -168,6 +169,10 @@ cdef class Lanes(SlotTable):
                      bytes source_address=bytes(SOURCE_ADDRESS_LEN)):
         """As of a peer."""
         endpoint_store(&self.at(slot).endpoint, sockaddr, source_address)
+
+    def forget_source_address(self, uint32_t slot):
+        """As of a peer."""
+        endpoint_unset_source_address(&self.at(slot).endpoint)
 
     def rearm(self, uint32_t slot, str bit):
         """Let the worker send the event that a bit of LANE_BITS stands for again."""

@@ -6,6 +6,7 @@ from libc.string cimport memset
 from fastpump.hot.atomics cimport (
     RELAXED, RELEASE, SEQ_CST, add32, add64, and32, load64, store32, store64,
 )
+from fastpump.hot.endpoint cimport endpoint_unset_source_address
 from fastpump.hot.fdb cimport fdb_flush
 from fastpump.hot.shm cimport (
     NONE, POLICY_ANY, POLICY_LANES, POLICY_NOTHING, REPORTED_ROAM, REPORTED_SOURCE_ADDRESS_GONE,
@@ -71,6 +72,10 @@ cdef class Peers(SlotTable):
     def endpoint(self, uint32_t slot):
         """(sockaddr, source address) as the workers have them; (b"", zeros) for unknown."""
         return endpoint_load(&self.mapping.peer(slot).endpoint)
+
+    def forget_source_address(self, uint32_t slot):
+        """Let the kernel choose what we send from, until the peer sends again."""
+        endpoint_unset_source_address(&self.mapping.peer(slot).endpoint)
 
     def set_originator_id(self, uint32_t slot, uint64_t id):
         """The originator, in relay headers, of frames that came in at the peer

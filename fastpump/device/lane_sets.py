@@ -107,6 +107,18 @@ class LaneSet:
         """When its keys are too old."""
         return self.created_ns + REJECT_AFTER_TIME
 
+    def endpoint(self, slot: int) -> Endpoint | None:
+        """Where a lane is; None while that is not known."""
+        sockaddr = self.tables.lanes.endpoint(slot)[0]
+        return Endpoint.from_sockaddr(sockaddr) if sockaddr else None
+
+    def is_with(self, slot: int, session: Endpoint) -> bool:
+        """Whether a lane is where the session is: at its very endpoint if we opened it, else at
+        another port of the same host."""
+        where = self.endpoint(slot)
+        return where is not None and (
+            where == session if self.is_opener else where.host == session.host)
+
     def deadline(self) -> int:
         """When `run_timers` has something to do, or the set must go."""
         return min([self.reject_at, *self.due.values()])
@@ -316,6 +328,34 @@ class LaneSets:
                 self._tables.lanes.rearm(slot, "rekey_reported")
 
     # -- endpoints
+
+    def data_endpoint(self, session: Endpoint) -> Endpoint:
+        """Where data goes: of the lanes that workers send on, as long as one is with the session,
+        the session's endpoint stands for all; else where the peer was received last."""
+        for lane_set in self._live[:2]:
+            slots = [slot for slot, is_usable in zip(lane_set.slots, lane_set.usable, strict=True)
+                     if is_usable]
+            if slots and not any(lane_set.is_with(slot, session) for slot in slots):
+                latest = max(slots, key=lambda slot: self._tables.lanes.status(slot)["last_rx_ns"])
+                return lane_set.endpoint(latest) or session
+            if slots:
+                break
+        return session
+
+    def set_endpoint(self, endpoint: Endpoint, *, was_there: bool) -> bool:
+        """The operator says where the peer is; `was_there`: so was the session. Move the lanes that
+        are elsewhere; whether there were any. Those that the peer opened are at ports of their
+        own, which nobody can tell: it receives them at its WireGuard port, too, and what it then
+        sends on them says where they are."""
+        has_moved = False
+        for lane_set in self._live:
+            for slot in lane_set.slots:
+                is_known = lane_set.is_opener or lane_set.endpoint(slot) is not None
+                is_there = was_there and lane_set.is_with(slot, endpoint)
+                if is_known and not is_there:
+                    self._tables.lanes.set_endpoint(slot, endpoint.sockaddr(self._context.family))
+                    has_moved = True
+        return has_moved
 
     def endpoint_changed(self, before: Endpoint | None, after: Endpoint,
                          source_address: bytes) -> None:

@@ -13,6 +13,7 @@ from fastpump import ratelimit
 from fastpump._core import SharedTables, default_backend
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import SECOND
+from fastpump.device.device import Device
 from fastpump.device.lanes import PeerLanes
 from fastpump.device.peer import Peer
 from fastpump.ip import prefix_text
@@ -47,17 +48,18 @@ def _transport(tables: SharedTables, state: PeerLanes) -> dict[str, Any]:
             "lanes": [], "no_lanes_because": state.refusal or None}
 
 
-def _peer(tables: SharedTables, peer: Peer, state: PeerLanes, macs: int) -> dict[str, Any]:
-    rx_bytes, tx_bytes = tables.peers.traffic(peer.slot)
+def _peer(tables: SharedTables, device: Device, peer: Peer, macs: int) -> dict[str, Any]:
+    rx_bytes, tx_bytes = device.transferred(peer)
+    where = device.endpoints.of_data(peer)
     ordered = sorted(peer.allowed_ips, key=lambda prefix: (len(prefix[0]), prefix))
     return {
         "public_key": keys.encode(peer.public_key),
-        "endpoint": None if peer.endpoint is None else str(peer.endpoint),
+        "endpoint": None if where is None else str(where),
         "allowed_ips": [prefix_text(prefix) for prefix in ordered],
         "latest_handshake": peer.latest_handshake_unix_ns // SECOND,
         "rx_bytes": rx_bytes,
         "tx_bytes": tx_bytes,
-        **_transport(tables, state),
+        **_transport(tables, device.lanes.of(peer)),
         "macs": macs,
         "rate_limits": peer.rate_limits.to_json(),
         "persistent_keepalive": peer.persistent_keepalive_s,
@@ -108,7 +110,7 @@ def gather(link: TunState, offloads: list[str], tables: SharedTables,
         "aead": default_backend(),
         "worker_restarts": sum(worker.restarts for worker in supervisor.workers),
         "queues": queues,
-        "peers": [_peer(tables, peer, device.lanes.of(peer), macs.get(peer.slot, 0))
+        "peers": [_peer(tables, device, peer, macs.get(peer.slot, 0))
                   for peer in device.peers.values()],
         "verdicts": dict(sorted((verdict, n) for verdict, n in verdicts.items() if n)),
     }

@@ -1,17 +1,12 @@
 """Life and death of lanes between two devices: probes, answers, endpoints, keepalives."""
 
-import socket
-from ipaddress import IPv4Address
 from itertools import pairwise
 
 import pytest
 
-from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import LANE_DEAD_AFTER_PROBES, REKEY_TIMEOUT, SECOND
 from support import plainlanes
 from support.plainlanes import ASK
-
-ELSEWHERE = Endpoint(IPv4Address("198.51.100.7"), 4711)
 
 
 @pytest.fixture
@@ -20,10 +15,6 @@ def world(worlds):
     world = worlds()
     world.connect()
     return world
-
-
-def endpoints(side):
-    return [side.tables.lanes.endpoint(lane.slot)[0] for lane in side.newest.lanes]
 
 
 def probe(side, number):
@@ -314,13 +305,3 @@ def test_keepalives_keep_each_lane_open(worlds):
         assert len(times) == 2
         assert all(abs(later - earlier - 25 * SECOND) <= SECOND // 10
                    for earlier, later in pairwise(times))
-
-
-def test_lanes_that_we_opened_follow_the_endpoint(world):
-    a, b = world.a, world.b
-    a.configure(b, endpoint=ELSEWHERE)
-    assert endpoints(a) == [ELSEWHERE.sockaddr(socket.AF_INET6)] * 2
-
-    before = endpoints(b)
-    b.configure(a, endpoint=ELSEWHERE)
-    assert endpoints(b) == before
