@@ -20,6 +20,7 @@ from fastpump._core import NewLanes, aead
 from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
 from fastpump.constants import (
     KEEPALIVE_TIMEOUT,
+    LANES_TURN_TIME,
     REJECT_AFTER_TIME,
     REKEY_AFTER_TIME,
     REKEY_TIMEOUT,
@@ -71,7 +72,7 @@ class Agreement:
 class LaneSet:
     """The lanes that were agreed on at one time."""
 
-    __slots__ = ("_context", "_warnings_left", "cipher", "count", "created_ns", "due", "first",
+    __slots__ = ("_context", "_turn_at", "_turns", "_warnings_left", "cipher", "count", "created_ns", "due", "first",
                  "is_opener", "lanes", "local_index", "peer", "remote_index", "send_keys",
                  "tables")
 
@@ -91,6 +92,9 @@ class LaneSet:
         self.lanes = [Lane(self, number) for number in range(self.count)]
         self._context = context
         self._warnings_left = MAX_WARNINGS
+        # While no lane works: when the next one is probed in its turn; how many were.
+        self._turn_at: int | None = None
+        self._turns = 0
 
     @property
     def slots(self) -> range:
@@ -121,12 +125,15 @@ class LaneSet:
 
     def deadline(self) -> int:
         """When `run_timers` has something to do, or the set must go."""
-        return min([self.reject_at, *self.due.values()])
+        turn_at = self.reject_at if self._turn_at is None else self._turn_at
+        return min([self.reject_at, turn_at, *self.due.values()])
 
     def run_timers(self, now: int) -> None:
         """Look at the lanes whose timers have fired."""
         for lane in [lane for lane, due_at in self.due.items() if now >= due_at]:
             lane.on_timer(now)
+        if self._turn_at is not None and now >= self._turn_at:
+            self._take_turns(now)
 
     def open(self, now: int) -> None:
         """Probe all lanes, if they are ours to open; else expect the peer's probes."""
@@ -145,6 +152,16 @@ class LaneSet:
         is_young = now < self.created_ns + KEEPALIVE_TIMEOUT
         if received_at <= since or (not is_young and all(lane.is_dead for lane in self.lanes)):
             self._context.callbacks.want_session(self.peer, now)
+        self._turn_at = now + LANES_TURN_TIME
+
+    def _take_turns(self, now: int) -> None:
+        """While no lane works, all flows wait for the first that does, which is found sooner than
+        each lane's own timer finds it."""
+        self._turn_at = None
+        if all(lane.is_dead for lane in self.lanes):
+            self.lanes[self._turns % self.count].ask(now)
+            self._turns += 1
+            self._turn_at = now + LANES_TURN_TIME
 
     # -- sending
 

@@ -7,7 +7,6 @@ Both kinds of tunnel are configured by wg. Host a always has a fastpump.
 
 import contextlib
 import re
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -220,19 +219,16 @@ def test_addresses_come_and_go_under_way(tunnel, version):
         assert tunnel.shows(other, at(outside[side]))
 
 
-@pytest.mark.parametrize("seconds", [0, 5])
-def test_the_cable_is_pulled_and_put_in_again(tunnel, seconds):
-    """After five seconds without a way, lanes are dead."""
+def test_the_cable_is_pulled_and_put_in_again(tunnel):
     tunnel.know("a", "b")
     tunnel.connect()
     lab = tunnel.lab
-    lab.ip("a", "link", "set", "wire", "down")
-    ended = time.monotonic() + seconds
-    while time.monotonic() < ended:
-        assert not any(tunnel.flows(side, within_s=0.2) for side in "ab")
-    lab.ip("a", "link", "set", "wire", "up")
-    until(lambda: all(is_up(lab, side, "wire") for side in "ab"))
-    assert tunnel.flow_both_ways()
+    for side in "ab":
+        lab.ip(side, "link", "set", "wire", "down")
+        assert not any(tunnel.flows(each, within_s=0.2) for each in "ab")
+        lab.ip(side, "link", "set", "wire", "up")
+        until(lambda: all(is_up(lab, each, "wire") for each in "ab"))
+        assert tunnel.flow_both_ways(side)
 
 
 @pytest.mark.parametrize("side", ["a", "b"])

@@ -59,6 +59,25 @@ def test_a_lane_that_is_not_answered_dies_and_comes_back(world, caplog):
     assert caplog.text.count("is dead") == 1
 
 
+def test_while_no_lane_works_one_is_probed_every_second(world):
+    """All flows wait for the first that works again."""
+    a = world.a
+    for worker in (0, 1):
+        a.send_packet(worker)
+    for _ in world.steps(4, a):
+        a.take_probes()
+    assert a.usable == []
+    for _ in range(10):
+        probed = [number for _ in world.steps(2, a) for number in a.take_probes()]
+        assert set(probed) == {0, 1} and len(probed) <= 5
+    world.advance(SECOND)               # nothing blocks them any more
+    assert a.usable
+
+    world.advance(5 * SECOND)
+    assert a.usable == [0, 1] and not a.newest.due
+    assert a.newest.deadline() == a.newest.reject_at
+
+
 @pytest.mark.parametrize("blocked", ["a", "b"])
 @pytest.mark.parametrize("transport", ["auto", "lanes"])
 def test_a_lane_that_is_blocked_from_the_start_dies_on_both_sides(worlds, blocked, transport):
