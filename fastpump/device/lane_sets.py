@@ -72,9 +72,9 @@ class Agreement:
 class LaneSet:
     """The lanes that were agreed on at one time."""
 
-    __slots__ = ("_context", "_turn_at", "_turns", "_warnings_left", "cipher", "count", "created_ns", "due", "first",
-                 "is_opener", "lanes", "local_index", "peer", "remote_index", "send_keys",
-                 "tables")
+    __slots__ = ("_context", "_turn_at", "_turns", "_warnings_left", "cipher", "count",
+                 "created_ns", "due", "first", "is_opener", "lanes", "local_index", "peer",
+                 "remote_index", "send_keys", "tables")
 
     def __init__(self, peer: Peer, context: LanesContext, agreement: Agreement) -> None:
         self.peer = peer

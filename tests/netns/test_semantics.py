@@ -12,10 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from fastpump.lab.networks import INSIDE4, OUTSIDE4, OUTSIDE6, Lab, ip, key_files, need, wait_until
+from fastpump.lab.networks import (
+    INSIDE4,
+    OUTSIDE4,
+    OUTSIDE6,
+    Lab,
+    ip,
+    key_files,
+    need,
+    tunnel_words,
+    wait_until,
+)
 from fastpump.protocol import keys
 from support.flows import answer, answered
-from support.hosts import WG_SOCKETS, interface_names, until
+from support.hosts import FASTPUMP, WG_SOCKETS, interface_names, until
 
 KINDS = ("lanes", "wireguard", "wireguard-go")
 PORT = 51820
@@ -105,17 +115,16 @@ class Tunnel:
         assert endpoint() == where
         return True
 
-    def renumber(self, side, *addresses):
-        """Give a host other addresses, in place of those that it has."""
-        wire = ("dev", "wire")
-        old = re.findall(r" inet6? (\S+)/\d+ .*scope global", self.lab.ip(side, "address", "show",
-                                                                          *wire))
-        for address in addresses:
-            self.lab.ip(side, "address", "add", f"{address}/{64 if ':' in address else 24}", *wire,
-                        *(("nodad",) if ":" in address else ()))
-        for address in old:
-            self.lab.ip(side, "address", "delete", f"{address}/{64 if ':' in address else 24}",
-                        *wire)
+
+def renumber(lab, side, *addresses):
+    """Give a host other addresses, in place of those that it has."""
+    wire = ("dev", "wire")
+    old = re.findall(r" inet6? (\S+)/\d+ .*scope global", lab.ip(side, "address", "show", *wire))
+    for address in addresses:
+        lab.ip(side, "address", "add", f"{address}/{64 if ':' in address else 24}", *wire,
+               *(("nodad",) if ":" in address else ()))
+    for address in old:
+        lab.ip(side, "address", "delete", f"{address}/{64 if ':' in address else 24}", *wire)
 
 
 @pytest.fixture(params=KINDS)
@@ -144,7 +153,7 @@ def test_both_hosts_move_and_one_is_told(tunnel, told):
     tunnel.connect()
     other = OTHER[told]
     for side in "ab":
-        tunnel.renumber(side, AWAY4[side])
+        renumber(tunnel.lab, side, AWAY4[side])
     tunnel.set(told, "endpoint", at(AWAY4[other]))
     assert tunnel.flow_both_ways(told)
     assert tunnel.shows(told, at(AWAY4[other])) and tunnel.shows(other, at(AWAY4[told]))
@@ -174,6 +183,36 @@ def test_an_endpoint_moves_between_families_and_ports(tunnel, told):
     assert tunnel.shows(told, at(OUTSIDE4[other], 4343))
 
 
+@pytest.mark.parametrize("transport", ["lanes", "wireguard"])
+def test_reload_moves_data_as_wg_does(lab, tmp_path, transport):
+    """Of a side that did not open the lanes."""
+    key = key_files(tmp_path)
+    lab.fastpump("b", *tunnel_words("b", key["b"], key["a"][1], "--queues", "2", "--transport",
+                                    transport))
+    with interface_names(1) as (name,):
+        file = tmp_path / f"{name}.conf"
+        file.touch(mode=0o600)
+
+        def configure(verb, endpoint):
+            file.write_text(
+                f"[Interface]\nPrivateKey = {key['a'][0].read_text()}Queues = 2\n"
+                f"Address = {INSIDE['a']}/24\nListenPort = {PORT}\nTransport = {transport}\n[Peer]\n"
+                f"PublicKey = {key['b'][1]}\nAllowedIPs = {INSIDE['b']}/32\n"
+                f"Endpoint = {at(endpoint)}\n")
+            lab.run("a", *FASTPUMP, verb, str(file))
+
+        configure("up", OUTSIDE4["b"])
+        for side in "ab":
+            answer(lab, side, INSIDE[side], side)
+        until(lambda: answered(lab, "b", INSIDE["a"]) == "a")
+        for side in "ab":
+            lab.sysctl(side, {"net.ipv4.conf.all.promote_secondaries": 1})
+            renumber(lab, side, AWAY4[side])
+        configure("reload", AWAY4["b"])
+        assert answered(lab, "a", INSIDE["b"]) == "b" and answered(lab, "b", INSIDE["a"]) == "a"
+        lab.run("a", *FASTPUMP, "down", str(file))
+
+
 def test_an_endpoint_that_was_wrong(tunnel):
     """While handshakes are under way, the next try would be five seconds later."""
     tunnel.know()
@@ -193,7 +232,7 @@ def test_what_roams_after_a_set_is_followed(tunnel):
     assert tunnel.flow_both_ways("b")
     tunnel.set("b", "endpoint", at(OUTSIDE6["a"]))
     assert tunnel.flow_both_ways("b")
-    tunnel.renumber("b", AWAY6["b"])
+    renumber(tunnel.lab, "b", AWAY6["b"])
     assert tunnel.flow_both_ways("b")
     assert tunnel.shows("a", at(AWAY6["b"]))
 
@@ -208,13 +247,13 @@ def test_addresses_come_and_go_under_way(tunnel, version):
     # wireguard-go goes on to send from an IPv4 address that is gone.
     for side in "a" if tunnel.kind == "wireguard-go" and version == 4 else "ab":
         other = OTHER[side]
-        tunnel.renumber(side, away[side])
+        renumber(tunnel.lab, side, away[side])
         assert tunnel.flow_both_ways(side)
         assert tunnel.shows(other, at(away[side]))
         # A while without any.
-        tunnel.renumber(side)
+        renumber(tunnel.lab, side)
         assert not tunnel.flows(side, within_s=0.2)
-        tunnel.renumber(side, outside[side])
+        renumber(tunnel.lab, side, outside[side])
         assert tunnel.flow_both_ways(side)
         assert tunnel.shows(other, at(outside[side]))
 
@@ -353,7 +392,7 @@ def test_a_packet_that_is_not_allowed_moves_its_peer_too(tunnel):
     tunnel.connect()
     lab = tunnel.lab
     lab.ip("b", "address", "add", f"{IN_NETWORK}/32", "dev", "lo")
-    tunnel.renumber("b", AWAY6["b"])
+    renumber(tunnel.lab, "b", AWAY6["b"])
     lab.run("b", "ping", "-q", "-c", "3", "-i", "0.1", "-W", "0.1", "-I", IN_NETWORK, INSIDE["a"],
             check=False)
     assert tunnel.shows("a", at(AWAY6["b"]))
