@@ -62,5 +62,7 @@ LANE_PROBE_TIMEOUT = SECOND
 data goes both ways, the side that still receives notices when the other has moved its flows: twice
 LANE_UNANSWERED_TIME and three of these, 7 s."""
 LANE_DEAD_AFTER_PROBES = 3
+LANES_TURN_TIME = SECOND
+"""Between probes of a set of which no lane works, one lane after the other."""
 LANE_ANSWER_INTERVAL = SECOND // 50
 """An echo request is not answered if something was sent on the lane this recently."""

@@ -14,6 +14,7 @@ from fastpump.hot.atomics cimport (
 )
 from fastpump.hot.bytes cimport store_le32, store_le64
 from fastpump.hot.constants cimport LANE_TYPE, TAG_LEN, TRANSPORT_HEADER_LEN
+from fastpump.hot.endpoint cimport endpoint_unset_source_address
 from fastpump.hot.shm cimport (
     LANE_DEAD, LANE_ECHO_REPORTED, LANE_FREE, LANE_LIVE, LANE_REKEY_REPORTED, LANE_RESERVED,
     LANE_ROAM_REPORTED, LANE_UNANSWERED_REPORTED, LANE_USABLE, LANE_USABLE_REPORTED, NONE,
@@ -166,6 +167,10 @@ cdef class Lanes(SlotTable):
                      bytes source_address=bytes(SOURCE_ADDRESS_LEN)):
         """As of a peer."""
         self.retired.endpoints.write(&self.state_at(slot).endpoint, sockaddr, source_address)
+
+    def forget_source_address(self, uint32_t slot):
+        """As of a peer."""
+        endpoint_unset_source_address(&self.state_at(slot).endpoint)
 
     def rearm(self, uint32_t slot, str bit):
         """Let the worker send the event that a bit of LANE_BITS stands for again."""

@@ -6,6 +6,7 @@ from libc.string cimport memset
 from fastpump.hot.atomics cimport (
     RELAXED, RELEASE, SEQ_CST, add64, and32, load32, load64, store32, store64,
 )
+from fastpump.hot.endpoint cimport endpoint_unset_source_address
 from fastpump.hot.fdb cimport fdb_flush
 from fastpump.hot.send_errors cimport send_error_changes, send_error_set
 from fastpump.hot.shm cimport (
@@ -76,6 +77,10 @@ cdef class Peers(SlotTable):
     def endpoint(self, uint32_t slot):
         """(sockaddr, source address) as the workers have them; (b"", zeros) for unknown."""
         return endpoint_load(&self.mapping.peer_state(slot).endpoint)
+
+    def forget_source_address(self, uint32_t slot):
+        """Let the kernel choose what we send from, until the peer sends again."""
+        endpoint_unset_source_address(&self.mapping.peer_state(slot).endpoint)
 
     def set_originator_id(self, uint32_t slot, uint64_t id):
         """The originator, in relay headers, of frames that came in at the peer

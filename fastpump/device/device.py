@@ -71,11 +71,11 @@ class Device:
             send_control=self._send_control, send_lane=callbacks.transmit_lane,
             ring=callbacks.ring, want_session=self._want_session), family)
         self.send_errors = SendErrors(tables)
-        self._endpoints = Endpoints(tables, self.lanes, self.send_errors, callbacks, family)
-        self._handshakes = Handshakes(tables, self.peers, self.sessions, self._endpoints,
+        self.endpoints = Endpoints(tables, self.lanes, self.send_errors, callbacks, family)
+        self._handshakes = Handshakes(tables, self.peers, self.sessions, self.endpoints,
                                       self.lanes, self.send_errors, callbacks)
         self.handshake_problems = self._handshakes.problems
-        self._events = PeerEvents(tables, self._handshakes, self._endpoints, self.lanes,
+        self._events = PeerEvents(tables, self._handshakes, self.endpoints, self.lanes,
                                   self.send_errors, callbacks)
 
     # -- our key
@@ -137,7 +137,7 @@ class Device:
         if change.presence is Presence.UPDATE and peer is None:
             return None
         if change.endpoint is not UNCHANGED:
-            self._endpoints.check(change.endpoint)
+            self.endpoints.check(change.endpoint)
         if peer is None:
             peer = self._create_peer(change.public_key)
         self._configure(peer, change, now)
@@ -153,7 +153,10 @@ class Device:
         if change.preshared_key is not UNCHANGED:
             peer.preshared_key = change.preshared_key
         if change.endpoint is not UNCHANGED:
-            self._endpoints.set(peer, change.endpoint)
+            is_news = self.endpoints.configure(peer, change.endpoint)
+            if is_news and self.is_up:
+                self._handshakes.redirect(peer, now)
+                self.lanes.of(peer).announce(now)
         if change.endpoint_name is not UNCHANGED:
             peer.endpoint_name = change.endpoint_name
         if change.keepalive_s is not UNCHANGED:
@@ -189,7 +192,7 @@ class Device:
         self._forget_sessions(peer)
         peer.timers.stop()
         self.deadlines.forget(peer)
-        self._endpoints.forget(peer)
+        self.endpoints.forget(peer)
         self.lanes.remove_peer(peer)
         self.send_errors.forget(peer)
         self._tables.peers.remove(peer.slot)
@@ -235,7 +238,7 @@ class Device:
     def sockets_changed(self, now: int) -> None:
         """We send from other ports now."""
         for peer in self.peers.values():
-            self.lanes.of(peer).sockets_changed(now)
+            self.lanes.of(peer).announce(now)
 
     def _forget_sessions(self, peer: Peer) -> None:
         self._handshakes.clear(peer)
@@ -254,7 +257,7 @@ class Device:
         if self._handshakes.static is None or not self.is_up:
             self.verdicts[Verdict.DROP_INTERFACE_DOWN] += 1
             return
-        if not self._endpoints.is_possible(sender):
+        if not self.endpoints.is_possible(sender):
             self.verdicts[Verdict.DROP_MALFORMED_HANDSHAKE] += 1
             return
         outcome = self._handshakes.receive(message, sender, source_address, now)
@@ -297,10 +300,10 @@ class Device:
         for slot in self._tables.workers.exited(worker):
             peer = self._by_slot.get(slot)
             if peer is not None:
-                self._endpoints.rewrite(peer)
+                self.endpoints.rewrite(peer)
         for peer in self.peers.values():
-            self._endpoints.follow(peer)
-            self._endpoints.rewrite_lanes(peer)
+            self.endpoints.follow(peer)
+            self.endpoints.rewrite_lanes(peer)
             self.send_errors.look(peer, now)
         self._report_retired()
 
@@ -333,7 +336,7 @@ class Device:
     def _act(self, peer: Peer, action: Action, now: int, activity: Activity) -> None:
         match action:
             case Action.INITIATE:
-                self._endpoints.forget_source(peer)     # it may be why there was no answer
+                self.endpoints.forget_source(peer)     # it may be why there was no answer
                 self._callbacks.on_unanswered(peer)
                 self._handshakes.initiate(peer, now)
             case Action.KEEPALIVE:
@@ -377,7 +380,7 @@ class Device:
 
     def _send_control(self, peer: Peer, keypair: Keypair, data: bytes, now: int) -> None:
         """Send a control packet in a session; b"" for a keepalive."""
-        self._endpoints.send(peer, self.sessions.seal(keypair, data), now)
+        self.endpoints.send(peer, self.sessions.seal(keypair, data), now)
 
 
 def _originator_id(public_key: bytes) -> int:

@@ -1,7 +1,12 @@
 """Where each peer is, and from which source address we send to it.
 
-It stands in three places: the peer, the shared tables that workers read, and the lanes that we
-opened, which follow the session. A worker that receives from elsewhere changes the tables itself.
+It stands in three places: the peer, the shared tables that workers read, and the lanes, which have
+endpoints of their own. A worker that receives from elsewhere changes the tables itself, and tells
+us a moment later: what is sent or changed here begins with what the tables say.
+
+    the operator says it      `configure`: all of it moves at once, to the endpoint as it is
+    a handshake message came  `set`: the session moves, and with it lanes that we opened
+    a worker received         `follow`: the same; other lanes move one by one (lane_sets.py)
 """
 
 from __future__ import annotations
@@ -39,9 +44,28 @@ class Endpoints:
         may say what it likes."""
         return endpoint.is_of(self._family)
 
-    def set(self, peer: Peer, endpoint: Endpoint,
-            source_address: bytes = NO_SOURCE_ADDRESS) -> None:
+    def of_data(self, peer: Peer) -> Endpoint | None:
+        """Where data to the peer goes now, by the session or on lanes; None while unknown."""
+        if peer.endpoint is None:
+            return None
+        return self._lanes.of(peer).sets.data_endpoint(peer.endpoint)
+
+    def configure(self, peer: Peer, endpoint: Endpoint) -> bool:
+        """The operator says where the peer is; whether anything was sent elsewhere until now. The
+        kernel chooses the source address until the peer sends again."""
+        self.follow(peer)
+        before = peer.endpoint
+        was_there = endpoint == before
+        self._tables.peers.set_endpoint(peer.slot, endpoint.sockaddr(self._family))
+        has_moved = self._lanes.of(peer).sets.set_endpoint(endpoint, was_there=was_there)
+        peer.endpoint, peer.source_address = endpoint, NO_SOURCE_ADDRESS
+        if not was_there:
+            self._callbacks.on_endpoint(before, endpoint)
+        return has_moved or not was_there
+
+    def set(self, peer: Peer, endpoint: Endpoint, source_address: bytes) -> None:
         """The peer is at `endpoint`; send to it from `source_address`."""
+        self.follow(peer)
         if endpoint == peer.endpoint and source_address == peer.source_address:
             return
         self._tables.peers.set_endpoint(peer.slot, endpoint.sockaddr(self._family), source_address)
@@ -52,9 +76,9 @@ class Endpoints:
         self._callbacks.on_endpoint(peer.endpoint, None)
 
     def forget_source(self, peer: Peer) -> None:
-        """Let the kernel choose the source address until the peer sends again."""
-        if peer.endpoint is not None:
-            self.set(peer, peer.endpoint)
+        """Let the kernel choose the session's source address until the peer sends again."""
+        self._tables.peers.forget_source_address(peer.slot)
+        self.follow(peer)
 
     def follow(self, peer: Peer) -> None:
         """A worker received from elsewhere, wrote that, and sends there already: adopt it."""
@@ -85,6 +109,7 @@ class Endpoints:
     def send(self, peer: Peer, message: bytes, now: int) -> None:
         """Send a handshake or transport message to where the peer is; nowhere if that is not
         known."""
+        self.follow(peer)
         if peer.endpoint is None:
             return
         self._tables.peers.record_sent(peer.slot, now, len(message))

@@ -114,6 +114,12 @@ class Handshakes:
         self.problems.initiates(peer, now)
         self._send(peer, message, now)
 
+    def redirect(self, peer: Peer, now: int) -> None:
+        """The peer is said to be elsewhere: a handshake that is under way begins anew there, and
+        does not wait for REKEY_TIMEOUT."""
+        if peer.handshake is not None and self.static is not None:
+            self._initiate(self.static, peer, now)
+
     def abandon(self, peer: Peer) -> None:
         """Drop a handshake of ours that is under way, if there is one."""
         if peer.handshake is not None and peer.handshake_slot is not None:

@@ -315,6 +315,8 @@ class Lane:
 
     def _declare_dead(self, before: State, now: int, since: int) -> None:
         self._owner.tables.lanes.set_dead(self.slot)
+        # The address that we send from may be why there is no answer.
+        self._owner.tables.lanes.forget_source_address(self.slot)
         if before is State.NEW:
             self._owner.warn("lane %d of %s: nothing arrives on its UDP port (blocked?); moving "
                              "its flows to other lanes", self.number, self._owner.peer)

@@ -20,6 +20,7 @@ from fastpump._core import NewLanes, Secret
 from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
 from fastpump.constants import (
     KEEPALIVE_TIMEOUT,
+    LANES_TURN_TIME,
     REJECT_AFTER_TIME,
     REKEY_AFTER_TIME,
     REKEY_TIMEOUT,
@@ -71,8 +72,9 @@ class Agreement:
 class LaneSet:
     """The lanes that were agreed on at one time."""
 
-    __slots__ = ("_context", "_warnings_left", "cipher", "count", "created_ns", "due", "first",
-                 "is_opener", "lanes", "local_index", "peer", "remote_index", "tables")
+    __slots__ = ("_context", "_turn_at", "_turns", "_warnings_left", "cipher", "count",
+                 "created_ns", "due", "first", "is_opener", "lanes", "local_index", "peer",
+                 "remote_index", "tables")
 
     def __init__(self, peer: Peer, context: LanesContext, agreement: Agreement) -> None:
         self.peer = peer
@@ -89,6 +91,9 @@ class LaneSet:
         self.lanes = [Lane(self, number) for number in range(self.count)]
         self._context = context
         self._warnings_left = MAX_WARNINGS
+        # While no lane works: when the next one is probed in its turn; how many were.
+        self._turn_at: int | None = None
+        self._turns = 0
 
     @property
     def slots(self) -> range:
@@ -105,14 +110,29 @@ class LaneSet:
         """When its keys are too old."""
         return self.created_ns + REJECT_AFTER_TIME
 
+    def endpoint(self, slot: int) -> Endpoint | None:
+        """Where a lane is; None while that is not known."""
+        sockaddr = self.tables.lanes.endpoint(slot)[0]
+        return Endpoint.from_sockaddr(sockaddr) if sockaddr else None
+
+    def is_with(self, slot: int, session: Endpoint) -> bool:
+        """Whether a lane is where the session is: at its very endpoint if we opened it, else at
+        another port of the same host."""
+        where = self.endpoint(slot)
+        return where is not None and (
+            where == session if self.is_opener else where.host == session.host)
+
     def deadline(self) -> int:
         """When `run_timers` has something to do, or the set must go."""
-        return min([self.reject_at, *self.due.values()])
+        turn_at = self.reject_at if self._turn_at is None else self._turn_at
+        return min([self.reject_at, turn_at, *self.due.values()])
 
     def run_timers(self, now: int) -> None:
         """Look at the lanes whose timers have fired."""
         for lane in [lane for lane, due_at in self.due.items() if now >= due_at]:
             lane.on_timer(now)
+        if self._turn_at is not None and now >= self._turn_at:
+            self._take_turns(now)
 
     def open(self, now: int) -> None:
         """Probe all lanes, if they are ours to open; else expect the peer's probes."""
@@ -136,6 +156,16 @@ class LaneSet:
         is_young = now < self.created_ns + KEEPALIVE_TIMEOUT
         if received_at <= since or (not is_young and all(lane.is_dead for lane in self.lanes)):
             self._context.callbacks.want_session(self.peer, now)
+        self._turn_at = now + LANES_TURN_TIME
+
+    def _take_turns(self, now: int) -> None:
+        """While no lane works, all flows wait for the first that does, which is found sooner than
+        each lane's own timer finds it."""
+        self._turn_at = None
+        if all(lane.is_dead for lane in self.lanes):
+            self.lanes[self._turns % self.count].ask(now)
+            self._turns += 1
+            self._turn_at = now + LANES_TURN_TIME
 
     # -- sending
 
@@ -316,6 +346,34 @@ class LaneSets:
                 self._tables.lanes.rearm(slot, "rekey_reported")
 
     # -- endpoints
+
+    def data_endpoint(self, session: Endpoint) -> Endpoint:
+        """Where data goes: of the lanes that workers send on, as long as one is with the session,
+        the session's endpoint stands for all; else where the peer was received last."""
+        for lane_set in self._live[:2]:
+            slots = [slot for slot, is_usable in zip(lane_set.slots, lane_set.usable, strict=True)
+                     if is_usable]
+            if slots and not any(lane_set.is_with(slot, session) for slot in slots):
+                latest = max(slots, key=lambda slot: self._tables.lanes.status(slot)["last_rx_ns"])
+                return lane_set.endpoint(latest) or session
+            if slots:
+                break
+        return session
+
+    def set_endpoint(self, endpoint: Endpoint, *, was_there: bool) -> bool:
+        """The operator says where the peer is; `was_there`: so was the session. Move the lanes that
+        are elsewhere; whether there were any. Those that the peer opened are at ports of their
+        own, which nobody can tell: it receives them at its WireGuard port, too, and what it then
+        sends on them says where they are."""
+        has_moved = False
+        for lane_set in self._live:
+            for slot in lane_set.slots:
+                is_known = lane_set.is_opener or lane_set.endpoint(slot) is not None
+                is_there = was_there and lane_set.is_with(slot, endpoint)
+                if is_known and not is_there:
+                    self._tables.lanes.set_endpoint(slot, endpoint.sockaddr(self._context.family))
+                    has_moved = True
+        return has_moved
 
     def endpoint_changed(self, before: Endpoint | None, after: Endpoint,
                          source_address: bytes) -> None:

@@ -24,6 +24,7 @@ import logging
 from fastpump._core import SharedTables
 from fastpump.constants import (
     LANES_PROOF_TIME,
+    REJECT_AFTER_TIME,
     SECOND,
     UPGRADE_ATTEMPTS,
 )
@@ -320,8 +321,11 @@ class PeerLanes:
 
     # -- what is sent where nothing else is
 
-    def sockets_changed(self, now: int) -> None:
-        """We have other sockets: the peer learns on each lane where it comes from."""
+    def announce(self, now: int) -> None:
+        """We have other sockets, or send to another place: the peer learns where the session and
+        each lane come from, and at which address of its own. The session comes first: the answer to
+        an echo request goes there, too."""
+        self._send_keepalive(now)
         if self.sets.newest is not None:
             self.sets.newest.ask_all(now)
 
@@ -351,5 +355,6 @@ class PeerLanes:
     def _send_keepalive(self, now: int) -> None:
         """By the session, if there is one."""
         self._session_answered_at = now
-        if self.peer.keypairs.current is not None:
-            self.send_control(self.peer.keypairs.current, b"", now)
+        current = self.peer.keypairs.current
+        if current is not None and now < current.created_ns + REJECT_AFTER_TIME:
+            self.send_control(current, b"", now)

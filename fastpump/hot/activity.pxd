@@ -6,10 +6,11 @@
 #
 #   before sealing    activity_session_used    the session's age: rekey
 #   after sealing     activity_sent, activity_lane_sent
-#   after opening     activity_received (by one of the next two), before what is inside is judged:
+#   after opening     before what is inside is judged, in this order:
+#                     activity_peer_roams, activity_lane_roams     where the peer is
+#                     activity_received, by one of the next two
 #                     activity_session_received    confirmation of a responder's keys; rekey
 #                     activity_lane_received       the lane is usable; echo requests; rekey
-#   after all checks  activity_peer_roams, activity_lane_roams
 #
 # Who owns what: times are plain stores by whichever worker sends or receives for the peer; a lost
 # race moves a timer by less than one iteration of a loop. An endpoint is written by whoever gets
@@ -25,7 +26,7 @@ from fastpump.hot.atomics cimport RELAXED, RELEASE, and32, load32, or32, store32
 from fastpump.hot.constants cimport (
     LANE_FLAG_ECHO_REQUEST, LANE_REKEY_AFTER_MESSAGES, REKEY_AFTER_MESSAGES,
 )
-from fastpump.hot.endpoint cimport endpoint_write
+from fastpump.hot.endpoint cimport endpoint_set_source_address, endpoint_write
 from fastpump.hot.events cimport event_push_once, events_have_room
 from fastpump.hot.lane cimport lane_slot
 from fastpump.hot.linux cimport sockaddr_in6
@@ -169,7 +170,7 @@ cdef inline void activity_peer_roams(Worker *worker, uint32_t index,
 cdef inline void activity_lane_roams(Worker *worker, const Lane *lane,
                                      const Sender *sender) noexcept nogil:
     """A lane roams by itself. If we opened it, it comes from where the session comes from; else
-    the supervisor may find out where that is now."""
+    the supervisor may find out where that is now, but both come to one address of ours."""
     cdef LaneState *state = lane_state(&worker.tables, lane)
     cdef bint was_known = state.endpoint.length != 0
     if sender_is_at(sender, &state.endpoint) or not events_have_room(worker.shared) \
@@ -178,10 +179,25 @@ cdef inline void activity_lane_roams(Worker *worker, const Lane *lane,
         return
     if lane.socket != NONE:
         activity_peer_roams(worker, lane.peer, sender)
-    elif was_known:
+        return
+    activity_source_follows(worker, lane.peer, sender)
+    if was_known:
         worker.send.has_events |= event_push_once(
             worker.shared, &state.bits, LANE_ROAM_REPORTED, EVENT_LANE_ROAM, lane.peer,
             lane_slot(&worker.tables, lane), worker.now_ns)
+
+
+cdef inline void activity_source_follows(Worker *worker, uint32_t index,
+                                         const Sender *sender) noexcept nogil:
+    """Send the session from the address of ours that the peer sends to now: what came from another
+    one would bring the peer back to that."""
+    cdef PeerState *peer = &worker.tables.peer_states[index]
+    if memcmp(peer.endpoint.source_address, sender.source_address, SOURCE_ADDRESS_LEN) != 0 \
+            and events_have_room(worker.shared) \
+            and endpoint_set_source_address(&peer.endpoint, worker.number,
+                                            sender.source_address):
+        worker.send.has_events |= event_push_once(
+            worker.shared, &peer.reported, REPORTED_ROAM, EVENT_ROAM, index, 0, worker.now_ns)
 
 
 cdef inline bint sender_is_at(const Sender *self, const Endpoint *endpoint) noexcept nogil:

@@ -9,11 +9,12 @@
 #
 # The order of the checks on a datagram, cheapest first, and nothing trusted before
 # the tag is verified (each failure is a verdict):
-#   1 length, type, flags      5 mark the counter; timers, confirmation (hot/activity.pxd)
+#   1 length, type, flags      5 mark the counter; endpoint, timers (hot/activity.pxd)
 #   2 receiver index, lane     6 inner version and length
 #   3 the keys' age            7 inner source: allowed IPs; a frame's: not locked elsewhere
-#   4 replay (quick), AEAD     8 only then: endpoint (roaming), write
-# A keepalive (empty inside) ends behind 5, and moves the endpoint as well. A lane message that
+#   4 replay (quick), AEAD     8 write
+# The endpoint follows behind 4, as in the kernel (wg_packet_consume_data_done()): whoever has the
+# keys has moved, whatever is inside. A keepalive (empty inside) ends behind 5. A lane message that
 # comes too early waits (hot/reorder.pxd): before 3 if its keys are not known yet, behind 5 if it
 # is fenced. An end marker lifts a fence (hot/fence.pxd); other control packets, and a handshake
 # message that came with a train, go to the supervisor (hot/rings.pxd).
@@ -154,7 +155,6 @@ cdef inline Verdict ingress_session(Worker *worker, uint8_t *datagram, uint32_t 
     cdef const Keypair *keypair = keypair_find(&worker.tables, load_le32(datagram + 4),
                                                worker.number)
     cdef KeypairState *state
-    cdef Verdict verdict = PASS
     cdef uint8_t nonce[12]
     cdef uint64_t counter
     cdef bint is_control
@@ -173,18 +173,16 @@ cdef inline Verdict ingress_session(Worker *worker, uint8_t *datagram, uint32_t 
     replay_mark(&state.replay, counter)
     ingress_count_bytes(worker, keypair.peer, length)
     is_control = inner_len != 0 and inner[0] == CONTROL_MAGIC
+    activity_peer_roams(worker, keypair.peer, sender)
     activity_session_received(worker, keypair, inner_len != 0 and not is_control)
     if inner_len == 0:
         worker.shared.counters[KEEPALIVES_RECEIVED] += 1
-    elif is_control:
-        verdict = ingress_control(worker, keypair, inner, inner_len)
-    elif worker.tables.peers[keypair.peer].policy != POLICY_ANY:
-        verdict = DROP_NOT_IN_LANES
-    else:
-        verdict = ingress_packet(worker, keypair.peer, inner, inner_len, False)
-    if verdict == PASS:
-        activity_peer_roams(worker, keypair.peer, sender)
-    return verdict
+        return PASS
+    if is_control:
+        return ingress_control(worker, keypair, inner, inner_len)
+    if worker.tables.peers[keypair.peer].policy != POLICY_ANY:
+        return DROP_NOT_IN_LANES
+    return ingress_packet(worker, keypair.peer, inner, inner_len, False)
 
 
 cdef inline Verdict ingress_control(Worker *worker, const Keypair *keypair, const uint8_t *inner,
@@ -240,37 +238,32 @@ cdef inline Verdict ingress_lane_open(Worker *worker, const Lane *lane, uint8_t 
     replay_mark(&state.replay, counter)
     ingress_count_bytes(worker, lane.peer, length)
     state.rx_bytes += length
+    activity_lane_roams(worker, lane, sender)
     activity_lane_received(worker, lane, datagram[1], inner_len != 0)
     if may_wait and reorder_must_wait(state, datagram[1]):
         return PASS if reorder_add(worker, lane, datagram, length, True,
                                    sender) else DROP_HOLD_FULL
-    return ingress_lane_inner(worker, lane, datagram, length, sender)
+    return ingress_lane_inner(worker, lane, datagram, length)
 
 
 cdef inline Verdict ingress_lane_inner(Worker *worker, const Lane *lane, uint8_t *datagram,
-                                       uint32_t length, const Sender *sender) noexcept nogil:
+                                       uint32_t length) noexcept nogil:
     """A lane message that was opened in place: checks 6 to 8."""
     cdef uint8_t *inner = datagram + TRANSPORT_HEADER_LEN
     cdef uint32_t inner_len = length - TRANSPORT_HEADER_LEN - TAG_LEN
     cdef uint32_t flags = datagram[1]
-    cdef Verdict verdict = PASS
     if inner_len == 0:
         worker.shared.counters[KEEPALIVES_RECEIVED] += 1
-    elif flags & LANE_FLAG_RELAY:
-        verdict = ingress_relayed(worker, lane.peer, inner, inner_len, flags)
-    elif not flags & (LANE_FLAG_BUNDLE | LANE_FLAG_FRAME) \
-            and fence_is_end_marker(inner, inner_len):
-        verdict = fence_lift(worker, lane.peer, inner)
-    elif (flags & LANE_FLAG_FRAME != 0) != worker.is_tap:
-        verdict = DROP_MALFORMED_INNER
-    elif flags & LANE_FLAG_BUNDLE:
-        verdict = ingress_bundle(worker, lane.peer, inner, inner_len)
-    else:
-        verdict = ingress_inner(worker, lane.peer, inner, inner_len,
-                                flags & LANE_FLAG_PARTIAL != 0)
-    if verdict == PASS:
-        activity_lane_roams(worker, lane, sender)
-    return verdict
+        return PASS
+    if flags & LANE_FLAG_RELAY:
+        return ingress_relayed(worker, lane.peer, inner, inner_len, flags)
+    if not flags & (LANE_FLAG_BUNDLE | LANE_FLAG_FRAME) and fence_is_end_marker(inner, inner_len):
+        return fence_lift(worker, lane.peer, inner)
+    if (flags & LANE_FLAG_FRAME != 0) != worker.is_tap:
+        return DROP_MALFORMED_INNER
+    if flags & LANE_FLAG_BUNDLE:
+        return ingress_bundle(worker, lane.peer, inner, inner_len)
+    return ingress_inner(worker, lane.peer, inner, inner_len, flags & LANE_FLAG_PARTIAL != 0)
 
 
 cdef inline Verdict ingress_relayed(Worker *worker, uint32_t peer, uint8_t *inner,

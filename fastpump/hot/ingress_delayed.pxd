@@ -82,9 +82,9 @@ cdef inline Verdict ingress_reordered_message(Worker *worker, ReorderEntry *entr
         state.reorder_count -= 1
     if load32(&lane.state, ACQUIRE) != LANE_LIVE:
         return DROP_UNKNOWN_INDEX
+    if entry.is_opened:
+        return ingress_lane_inner(worker, lane, datagram, entry.length)
     sender.address = &entry.sender
     sender.address_len = entry.sender_len
     sender.source_address = entry.source_address
-    if entry.is_opened:
-        return ingress_lane_inner(worker, lane, datagram, entry.length, &sender)
     return ingress_lane_open(worker, lane, datagram, entry.length, &sender, False)

@@ -111,7 +111,8 @@ def _describe_interface(listen_port: int, fwmark: int) -> str:
 def _describe_peer(device: Device, peer: Peer) -> str:
     seconds, nanoseconds = divmod(peer.latest_handshake_unix_ns, SECOND)
     received, sent = device.transferred(peer)
-    endpoint = "" if peer.endpoint is None else f"endpoint={peer.endpoint}\n"
+    where = device.endpoints.of_data(peer)
+    endpoint = "" if where is None else f"endpoint={where}\n"
     return (f"public_key={peer.public_key.hex()}\npreshared_key={peer.preshared_key.hex()}\n"
             f"protocol_version=1\n{endpoint}"
             f"last_handshake_time_sec={seconds}\nlast_handshake_time_nsec={nanoseconds}\n"

@@ -49,11 +49,12 @@ def _transport(tables: SharedTables, state: PeerLanes) -> dict[str, Any]:
 
 
 def _peer(tables: SharedTables, device: Device, peer: Peer, macs: int) -> dict[str, Any]:
-    rx_bytes, tx_bytes = tables.peers.traffic(peer.slot)
+    rx_bytes, tx_bytes = device.transferred(peer)
+    where = device.endpoints.of_data(peer)
     ordered = sorted(peer.allowed_ips, key=lambda prefix: (len(prefix[0]), prefix))
     return {
         "public_key": keys.encode(peer.public_key),
-        "endpoint": None if peer.endpoint is None else str(peer.endpoint),
+        "endpoint": None if where is None else str(where),
         "allowed_ips": [prefix_text(prefix) for prefix in ordered],
         "latest_handshake": peer.latest_handshake_unix_ns // SECOND,
         "handshake_tries": peer.handshake_tries,

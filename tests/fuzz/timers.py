@@ -30,9 +30,9 @@ class PlayedPeers:
         self.first_tx, self.first_rx, self.last_tx, self.last_rx = (
             Counter(), Counter(), Counter(), Counter())
         self.reported, self.looks, self.rearms = set(), 0, 0
-        for name in ("add", "remove", "set_endpoint", "endpoint", "set_originator_id",
-                     "set_policy", "set_lanes", "set_send_keypair", "purge_staged", "traffic",
-                     "record_send_outcome", "send_error"):
+        for name in ("add", "remove", "set_endpoint", "endpoint", "forget_source_address",
+                     "set_originator_id", "set_policy", "set_lanes", "set_send_keypair",
+                     "purge_staged", "traffic", "record_send_outcome", "send_error"):
             setattr(self, name, getattr(peers, name))
 
     def activity(self, slot):
@@ -90,6 +90,7 @@ class Player(devices.Side):
     def __init__(self, rng):
         self.rng, self.stops, self.answers = rng, 0, 0
         self.log = []       # (time, type, where) of what was sent
+        self.told = set()   # (time, where) of endpoints that were set
         self.initiations = {}       # the last one, by where it went
         self.played = PlayedTables(SharedTables.create(2, 4, 8))
         super().__init__(devices.Clock(), tables=self.played, private_key=PRIVATE_KEYS[0],
@@ -166,8 +167,9 @@ class Player(devices.Side):
             else:
                 self.device.start(self.now)
         elif what == 10 and peer.endpoint is not None:
-            self.configure(peer.public_key,
-                           endpoint=replace(peer.endpoint, port=rng.randint(1, 9)))
+            where = replace(peer.endpoint, port=rng.randint(1, 9))
+            self.told.add((self.now, where))
+            self.configure(peer.public_key, endpoint=where)
         elif what == 11:
             for worker in (0, 1):
                 self.hand_over(worker)
@@ -211,7 +213,8 @@ class Player(devices.Side):
 
 def check_timers(rng):
     """Random events: a tick ends, leaves nothing due behind, and whatever happens the device
-    says little: initiations to a peer are REKEY_TIMEOUT apart."""
+    says little: initiations to a peer are REKEY_TIMEOUT apart, but for one that begins anew where
+    the peer is said to be."""
     if rng.random() < 0.5:
         check_timers_alone(rng)
         return
@@ -230,7 +233,8 @@ def check_timers(rng):
                 continue
             before = last.get(where.address)
             # Down and up, or another identity, begins anew.
-            assert before is None or at - before >= REKEY_TIMEOUT or player.stops
+            assert before is None or at - before >= REKEY_TIMEOUT or player.stops \
+                or (at, where) in player.told
             last[where.address] = at
 
 

@@ -2,10 +2,12 @@
 
 import random
 import socket
+from ipaddress import ip_address
 
 import pytest
 
 from fastpump import _core
+from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME, SECOND
 from support import plainlanes
 from support.packets import (
@@ -405,18 +407,47 @@ def test_each_lane_roams_by_itself():
     two.poll()
     assert two.take() == [PLAIN + SMALL]
     assert [two.lane(n)["endpoint"] for n in range(2)] == [before[0], _sockaddr(elsewhere)]
-    # A message that fails moves nothing.
-    one.lane_sockets[6].sendto(flip(one.plain(1).seal(SMALL, counter=51), 20),
-                               two.udp.getsockname())
-    one.lane_sockets[6].sendto(one.plain(1).seal(b"no packet", counter=52),
-                               two.udp.getsockname())
+    # A message that fails, or comes again, moves nothing.
+    for hostile in (flip(one.plain(1).seal(SMALL, counter=51), 20),
+                    one.plain(1).seal(SMALL, counter=50)):
+        one.lane_sockets[6].sendto(hostile, two.udp.getsockname())
     two.poll()
     assert two.lane(1)["endpoint"] == _sockaddr(elsewhere)
     closing((one, two))
 
 
+@pytest.mark.parametrize(("payload", "flags"), [
+    (b"", 0), (b"no packet", 0), (udp("1.2.3.4", B4, b"x"), 0), (SMALL, FENCE), (b"\0", BUNDLE),
+], ids=["empty", "no packet", "source not allowed", "waits for an end marker", "no bundle"])
+def test_an_authentic_message_moves_its_lane_whatever_is_inside(one, two, payload, flags):
+    elsewhere = one.lane_sockets[5]
+    elsewhere.sendto(one.plain().seal(payload, flags, counter=50), two.udp.getsockname())
+    two.poll()
+    assert two.lane()["endpoint"] == _sockaddr(elsewhere)
+
+
+def test_the_session_is_sent_from_where_a_lane_of_the_peer_comes_to(one, two):
+    """An opener sends all to one address of ours. What came from another would bring it back."""
+    two.udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    before = two.tables.peers.endpoint(two.peer)
+    for counter in (50, 51):
+        one.lane_sockets[0].sendto(one.plain().seal(b"", counter=counter), two.udp.getsockname())
+    two.poll()
+    assert two.tables.peers.endpoint(two.peer) == (
+        before[0], ip_address("::ffff:127.0.0.1").packed)
+    assert two.events().count("roam") == 1
+
+
+def test_an_ipv6_session_is_not_sent_from_an_ipv4_address(one, two):
+    two.udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    where = Endpoint(ip_address("2001:db8::1"), 1).sockaddr(socket.AF_INET6)
+    two.tables.peers.set_endpoint(two.peer, where)
+    one.lane_sockets[0].sendto(one.plain().seal(b"", counter=50), two.udp.getsockname())
+    two.poll()
+    assert two.tables.peers.endpoint(two.peer) == (where, bytes(16))
+
+
 def _sockaddr(sock):
-    from fastpump.conn.endpoint import Endpoint
     return Endpoint.from_python(sock.getsockname()).sockaddr(socket.AF_INET6)
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from fastpump import _core
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME, SECOND
+from support import plainlanes
 from support.packets import (
     A4,
     A6,
@@ -34,7 +35,7 @@ from support.packets import (
     tcp,
     udp,
 )
-from support.pumps import START, carry, drain, message, pair
+from support.pumps import START, carry, drain, message, pair, udp_socket
 
 
 @pytest.fixture
@@ -295,11 +296,25 @@ def test_purged_packets_are_counted():
     two.close()
 
 
-def test_roaming_is_told_once_and_only_for_good_packets(one, two):
+@pytest.mark.parametrize("inner", [b"", b"\xff no packet", udp("1.2.3.4", A4, b"x"),
+                                   plainlanes.end(7, 0)],
+                         ids=["keepalive", "no packet", "source not allowed", "end of no lane"])
+def test_an_authentic_message_moves_the_endpoint_whatever_is_inside(one, two, inner):
+    """The kernel's order: wg_packet_consume_data_done() sets it first."""
+    with udp_socket() as elsewhere:
+        elsewhere.sendto(message(one, 0, inner), one.udp.getsockname())
+        one.poll()
+        sockaddr, _ = one.tables.peers.endpoint(one.peer)
+        assert Endpoint.from_sockaddr(sockaddr) == Endpoint.from_python(elsewhere.getsockname())
+
+
+def test_roaming_is_told_once_and_only_for_authentic_messages(one, two):
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as elsewhere:
         elsewhere.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         elsewhere.bind(("::ffff:127.0.0.1", 0))
-        elsewhere.sendto(message(one, 0, udp("1.2.3.4", A4, b"x")), one.udp.getsockname())
+        two.udp.sendto(message(one, 0, b""), one.udp.getsockname())
+        one.poll()
+        elsewhere.sendto(message(one, 0, b""), one.udp.getsockname())
         elsewhere.sendto(message(one, 1, b"", key=bytes(32)), one.udp.getsockname())
         one.poll()
         one.poll()

@@ -17,7 +17,7 @@ from fastpump.constants import (
 )
 from fastpump.device.peer_change import PrefixChange
 from fastpump.protocol import cookie, keys, noise, tai64n, wire
-from support.devices import PLACE, World
+from support.devices import PLACE, TRANSPORT, World
 from support.packets import A4, B4, PLAIN, udp
 
 
@@ -339,6 +339,27 @@ def test_messages_leave_from_the_address_that_was_spoken_to():
     assert world.b.sent[-1].source == home
     world.b.event("source_address_gone")
     assert world.b.peer.source_address == NO_SOURCE_ADDRESS and world.b.peer.endpoint == PLACE["a"]
+
+
+def test_a_handshake_under_way_begins_anew_where_the_peer_is_said_to_be():
+    """At once: what was sent elsewhere cannot have reached it."""
+    world = World()
+    world.a.want_session()
+    world.drop(world.a)
+    world.a.configure(world.b.public_key, endpoint=PLACE["mallory"])
+    assert [(each.kind, each.where) for each in world.a.sent] == [(1, PLACE["mallory"])]
+    world.deliver(world.a, world.b)
+    assert world.deliver(world.b, world.a) == [2] and world.a.has_session
+
+    world.drop(world.a)
+    world.a.configure(world.b.public_key, endpoint=PLACE["mallory"])
+    assert [(each.kind, each.where) for each in world.a.sent] == [(TRANSPORT, PLACE["mallory"])]
+
+
+def test_an_endpoint_that_is_set_starts_no_handshake():
+    world = World()
+    world.a.configure(world.b.public_key, endpoint=PLACE["mallory"])
+    assert world.a.sent == []
 
 
 def test_a_try_without_answer_asks_for_the_name_again():

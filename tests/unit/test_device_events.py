@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from fastpump._core import EVENT_NAMES, NO_SLOT, OFFLOAD_BITS
-from fastpump.conn.endpoint import Endpoint
+from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
 from fastpump.constants import (
     KEEPALIVE_TIMEOUT,
     MAX_HANDSHAKE_ATTEMPTS,
@@ -90,6 +90,42 @@ def test_a_peer_is_known_where_it_is_and_nowhere_else():
         assert world.a.known_endpoints == [where]
     world.a.remove(world.b.public_key)
     assert world.a.known_endpoints == []
+
+
+def source_address_gone(world):
+    world.a.event("source_address_gone")
+
+
+def retry_of_a_handshake(world):
+    world.a.want_session()
+    world.advance(REKEY_TIMEOUT)
+
+
+@pytest.mark.parametrize("what", [source_address_gone, retry_of_a_handshake])
+def test_a_source_address_is_forgotten_and_not_where_the_peer_is(what):
+    """A worker has just received it from elsewhere; its report is on the way."""
+    world = World()
+    elsewhere = Endpoint(IPv4Address("198.51.100.7"), 7)
+    source = bytes(10) + b"\xff\xff" + bytes([192, 0, 2, 77])
+    world.a.tables.peers.set_endpoint(
+        world.a.peer.slot, elsewhere.sockaddr(socket.AF_INET6), source)
+    what(world)
+    assert world.a.peer.endpoint == elsewhere
+    assert world.a.tables.peers.endpoint(world.a.peer.slot) == (
+        elsewhere.sockaddr(socket.AF_INET6), NO_SOURCE_ADDRESS)
+
+
+def test_a_handshake_message_counts_also_if_a_worker_has_just_received_the_peer_elsewhere():
+    world = World()
+    elsewhere = Endpoint(IPv4Address("198.51.100.7"), 7)
+    world.handshake(world.a, world.b)
+    world.pass_time(REKEY_TIMEOUT)
+    world.b.tables.peers.set_endpoint(world.b.peer.slot, elsewhere.sockaddr(socket.AF_INET6))
+    world.a.want_session()
+    world.deliver(world.a, world.b)
+    assert world.b.sent[-1].where == PLACE["a"] == world.b.peer.endpoint
+    assert world.b.tables.peers.endpoint(world.b.peer.slot)[0] == PLACE["a"].sockaddr(
+        socket.AF_INET6)
 
 
 # -- nobody has to remember to look after the device

@@ -1,18 +1,13 @@
 """Life and death of lanes between two devices: probes, answers, endpoints, keepalives."""
 
-import socket
-from ipaddress import IPv4Address
 from itertools import pairwise
 
 import pytest
 
 from fastpump._core import keys_of_lane
-from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import LANE_DEAD_AFTER_PROBES, REKEY_TIMEOUT, SECOND
 from support import plainlanes
 from support.plainlanes import ASK
-
-ELSEWHERE = Endpoint(IPv4Address("198.51.100.7"), 4711)
 
 
 @pytest.fixture
@@ -21,10 +16,6 @@ def world(worlds):
     world = worlds()
     world.connect()
     return world
-
-
-def endpoints(side):
-    return [side.tables.lanes.endpoint(lane.slot)[0] for lane in side.newest.lanes]
 
 
 def probe(side, number):
@@ -79,6 +70,25 @@ def test_a_lane_that_is_not_answered_dies_and_comes_back(world, caplog):
     world.advance(6 * SECOND)
     assert a.usable == [0, 1]
     assert caplog.text.count("is dead") == 1
+
+
+def test_while_no_lane_works_one_is_probed_every_second(world):
+    """All flows wait for the first that works again."""
+    a = world.a
+    for worker in (0, 1):
+        a.send_packet(worker)
+    for _ in world.steps(4, a):
+        a.take_probes()
+    assert a.usable == []
+    for _ in range(10):
+        probed = [number for _ in world.steps(2, a) for number in a.take_probes()]
+        assert set(probed) == {0, 1} and len(probed) <= 5
+    world.advance(SECOND)               # nothing blocks them any more
+    assert a.usable
+
+    world.advance(5 * SECOND)
+    assert a.usable == [0, 1] and not a.newest.due
+    assert a.newest.deadline() == a.newest.reject_at
 
 
 @pytest.mark.parametrize("blocked", ["a", "b"])
@@ -341,13 +351,3 @@ def test_keepalives_keep_each_lane_open(worlds):
         assert len(times) == 2
         assert all(abs(later - earlier - 25 * SECOND) <= SECOND // 10
                    for earlier, later in pairwise(times))
-
-
-def test_lanes_that_we_opened_follow_the_endpoint(world):
-    a, b = world.a, world.b
-    a.configure(b, endpoint=ELSEWHERE)
-    assert endpoints(a) == [ELSEWHERE.sockaddr(socket.AF_INET6)] * 2
-
-    before = endpoints(b)
-    b.configure(a, endpoint=ELSEWHERE)
-    assert endpoints(b) == before

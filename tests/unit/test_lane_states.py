@@ -280,6 +280,9 @@ class Bits:
         assert bit == "unanswered_reported"
         self.cleared += 1
 
+    def forget_source_address(self, slot):
+        pass
+
     def set_dead(self, slot):
         self.is_usable = False
 

@@ -188,7 +188,7 @@ def test_the_session_stays(side):
     peer = side.configure(A, **MAKE_FULL)
     side.want_session()
     handshake = peer.handshake
-    side.configure(A, **MAKE_FULL | {"preshared_key": bytes(32), "endpoint": THERE})
+    side.configure(A, **MAKE_FULL | {"preshared_key": bytes(32), "keepalive_s": 7})
     assert handshake is not None and peer.handshake is handshake
 
 
