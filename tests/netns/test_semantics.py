@@ -196,7 +196,8 @@ def test_reload_moves_data_as_wg_does(lab, tmp_path, transport):
         def configure(verb, endpoint):
             file.write_text(
                 f"[Interface]\nPrivateKey = {key['a'][0].read_text()}Queues = 2\n"
-                f"Address = {INSIDE['a']}/24\nListenPort = {PORT}\nTransport = {transport}\n[Peer]\n"
+                f"Address = {INSIDE['a']}/24\nListenPort = {PORT}\n"
+                f"Transport = {transport}\n[Peer]\n"
                 f"PublicKey = {key['b'][1]}\nAllowedIPs = {INSIDE['b']}/32\n"
                 f"Endpoint = {at(endpoint)}\n")
             lab.run("a", *FASTPUMP, verb, str(file))
