@@ -39,6 +39,7 @@ from fastpump.hot.shm cimport (
     REPORTED_UNANSWERED_RX, REPORTED_UNANSWERED_TX, SOURCE_ADDRESS_LEN, Endpoint, Keypair, Lane,
     PeerSlot,
 )
+from fastpump.hot.upcall cimport upcall_take_echo, upcall_take_lane_roam, upcall_take_roam
 from fastpump.hot.worker cimport Worker
 
 
@@ -127,9 +128,10 @@ cdef inline void activity_lane_received(Worker *worker, Lane *lane, PeerSlot *pe
     if lane.last_rx_ns != worker.now_ns:
         lane.last_rx_ns = worker.now_ns
     if flags & LANE_FLAG_ECHO_REQUEST:
-        worker.send.has_events |= event_push_once(
-            worker.shared, &lane.bits, LANE_ECHO_REPORTED, EVENT_LANE_ECHO_REQUEST, lane.peer, slot,
-            worker.now_ns)
+        if not bits & LANE_ECHO_REPORTED and upcall_take_echo(worker, lane):
+            worker.send.has_events |= event_push_once(
+                worker.shared, &lane.bits, LANE_ECHO_REPORTED, EVENT_LANE_ECHO_REQUEST, lane.peer,
+                slot, worker.now_ns)
     elif lane.first_unanswered_tx_ns:
         lane.first_unanswered_tx_ns = 0
     if not bits & LANE_USABLE and not (flags & LANE_FLAG_ECHO_REQUEST and bits & LANE_DEAD):
@@ -151,8 +153,9 @@ cdef inline void activity_peer_roams(Worker *worker, uint32_t index,
     if sender_is_at(sender, &peer.endpoint):
         return
     # Not while the event ring is full: no later packet would differ from what is written.
-    if not events_have_room(worker.shared) or not endpoint_write(
-            &peer.endpoint, sender.address, sender.address_len, sender.source_address):
+    if not events_have_room(worker.shared) or not upcall_take_roam(worker, index) \
+            or not endpoint_write(&peer.endpoint, sender.address, sender.address_len,
+                                  sender.source_address):
         return
     worker.send.has_events |= event_push_once(
         worker.shared, &peer.reported, REPORTED_ROAM, EVENT_ROAM, index, 0, worker.now_ns)
@@ -164,6 +167,7 @@ cdef inline void activity_lane_roams(Worker *worker, Lane *lane,
     the supervisor may find out where that is now."""
     cdef bint was_known = lane.endpoint.length != 0
     if sender_is_at(sender, &lane.endpoint) or not events_have_room(worker.shared) \
+            or (was_known and not upcall_take_lane_roam(worker, lane)) \
             or not endpoint_write(&lane.endpoint, sender.address, sender.address_len,
                                   sender.source_address):
         return

@@ -301,7 +301,8 @@ cdef struct Lane:
     uint8_t send_key[AEAD_KEY_LEN]
     uint8_t receive_key[AEAD_KEY_LEN]
     Replay replay
-    uint8_t padding2[56]
+    uint64_t roam_full_at_ns, echo_full_at_ns       # its share of events (hot/upcall.pxd)
+    uint8_t padding2[40]
 
 cdef struct TrieNode:
     uint64_t bits[2]                # the prefix, left-aligned, host byte order
