@@ -40,6 +40,7 @@ from fastpump.hot.shm cimport (
     REPORTED_UNANSWERED_RX, REPORTED_UNANSWERED_TX, SOURCE_ADDRESS_LEN, Endpoint, Keypair,
     KeypairState, Lane, LaneState, PeerState, keypair_slot, keypair_state, lane_state,
 )
+from fastpump.hot.upcall cimport upcall_take_echo, upcall_take_lane_roam, upcall_take_roam
 from fastpump.hot.worker cimport Worker
 
 
@@ -135,9 +136,10 @@ cdef inline void activity_lane_received(Worker *worker, const Lane *lane, uint32
     if state.last_rx_ns != worker.now_ns:
         state.last_rx_ns = worker.now_ns
     if flags & LANE_FLAG_ECHO_REQUEST:
-        worker.send.has_events |= event_push_once(
-            worker.shared, &state.bits, LANE_ECHO_REPORTED, EVENT_LANE_ECHO_REQUEST, lane.peer,
-            slot, worker.now_ns)
+        if not bits & LANE_ECHO_REPORTED and upcall_take_echo(worker, state):
+            worker.send.has_events |= event_push_once(
+                worker.shared, &state.bits, LANE_ECHO_REPORTED, EVENT_LANE_ECHO_REQUEST, lane.peer,
+                slot, worker.now_ns)
     elif state.first_unanswered_tx_ns:
         state.first_unanswered_tx_ns = 0
     if not bits & LANE_USABLE and not (flags & LANE_FLAG_ECHO_REQUEST and bits & LANE_DEAD):
@@ -159,9 +161,9 @@ cdef inline void activity_peer_roams(Worker *worker, uint32_t index,
     if sender_is_at(sender, &peer.endpoint):
         return
     # Not while the event ring is full: no later packet would differ from what is written.
-    if not events_have_room(worker.shared) or not endpoint_write(
-            &peer.endpoint, worker.number, sender.address, sender.address_len,
-            sender.source_address):
+    if not events_have_room(worker.shared) or not upcall_take_roam(worker, index) \
+            or not endpoint_write(&peer.endpoint, worker.number, sender.address,
+                                  sender.address_len, sender.source_address):
         return
     worker.send.has_events |= event_push_once(
         worker.shared, &peer.reported, REPORTED_ROAM, EVENT_ROAM, index, 0, worker.now_ns)
@@ -174,6 +176,7 @@ cdef inline void activity_lane_roams(Worker *worker, const Lane *lane,
     cdef LaneState *state = lane_state(&worker.tables, lane)
     cdef bint was_known = state.endpoint.length != 0
     if sender_is_at(sender, &state.endpoint) or not events_have_room(worker.shared) \
+            or (was_known and not upcall_take_lane_roam(worker, state)) \
             or not endpoint_write(&state.endpoint, worker.number, sender.address,
                                   sender.address_len, sender.source_address):
         return

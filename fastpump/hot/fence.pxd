@@ -121,6 +121,8 @@ cdef inline Verdict fence_lift(Worker *worker, uint32_t peer,
     if load32(&lane.state, ACQUIRE) != LANE_LIVE or lane.local_index != index \
             or lane.number != number or lane.peer != peer:
         return DROP_UNKNOWN_INDEX
+    if load32(&lane.bits, ACQUIRE) & LANE_DRAINED:
+        return PASS                 # again, or late: it must not cost others their superpackets
     tun_write_flush(worker)         # what came before the marker is delivered
     or32(&lane_state(tables, lane).bits, LANE_DRAINED, RELEASE)
     return PASS

@@ -356,7 +356,8 @@ cdef struct LaneState:
     uint32_t is_fenced              # an end marker was sent for it (hot/fence.pxd)
     uint64_t last_data_ns           # as last_tx_ns, of data
     Replay replay
-    uint8_t padding2[56]
+    uint64_t roam_full_at_ns, echo_full_at_ns       # its share of events (hot/upcall.pxd)
+    uint8_t padding2[40]
 
 cdef struct MacEntry:
     uint64_t key                    # MAC_*: address and VLAN; 0: free

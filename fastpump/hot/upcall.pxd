@@ -10,6 +10,10 @@
 #               of a peer whose session we have forgotten are among them
 #
 # An honest peer sends a few control packets for each session, and tries again if they are lost.
+#
+# Events cost as much, and two kinds a peer could cause by each of its packets, as fast as the
+# supervisor handles them: that it (or a lane of its) moved, and that it probes a lane. They have
+# rates, too. Whoever moves more often is sent to where it was; other probes are not answered.
 
 from libc.stdint cimport uint32_t
 
@@ -18,7 +22,7 @@ from fastpump.hot.constants cimport (
     RESPONSE_TYPE,
 )
 from fastpump.hot.rate cimport rate_take
-from fastpump.hot.shm cimport NONE
+from fastpump.hot.shm cimport NONE, LaneState
 from fastpump.hot.worker cimport Worker
 
 cdef enum:
@@ -26,6 +30,12 @@ cdef enum:
     UPCALL_BURST = 10
     STRANGER_RATE = 100
     STRANGER_BURST = 20
+    ROAM_RATE = 10
+    ROAM_BURST = 10
+    LANE_ROAM_RATE = 2
+    LANE_ROAM_BURST = 5
+    LANE_ECHO_RATE = 50             # as often as they are answered: LANE_ANSWER_INTERVAL
+    LANE_ECHO_BURST = 2
 
 
 cdef inline bint upcall_take(Worker *worker, uint32_t peer) noexcept nogil:
@@ -34,6 +44,21 @@ cdef inline bint upcall_take(Worker *worker, uint32_t peer) noexcept nogil:
         return rate_take(&worker.strangers_full_at_ns, worker.now_ns, STRANGER_RATE,
                          STRANGER_BURST)
     return rate_take(&worker.upcalls_full_at_ns[peer], worker.now_ns, UPCALL_RATE, UPCALL_BURST)
+
+
+cdef inline bint upcall_take_roam(Worker *worker, uint32_t peer) noexcept nogil:
+    """Whether a peer may move now."""
+    return rate_take(&worker.roams_full_at_ns[peer], worker.now_ns, ROAM_RATE, ROAM_BURST)
+
+
+cdef inline bint upcall_take_lane_roam(Worker *worker, LaneState *lane) noexcept nogil:
+    """Whether a lane may move now."""
+    return rate_take(&lane.roam_full_at_ns, worker.now_ns, LANE_ROAM_RATE, LANE_ROAM_BURST)
+
+
+cdef inline bint upcall_take_echo(Worker *worker, LaneState *lane) noexcept nogil:
+    """Whether a lane may be probed now."""
+    return rate_take(&lane.echo_full_at_ns, worker.now_ns, LANE_ECHO_RATE, LANE_ECHO_BURST)
 
 
 cdef inline bint handshake_has_length(uint32_t kind, uint32_t length) noexcept nogil:

@@ -127,6 +127,7 @@ cdef struct Worker:
     uint32_t train_peer             # whose authentic messages the train holds so far; or NONE
     uint64_t *upcalls_full_at_ns    # by peer: its share of what goes up; see hot/upcall.pxd
     uint64_t strangers_full_at_ns
+    uint64_t *roams_full_at_ns      # by peer
     Staged staged
     ReorderBuffer reorder
     Bundle bundle

@@ -13,8 +13,8 @@ from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import REJECT_AFTER_TIME, SECOND
 from fastpump.protocol import cookie, keys, wire
 from support import plainlanes
-from support.packets import A4, B4, PLAIN, udp
-from support.pumps import START, message, pair, send_train, udp_socket
+from support.packets import A4, B4, PLAIN, tcp, udp
+from support.pumps import START, lane_pair, message, pair, send_train, udp_socket
 
 PUBLIC = keys.public_of(bytes([64]) * 32)
 KEY, COOKIE_KEY = cookie.mac1_key(PUBLIC), cookie.cookie_key(PUBLIC)
@@ -275,3 +275,72 @@ def test_a_worker_takes_no_more_of_them_at_once_than_a_ring_holds(one, two, admi
     one.poll()
     assert len(one.take()) == 1 and one.verdicts() == {"DROP_MALFORMED_MESSAGE": RING_LEN - 1}
     handshake.close()
+
+
+# -- events that a peer could cause by each of its packets
+
+def events_of(end, name, messages, now=START):
+    """How often a worker reports an event while the peer sends, if each is handled at once."""
+    count = 0
+    for sock, message_ in messages:
+        sock.sendto(message_, end.udp.getsockname())
+        end.poll(now)
+        found = [event for event in end.tables.workers.events(0) if event[0] == name]
+        count += len(found)
+        for _, peer, lane, _, _ in found:
+            if name == "roam":
+                end.tables.peers.rearm(peer, "roam")
+            else:
+                end.tables.lanes.rearm(lane, {"lane_roam": "roam_reported",
+                                              "lane_echo_request": "echo_reported"}[name])
+    return count
+
+
+def test_a_peer_that_moves_all_the_time_is_followed_at_a_rate(one, two):
+    places = [udp_socket() for _ in range(2)]
+
+    def keepalives(first, count):
+        return [(places[n % 2], message(one, n, b"")) for n in range(first, first + count)]
+
+    assert events_of(one, "roam", keepalives(0, 200)) == OF_A_PEER
+    # It is where it was followed to last; and later where it is then.
+    before = one.tables.peers.endpoint(one.peer)
+    assert events_of(one, "roam", keepalives(200, 1)) == 0
+    assert one.tables.peers.endpoint(one.peer) == before
+    assert events_of(one, "roam", keepalives(201, 2), START + SECOND) == 1 + (
+        before[0][2:4] != places[1].getsockname()[1].to_bytes(2, "big"))
+    assert Endpoint.from_sockaddr(one.tables.peers.endpoint(one.peer)[0]).port \
+        == places[0].getsockname()[1]
+    for sock in places:
+        sock.close()
+
+
+@pytest.mark.parametrize(("name", "flags", "expected"), [
+    ("lane_echo_request", plainlanes.ASK, 2), ("lane_roam", 0, 5)])
+def test_a_lane_is_probed_and_moves_at_a_rate(closed, name, flags, expected):
+    one, two = closed(lane_pair())
+    places = [udp_socket() for _ in range(2)]
+    plain = one.plain()
+
+    def messages(first):
+        return [(places[n % 2 if name == "lane_roam" else 0],
+                 plain.seal(b"", flags, counter=n)) for n in range(first, first + 100)]
+
+    two.tables.workers.events(0)
+    assert events_of(two, name, messages(100)) == expected
+    assert events_of(two, name, messages(200)) == 0
+    assert events_of(two, name, messages(300), START + SECOND) == 2
+    for sock in places:
+        sock.close()
+
+
+def test_end_markers_that_come_again_cost_no_superpackets(closed):
+    one, two = closed(lane_pair())
+    for turn in range(2):
+        parts = [message(two, 10 * turn + n, each) for n, each in enumerate((
+            tcp(A4, B4, bytes(1000), seq=1), plainlanes.end(two.lanes_index, 0),
+            tcp(A4, B4, bytes(1000), seq=1001)))]
+        for part in parts:
+            one.udp.sendto(part, two.udp.getsockname())
+        two.poll()
+        assert len(two.take()) == (2, 1)[turn]
