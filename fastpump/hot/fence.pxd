@@ -115,16 +115,18 @@ cdef inline Verdict fence_lift(Worker *worker, uint32_t peer,
     cdef uint32_t index = load_le32(marker + 4), number = load_le16(marker + 8)
     cdef uint32_t slot = (index & ((1u << tables.header.lane_bits) - 1)) + number
     cdef const Lane *lane
+    cdef LaneState *state
     if slot >= tables.header.lane_capacity:
         return DROP_UNKNOWN_INDEX
     lane = &tables.lanes[slot]
+    state = lane_state(tables, lane)
     if load32(&lane.state, ACQUIRE) != LANE_LIVE or lane.local_index != index \
             or lane.number != number or lane.peer != peer:
         return DROP_UNKNOWN_INDEX
-    if load32(&lane.bits, ACQUIRE) & LANE_DRAINED:
+    if load32(&state.bits, ACQUIRE) & LANE_DRAINED:
         return PASS                 # again, or late: it must not cost others their superpackets
     tun_write_flush(worker)         # what came before the marker is delivered
-    or32(&lane_state(tables, lane).bits, LANE_DRAINED, RELEASE)
+    or32(&state.bits, LANE_DRAINED, RELEASE)
     return PASS
 
 
