@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -132,19 +133,27 @@ class CloneGuard:
             ready = [fd for fd, _ in waiting.poll()]
             if self._end in ready:
                 return
-            if self._read_uevents() | self._read_kernel_log():
+            if self.must_assume_a_clone():
                 self._on_clone()
 
+    def must_assume_a_clone(self) -> bool:
+        """Read all that waits, and judge it."""
+        return self._read_uevents() | self._read_kernel_log()
+
     def _read_uevents(self) -> bool:
-        """Whether we were cloned; also if messages were lost, of which one may have said so."""
+        """Whether we were cloned. If messages were lost (many links come and go, say), the log
+        says it all the same; without a log, one of them may have been the one."""
         is_clone = False
         while self._uevents is not None:
             try:
                 message, (pid, _groups) = self._uevents.recvfrom(_MESSAGE_LEN)
             except BlockingIOError:
                 break
-            except OSError:             # ENOBUFS
-                return True
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    break
+                is_clone |= self._kernel_log is None
+                continue
             is_clone |= is_fork_uevent(message, pid)
         return is_clone
 

@@ -1,6 +1,7 @@
 """A virtual machine that was cloned: how the kernel says so, and what becomes of the keys."""
 
 import asyncio
+import errno
 import os
 
 import pytest
@@ -47,6 +48,33 @@ def test_what_is_not_the_kernel_s_log_is_not_read(monkeypatch, tmp_path, what):
         path.symlink_to(what)
     monkeypatch.setattr(clones, "KERNEL_LOG", path)
     assert clones.open_kernel_log() is None
+
+
+class Uevents:
+    """A socket of which messages were lost."""
+
+    def __init__(self):
+        self.answers = [OSError(errno.ENOBUFS, "full"), BlockingIOError()]
+
+    def recvfrom(self, _length):
+        raise self.answers.pop(0)
+
+    def fileno(self):
+        return -1
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("has_log", [True, False])
+def test_lost_uevents_may_have_said_so_if_no_log_does(monkeypatch, has_log):
+    """As links come and go by the thousand, say."""
+    log = os.open(os.devnull, os.O_RDONLY) if has_log else None
+    monkeypatch.setattr(clones, "open_kernel_log", lambda: log)
+    monkeypatch.setattr(clones, "open_uevents", Uevents)
+    guard = clones.CloneGuard(None, None)
+    assert guard.must_assume_a_clone() == (not has_log)
+    guard.close()
 
 
 class Cloned:
