@@ -21,7 +21,9 @@ static int hmac_compute(const char *digest, const uint8_t *key, size_t key_len,
     OSSL_PARAM params[2] = {
         OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_DIGEST, (char *)digest, 0),
         OSSL_PARAM_construct_end()};
-    EVP_MAC *algorithm = EVP_MAC_fetch(NULL, "HMAC", NULL);
+    static EVP_MAC *algorithm; /* found once, by one thread: the supervisor's */
+    if (algorithm == NULL)
+        algorithm = EVP_MAC_fetch(NULL, "HMAC", NULL);
     EVP_MAC_CTX *context = algorithm != NULL ? EVP_MAC_CTX_new(algorithm) : NULL;
     size_t written = 0;
     int is_done = context != NULL && EVP_MAC_init(context, key, key_len, params) == 1 &&
@@ -29,7 +31,6 @@ static int hmac_compute(const char *digest, const uint8_t *key, size_t key_len,
                   (more_len == 0 || EVP_MAC_update(context, more, more_len) == 1) &&
                   EVP_MAC_final(context, out, &written, HMAC_LEN) == 1 && written == HMAC_LEN;
     EVP_MAC_CTX_free(context);
-    EVP_MAC_free(algorithm);
     return is_done ? 0 : -1;
 }
 #endif
