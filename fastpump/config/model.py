@@ -10,13 +10,11 @@ from typing import Any
 
 from fastpump.config.options import OPTIONS
 from fastpump.config.values import Choice
-from fastpump.constants import DEFAULT_NAME, MAX_MTU
+from fastpump.constants import DEFAULT_NAME, MAX_MTU, MIN_IPV6_MTU
 from fastpump.errors import ConfigError
 from fastpump.ip import Interface, Network
 from fastpump.ratelimit import NO_LIMITS, RateLimits
 from fastpump.tun.queues import check_name
-
-MIN_IPV6_MTU = 1280     # RFC 8200, section 5
 
 DEFAULTS: Mapping[str, Any] = {option.name: option.default_value for option in OPTIONS}
 """Of the fields that have a row in the table of options."""

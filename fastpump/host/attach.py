@@ -11,9 +11,11 @@ calls that for all dead processes of the network namespace. What no record menti
 itself: bridges that we made have an alias, redirects have our handle and no target any more.
 
 The bridge that we make: no spanning tree, no multicast snooping (it forwards like a cable, at
-once, and to all). The TAP gets a MAC address beginning with fe, so that a bridge, which takes the
-lowest of its ports', keeps the address that it has without us. A bridge that exists stays as it is.
-The last tunnel to leave a bridge of ours removes it.
+once, and to all). It has a MAC address of its own (host/derived_macs.py), the same whichever ports
+come and go, or its neighbours would lose it at each; and no IPv6 but what it is given addresses
+for (host/own_ipv6.py). A bridge that exists stays as it is, with its address, which may be the
+lowest of its ports': the TAP's begins with fe. The last tunnel to leave a bridge of ours removes
+it.
 
 MTUs of others are not changed; a bridge has the smallest of its ports' unless somebody set it,
 which the kernel sees to when the TAP comes and goes. In mode "tc" a socket keeps the interfaces
@@ -26,16 +28,16 @@ calls) leaves it behind.
 from __future__ import annotations
 
 import logging
-import secrets
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from fastpump.constants import MAX_TAP_MTU
 from fastpump.errors import ConfigError, SystemSetupError
+from fastpump.host import derived_macs, own_ipv6
 from fastpump.host.attach_undo import AttachState, addresses_of, ports_of, record_file, recover
 from fastpump.host.undo_record import Record
 from fastpump.ip import Interface
@@ -178,8 +180,7 @@ def join(attachment: Attachment, tap: Link, cleanup: ExitStack, *,
     state = AttachState(record=_take_record(tap))
     cleanup.callback(state.undo)
     links.set_mtu(tap, mtu)
-    with suppress(SystemSetupError):        # a host without IPv6 gives none anyway
-        links.disable_link_local_addresses(tap)
+    own_ipv6.switch_off(tap)
     for link in others:
         _remove_dangling_redirects(link)
     if bridge_name is None:
@@ -261,16 +262,21 @@ def _refuse_what_has_addresses(link: Link, bridge_name: str | None) -> None:
 def _bridge(state: AttachState, name: str, others: Sequence[Link], tap: Link,
             addresses: Sequence[Interface]) -> None:
     bridge = links.find(name)
+    has_ipv6 = any(address.version == 6 for address in addresses)
     if bridge is None:
-        bridge = bridges.make(name)
+        mac = derived_macs.of_interface(derived_macs.LOWEST, "bridge", name)
+        bridge = bridges.make(name, mac)
         state.note("bridge", bridge.index)
         links.set_alias(bridge, ALIAS + tap.name)
+        own_ipv6.prepare_bridge(bridge, has_address=has_ipv6)
     elif _is_ours(bridge):
         state.note("bridge", bridge.index)
+        if has_ipv6:
+            own_ipv6.prepare_bridge(bridge, has_address=True)   # its maker may have had none
     elif not bridges.ports(bridge):
         state.note("empty", bridge.index, bridge.mac, bridge.mtu)
     _set_up(state, bridge)
-    links.set_mac(tap, (b"\xfe" + secrets.token_bytes(5)).hex(":"))
+    links.set_mac(tap, derived_macs.of_interface(derived_macs.HIGHEST, "port", tap.name))
     links.set_up(tap)
     for link in (tap, *others):
         if link is not tap:

@@ -28,10 +28,12 @@ class FdbEntry:
     age_s: float | None
 
 
-def make(name: str) -> Link:
-    """A new bridge, without spanning tree and multicast snooping."""
+def make(name: str, mac: str) -> Link:
+    """A new bridge, without spanning tree and multicast snooping. It keeps its MAC address
+    whatever its ports are, since that is given here (br_stp_recalculate_bridge_id())."""
     with explaining(f"the bridge {name} cannot be made"), IPRoute() as netlink:
-        netlink.link("add", ifname=name, kind="bridge", br_stp_state=0, br_mcast_snooping=0)
+        netlink.link("add", ifname=name, kind="bridge", address=mac, br_stp_state=0,
+                     br_mcast_snooping=0)
     bridge = links.find(name)
     if bridge is None:
         raise SystemSetupError(f"the bridge {name} was deleted while it was being made")

@@ -315,6 +315,16 @@ def test_save_config_writes_what_runs(quick, lab):
     assert is_reachable(lab, INSIDE4["b"]) and lab.status("a")["listen_port"] == 4242
 
 
+def test_a_link_local_address_of_the_file_has_no_rival_and_is_saved(quick, lab):
+    quick.write(ADDRESSES, "Address = fe80::5/64", "SaveConfig = true")
+    quick("up")
+    addresses = json.loads(lab.ip("a", "-json", "-6", "address", "show", quick.name))
+    assert [each["local"] for each in addresses[0]["addr_info"] if each["scope"] == "link"] == [
+        "fe80::5"]
+    quick("down")
+    assert "Address = fe80::5/64" in quick.path.read_text().splitlines()
+
+
 def test_a_command_is_all_of_its_line_and_is_saved_as_it_was(quick, monkeypatch):
     """With what follows a '#', and bytes that are not UTF-8."""
     monkeypatch.setenv("HOOKS", str(quick.directory / "hooks"))
