@@ -33,8 +33,10 @@ from fastpump.kernel import (
     IP_PMTUDISC_DONT,
     IPV6_MTU_DISCOVER,
     IPV6_PMTUDISC_DONT,
+    SK_MEMINFO,
     SO_ATTACH_FILTER,
     SO_ATTACH_REUSEPORT_CBPF,
+    SO_MEMINFO,
     SO_RCVBUFFORCE,
     SO_SNDBUFFORCE,
     UDP_GRO,
@@ -125,6 +127,16 @@ def _pktinfo(source_address: bytes, family: int) -> tuple[int, int, bytes]:
     if family == socket.AF_INET:
         return socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(0, source_address[12:], bytes(4))
     return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(source_address, 0)
+
+
+def _dropped(sock: socket.socket) -> int:
+    """Datagrams that a socket did not take: its buffer was full (RcvbufErrors of nstat(8)), a
+    checksum was wrong, or a filter dropped them. 0 before Linux 4.12. The kernel counts 32 bits."""
+    try:
+        found = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, SK_MEMINFO.size)
+        return int(SK_MEMINFO.unpack(found)[-1])
+    except (OSError, struct.error):
+        return 0
 
 
 def check_route(where: Endpoint, family: int, fwmark: int = 0) -> None:
@@ -235,6 +247,14 @@ class SocketGroup:
         for sock in self._open:
             _mark(sock, fwmark)
 
+    def dropped(self) -> list[int]:
+        """Datagrams that the kernel dropped at the sockets of each queue; and, last, at the
+        handshake socket, where its filter's are among them."""
+        counts = [_dropped(sock) for sock in (*self.workers, self.handshake)]
+        for number, sock in enumerate(self.lanes):
+            counts[number % len(self.workers)] += _dropped(sock)
+        return counts
+
     def send_handshake(self, message: bytes, endpoint: Endpoint, source_address: bytes) -> None:
         """Send from a source address, or from one that the kernel chooses (NO_SOURCE_ADDRESS, or
         when that address is gone). OSError when nothing can be sent."""
@@ -262,3 +282,21 @@ class SocketGroup:
         """Close all sockets."""
         for sock in self._open:
             sock.close()
+
+
+class SocketDrops:
+    """Datagrams that the kernel dropped at a tunnel's sockets, from one group to the next."""
+
+    def __init__(self, queue_count: int) -> None:
+        self._group: SocketGroup | None = None
+        self._before = [0] * (queue_count + 1)
+
+    def follow(self, group: SocketGroup | None) -> None:
+        """Count those of another group from now on; None: of none, before the last is closed."""
+        self._before = self.counts()
+        self._group = group
+
+    def counts(self) -> list[int]:
+        """As SocketGroup.dropped()."""
+        now = [0] * len(self._before) if self._group is None else self._group.dropped()
+        return [sum(pair) for pair in zip(self._before, now, strict=True)]

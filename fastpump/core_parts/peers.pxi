@@ -13,6 +13,7 @@ from fastpump.hot.shm cimport (
     PeerSlot,
 )
 from fastpump.hot.token_bucket cimport limits_clear
+from fastpump.hot.verdict cimport VERDICT_COUNT
 
 POLICIES = {"any": POLICY_ANY, "lanes": POLICY_LANES, "nothing": POLICY_NOTHING}
 REPORTED_BITS = {
@@ -42,6 +43,8 @@ cdef class Peers(SlotTable):
         peer.storm.refill_ns = self.mapping.tables.header.storm.refill_ns
         peer.purge_count = purge_count + 1      # what a worker still staged is not its
         peer.send_keypair = peer.lanes[0] = peer.lanes[1] = NONE
+        memset(&self.mapping.tables.peer_verdicts[<size_t>slot * VERDICT_COUNT], 0,
+               VERDICT_COUNT * sizeof(uint64_t))
         self.mapping.peers_end = self.end
         store32(&self.mapping.tables.header.peers_end, self.end, RELEASE)
         store32(&peer.live, 1, RELEASE)
@@ -135,3 +138,10 @@ cdef class Peers(SlotTable):
         """(rx_bytes, tx_bytes) of transport messages, without UDP and IP headers."""
         cdef PeerSlot *peer = self.mapping.peer(slot)
         return load64(&peer.rx_bytes, RELAXED), load64(&peer.tx_bytes, RELAXED)
+
+    def verdicts(self, uint32_t slot):
+        """{name: n} of the workers' verdicts on the peer's packets and messages, without zeros."""
+        cdef const uint64_t *counts
+        self.mapping.peer(slot)
+        counts = &self.mapping.tables.peer_verdicts[<size_t>slot * VERDICT_COUNT]
+        return {name: counts[<int>i] for i, name in VERDICT_NAMES.items() if counts[<int>i]}

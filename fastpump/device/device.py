@@ -271,7 +271,7 @@ class Device:
             return                      # of a session that is gone
         verdict = self.lanes.of(peer).receive(keypair, packet.data, now)
         if verdict is not None:
-            self.verdicts[verdict] += 1
+            self.verdicts[peer.drop(verdict)] += 1
         self._watch(peer)
 
     def on_worker_exit(self, worker: int) -> None:

@@ -154,10 +154,10 @@ class Handshakes:
         initiation = noise.consume_initiation(self.static, message, self._static_static)
         peer = self._peers[initiation.peer_public]
         if initiation.timestamp <= peer.timestamp_seen:
-            return Verdict.DROP_REPLAYED_INITIATION
+            return peer.drop(Verdict.DROP_REPLAYED_INITIATION)
         seen = peer.last_initiation_seen_at
         if seen is not None and now < seen + MIN_INITIATION_INTERVAL:
-            return Verdict.DROP_INITIATION_FLOOD
+            return peer.drop(Verdict.DROP_INITIATION_FLOOD)
         slot, index = self._sessions.begin(peer)
         try:
             response, transport = noise.create_response(initiation, peer.preshared_key, index)
@@ -181,8 +181,12 @@ class Handshakes:
         if peer is None or peer.handshake is None or peer.handshake_slot is None \
                 or peer.handshake.local_index != message.receiver_index:
             return Verdict.DROP_UNEXPECTED_RESPONSE
-        transport = noise.consume_response(self.static, peer.handshake, peer.preshared_key,
-                                           message)
+        try:
+            transport = noise.consume_response(self.static, peer.handshake, peer.preshared_key,
+                                               message)
+        except noise.HandshakeError:
+            peer.drop(Verdict.DROP_INVALID_HANDSHAKE)
+            raise
         keypair = self._sessions.install(
             peer, peer.handshake_slot, peer.handshake.local_index, message.sender_index,
             transport, now, is_initiator=True)
@@ -204,7 +208,7 @@ class Handshakes:
             return Verdict.DROP_UNEXPECTED_COOKIE
         found = cookie.open_reply(cookie.cookie_key(peer.public_key), peer.last_mac1_sent, reply)
         if found is None:
-            return Verdict.DROP_INVALID_COOKIE
+            return peer.drop(Verdict.DROP_INVALID_COOKIE)
         peer.cookie, peer.cookie_at, peer.last_mac1_sent = found, now, None
         log.debug("%s is under load and sent a cookie", peer)
         return peer

@@ -42,11 +42,11 @@ from fastpump.hot.linux cimport (
 from fastpump.hot.pktinfo cimport PKTINFO_LEN, pktinfo_write
 from fastpump.hot.shm cimport (
     EVENT_OFFLOAD_OFF, EVENT_SEND_ERROR, EVENT_SOURCE_ADDRESS_GONE, NONE, OFFLOAD_UDP_GSO,
-    REPORTED_SOURCE_ADDRESS_GONE, SOURCE_ADDRESS_LEN, Endpoint, Tables, WorkerShared,
+    REPORTED_SOURCE_ADDRESS_GONE, SOURCE_ADDRESS_LEN, Endpoint, Tables, WorkerShared, peer_count,
 )
 from fastpump.hot.verdict cimport (
     DROP_SEND_BUFFER_FULL, DROP_SEND_ERROR, FAILED_UDP_GSO, UDP_TX_BYTES, UDP_TX_CALLS,
-    UDP_TX_DATAGRAMS, UDP_TX_MESSAGES,
+    UDP_TX_DATAGRAMS, UDP_TX_MESSAGES, Verdict,
 )
 
 cdef enum:
@@ -188,7 +188,7 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
             sent += <uint32_t>result
         elif errno == EAGAIN:
             for i in range(sent, end):
-                self.shared.verdicts[DROP_SEND_BUFFER_FULL] += self.info[i].segment_count
+                send_count(self, &self.info[i], DROP_SEND_BUFFER_FULL, self.info[i].segment_count)
             sent = end
         elif errno != EINTR:
             if send_handle_error(self, sent, errno):
@@ -220,9 +220,9 @@ cdef inline bint send_handle_error(SendBatch *self, uint32_t which, int error) n
             endpoint_forget_source_address(info.endpoint)
         return False
     if error in (ENOBUFS, ENOMEM):
-        self.shared.verdicts[DROP_SEND_BUFFER_FULL] += info.segment_count
+        send_count(self, info, DROP_SEND_BUFFER_FULL, info.segment_count)
     elif info.segment_count > 1 and error in (EIO, EMSGSIZE, EINVAL):
-        self.shared.verdicts[FAILED_UDP_GSO] += 1
+        send_count(self, info, FAILED_UDP_GSO, 1)
         if error == EIO and and32(&self.tables.header.offloads, ~<uint32_t>OFFLOAD_UDP_GSO,
                                   RELAXED) & OFFLOAD_UDP_GSO:
             self.has_events |= event_push(self.shared, EVENT_OFFLOAD_OFF, NONE,
@@ -232,7 +232,7 @@ cdef inline bint send_handle_error(SendBatch *self, uint32_t which, int error) n
             self.gso_retry_ns = self.now_ns + GSO_RETRY_NS
         send_one_by_one(self, which)
     else:
-        self.shared.verdicts[DROP_SEND_ERROR] += info.segment_count
+        send_count(self, info, DROP_SEND_ERROR, info.segment_count)
         send_error_report(self, info.peer, error)
     return True
 
@@ -258,11 +258,17 @@ cdef inline void send_one_by_one(SendBatch *self, uint32_t which) noexcept nogil
             self.shared.counters[UDP_TX_MESSAGES] += 1
             self.shared.counters[UDP_TX_BYTES] += length
         elif errno in (EAGAIN, ENOBUFS, ENOMEM):
-            self.shared.verdicts[DROP_SEND_BUFFER_FULL] += 1
+            send_count(self, info, DROP_SEND_BUFFER_FULL, 1)
         else:
-            self.shared.verdicts[DROP_SEND_ERROR] += 1
+            send_count(self, info, DROP_SEND_ERROR, 1)
             send_error_report(self, info.peer, errno)
         at += length
+
+
+cdef inline void send_count(SendBatch *self, const SendMessage *info, Verdict verdict,
+                            uint32_t count) noexcept nogil:
+    self.shared.verdicts[verdict] += count
+    peer_count(self.tables, info.peer, verdict, count)
 
 
 cdef inline void send_error_report(SendBatch *self, uint32_t peer, int error) noexcept nogil:

@@ -10,6 +10,7 @@ from fastpump.hot.constants cimport DUPLICATES_BUCKETS, DUPLICATES_WAYS, FDB_WAY
 from fastpump.hot.shm cimport (
     Header, Keypair, Lane, Limiter, MacEntry, PeerSlot, Tables, TrieNode, WorkerShared,
 )
+from fastpump.hot.verdict cimport VERDICT_COUNT
 
 
 cdef inline size_t tables_lay_out(Tables *self, const Header *header, void *memory) noexcept nogil:
@@ -26,6 +27,8 @@ cdef inline size_t tables_lay_out(Tables *self, const Header *header, void *memo
     self.nodes = <TrieNode *>arena_take(&arena, header.node_capacity * sizeof(TrieNode))
     self.limiters = <Limiter *>arena_take(
         &arena, 2 * (1 + <size_t>header.peer_capacity) * sizeof(Limiter))
+    self.peer_verdicts = <uint64_t *>arena_take(
+        &arena, header.peer_capacity * VERDICT_COUNT * sizeof(uint64_t))
     if header.is_tap:
         self.macs = <MacEntry *>arena_take(
             &arena, header.mac_buckets * FDB_WAYS * sizeof(MacEntry))

@@ -1,7 +1,7 @@
 # The memory that the supervisor and its workers share: one mapping, no locks.
 #
-# A Header, then arrays of WorkerShared, PeerSlot, Keypair, Lane, TrieNode, Limiter and, of a TAP,
-# MacEntry and flood ids (`duplicates`): hot/layout.pxd.
+# A Header, then arrays of WorkerShared, PeerSlot, Keypair, Lane, TrieNode, Limiter, verdicts of
+# peers and, of a TAP, MacEntry and flood ids (`duplicates`): hot/layout.pxd.
 #
 # Who writes what (everybody reads everything):
 #   supervisor  Header, the trie, a peer's send_keypair and lanes, a keypair or a lane
@@ -20,7 +20,7 @@
 #               workers send while their own lanes are dead), and the times for timers, where
 #               a lost race moves a timer.
 #   any worker  MacEntry (hot/fdb.pxd), duplicates[] (hot/duplicates.pxd),
-#               Bucket (hot/token_bucket.pxd): atomic.
+#               Bucket (hot/token_bucket.pxd), verdicts of peers: atomic.
 #
 # Who owns a (key, counter) pair: whoever takes the counter from `send_counter` by
 # an atomic addition. The counter lives here, not in the worker, so that a worker's
@@ -32,12 +32,12 @@
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 
 from fastpump.hot.aead cimport AEAD_KEY_LEN
-from fastpump.hot.atomics cimport ACQUIRE, load32
+from fastpump.hot.atomics cimport ACQUIRE, RELAXED, add64, load32
 from fastpump.hot.constants cimport (
     BATCH_BUCKETS, CONTROL_PACKET_LEN, CONTROL_RING_LEN, EVENT_RING_LEN, MISDELIVERED_LEN,
     MISDELIVERED_RING_LEN, REPLAY_WORDS,
 )
-from fastpump.hot.verdict cimport COUNTER_COUNT, VERDICT_COUNT
+from fastpump.hot.verdict cimport COUNTER_COUNT, VERDICT_COUNT, Verdict
 
 cdef enum:
     NONE = 0xffffffff
@@ -323,6 +323,13 @@ cdef struct Tables:
     Limiter *limiters               # by DIRECTION_*: two of the interface; then two of each peer
     MacEntry *macs
     uint64_t *duplicates
+    uint64_t *peer_verdicts         # VERDICT_COUNT of each peer
+
+
+cdef inline void peer_count(Tables *tables, uint32_t peer, Verdict verdict,
+                            uint64_t count) noexcept nogil:
+    """Count a verdict for a peer; for the worker the caller counts it."""
+    add64(&tables.peer_verdicts[<size_t>peer * VERDICT_COUNT + <size_t>verdict], count, RELAXED)
 
 
 cdef inline Keypair *keypair_find(Tables *tables, uint32_t index, uint32_t worker) noexcept nogil:

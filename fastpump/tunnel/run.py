@@ -25,8 +25,9 @@ from fastpump.conn.sockets import check_route, lane_socket_count, preferred_fami
 from fastpump.constants import KEY_LEN
 from fastpump.device.lane_context import Options
 from fastpump.errors import ConfigError, SystemSetupError
-from fastpump.host import attach, ethernet, taps
+from fastpump.host import attach, ethernet, own_ipv6, taps
 from fastpump.ip import Address
+from fastpump.netlink import links
 from fastpump.process import signals
 from fastpump.protocol import keys, lane_messages
 from fastpump.tun import steering
@@ -187,6 +188,8 @@ class _Start:
         self._cleanup.callback(self._watcher.close)
         link = self._watcher.read()
         if link is not None:
+            if not self._is_tap:
+                own_ipv6.quieten_tun(links.get(link.index))
             with signals.deferred():
                 self._program.configure(self._config.name, link.index, self._cleanup,
                                         [where.address for where in self._endpoints.values()])
@@ -205,7 +208,7 @@ class _Start:
                                 on_unanswered=resolver.on_unanswered)
         resolver.device = supervisor.device
         tunnel = Tunnel(config, self._tables, supervisor, resolver, self._offloads, self._link,
-                        program.configuration_file)
+                        self._watcher, program.configuration_file)
         tunnel.set_rate_limits(None, config.rate_limits)
         supervisor.set_private_key(self._private_key)
         for change in peer_changes.of_new_peers(config.peers, self._endpoints):

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from fastpump._core import ADMISSION_BATCH, Admission, SharedTables
 from fastpump.clock import now_ns
 from fastpump.conn.endpoint import Endpoint
-from fastpump.conn.sockets import SocketGroup, preferred_family
+from fastpump.conn.sockets import SocketDrops, SocketGroup, preferred_family
 from fastpump.device.callbacks import DeviceCallbacks
 from fastpump.device.device import Device
 from fastpump.device.events import ControlPacket, WorkerEvent
@@ -89,6 +89,7 @@ class Supervisor:
             on_interface_gone=lambda: self.stop("because the interface was deleted"),
             on_cannot_start=self._fail), options.workers)
         self.family = preferred_family()
+        self.drops = SocketDrops(tables.queue_count)
         self._admission = Admission()
         self.device = Device(tables, DeviceCallbacks(
             transmit=self._transmit, transmit_lane=self._transmit_lane,
@@ -222,6 +223,7 @@ class Supervisor:
         """Start receiving on new sockets."""
         assert self._loop is not None
         assert self._sockets is not None
+        self.drops.follow(self._sockets)
         self._loop.add_reader(self._sockets.handshake, self._on_handshake)
         self._workers.start([sock.fileno() for sock in self._sockets.workers],
                             [sock.fileno() for sock in self._sockets.lanes])
@@ -231,6 +233,7 @@ class Supervisor:
         assert self._loop is not None
         self._loop.remove_reader(sockets.handshake)
         self._workers.end()
+        self.drops.follow(None)
         sockets.close()
 
     async def _ready_or_stopped(self) -> None:
