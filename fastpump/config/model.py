@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastpump import cpus
 from fastpump.config.options import OPTIONS
 from fastpump.config.values import Choice
-from fastpump.constants import DEFAULT_NAME, MAX_MTU, MIN_IPV6_MTU
+from fastpump.constants import DEFAULT_NAME, MAX_DEFAULT_QUEUES, MAX_MTU, MIN_IPV6_MTU
 from fastpump.errors import ConfigError
 from fastpump.ip import Interface, Network
 from fastpump.ratelimit import NO_LIMITS, RateLimits
@@ -35,7 +35,7 @@ class PeerConfig:
 @dataclass(frozen=True, slots=True)
 class TunnelConfig:
     """Everything a tunnel needs to know; the fields with DEFAULTS are described in the table of
-    options. What None means where it is not obvious: `queues`: one per CPU; `listen_port`: 51820,
+    options. What None means where it is not obvious: `queues`: `queue_count`; `listen_port`: 51820,
     or any free one when that is taken (0: any); `mtu`: what fits. The private key is
     `private_key`, or in `private_key_file`, or, if `keeps_key`, kept under the state directory;
     else there is none yet."""
@@ -73,8 +73,8 @@ class TunnelConfig:
 
     @property
     def queue_count(self) -> int:
-        """How many queues that makes here."""
-        return self.queues or len(os.sched_getaffinity(0))
+        """How many queues that makes here and now."""
+        return self.queues or min(cpus.usable_count(), MAX_DEFAULT_QUEUES)
 
 
 def check(config: TunnelConfig) -> None:

@@ -35,6 +35,7 @@ from fastpump.config.values import (
 from fastpump.constants import (
     DEFAULT_MTU,
     DEFAULT_PORT,
+    MAX_DEFAULT_QUEUES,
     MAX_KEEPALIVE_S,
     MAX_QUEUES,
     MAX_TAP_MTU,
@@ -171,7 +172,7 @@ OPTIONS = (
     Option(name="queues", value=Number("number of queues", 1, MAX_QUEUES), flag="--queues",
            key="Queues", environment="FASTPUMP_QUEUES", metavar="N", needs_restart=True,
            is_own=True, summary="number of queues, {bounds}, each with a worker process (default: "
-                                "one per CPU)"),
+                                f"one per CPU that it may use, at most {MAX_DEFAULT_QUEUES})"),
     Option(name="pin", value=Switch(), default="false", flag="--pin", constant=True, key="Pin",
            environment="FASTPUMP_PIN", metavar="true", needs_restart=True, is_own=True,
            summary="pin each worker to a CPU of its own, if there are as many CPUs as queues"),

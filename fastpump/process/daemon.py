@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastpump.errors import FastpumpError, SystemSetupError
+from fastpump.process import logs
 
 log = logging.getLogger("fastpump")
 
@@ -67,7 +68,7 @@ def _run(work: Callable[[Callable[[], None]], None], ready_out: int) -> None:
         status = 0
     except (FastpumpError, OSError) as error:
         if is_ready:
-            log.error("%s", error)
+            log.error("%(error)s", {"error": error})
         else:
             os.write(ready_out, str(error).encode())
     except BaseException:
@@ -81,4 +82,5 @@ def _log_to_syslog() -> None:
     if SYSLOG.exists():
         handler = logging.handlers.SysLogHandler(str(SYSLOG))
         handler.ident = f"fastpump[{os.getpid()}]: "
+        handler.setFormatter(logs.syslog_formatter())
         log.handlers.append(handler)

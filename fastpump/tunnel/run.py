@@ -14,7 +14,7 @@ import os
 import resource
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastpump import paths
@@ -28,7 +28,7 @@ from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import attach, ethernet, own_ipv6, taps
 from fastpump.ip import Address
 from fastpump.netlink import links
-from fastpump.process import signals
+from fastpump.process import logs, signals
 from fastpump.protocol import keys, lane_messages
 from fastpump.tun import steering
 from fastpump.tun.linkwatch import LinkWatcher, TunState
@@ -69,6 +69,8 @@ class Program:
 def run(config: TunnelConfig, program: Program) -> None:
     """Run a tunnel until SIGINT, SIGTERM, `fastpump down` or the interface's deletion.
     FastpumpError says why it cannot run."""
+    logs.name_interface(config.name)
+    config = replace(config, queues=config.queue_count)     # the CPUs may change meanwhile
     _check(config)
     endpoints = {peer.public_key: endpoint.resolve(*peer.endpoint)
                  for peer in config.peers if peer.endpoint is not None}
@@ -164,7 +166,7 @@ class _Start:
             except SystemSetupError as error:
                 if self._program.must_reach_endpoints:
                     raise
-                log.warning("%s", error)
+                log.warning("%(error)s", {"error": error})
 
     def create_tables(self) -> None:
         """The shared memory."""
@@ -234,7 +236,7 @@ class _Start:
             problem = "no lanes: the cryptography library has no ML-KEM here; update it"
             if transport == "lanes":
                 raise SystemSetupError(problem)
-            log.warning("%s", problem)
+            log.warning("%(problem)s", {"problem": problem})
             return None
         mode = lane_messages.Mode.TAP if self._is_tap else lane_messages.Mode.TUN
         return Options(transport, lane_ciphers(config.cipher), self._offloads.lane_features, mode,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from fastpump.host import ethernet
 from fastpump.ipc.control import Command, ControlServer
 from fastpump.ipc.fdb import Fdb
 from fastpump.ipc.uapi_server import UapiServer
+from fastpump.process import logs
 from fastpump.tun.linkwatch import LinkWatcher
 from fastpump.tunnel.tunnel import Tunnel
 
@@ -24,7 +25,7 @@ log = logging.getLogger("fastpump")
 
 HOUSEKEEPING_INTERVAL_S = 5.0
 """Of a TAP: how long an aged MAC address still counts towards the limits, and another MTU of what
-it is joined to goes unnoticed."""
+it is joined to goes unnoticed. With --pin: how long a CPU that was taken away does."""
 
 TunnelCommand = Callable[[Tunnel], Awaitable[dict[str, Any]]]
 """Answers a command of the control socket."""
@@ -53,8 +54,7 @@ class Service:
         loop = asyncio.get_running_loop()
         supervisor = self._tunnel.supervisor
         self._links_changed.set()
-        housekeeper = (loop.create_task(self._keep_house())
-                       if self._tunnel.tables.is_tap else None)
+        chores = [loop.create_task(chore) for chore in self._chores()]
         loop.add_reader(self._watcher, self._on_link)
         try:
             await self._control.start()
@@ -63,16 +63,16 @@ class Service:
             def ready() -> None:
                 on_ready()
                 if hidden:
-                    log.info("wg does not see this tunnel: %s", hidden)
+                    log.info("wg does not see this tunnel: %(reason)s", {"reason": hidden})
 
             await supervisor.run(ready, is_up=self._tunnel.link.is_up)
         finally:
-            if housekeeper is not None:
-                housekeeper.cancel()
+            for chore in chores:
+                chore.cancel()
             loop.remove_reader(self._watcher)
             await self._wg.stop()
             await self._control.stop()
-        log.info("stopped %s", supervisor.stop_reason)
+        log.info("stopped %(reason)s", {"reason": supervisor.stop_reason})
 
     async def _start_wg(self) -> str:
         """Serve wg; the reason if that failed and may."""
@@ -123,9 +123,23 @@ class Service:
         if link.name != before.name:
             self._wg.rename(link.name)
         if (link.name, link.namespace) != (before.name, before.namespace):
-            log.info("the interface is now %s in network namespace %d", link.name, link.namespace)
+            logs.name_interface(link.name)
+            log.info("the interface is now %(name)s in network namespace %(namespace)d",
+                     {"name": link.name, "namespace": link.namespace})
             self._control.rename(link.name, link.namespace)
         self._tunnel.supervisor.interface_changed(is_up=link.is_up)
+
+    def _chores(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """What is to be done from time to time."""
+        if self._tunnel.tables.is_tap:
+            yield self._keep_house()
+        if self._tunnel.config.pin:
+            yield self._watch_cpus()
+
+    async def _watch_cpus(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
+            self._tunnel.supervisor.check_pins()
 
     async def _keep_house(self) -> None:
         """Of a TAP: age MAC addresses, and look at what it is joined to when links changed."""
@@ -138,5 +152,6 @@ class Service:
                     await asyncio.to_thread(join.check, self._tunnel.link.index,
                                             self._tunnel.link.mtu)
                 except (FastpumpError, OSError) as error:
-                    log.debug("cannot check what the tunnel is joined to: %s", error)
+                    log.debug("cannot check what the tunnel is joined to: %(error)s",
+                              {"error": error})
             await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)

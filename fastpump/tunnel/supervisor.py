@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import random
 import signal
 import time
@@ -25,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from fastpump import cpus
 from fastpump._core import ADMISSION_BATCH, Admission, SharedTables
 from fastpump.clock import now_ns
 from fastpump.conn.endpoint import Endpoint
@@ -88,6 +88,7 @@ class Supervisor:
             on_all_running=self._ready.set,
             on_interface_gone=lambda: self.stop("because the interface was deleted"),
             on_cannot_start=self._fail), options.workers)
+        self.check_pins = self._workers.check_pins
         self.family = preferred_family()
         self.drops = SocketDrops(tables.queue_count)
         self._admission = Admission()
@@ -96,7 +97,7 @@ class Supervisor:
             ring=self._workers.ring, unix_ns=time.time_ns, jitter=random.randrange,
             on_deadline=self._alarms.on_deadline, on_retired=self._alarms.on_retired,
             on_endpoint=self._on_endpoint, on_unanswered=on_unanswered,
-        ), self.family, cpu_count=len(os.sched_getaffinity(0)), lanes=options.lanes,
+        ), self.family, cpu_count=cpus.usable_count(), lanes=options.lanes,
             is_steered=options.is_steered)
         self._handshakes = HandshakeQueue(self.device, self._admission, QueueCallbacks(
             on_slice=self._hand_over_all_events, on_transport=self._pass_on))
@@ -191,7 +192,7 @@ class Supervisor:
             try:
                 self._bring_up()
             except SystemSetupError as error:
-                log.error("the interface is up, but %s", error)
+                log.error("the interface is up, but %(error)s", {"error": error})
         elif self._sockets is not None:
             log.info("the interface is down")
             self._leave(self._sockets)
@@ -247,9 +248,9 @@ class Supervisor:
         own errors (no fd left to accept a control client, say) are only logged."""
         error = context.get("exception")
         if "handle" not in context:
-            log.warning("%s: %s", context.get("message"), error)
+            log.warning("%(what)s: %(error)s", {"what": context.get("message"), "error": error})
             return
-        log.error("%s: %r", context.get("message"), error,
+        log.error("%(what)s: %(error)r", {"what": context.get("message"), "error": error},
                   exc_info=error if isinstance(error, BaseException) else None)
         self._fail(f"internal error: {error!r}; this is a bug, please report it")
 
@@ -307,7 +308,7 @@ class Supervisor:
             try:
                 count = self._handshakes.receive(self._sockets.handshake.fileno(), now_ns())
             except OSError as error:    # an ICMP error of an earlier send
-                log.debug("handshake socket: %s", error)
+                log.debug("handshake socket: %(error)s", {"error": error})
                 continue
             if count < ADMISSION_BATCH:
                 break
@@ -340,7 +341,8 @@ class Supervisor:
         try:
             self._sockets.send_handshake(message, endpoint, source_address)
         except OSError as error:
-            log.debug("nothing can be sent to %s now: %s", endpoint, error)
+            log.debug("nothing can be sent to %(endpoint)s now: %(error)s",
+                      {"endpoint": endpoint, "error": error})
 
     def _transmit_lane(self, message: bytes, endpoint: Endpoint, source_address: bytes,
                        socket_number: int | None) -> None:
@@ -349,7 +351,8 @@ class Supervisor:
         try:
             self._sockets.send_lane(message, endpoint, source_address, socket_number)
         except OSError as error:
-            log.debug("nothing can be sent to %s now: %s", endpoint, error)
+            log.debug("nothing can be sent to %(endpoint)s now: %(error)s",
+                      {"endpoint": endpoint, "error": error})
 
     def _on_endpoint(self, endpoint: Endpoint) -> None:
         self._admission.add_known(endpoint.sockaddr(self.family))
