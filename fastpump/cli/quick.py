@@ -37,7 +37,7 @@ def _load(word: str) -> tuple[Path, str, FileConfig]:
     path = config_file.find(word)
     file = config_file.load(path)
     for warning in file.warnings:
-        log.warning("%s", warning)
+        log.warning("%(warning)s", {"warning": warning})
     return path.resolve(), config_file.interface_name(path), file
 
 
@@ -71,7 +71,8 @@ def up(word: str) -> None:
                 else "it was not brought up from a file")
         raise ConfigError(f"{name} is already up: {hint}, `fastpump down {word}` stops it")
     if recover(name):
-        log.warning("the last tunnel %s was killed; what it left behind is undone now", name)
+        log.warning("the last tunnel %(name)s was killed; what it left behind is undone now",
+                    {"name": name})
     if name in (each for _, each in socket.if_nameindex()):
         raise ConfigError(f"an interface {name} already exists; rename the file, or delete the "
                           f"interface: ip link delete {name}")
@@ -109,13 +110,13 @@ def down(word: str) -> None:
         name = Path(word).name.removesuffix(config_file.SUFFIX)
         if control.ask(name, "status") is None and not recover(name):
             raise
-        log.warning("%s; PreDown and PostDown are not run", error)
+        log.warning("%(error)s; PreDown and PostDown are not run", {"error": error})
     status = control.ask(name, "status")
     if status is None:
         if not recover(name):
             raise ConfigError(f"{name} is not up; `fastpump status` lists the tunnels that are")
         control.forget(name)
-        log.warning("%s was killed; what it left behind is undone now", name)
+        log.warning("%(name)s was killed; what it left behind is undone now", {"name": name})
     elif status["configuration_file"] is None:
         _end(name)      # of `fastpump tunnel` or fastpump-wg: the file is not about it
         return

@@ -48,8 +48,8 @@ def log_offload_off(event: WorkerEvent) -> None:
     """A worker found that the kernel refuses an offload, and has switched it off."""
     name = next((name for name, bit in OFFLOAD_BITS.items() if bit == event.detail),
                 str(event.detail))
-    log.warning("%s failed with errno %d: switched off; packets are sent singly", name,
-                event.error)
+    log.warning("%(offload)s failed with errno %(errno)d: switched off; packets are sent singly",
+                {"offload": name, "errno": event.error})
 
 
 class PeerEvents:
@@ -104,7 +104,8 @@ class PeerEvents:
         self._tables.peers.rearm(peer.slot, "source_address_gone")
 
     def _send_error(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
-        log.warning("sending to %s fails with errno %d", peer, event.error)
+        log.warning("sending to %(peer)s fails with errno %(errno)d",
+                    {"peer": peer, "errno": event.error})
 
     def _lane_usable(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
         self._lanes.of(peer).on_lane_usable(event.detail)

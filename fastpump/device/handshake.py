@@ -89,7 +89,7 @@ class Handshakes:
         try:
             slot, index = self._sessions.begin(peer)
         except MemoryError as error:    # a stopped worker keeps retired slots from reuse
-            log.warning("no handshake with %s now: %s", peer, error)
+            log.warning("no handshake with %(peer)s now: %(error)s", {"peer": peer, "error": error})
             peer.timers.initiation_sent(now, self._jitter())
             return
         peer.timestamp_sent = tai64n.emit_after(peer.timestamp_sent, self._callbacks.unix_ns())
@@ -98,7 +98,7 @@ class Handshakes:
                 static, peer.public_key, index, peer.timestamp_sent,
                 self._static_static(peer.public_key))
         except noise.HandshakeError as error:
-            log.error("%s cannot be reached: %s", peer, error)
+            log.error("%(peer)s cannot be reached: %(error)s", {"peer": peer, "error": error})
             self._sessions.abandon(slot, index)
             return
         peer.handshake_slot = slot
@@ -114,7 +114,8 @@ class Handshakes:
 
     def give_up(self, peer: Peer) -> None:
         """REKEY_ATTEMPT_TIME without an answer: drop what is staged, and let workers ask again."""
-        log.warning("%s does not answer; giving up until there is something to send", peer)
+        log.warning("%(peer)s does not answer; giving up until there is something to send",
+                    {"peer": peer})
         self.abandon(peer)
         self._tables.peers.purge_staged(peer.slot)
         self._tables.peers.rearm(peer.slot, "want_session")
@@ -143,7 +144,8 @@ class Handshakes:
         except noise.UnknownPeer:
             return Verdict.DROP_UNKNOWN_PEER
         except noise.HandshakeError as error:
-            log.debug("handshake message from %s dropped: %s", sender, error)
+            log.debug("handshake message from %(endpoint)s dropped: %(error)s",
+                      {"endpoint": sender, "error": error})
             return Verdict.DROP_INVALID_HANDSHAKE
         except MemoryError:         # no slot for a session
             return Verdict.DROP_TABLE_FULL
@@ -210,7 +212,7 @@ class Handshakes:
         if found is None:
             return peer.drop(Verdict.DROP_INVALID_COOKIE)
         peer.cookie, peer.cookie_at, peer.last_mac1_sent = found, now, None
-        log.debug("%s is under load and sent a cookie", peer)
+        log.debug("%(peer)s is under load and sent a cookie", {"peer": peer})
         return peer
 
     # -- sessions
@@ -259,7 +261,7 @@ class Handshakes:
         self.abandon(peer)              # one of our own that the peer's overtook
         self._tables.peers.rearm(peer.slot, "want_session")
         self._callbacks.ring()
-        log.info("handshake with %s completed", peer)
+        log.info("handshake with %(peer)s completed", {"peer": peer})
 
     # -- tools
 

@@ -67,6 +67,11 @@ class Peer:
         return verdict
 
     @property
+    def json_value(self) -> str:
+        """For the log as JSON: the whole key."""
+        return keys.encode(self.public_key)
+
+    @property
     def persistent_keepalive_s(self) -> int:
         """Send something at least this often; 0 for off."""
         return self.timers.persistent_interval_ns // SECOND

@@ -307,7 +307,8 @@ def _remove_dangling_redirects(link: Link) -> None:
     """Those that `recover` does not find, since the record is lost, or was of another tunnel."""
     for redirect in redirects.read(link):
         if redirect.is_dangling:
-            log.info("%s has a redirect of a tunnel that was killed; removing it", link.name)
+            log.info("%(name)s has a redirect of a tunnel that was killed; removing it",
+                     {"name": link.name})
             redirects.remove(link, redirect)
 
 

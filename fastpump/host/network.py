@@ -189,4 +189,4 @@ def _tolerate(step: Callable[..., None], *args: object) -> None:
     try:
         step(*args)
     except SystemSetupError as error:
-        log.warning("%s", error)
+        log.warning("%(error)s", {"error": error})

@@ -59,10 +59,10 @@ def prepare_bridge(bridge: Link, *, has_address: bool) -> None:
     else:
         switch_off(bridge)
     if _takes_advertisements(bridge):
-        log.warning("%s takes router advertisements, since %s cannot be written: a guest or the "
-                    "far site can become this host's default route; set "
-                    "net.ipv6.conf.default.accept_ra to 0 before this starts", bridge.name,
-                    SETTINGS)
+        log.warning("%(bridge)s takes router advertisements, since %(settings)s cannot be written: "
+                    "a guest or the far site can become this host's default route; set "
+                    "net.ipv6.conf.default.accept_ra to 0 before this starts",
+                    {"bridge": bridge.name, "settings": SETTINGS})
 
 
 def _set_link_local(link: Link, *, is_on: bool) -> None:

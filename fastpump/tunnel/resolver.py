@@ -82,9 +82,10 @@ class Resolver:
                 assert self.device is not None
                 self.device.configure_peer(
                     PeerChange(peer.public_key, Presence.UPDATE, endpoint=found), now_ns())
-                log.info("%s is %s now: %s", name[0], found.address, peer)
+                log.info("%(host)s is %(address)s now: %(peer)s",
+                         {"host": name[0], "address": found.address, "peer": peer})
         except ConfigError as error:
-            log.warning("%s", error)
+            log.warning("%(error)s", {"error": error})
 
     def _is_news(self, peer: Peer, name: HostAndPort, found: Endpoint) -> bool:
         """Whether the peer is still there, still configured by that name, and elsewhere."""
