@@ -64,6 +64,7 @@ class TunnelConfig:
     bridge: str | None = DEFAULTS["bridge"]
     attach: tuple[str, ...] = DEFAULTS["attach"]
     attach_mode: str = DEFAULTS["attach_mode"]
+    bridge_vlans: tuple[tuple[int, int], ...] = DEFAULTS["bridge_vlans"]
     mac: bytes | None = DEFAULTS["mac"]
     relay: bool = DEFAULTS["relay"]
     mac_ageing_s: int = DEFAULTS["mac_ageing_s"]

@@ -125,6 +125,13 @@ ETHERNET_OPTIONS = (
            flag="--attach-mode", key="AttachMode", metavar="bridge|tc", needs_restart=True,
            needs_tap=True, is_own=True,
            summary="how to connect it: as a bridge port, or directly by tc (default: {default})"),
+    Option(name="bridge_vlans", value=Items(Parsed(
+               lazily("fastpump.config.parsers.parse_vlans"),
+               lazily("fastpump.config.parsers.emit_vlans"))),
+           flag="--bridge-vlans", key="BridgeVlans", metavar="ID|FIRST-LAST", needs_restart=True,
+           needs_tap=True, is_own=True,
+           summary="in a bridge that filters VLANs, carry these, tagged, such as 2-4094 (default: "
+                   "what the bridge gives every port, VLAN 1 untagged)"),
     Option(name="mac", value=Parsed(lazily("fastpump.config.parsers.parse_mac"),
                                     lazily("fastpump.config.parsers.emit_mac")),
            flag="--mac", key="MACAddress", metavar="MAC", may_be_empty=True, needs_restart=True,

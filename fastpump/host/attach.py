@@ -43,6 +43,7 @@ from fastpump.host.undo_record import Record
 from fastpump.ip import Interface
 from fastpump.kernel import PACKET_ADD_MEMBERSHIP, PACKET_MR_PROMISC, PACKET_MREQ, SOL_PACKET
 from fastpump.netlink import bridges, links, redirects, routes
+from fastpump.netlink.bridges import VlanRange
 from fastpump.netlink.links import Link
 from fastpump.tun.queues import check_name
 
@@ -58,14 +59,16 @@ class Attachment:
     bridge: str | None = None
     interfaces: tuple[str, ...] = ()
     mode: str = "bridge"
+    vlans: tuple[VlanRange, ...] = ()
+    """That the TAP carries in a bridge that filters them, besides what it has by default."""
 
     def __bool__(self) -> bool:
         return self.bridge is not None or bool(self.interfaces)
 
     def to_json(self) -> dict[str, Any] | None:
         """For `status`."""
-        return {"bridge": self.bridge, "interfaces": list(self.interfaces),
-                "mode": self.mode} if self else None
+        return {"bridge": self.bridge, "interfaces": list(self.interfaces), "mode": self.mode,
+                "vlans": [list(vlans) for vlans in self.vlans]} if self else None
 
 
 # -- what is asked for
@@ -81,6 +84,9 @@ def check(attachment: Attachment) -> None:
         if name == attachment.bridge:
             raise ConfigError(f"{name} is given as the bridge and as a port of it; leave out "
                               f"--attach {name}")
+    if attachment.vlans and (not attachment or attachment.mode == "tc"):
+        raise ConfigError("--bridge-vlans is for a bridge's port; give --bridge or --attach, too, "
+                          "or leave it out: without a bridge, all VLANs are carried")
     if attachment.mode == "tc":
         if attachment.bridge is not None:
             raise ConfigError("--attach-mode tc works without a bridge; leave out --bridge, or the "
@@ -148,14 +154,24 @@ def warnings(attachment: Attachment, tap_index: int, mtu: int) -> list[str]:
         return [f"{tap.name} is not in a bridge any more: the tunnel joins nothing here; start it "
                 "again"]
     there = [link.name for link in others]
+    unsaid = [] if attachment.vlans else _vlan_warnings(tap)
     gone = [f"{name} is gone, or not in the bridge any more: it has no part in the tunnel; start "
             "the tunnel again when it is back"
             for name in attachment.interfaces if name not in there]
-    return gone + [
+    return gone + unsaid + [
         f"{link.name} has an MTU of {link.mtu}, the tunnel's interface one of {mtu}: larger "
         f"frames are lost; raise --mtu to {link.mtu}, or lower the other: ip link set "
         f"{link.name} mtu {mtu} (and that of the hosts behind it)"
         for link in others if link.mtu > mtu and link.index != tap_index]
+
+
+def _vlan_warnings(tap: Link) -> list[str]:
+    """A sentence if the TAP is in a bridge that filters VLANs, and carries none that are tagged."""
+    bridge = links.find(tap.master) if tap.master else None
+    if bridge is None or not bridge.filters_vlans or bridges.tagged_vlans(tap):
+        return []
+    return [f"the bridge {bridge.name} filters VLANs, and lets no tagged frame pass to or from "
+            f"{tap.name}: say which VLANs the tunnel carries, such as --bridge-vlans 2-4094"]
 
 
 # -- doing it
@@ -187,6 +203,7 @@ def join(attachment: Attachment, tap: Link, cleanup: ExitStack, *,
         _redirect(state, others[0], tap, cleanup)
     else:
         _bridge(state, bridge_name, others, tap, addresses)
+        bridges.add_vlans(links.get(links.get(tap.index).master), tap, attachment.vlans)
 
 
 def _take_record(tap: Link) -> Record:

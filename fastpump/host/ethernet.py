@@ -26,7 +26,7 @@ FRAME_OVERHEAD = 38
 
 def attachment_of(config: TunnelConfig) -> Attachment:
     """What a TAP is to be joined to."""
-    return Attachment(config.bridge, config.attach, config.attach_mode)
+    return Attachment(config.bridge, config.attach, config.attach_mode, config.bridge_vlans)
 
 
 def configure(config: TunnelConfig, index: int, cleanup: ExitStack,

@@ -70,6 +70,8 @@ class Link:
     vlan_id: int | None
     tun: TunDetails | None
     group: int
+    filters_vlans: bool = False
+    """Of a bridge: whether a frame passes its ports only in VLANs that they carry."""
 
     @property
     def is_bridge(self) -> bool:
@@ -229,7 +231,9 @@ def link_of(message: Any) -> Link:
         lower_namespace=get("IFLA_LINK_NETNSID"),
         vlan_id=data.get_attr("IFLA_VLAN_ID") if kind == "vlan" and data is not None else None,
         tun=_tun(data, hardware_type, has_carrier) if kind == "tun" else None,
-        group=get("IFLA_GROUP") or 0)
+        group=get("IFLA_GROUP") or 0,
+        filters_vlans=kind == "bridge" and data is not None
+        and bool(data.get_attr("IFLA_BR_VLAN_FILTERING")))
 
 
 def text_of(name: Any) -> str:

@@ -340,6 +340,7 @@ def test_a_command_is_all_of_its_line_and_is_saved_as_it_was(quick, monkeypatch)
 def test_the_tunnel_of_a_tap_is_what_the_file_says():
     lines = {"Mode = tap": ("mode", "tap"), "Bridge = br0": ("bridge", "br0"),
              "Attach = eth1": ("attach", ("eth1",)), "AttachMode = tc": ("attach_mode", "tc"),
+             "BridgeVlans = 2-9 4094": ("bridge_vlans", ((2, 9), (4094, 4094))),
              "MACAddress = 02:00:00:00:00:01": ("mac", b"\2\0\0\0\0\1"),
              "Relay = true": ("relay", True), "MacAgeing = 60": ("mac_ageing_s", 60),
              "MacLimit = 16": ("mac_limit", 16), "MacTable = 99": ("mac_table", 99),
