@@ -203,7 +203,8 @@ def join(attachment: Attachment, tap: Link, cleanup: ExitStack, *,
         _redirect(state, others[0], tap, cleanup)
     else:
         _bridge(state, bridge_name, others, tap, addresses)
-        bridges.add_vlans(links.get(links.get(tap.index).master), tap, attachment.vlans)
+        if attachment.vlans:
+            bridges.add_vlans(links.get(links.get(tap.index).master), tap, attachment.vlans)
 
 
 def _take_record(tap: Link) -> Record:

@@ -39,6 +39,19 @@ def quieten_tun(tun: Link) -> None:
     # too small for IPv6 ends that (addrconf_notify()); then IPv6 begins anew, without the flag.
     links.set_mtu(tun, MIN_IPV6_MTU - 1)
     links.set_mtu(tun, tun.mtu)
+    _have_nothing_unasked(tun)
+
+
+def quieten_moved_tun(name: str) -> None:
+    """The same in another network namespace, where IPv6 begins anew with that namespace's defaults.
+    The flag has come along. To be called in that namespace, before the interface is set up."""
+    with suppress(SystemSetupError):
+        tun = links.find(name)
+        if tun is not None:
+            _have_nothing_unasked(tun)
+
+
+def _have_nothing_unasked(tun: Link) -> None:
     _set_link_local(tun, is_on=False)
     _write(tun, "accept_ra", 0)
 

@@ -16,6 +16,7 @@ import os
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastpump import paths
@@ -54,8 +55,11 @@ class TunState:
 class LinkWatcher:
     """Notices changes of one interface from the moment it is made; a file for select."""
 
-    def __init__(self, tun: TunQueues) -> None:
+    def __init__(self, tun: TunQueues, on_moved: Callable[[str], None] = lambda _: None) -> None:
+        """`on_moved`: called with the interface's name, in a thread that is in the other network
+        namespace, when it has come there."""
         self._tun = tun
+        self._on_moved = on_moved
         self._last: TunState | None = None
         self._namespace = paths.namespace_inode()
         self._open()
@@ -79,7 +83,7 @@ class LinkWatcher:
             name = self._tun.current_name()
             if name is None:
                 return None
-            self._follow()
+            self._follow(name)
             with contextlib.suppress(OSError):
                 self._last = self._ask(name)
                 break
@@ -114,7 +118,7 @@ class LinkWatcher:
         return TunState(name, ask(SIOCGIFINDEX, IFREQ_INT), ask(SIOCGIFMTU, IFREQ_INT),
                         bool(ask(SIOCGIFFLAGS, IFREQ_FLAGS) & IFF_UP), self._namespace)
 
-    def _follow(self) -> None:
+    def _follow(self, name: str) -> None:
         """Open the sockets again in the namespace that the interface is in."""
         namespace = self._tun.open_namespace()
         if namespace is None:
@@ -128,6 +132,7 @@ class LinkWatcher:
                 self._namespace = inode
                 for sock in old:
                     sock.close()
+                self._on_moved(name)
 
         try:
             if inode != self._namespace:

@@ -186,7 +186,8 @@ class _Start:
 
     def configure_interface(self) -> None:
         """Watch the interface, and give it what the program wants it to have."""
-        self._watcher = LinkWatcher(self._queues)
+        self._watcher = (LinkWatcher(self._queues) if self._is_tap else
+                         LinkWatcher(self._queues, on_moved=own_ipv6.quieten_moved_tun))
         self._cleanup.callback(self._watcher.close)
         link = self._watcher.read()
         if link is not None:

@@ -134,3 +134,16 @@ def test_a_wg_interface_looks_as_the_kernels(lab):
         assert shown["link_type"] == "none" and shown["inet6_addr_gen_mode"] == "none"
         assert set(shown["flags"]) == {"POINTOPOINT", "NOARP", "UP", "LOWER_UP"}
         lab.run("a", *FASTPUMP, "down", name)
+
+
+def test_a_wg_interface_is_as_quiet_in_another_namespace(lab):
+    with interface_names(1) as (name,):
+        lab.run("a", sys.executable, "-m", "fastpump.cli.wg", name)
+        lab.ip("a", "link", "set", name, "netns", lab.names["b"])
+        until(lambda: link(lab, "b", name)["inet6_addr_gen_mode"] == "none")
+        lab.ip("b", "link", "set", name, "up")
+        assert "MULTICAST" not in link(lab, "b", name)["flags"]
+        assert "inet6" not in lab.ip("b", "address", "show", name)
+        until(lambda: lab.run("b", "cat", f"/proc/sys/net/ipv6/conf/{name}/accept_ra"
+                              ).stdout == "0\n")
+        lab.ip("b", "link", "delete", name)
