@@ -151,7 +151,8 @@ def test_workers_use_the_backend_of_the_tables(monkeypatch):
     tables = _core.SharedTables.create(1, 16, 1024, backend="openssl")
     assert tables.aead_backend == "openssl"
     monkeypatch.setenv("FASTPUMP_AEAD", "rot13")
-    assert _core.AttachedTables.attach(tables.readonly_fd, tables.state_fd).aead_backend == "openssl"
+    attached = _core.AttachedTables.attach(tables.readonly_fd, tables.state_fd)
+    assert attached.aead_backend == "openssl"
     ends = [*socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM),
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM)]
     doorbell, event = os.eventfd(0), os.eventfd(0)
