@@ -36,6 +36,8 @@ DEFAULT_PORT = 51820
 DEFAULT_NAME = "fp0"
 MAX_NAME_LEN = 15
 MAX_QUEUES = 256        # MAX_TAP_QUEUES in drivers/net/tun.c
+MAX_DEFAULT_QUEUES = 16
+"""With as many CPUs or more: each queue costs memory and a process, and few links need more."""
 MAX_KEEPALIVE_S = 65535
 
 # Lanes (docs/PROTOCOL.md).

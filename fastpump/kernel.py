@@ -50,6 +50,7 @@ SO_ATTACH_FILTER = 26
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
 SO_ATTACH_REUSEPORT_CBPF = 51
+SO_MEMINFO = 55
 SO_NETNS_COOKIE = 71
 
 # linux/in.h, linux/in6.h, linux/udp.h
@@ -67,8 +68,23 @@ PACKET_ADD_MEMBERSHIP = 1
 PACKET_MR_PROMISC = 1
 PACKET_MREQ = struct.Struct("=iHH8x")       # struct packet_mreq: interface, type, address length
 
+# linux/sock_diag.h
+SK_MEMINFO = struct.Struct("=9I")           # the last one: SK_MEMINFO_DROPS
+
+# linux/netlink.h
+NLMSG_HEADER = struct.Struct("=IHHII")      # length, type, flags, sequence, port
+NLM_F_REQUEST = 1
+NL_ATTRIBUTE = struct.Struct("=HH")         # length, type
+
 # linux/rtnetlink.h
 RTMGRP_LINK = 1
+RTM_NEWSTATS = 92
+RTM_GETSTATS = 94
+
+# linux/if_link.h
+IF_STATS = struct.Struct("=B3xII")          # struct if_stats_msg: family, index, filter
+IFLA_STATS_LINK_64 = 1
+LINK_STATS64 = struct.Struct("=56xQ")       # struct rtnl_link_stats64, up to tx_dropped
 
 # linux/netlink.h, lib/kobject_uevent.c
 NETLINK_KOBJECT_UEVENT = 15

@@ -16,11 +16,11 @@ EXIT_SETUP = 4
 
 
 class WorkerArguments(namedtuple("_Fields", (
-        "number", "udp_fd", "configuration_fd", "state_fd", "doorbell_fd", "event_fd", "cpu",
+        "interface", "number", "udp_fd", "configuration_fd", "state_fd", "doorbell_fd", "event_fd",
         "busy_poll_us", "parent", "lane_fds", "tun_fds"))):
     """The command line of a worker: NAME=NUMBER, or NAME=NUMBER,NUMBER... for the last two.
 
-    `configuration_fd` is read-only; `cpu`: to run on, -1 for any; `parent`: the supervisor's pid;
+    `interface`: its name; `configuration_fd` is read-only; `parent`: the supervisor's pid;
     `lane_fds`, `tun_fds`: tuples, of all lane sockets and of all queues. (Not of typing, which
     takes longer to load than all else.)
     """
@@ -33,6 +33,13 @@ class WorkerArguments(namedtuple("_Fields", (
         return (self.udp_fd, self.configuration_fd, self.state_fd, self.doorbell_fd, self.event_fd,
                 *self.lane_fds, *self.tun_fds)
 
+    @property
+    def titles(self) -> tuple[bytes, bytes]:
+        """What ps and top call the process."""
+        name = os.fsencode(self.interface)
+        return (b"fastpump: %b worker %d" % (name, self.number),
+                b"fpw%d:%b" % (self.number, name))
+
     def emit(self) -> list[str]:
         """As words of a command line."""
         return [f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
@@ -41,9 +48,12 @@ class WorkerArguments(namedtuple("_Fields", (
     @classmethod
     def parse(cls, words: list[str]) -> "WorkerArguments":
         """What `emit` gave."""
-        values: dict[str, int | tuple[int, ...]] = {}
+        values: dict[str, str | int | tuple[int, ...]] = {}
         for word in words:
             name, _, text = word.partition("=")
+            if name == "interface":
+                values[name] = text
+                continue
             numbers = tuple(map(int, filter(None, text.split(","))))
             values[name] = numbers if name in ("lane_fds", "tun_fds") else numbers[0]
         return cls(**values)
@@ -54,10 +64,9 @@ def main() -> None:
     status = EXIT_SETUP
     try:
         arguments = WorkerArguments.parse(sys.argv[1:])
-        from fastpump._core import AttachedTables, Pump, confine
+        from fastpump._core import AttachedTables, Pump, confine, set_title
 
-        if arguments.cpu >= 0:
-            os.sched_setaffinity(0, {arguments.cpu})
+        set_title(*arguments.titles)
         tables = AttachedTables.attach(arguments.configuration_fd, arguments.state_fd)
         pump = Pump(tables, arguments.number, list(arguments.tun_fds), arguments.udp_fd,
                     arguments.doorbell_fd, arguments.event_fd, lane_fds=arguments.lane_fds,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastpump.cli.arguments import add_option, number
+from fastpump.config.model import TunnelConfig
 from fastpump.config.options import named
 from fastpump.errors import SystemSetupError
 from fastpump.lab.iperf import Load
@@ -60,7 +61,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    queue_count = args.queues or len(os.sched_getaffinity(0))
+    queue_count = args.queues or TunnelConfig().queue_count
     need("ip", "iperf3", "ping")
     if os.geteuid() != 0:
         _become_root_of_a_user_namespace()

@@ -84,7 +84,7 @@ def other_side_command(config: TunnelConfig, status: dict[str, Any], host: str) 
     """The command that makes another host the peer of this one, which it finds at `host`."""
     is_tap = config.mode == "tap"
     words = ["fastpump", "tunnel", *[config.name] * (config.name != DEFAULT_NAME),
-             *["--tap"] * is_tap, "--queues", str(config.queue_count)]
+             *["--tap"] * is_tap, "--queues", str(len(status["queues"]))]
     if config.bridge is not None:
         words += ["--bridge", config.bridge]
     for address in config.addresses:

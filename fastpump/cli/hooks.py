@@ -47,13 +47,13 @@ async def _run_with_stand_in(commands: list[str], name: str, left: DownCommands)
     try:
         await wg.start()
     except SystemSetupError as error:
-        log.warning("%s", error)
+        log.warning("%(error)s", {"error": error})
     try:
         for command in commands:
             try:
                 await asyncio.to_thread(_run_one, command, name, left.file)
             except SystemSetupError as error:
-                log.warning("%s", error)
+                log.warning("%(error)s", {"error": error})
     finally:
         await wg.stop()
 

@@ -47,7 +47,7 @@ def _load(word: str) -> tuple[Path, str, FileConfig]:
     path = config_file.find(word)
     file = config_file.load(path)
     for warning in file.warnings:
-        log.warning("%s", warning)
+        log.warning("%(warning)s", {"warning": warning})
     return config_file.absolute(path), config_file.interface_name(path), file
 
 
@@ -57,7 +57,7 @@ def check(word: str) -> None:
     config = checked(name, file)
     doubts = tuple(_doubts(file, config))
     for warning in doubts:
-        log.warning("%s", warning)
+        log.warning("%(warning)s", {"warning": warning})
     count = len(file.warnings) + len(doubts)
     verdict = "is good" if not count else f"can be used, with {_count(count, 'warning')}"
     print(f"{path} {verdict}: interface {name}, {_count(len(config.addresses), 'address')}, "
@@ -152,7 +152,8 @@ def down(word: str) -> None:
         return
     commands = DownCommands(str(path), file.pre_down, file.post_down)
     if problem is not None:
-        log.warning("%s; PreDown and PostDown are run as they were when it was last read", problem)
+        log.warning("%(problem)s; PreDown and PostDown are run as they were when it was last read",
+                    {"problem": problem})
         commands = commands_of_running(name)
     hooks.run(commands.pre_down, name, commands.file)
     if file.save_config:
@@ -168,9 +169,11 @@ def _recover(name: str) -> bool:
     if left is None:
         return False
     if left.was_killed:
-        log.warning("the last tunnel %s was killed; what it left behind is undone now", name)
+        log.warning("the last tunnel %(name)s was killed; what it left behind is undone now",
+                    {"name": name})
     else:
-        log.warning("the last tunnel %s ended by itself; PreDown and PostDown are run now", name)
+        log.warning("the last tunnel %(name)s ended by itself; PreDown and PostDown are run now",
+                    {"name": name})
     hooks.run_all(left.commands.pre_down, name, left.commands)
     left.undo()
     hooks.run_all(left.commands.post_down, name, left.commands)

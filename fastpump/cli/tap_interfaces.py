@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from typing import Any
 
@@ -149,6 +148,7 @@ def _interfaces(args: argparse.Namespace) -> int:
 
 
 def _create(args: argparse.Namespace) -> int:
+    from fastpump import cpus
     from fastpump.host import monitors, taps
     from fastpump.process.signals import exit_on_signals
 
@@ -165,7 +165,7 @@ def _create(args: argparse.Namespace) -> int:
     elif args.qemu:
         queue_count = 1
         if args.multi_queue:
-            queue_count = args.queues or max(2, len(os.sched_getaffinity(0)))
+            queue_count = args.queues or min(MAX_QUEUES, max(2, cpus.usable_count()))
         for tap in made:
             print(monitors.qemu_arguments(tap, queue_count))
     else:

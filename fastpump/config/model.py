@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastpump import cpus
 from fastpump.config.options import OPTIONS
 from fastpump.config.values import Choice
 from fastpump.config.wording import OptionError
-from fastpump.constants import DEFAULT_NAME, MAX_MTU, MIN_IPV6_MTU
+from fastpump.constants import DEFAULT_NAME, MAX_DEFAULT_QUEUES, MAX_MTU, MIN_IPV6_MTU
 from fastpump.errors import ConfigError
 from fastpump.ip import Interface, Network
 from fastpump.ratelimit import NO_LIMITS, RateLimits
@@ -36,7 +36,7 @@ class PeerConfig:
 @dataclass(frozen=True, slots=True)
 class TunnelConfig:
     """Everything a tunnel needs to know; the fields with DEFAULTS are described in the table of
-    options. What None means where it is not obvious: `queues`: one per CPU; `listen_port`: 51820,
+    options. What None means where it is not obvious: `queues`: `queue_count`; `listen_port`: 51820,
     or any free one when that is taken (0: any); `mtu`: what fits. The private key is
     `private_key`, or in `private_key_file`, or, if `keeps_key`, kept under the state directory;
     else there is none yet."""
@@ -65,6 +65,7 @@ class TunnelConfig:
     bridge: str | None = DEFAULTS["bridge"]
     attach: tuple[str, ...] = DEFAULTS["attach"]
     attach_mode: str = DEFAULTS["attach_mode"]
+    bridge_vlans: tuple[tuple[int, int], ...] = DEFAULTS["bridge_vlans"]
     mac: bytes | None = DEFAULTS["mac"]
     relay: bool = DEFAULTS["relay"]
     mac_ageing_s: int = DEFAULTS["mac_ageing_s"]
@@ -74,8 +75,8 @@ class TunnelConfig:
 
     @property
     def queue_count(self) -> int:
-        """How many queues that makes here."""
-        return self.queues or len(os.sched_getaffinity(0))
+        """How many queues that makes here and now."""
+        return self.queues or min(cpus.usable_count(), MAX_DEFAULT_QUEUES)
 
 
 def check(config: TunnelConfig) -> None:

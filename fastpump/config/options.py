@@ -35,6 +35,7 @@ from fastpump.config.values import (
 from fastpump.constants import (
     DEFAULT_MTU,
     DEFAULT_PORT,
+    MAX_DEFAULT_QUEUES,
     MAX_KEEPALIVE_S,
     MAX_QUEUES,
     MAX_TAP_MTU,
@@ -124,6 +125,13 @@ ETHERNET_OPTIONS = (
            flag="--attach-mode", key="AttachMode", metavar="bridge|tc", needs_restart=True,
            needs_tap=True, is_own=True,
            summary="how to connect it: as a bridge port, or directly by tc (default: {default})"),
+    Option(name="bridge_vlans", value=Items(Parsed(
+               lazily("fastpump.config.parsers.parse_vlans"),
+               lazily("fastpump.config.parsers.emit_vlans"))),
+           flag="--bridge-vlans", key="BridgeVlans", metavar="ID|FIRST-LAST", needs_restart=True,
+           needs_tap=True, is_own=True,
+           summary="in a bridge that filters VLANs, carry these, tagged, such as 2-4094 (default: "
+                   "what the bridge gives every port, VLAN 1 untagged)"),
     Option(name="mac", value=Parsed(lazily("fastpump.config.parsers.parse_mac"),
                                     lazily("fastpump.config.parsers.emit_mac")),
            flag="--mac", key="MACAddress", metavar="MAC", may_be_empty=True, needs_restart=True,
@@ -171,7 +179,7 @@ OPTIONS = (
     Option(name="queues", value=Number("number of queues", 1, MAX_QUEUES), flag="--queues",
            key="Queues", environment="FASTPUMP_QUEUES", metavar="N", needs_restart=True,
            is_own=True, summary="number of queues, {bounds}, each with a worker process (default: "
-                                "one per CPU)"),
+                                f"one per CPU that it may use, at most {MAX_DEFAULT_QUEUES})"),
     Option(name="pin", value=Switch(), default="false", flag="--pin", constant=True, key="Pin",
            environment="FASTPUMP_PIN", metavar="true", needs_restart=True, is_own=True,
            summary="pin each worker to a CPU of its own, if there are as many CPUs as queues"),

@@ -17,6 +17,7 @@ from fastpump.ip import Interface, Network
 from fastpump.protocol import keys
 from fastpump.tun.offloads import OFFLOAD_NAMES
 
+MAX_VLAN = 4094         # IEEE 802.1Q; 0 is a priority tag, 4095 reserved
 _NO_KEY = bytes(KEY_LEN)    # how wg says that there is none
 _MAC = re.compile(r"[0-9a-fA-F]{2}([:-])(?:[0-9a-fA-F]{2}\1){4}[0-9a-fA-F]{2}")
 _TABLE = re.compile(r"[a-z0-9_][a-z0-9_-]*")
@@ -74,6 +75,23 @@ def parse_mac(text: str) -> bytes:
 def emit_mac(mac: bytes) -> str:
     """02:00:00:00:00:01"""
     return mac.hex(":")
+
+
+def parse_vlans(text: str) -> tuple[int, int]:
+    """A VLAN id, or FIRST-LAST, as the first and the last one."""
+    first_text, dash, last_text = text.partition("-")
+    first = DECIMAL.read(first_text)
+    last = DECIMAL.read(last_text) if dash else first
+    if first is None or last is None or not 1 <= first <= last <= MAX_VLAN:
+        raise invalid("VLAN", text, f"an id of 1 to {MAX_VLAN}, or a range of them like "
+                                    f"2-{MAX_VLAN}")
+    return first, last
+
+
+def emit_vlans(vlans: tuple[int, int]) -> str:
+    """10 or 2-4094"""
+    first, last = vlans
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def parse_endpoint(text: str) -> tuple[str, int]:

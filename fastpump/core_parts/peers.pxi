@@ -14,6 +14,7 @@ from fastpump.hot.shm cimport (
     REPORTED_UNANSWERED_RX, REPORTED_UNANSWERED_TX, REPORTED_WANT_SESSION, SOURCE_ADDRESS_LEN,
     PeerSlot, PeerState,
 )
+from fastpump.hot.verdict cimport VERDICT_COUNT
 
 POLICIES = {"any": POLICY_ANY, "lanes": POLICY_LANES, "nothing": POLICY_NOTHING}
 REPORTED_BITS = {
@@ -41,6 +42,8 @@ cdef class Peers(SlotTable):
         cdef PeerSlot *peer = &self.mapping.configuration.peers[slot]
         cdef PeerState *state = &self.mapping.tables.peer_states[slot]
         memset(state, 0, sizeof(PeerState))
+        memset(&self.mapping.tables.peer_verdicts[<size_t>slot * VERDICT_COUNT], 0,
+               VERDICT_COUNT * sizeof(uint64_t))
         bucket_configure(&state.storm, storm_bucket(self.mapping.tables.header.storm_limit), 0)
         state.send_keypair = state.lanes[0] = state.lanes[1] = NONE
         peer.policy, peer.originator_id = POLICY_ANY, 0
@@ -162,3 +165,10 @@ cdef class Peers(SlotTable):
         """(rx_bytes, tx_bytes) of transport messages, without UDP and IP headers."""
         cdef PeerState *peer = self.mapping.peer_state(slot)
         return load64(&peer.rx_bytes, RELAXED), load64(&peer.tx_bytes, RELAXED)
+
+    def verdicts(self, uint32_t slot):
+        """{name: n} of the workers' verdicts on the peer's packets and messages, without zeros."""
+        cdef const uint64_t *counts
+        self.mapping.check_peer(slot)
+        counts = &self.mapping.tables.peer_verdicts[<size_t>slot * VERDICT_COUNT]
+        return {name: counts[<int>i] for i, name in VERDICT_NAMES.items() if counts[<int>i]}

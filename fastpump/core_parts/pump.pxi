@@ -24,6 +24,7 @@ from fastpump.hot.sandbox cimport (
 )
 from fastpump.hot.shaper cimport shaper_init
 from fastpump.hot.staged cimport staged_init
+from fastpump.hot.title cimport title_set
 from fastpump.hot.tun_read cimport tun_to_udp
 from fastpump.hot.worker cimport Worker
 
@@ -145,6 +146,11 @@ cdef class Pump:
             tun_to_udp(worker)
             ingress_reordered(worker)
             loop_receive(worker, <uint64_t>-1)
+
+
+def set_title(bytes title, bytes short_name):
+    """Have ps show this process by that title, and top by the short name, of at most 15 bytes."""
+    title_set(title, short_name)
 
 
 def confine(int parent):

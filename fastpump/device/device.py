@@ -292,7 +292,7 @@ class Device:
         finally:
             self._watch(peer)
         if verdict is not None:
-            self.verdicts[verdict] += 1
+            self.verdicts[peer.drop(verdict)] += 1
 
     def on_worker_exit(self, worker: int, now: int) -> None:
         """A worker's process has ended; its events were handed over. It may have died while it

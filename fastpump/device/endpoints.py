@@ -92,7 +92,7 @@ class Endpoints:
         elif endpoint == peer.endpoint:
             peer.source_address = source_address
         else:
-            log.debug("%s is at %s now", peer, endpoint)
+            log.debug("%(peer)s is at %(endpoint)s now", {"peer": peer, "endpoint": endpoint})
             self._moved(peer, endpoint, source_address)
 
     def rewrite(self, peer: Peer) -> None:

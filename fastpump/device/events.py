@@ -50,8 +50,8 @@ def log_offload_off(event: WorkerEvent) -> None:
     """A worker found that the kernel refuses an offload, and has switched it off."""
     name = next((name for name, bit in OFFLOAD_BITS.items() if bit == event.detail),
                 str(event.detail))
-    log.warning("%s failed: %s; switched off: packets are sent singly", name,
-                error_text(event.error))
+    log.warning("%(offload)s failed: %(error)s; switched off: packets are sent singly",
+                {"offload": name, "error": error_text(event.error)})
 
 
 class PeerEvents:
@@ -126,6 +126,6 @@ class PeerEvents:
         """Said once for each place where the peer is: a new set of lanes finds it out again."""
         if peer.gso_refused_at != peer.endpoint:
             peer.gso_refused_at = peer.endpoint
-            log.warning("the way to %s takes no UDP GSO (%s): datagrams are sent there singly, "
-                        "which is slower; tried again from time to time", peer,
-                        errno.errorcode.get(event.error, event.error))
+            log.warning("the way to %(peer)s takes no UDP GSO (%(error)s): datagrams are sent "
+                        "there singly, which is slower; tried again from time to time",
+                        {"peer": peer, "error": errno.errorcode.get(event.error, event.error)})

@@ -102,7 +102,7 @@ class Handshakes:
                 static, peer.public_key, index, peer.timestamp_sent,
                 self._static_static(peer.public_key))
         except noise.HandshakeError as error:
-            log.error("%s cannot be reached: %s", peer, error)
+            log.error("%(peer)s cannot be reached: %(error)s", {"peer": peer, "error": error})
             self._sessions.abandon(slot, index)
             return
         except BaseException:
@@ -160,7 +160,8 @@ class Handshakes:
             self.problems.is_unknown(unknown.public_key, self.static, parsed, sender, now)
             return Verdict.DROP_UNKNOWN_PEER
         except noise.HandshakeError as error:
-            log.debug("handshake message from %s dropped: %s", sender, error)
+            log.debug("handshake message from %(endpoint)s dropped: %(error)s",
+                      {"endpoint": sender, "error": error})
             return Verdict.DROP_INVALID_HANDSHAKE
         except MemoryError:         # no slot for a session
             return Verdict.DROP_TABLE_FULL
@@ -173,10 +174,10 @@ class Handshakes:
         if initiation.timestamp <= peer.timestamp_seen:
             if initiation.timestamp < peer.timestamp_seen:      # else the network doubled it
                 self.problems.is_old(peer, sender, now)
-            return Verdict.DROP_REPLAYED_INITIATION
+            return peer.drop(Verdict.DROP_REPLAYED_INITIATION)
         seen = peer.last_initiation_seen_at
         if seen is not None and now < seen + MIN_INITIATION_INTERVAL:
-            return Verdict.DROP_INITIATION_FLOOD
+            return peer.drop(Verdict.DROP_INITIATION_FLOOD)
         slot, index = self._sessions.begin(peer)
         try:
             response, transport = noise.create_response(initiation, peer.preshared_key, index)
@@ -206,6 +207,7 @@ class Handshakes:
                                                message)
         except noise.HandshakeError:
             self.problems.is_not_authentic(peer)
+            peer.drop(Verdict.DROP_INVALID_HANDSHAKE)
             raise
         keypair = self._sessions.install(
             peer, peer.handshake_slot, peer.handshake.local_index, message.sender_index,
@@ -228,9 +230,9 @@ class Handshakes:
             return Verdict.DROP_UNEXPECTED_COOKIE
         found = cookie.open_reply(cookie.cookie_key(peer.public_key), peer.last_mac1_sent, reply)
         if found is None:
-            return Verdict.DROP_INVALID_COOKIE
+            return peer.drop(Verdict.DROP_INVALID_COOKIE)
         peer.cookie, peer.cookie_at, peer.last_mac1_sent = found, now, None
-        log.debug("%s is under load and sent a cookie", peer)
+        log.debug("%(peer)s is under load and sent a cookie", {"peer": peer})
         return peer
 
     # -- sessions
@@ -280,7 +282,7 @@ class Handshakes:
         self.abandon(peer)              # one of our own that the peer's overtook
         self._tables.peers.rearm(peer.slot, "want_session")
         self._callbacks.ring()
-        log.info("handshake with %s completed", peer)
+        log.info("handshake with %(peer)s completed", {"peer": peer})
 
     # -- tools
 

@@ -67,25 +67,28 @@ class HandshakeProblems:
         if peer.handshake_tries > 1:
             peer.handshake_problem = peer.handshake_problem or NO_ANSWER
         if peer.handshake_tries == 2:
-            self._warn(now, "no handshake with %s: %s; trying on", peer, self.of(peer))
+            self._warn(now, "no handshake with %(peer)s: %(problem)s; trying on",
+                       {"peer": peer, "problem": self.of(peer)})
 
     def cannot_initiate(self, peer: Peer, why: str, now: int) -> None:
         """No initiation could be made; there will be another try."""
         peer.handshake_tries += 1
         if peer.handshake_problem != why:
-            self._warn(now, "no handshake with %s now: %s", peer, why)
+            self._warn(now, "no handshake with %(peer)s now: %(problem)s",
+                       {"peer": peer, "problem": why})
         peer.handshake_problem = why
 
     def gives_up(self, peer: Peer, now: int) -> None:
         """None of the tries had an answer."""
-        self._warn(now, "%s does not answer; giving up until there is something to send", peer)
+        self._warn(now, "%(peer)s does not answer; giving up until there is something to send",
+                   {"peer": peer})
 
     def is_not_authentic(self, peer: Peer) -> None:
         """A response to our initiation cannot be opened."""
         peer.handshake_problem = NOT_AUTHENTIC
 
-    def _warn(self, now: int, message: str, *arguments: object) -> None:
-        log.log(logging.WARNING if self._silent.take(now) else logging.DEBUG, message, *arguments)
+    def _warn(self, now: int, message: str, fields: dict[str, object]) -> None:
+        log.log(logging.WARNING if self._silent.take(now) else logging.DEBUG, message, fields)
 
     # -- as responder
 
@@ -93,16 +96,17 @@ class HandshakeProblems:
         """A response leaves; the peer may not have used the sessions before."""
         peer.sessions_unused += 1
         if peer.sessions_unused == UNUSED_SESSIONS:
-            self._warn(now, "%s starts handshake after handshake, and uses none of the sessions: "
-                       "our answers do not reach it, or its preshared key is another", peer)
+            self._warn(now, "%(peer)s starts handshake after handshake, and uses none of the "
+                       "sessions: our answers do not reach it, or its preshared key is another",
+                       {"peer": peer})
 
     def is_old(self, peer: Peer, sender: Endpoint, now: int) -> None:
         """An initiation of the peer is older than its last one."""
         if not peer.is_old_told and self._rejections.take(now):
             peer.is_old_told = True
-            log.warning("a handshake of %s from %s was rejected, as it is older than the last one: "
-                        "its clock was set back, or somebody replays it%s", peer, sender,
-                        self._others())
+            log.warning("a handshake of %(peer)s from %(endpoint)s was rejected, as it is older "
+                        "than the last one: its clock was set back, or somebody replays it"
+                        "%(others)s", {"peer": peer, "endpoint": sender, "others": self._others()})
 
     def is_unknown(self, public_key: bytes, static: noise.DhKeyPair, message: Initiation,
                    sender: Endpoint, now: int) -> None:
@@ -118,8 +122,10 @@ class HandshakeProblems:
         if len(self._strangers) >= STRANGERS:
             del self._strangers[next(iter(self._strangers))]
         self._strangers[public_key] = None
-        log.warning("a handshake from %s was rejected: its public key %s is not a peer's here%s",
-                    sender, keys.encode(public_key), self._others())
+        log.warning("a handshake from %(endpoint)s was rejected: its public key %(public_key)s is "
+                    "not a peer's here%(others)s", {
+                        "endpoint": sender, "public_key": keys.encode(public_key),
+                        "others": self._others()})
 
     def _others(self) -> str:
         """Of the rejections since the last line, how many there was no line for."""

@@ -160,7 +160,7 @@ class LaneOwner(Protocol):
     def send(self, number: int, flags: int, now: int) -> None:
         """Send an empty message on a lane."""
 
-    def warn(self, message: str, *args: object) -> None:
+    def warn(self, message: str, fields: dict[str, object]) -> None:
         """Log that a lane does not work."""
 
     def doubt(self, now: int) -> None:
@@ -169,7 +169,7 @@ class LaneOwner(Protocol):
     def on_dead(self, since: int, now: int) -> None:
         """A lane has died: its data of `since` was not answered. 0: it was never used."""
 
-    def note(self, message: str, *args: object) -> None:
+    def note(self, message: str, fields: dict[str, object]) -> None:
         """Log that a lane works again."""
 
 
@@ -311,21 +311,22 @@ class Lane:
             self.on_unanswered(since)
 
     def _log_back(self) -> None:
-        self._owner.note("lane %d of %s is back", self.number, self._owner.peer)
+        self._owner.note("lane %(lane)d of %(peer)s is back",
+                         {"lane": self.number, "peer": self._owner.peer})
 
     def _declare_dead(self, before: State, now: int, since: int) -> None:
         self._owner.tables.lanes.set_dead(self.slot)
         # The address that we send from may be why there is no answer.
         self._owner.tables.lanes.forget_source_address(self.slot)
+        fields = {"lane": self.number, "peer": self._owner.peer, "seconds": (now - since) // SECOND}
         if before is State.NEW:
-            self._owner.warn("lane %d of %s: nothing arrives on its UDP port (blocked?); moving "
-                             "its flows to other lanes", self.number, self._owner.peer)
+            self._owner.warn("lane %(lane)d of %(peer)s: nothing arrives on its UDP port "
+                             "(blocked?); moving its flows to other lanes", fields)
         elif before is State.OPENING:
-            self._owner.warn("lane %d of %s: no reply on its UDP port (blocked?); moving its "
-                             "flows to other lanes", self.number, self._owner.peer)
+            self._owner.warn("lane %(lane)d of %(peer)s: no reply on its UDP port (blocked?); "
+                             "moving its flows to other lanes", fields)
         else:
-            self._owner.warn("lane %d of %s is dead: no reply for %d seconds; moving its flows "
-                             "to other lanes", self.number, self._owner.peer,
-                             (now - since) // SECOND)
+            self._owner.warn("lane %(lane)d of %(peer)s is dead: no reply for %(seconds)d seconds; "
+                             "moving its flows to other lanes", fields)
         self._probe(now)
         self._owner.on_dead(since, now)

@@ -199,14 +199,14 @@ class LaneSet:
 
     # -- log
 
-    def warn(self, message: str, *args: object) -> None:
+    def warn(self, message: str, fields: dict[str, object]) -> None:
         """Log that a lane does not work: MAX_WARNINGS as warnings, the rest for debugging."""
-        log.log(logging.WARNING if self._warnings_left else logging.DEBUG, message, *args)
+        log.log(logging.WARNING if self._warnings_left else logging.DEBUG, message, fields)
         self._warnings_left = max(0, self._warnings_left - 1)
 
-    def note(self, message: str, *args: object) -> None:
+    def note(self, message: str, fields: dict[str, object]) -> None:
         """Log that a lane works again; for debugging only, if its failure probably was."""
-        log.log(logging.INFO if self._warnings_left else logging.DEBUG, message, *args)
+        log.log(logging.INFO if self._warnings_left else logging.DEBUG, message, fields)
 
 
 class LaneSets:

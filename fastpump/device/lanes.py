@@ -208,12 +208,12 @@ class PeerLanes:
     def on_abilities(self, keypair: Keypair, theirs: Abilities) -> None:
         """What the peer says of itself in a session."""
         if self.sets.drop_lost(theirs.in_use, keypair.created_ns):
-            log.info("%s lost its lanes: it was restarted", self.peer)
+            log.info("%(peer)s lost its lanes: it was restarted", {"peer": self.peer})
         if theirs.mtu not in (self._tables.mtu, self._mtu_warned):
             self._mtu_warned = theirs.mtu
-            log.warning("%s has an MTU of %d, this side has %d: packets larger than the "
-                        "smaller one may be lost; set both to the same value", self.peer,
-                        theirs.mtu, self._tables.mtu)
+            log.warning("%(peer)s has an MTU of %(peer_mtu)d, this side has %(mtu)d: packets "
+                        "larger than the smaller one may be lost; set both to the same value",
+                        {"peer": self.peer, "peer_mtu": theirs.mtu, "mtu": self._tables.mtu})
 
     def install(self, agreement: Agreement) -> LaneSet:
         """Make a set of lanes live."""
@@ -223,8 +223,8 @@ class PeerLanes:
         self._proof_at = None
         self._set_policy("lanes")       # also if nobody expected them any more
         log.log(logging.INFO if is_first else logging.DEBUG,
-                "%s: using %d lanes, %s, keys from X25519 and ML-KEM-768", self.peer,
-                lane_set.count, lane_set.cipher)
+                "%(peer)s: using %(lanes)d lanes, %(cipher)s, keys from X25519 and ML-KEM-768",
+                {"peer": self.peer, "lanes": lane_set.count, "cipher": lane_set.cipher})
         return lane_set
 
     def open(self, lane_set: LaneSet, now: int) -> None:
@@ -267,9 +267,10 @@ class PeerLanes:
 
     def _warn_no_lanes(self, why: str) -> None:
         if why != self.refusal:
-            log.warning("no lanes with %s: %s%s", self.peer, why,
-                        "; nothing is sent to it (--transport lanes)"
-                        if self._context.is_lanes_only else "")
+            log.warning("no lanes with %(peer)s: %(reason)s%(effect)s", {
+                "peer": self.peer, "reason": why,
+                "effect": "; nothing is sent to it (--transport lanes)"
+                if self._context.is_lanes_only else ""})
         self.refusal = why
 
     def _set_policy(self, policy: str) -> None:

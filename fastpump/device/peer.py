@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
@@ -61,12 +62,24 @@ class Peer:
     """When the device looks at the timers next."""
     latest_handshake_unix_ns: int = 0
     """Wall clock of the last handshake that succeeded; 0 for never."""
+    verdicts: Counter[str] = field(default_factory=Counter)
+    """Of the control plane, on its handshake messages and control packets."""
 
     def __str__(self) -> str:
         """For the log: enough of the key to know it by, and where it is."""
         name = keys.encode(self.public_key)
         where = f" ({self.endpoint})" if self.endpoint else ""
         return f"peer {name[:4]}…{name[-5:-1]}{where}"
+
+    def drop(self, verdict: str) -> str:
+        """The verdict, counted for this peer; for all of them the caller counts it."""
+        self.verdicts[verdict] += 1
+        return verdict
+
+    @property
+    def json_value(self) -> str:
+        """For the log as JSON: the whole key."""
+        return keys.encode(self.public_key)
 
     @property
     def persistent_keepalive_s(self) -> int:

@@ -60,7 +60,7 @@ class SendErrors:
             self._fails(peer, number, now)
         else:
             level = logging.INFO if peer in self._logged else logging.DEBUG
-            log.log(level, "sending to %s works again", peer)
+            log.log(level, "sending to %(peer)s works again", {"peer": peer})
             self.forget(peer)
 
     def _fails(self, peer: Peer, number: int, now: int) -> None:
@@ -70,7 +70,8 @@ class SendErrors:
         if self._budget.take(now):
             level = logging.WARNING
             self._logged.add(peer)
-        log.log(level, "sending to %s fails: %s", peer, error_text(number))
+        log.log(level, "sending to %(peer)s fails: %(error)s",
+                {"peer": peer, "error": error_text(number)})
 
     def forget(self, peer: Peer) -> None:
         """It works, or the peer is gone."""

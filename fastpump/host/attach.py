@@ -11,9 +11,11 @@ calls that for all dead processes of the network namespace. What no record menti
 itself: bridges that we made have an alias, redirects have our handle and no target any more.
 
 The bridge that we make: no spanning tree, no multicast snooping (it forwards like a cable, at
-once, and to all). The TAP gets a MAC address beginning with fe, so that a bridge, which takes the
-lowest of its ports', keeps the address that it has without us. A bridge that exists stays as it is.
-The last tunnel to leave a bridge of ours removes it.
+once, and to all). It has a MAC address of its own (host/derived_macs.py), the same whichever ports
+come and go, or its neighbours would lose it at each; and no IPv6 but what it is given addresses
+for (host/own_ipv6.py). A bridge that exists stays as it is, with its address, which may be the
+lowest of its ports': the TAP's begins with fe. The last tunnel to leave a bridge of ours removes
+it.
 
 MTUs of others are not changed; a bridge has the smallest of its ports' unless somebody set it,
 which the kernel sees to when the TAP comes and goes. In mode "tc" a socket keeps the interfaces
@@ -26,22 +28,23 @@ calls) leaves it behind.
 from __future__ import annotations
 
 import logging
-import secrets
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from fastpump.config.wording import OptionError
 from fastpump.constants import MAX_TAP_MTU
 from fastpump.errors import ConfigError, SystemSetupError
+from fastpump.host import derived_macs, own_ipv6
 from fastpump.host.attach_undo import AttachState, addresses_of, ports_of, record_file, recover
 from fastpump.host.undo_record import Record
 from fastpump.ip import Interface
 from fastpump.kernel import PACKET_ADD_MEMBERSHIP, PACKET_MR_PROMISC, PACKET_MREQ, SOL_PACKET
 from fastpump.netlink import bridges, links, redirects, routes
+from fastpump.netlink.bridges import VlanRange
 from fastpump.netlink.links import Link
 from fastpump.tun.queues import check_name
 
@@ -57,14 +60,16 @@ class Attachment:
     bridge: str | None = None
     interfaces: tuple[str, ...] = ()
     mode: str = "bridge"
+    vlans: tuple[VlanRange, ...] = ()
+    """That the TAP carries in a bridge that filters them, besides what it has by default."""
 
     def __bool__(self) -> bool:
         return self.bridge is not None or bool(self.interfaces)
 
     def to_json(self) -> dict[str, Any] | None:
         """For `status`."""
-        return {"bridge": self.bridge, "interfaces": list(self.interfaces),
-                "mode": self.mode} if self else None
+        return {"bridge": self.bridge, "interfaces": list(self.interfaces), "mode": self.mode,
+                "vlans": [list(vlans) for vlans in self.vlans]} if self else None
 
 
 # -- what is asked for
@@ -80,6 +85,9 @@ def check(attachment: Attachment) -> None:
         if name == attachment.bridge:
             raise OptionError(f"{name} is given as the bridge and as a port of it; leave out "
                               f"<attach={name}>")
+    if attachment.vlans and (not attachment or attachment.mode == "tc"):
+        raise OptionError("<bridge_vlans> is for a bridge's port; give <bridge> or <attach>, too, "
+                          "or leave it out: without a bridge, all VLANs are carried")
     if attachment.mode == "tc":
         if attachment.bridge is not None:
             raise OptionError("<attach_mode=tc> works without a bridge; leave out <bridge>, or the "
@@ -147,14 +155,24 @@ def warnings(attachment: Attachment, tap_index: int, mtu: int) -> list[str]:
         return [f"{tap.name} is not in a bridge any more: the tunnel joins nothing here; start it "
                 "again"]
     there = [link.name for link in others]
+    unsaid = [] if attachment.vlans else _vlan_warnings(tap)
     gone = [f"{name} is gone, or not in the bridge any more: it has no part in the tunnel; start "
             "the tunnel again when it is back"
             for name in attachment.interfaces if name not in there]
-    return gone + [
+    return gone + unsaid + [
         f"{link.name} has an MTU of {link.mtu}, the tunnel's interface one of {mtu}: larger "
         f"frames are lost; raise that to {link.mtu}, or lower the other: ip link set "
         f"{link.name} mtu {mtu} (and that of the hosts behind it)"
         for link in others if link.mtu > mtu and link.index != tap_index]
+
+
+def _vlan_warnings(tap: Link) -> list[str]:
+    """A sentence if the TAP is in a bridge that filters VLANs, and carries none that are tagged."""
+    bridge = links.find(tap.master) if tap.master else None
+    if bridge is None or not bridge.filters_vlans or bridges.tagged_vlans(tap):
+        return []
+    return [f"the bridge {bridge.name} filters VLANs, and lets no tagged frame pass to or from "
+            f"{tap.name}: say which VLANs the tunnel carries, such as --bridge-vlans 2-4094"]
 
 
 # -- doing it
@@ -179,14 +197,15 @@ def join(attachment: Attachment, tap: Link, cleanup: ExitStack, *,
     state = AttachState(record=_take_record(tap))
     cleanup.callback(state.undo)
     links.set_mtu(tap, mtu)
-    with suppress(SystemSetupError):        # a host without IPv6 gives none anyway
-        links.disable_link_local_addresses(tap)
+    own_ipv6.switch_off(tap)
     for link in others:
         _remove_dangling_redirects(link)
     if bridge_name is None:
         _redirect(state, others[0], tap, cleanup)
     else:
         _bridge(state, bridge_name, others, tap, addresses)
+        if attachment.vlans:
+            bridges.add_vlans(links.get(links.get(tap.index).master), tap, attachment.vlans)
 
 
 def _take_record(tap: Link) -> Record:
@@ -263,16 +282,21 @@ def _refuse_what_has_addresses(link: Link, bridge_name: str | None) -> None:
 def _bridge(state: AttachState, name: str, others: Sequence[Link], tap: Link,
             addresses: Sequence[Interface]) -> None:
     bridge = links.find(name)
+    has_ipv6 = any(address.version == 6 for address in addresses)
     if bridge is None:
-        bridge = bridges.make(name)
+        mac = derived_macs.of_interface(derived_macs.LOWEST, "bridge", name)
+        bridge = bridges.make(name, mac)
         state.note("bridge", bridge.index)
         links.set_alias(bridge, ALIAS + tap.name)
+        own_ipv6.prepare_bridge(bridge, has_address=has_ipv6)
     elif _is_ours(bridge):
         state.note("bridge", bridge.index)
+        if has_ipv6:
+            own_ipv6.prepare_bridge(bridge, has_address=True)   # its maker may have had none
     elif not bridges.ports(bridge):
         state.note("empty", bridge.index, bridge.mac, bridge.mtu)
     _set_up(state, bridge)
-    links.set_mac(tap, (b"\xfe" + secrets.token_bytes(5)).hex(":"))
+    links.set_mac(tap, derived_macs.of_interface(derived_macs.HIGHEST, "port", tap.name))
     links.set_up(tap)
     for link in (tap, *others):
         if link is not tap:
@@ -303,7 +327,8 @@ def _remove_dangling_redirects(link: Link) -> None:
     """Those that `recover` does not find, since the record is lost, or was of another tunnel."""
     for redirect in redirects.read(link):
         if redirect.is_dangling:
-            log.info("%s has a redirect of a tunnel that was killed; removing it", link.name)
+            log.info("%(name)s has a redirect of a tunnel that was killed; removing it",
+                     {"name": link.name})
             redirects.remove(link, redirect)
 
 

@@ -60,7 +60,7 @@ class AttachState:
                 if link is not None:
                     getattr(self, f"_undo_{verb}")(link, *more)
             except Exception as error:      # whatever it is, the other steps are undone
-                log.warning("%s", error)
+                log.warning("%(error)s", {"error": error})
         if self.record is not None:
             self.record.remove()
             self.record = None
@@ -68,8 +68,8 @@ class AttachState:
     def _undo_bridge(self, link: Link) -> None:
         left = [port.name for port in bridges.ports(link)]
         if left:
-            log.info("the bridge %s stays, since %s is in it; `ip link delete %s` removes it",
-                     link.name, " and ".join(left), link.name)
+            log.info("the bridge %(bridge)s stays, since %(ports)s is in it; `ip link delete "
+                     "%(bridge)s` removes it", {"bridge": link.name, "ports": " and ".join(left)})
         elif link.is_bridge:
             links.delete(link)
 
@@ -99,7 +99,8 @@ class AttachState:
 
     def _undo_ingress(self, link: Link) -> None:
         if redirects.has_qdisc(link) and not redirects.remove_unused_qdisc(link):
-            log.info("the clsact qdisc of %s stays, since there are filters in it", link.name)
+            log.info("the clsact qdisc of %(name)s stays, since there are filters in it",
+                     {"name": link.name})
 
     def _undo_redirect(self, link: Link, target: int) -> None:
         for redirect in redirects.read(link):
@@ -120,11 +121,12 @@ def recover(tap: str | None = None) -> bool:
         try:
             state = AttachState.from_json(record.read(), record)
         except (KeyError, TypeError) as error:
-            log.warning("%s cannot be read (%s): what it records is not undone", path, error)
+            log.warning("%(path)s cannot be read (%(error)s): what it records is not undone",
+                        {"path": path, "error": error})
             state = AttachState(record=record)
         if state.steps:
-            log.warning("%s was killed when it last ran; undoing what it left behind",
-                        path.name.rpartition("@")[0])
+            log.warning("%(name)s was killed when it last ran; undoing what it left behind",
+                        {"name": path.name.rpartition("@")[0]})
             was_any = True
         state.undo()
     return was_any

@@ -26,7 +26,7 @@ FRAME_OVERHEAD = 38
 
 def attachment_of(config: TunnelConfig) -> Attachment:
     """What a TAP is to be joined to."""
-    return Attachment(config.bridge, config.attach, config.attach_mode)
+    return Attachment(config.bridge, config.attach, config.attach_mode, config.bridge_vlans)
 
 
 def configure(config: TunnelConfig, index: int, cleanup: ExitStack,
@@ -46,10 +46,11 @@ def configure(config: TunnelConfig, index: int, cleanup: ExitStack,
     if config.mac is not None:
         links.set_mac(tap, config.mac.hex(":"))
     if endpoints and mtu > fitting:
-        log.warning("frames of %s may need datagrams larger than the path to the peers takes; they "
-                    "go in fragments, which is slow: raise the MTU of that path to %d, or lower "
-                    "that of the hosts, and of the tunnel, to %d", tap.name,
-                    mtu + routes.OUTER_OVERHEAD + FRAME_OVERHEAD, fitting)
+        log.warning("frames of %(tap)s may need datagrams larger than the path to the peers takes; "
+                    "they go in fragments, which is slow: raise the MTU of that path to "
+                    "%(path_mtu)d, or lower that of the hosts, and of the tunnel, to %(mtu)d",
+                    {"tap": tap.name, "mtu": fitting,
+                     "path_mtu": mtu + routes.OUTER_OVERHEAD + FRAME_OVERHEAD})
 
 
 class JoinWatch:
@@ -67,5 +68,5 @@ class JoinWatch:
         found = attach.warnings(self._attachment, index, mtu)
         for sentence in found:
             if sentence not in self._logged:
-                log.warning("%s", sentence)
+                log.warning("%(warning)s", {"warning": sentence})
         self._logged = found

@@ -31,7 +31,7 @@ def is_left_out(name: str, wanted: Iterable[Interface | Network]) -> bool:
         raise SystemSetupError(
             f"{name} may have no IPv6 (net.ipv6.conf.default.disable_ipv6 = 1), while this host "
             f"may; allow it, or leave out {', '.join(items)}")
-    log.warning("this host has no IPv6: without %s", ", ".join(items))
+    log.warning("this host has no IPv6: without %(items)s", {"items": ", ".join(items)})
     return True
 
 
@@ -55,6 +55,6 @@ def fitting_mtu(fitting: int, wanted: Iterable[Interface | Network]) -> int:
     the kernel would silently take the IPv6 addresses away."""
     if fitting >= MIN_IPV6_MTU or all(each.version == 4 for each in wanted):
         return fitting
-    log.warning("the paths to the peers fit an MTU of %d only, and IPv6 needs %d: larger packets "
-                "go in fragments", fitting, MIN_IPV6_MTU)
+    log.warning("the paths to the peers fit an MTU of %(fitting)d only, and IPv6 needs %(mtu)d: "
+                "larger packets go in fragments", {"fitting": fitting, "mtu": MIN_IPV6_MTU})
     return MIN_IPV6_MTU

@@ -242,12 +242,14 @@ def _commands(record: Record, said: dict[str, Any]) -> DownCommands:
     if "commands" not in said or said.get("namespace") != namespace_cookie():
         return DownCommands()
     if not record.is_trusted:
-        log.warning("%s can be written by others: the commands in it are not run", record.path)
+        log.warning("%(file)s can be written by others: the commands in it are not run",
+                    {"file": record.path})
         return DownCommands()
     try:
         return DownCommands.from_json(said["commands"])
     except ValueError as error:
-        log.warning("%s cannot be read (%s): PreDown and PostDown are not run", record.path, error)
+        log.warning("%(file)s cannot be read (%(error)s): PreDown and PostDown are not run",
+                    {"file": record.path, "error": error})
         return DownCommands()
 
 
@@ -266,4 +268,4 @@ def _tolerate(step: Callable[..., None], *args: object) -> None:
     try:
         step(*args)
     except SystemSetupError as error:
-        log.warning("%s", error)
+        log.warning("%(error)s", {"error": error})

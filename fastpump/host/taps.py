@@ -14,21 +14,19 @@ import contextlib
 import errno
 import fcntl
 import grp
-import hashlib
 import os
 import pwd
 import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from fastpump import paths
 from fastpump.config.parsers import parse_mac as parse_host_mac
 from fastpump.constants import ETHERNET_MTU
 from fastpump.errors import ConfigError, SystemSetupError
-from fastpump.host import interfaces, tun_users
+from fastpump.host import derived_macs, interfaces, tun_users
+from fastpump.host.derived_macs import text as mac_text
 from fastpump.kernel import (
     IFF_MULTI_QUEUE,
     IFF_TAP,
@@ -43,7 +41,6 @@ from fastpump.netlink.refusal import Refusal, explaining
 from fastpump.tun.queues import NO_PERMISSION, check_name, open_queue
 
 MAX_BRIDGE_PORTS = 1023     # BR_MAX_PORTS in net/bridge/br_private.h, less the bridge itself
-_MACHINE_ID = Path("/etc/machine-id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +97,6 @@ def parse_mac(text: str) -> int:
 
 def _is_usable(mac: int) -> bool:
     return 0 < mac < 1 << 48 and not mac >> 40 & 1
-
-
-def mac_text(mac: int) -> str:
-    """02:00:00:00:00:01"""
-    return mac.to_bytes(6, "big").hex(":")
 
 
 def numbered(prefix: str, count: int) -> tuple[str, ...]:
@@ -240,17 +232,13 @@ def _remove(made: Sequence[str]) -> str | None:
 def _guest_macs(config: TapConfig) -> list[int]:
     if config.guest_mac is not None:
         return [config.guest_mac + number for number in range(len(config.names))]
-    machine = b""
-    with contextlib.suppress(OSError):
-        machine = _MACHINE_ID.read_bytes().strip()
-    host = machine + b"\0" + os.fsencode(paths.namespace_name() or "")
+    host = derived_macs.this_host()
     return [guest_mac(name, host) for name in config.names]
 
 
 def guest_mac(name: str, host: bytes) -> int:
     """The MAC for the guest behind a TAP: locally administered, and always the same."""
-    seed = b"fastpump guest\0" + host + b"\0" + os.fsencode(name)
-    return 0x02 << 40 | int.from_bytes(hashlib.blake2s(seed, digest_size=5).digest(), "big")
+    return derived_macs.derive(derived_macs.LOWEST, "guest", name, host)
 
 
 # -- delete, list

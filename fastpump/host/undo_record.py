@@ -77,7 +77,8 @@ class Record:
             if not isinstance(content, dict):
                 raise ValueError("not an object")
         except ValueError as error:
-            log.warning("%s cannot be read (%s): what it records is not undone", self.path, error)
+            log.warning("%(path)s cannot be read (%(error)s): what it records is not undone",
+                        {"path": self.path, "error": error})
             return {}
         return content
 

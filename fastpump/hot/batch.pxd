@@ -43,10 +43,11 @@ from fastpump.hot.send_errors cimport send_error_changes, send_error_set
 from fastpump.hot.shm cimport (
     EVENT_GSO_REFUSED, EVENT_SEND_ERROR, EVENT_SOURCE_ADDRESS_GONE, OFFLOAD_UDP_GSO,
     REPORTED_SOURCE_ADDRESS_GONE, SOURCE_ADDRESS_LEN, Endpoint, PeerState, Tables, WorkerShared,
+    peer_count,
 )
 from fastpump.hot.verdict cimport (
     DROP_HALTED, DROP_SEND_BUFFER_FULL, DROP_SEND_ERROR, FAILED_UDP_GSO, UDP_TX_BYTES,
-    UDP_TX_CALLS, UDP_TX_DATAGRAMS, UDP_TX_MESSAGES,
+    UDP_TX_CALLS, UDP_TX_DATAGRAMS, UDP_TX_MESSAGES, Verdict,
 )
 
 cdef enum:
@@ -196,7 +197,7 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
             sent += <uint32_t>result
         elif errno == EAGAIN:
             for i in range(sent, end):
-                self.shared.verdicts[DROP_SEND_BUFFER_FULL] += self.info[i].segment_count
+                send_count(self, &self.info[i], DROP_SEND_BUFFER_FULL, self.info[i].segment_count)
             sent = end
         elif errno != EINTR:
             if send_handle_error(self, sent, errno):
@@ -211,7 +212,7 @@ cdef inline void send_discard(SendBatch *self) noexcept nogil:
     """Empty the batch without sending it."""
     cdef uint32_t i
     for i in range(self.count):
-        self.shared.verdicts[DROP_HALTED] += self.info[i].segment_count
+        send_count(self, &self.info[i], DROP_HALTED, self.info[i].segment_count)
     self.count = 0
 
 
@@ -239,15 +240,15 @@ cdef inline bint send_handle_error(SendBatch *self, uint32_t which, int error) n
                 info.endpoint, <uint32_t>(self.shared - self.tables.workers))
         return False
     if error in (ENOBUFS, ENOMEM):
-        self.shared.verdicts[DROP_SEND_BUFFER_FULL] += info.segment_count
+        send_count(self, info, DROP_SEND_BUFFER_FULL, info.segment_count)
     elif info.segment_count > 1 and error in (EIO, EMSGSIZE, EINVAL):
-        self.shared.verdicts[FAILED_UDP_GSO] += 1
+        send_count(self, info, FAILED_UDP_GSO, 1)
         if gso_refuse(info.endpoint, info.segment_len, error, info.is_gso_retry,
                       send_now_s(self)) and error == EIO:
             send_gso_report(self, info.peer, error)
         send_one_by_one(self, which)
     else:
-        self.shared.verdicts[DROP_SEND_ERROR] += info.segment_count
+        send_count(self, info, DROP_SEND_ERROR, info.segment_count)
         send_report(self, info.peer, <uint32_t>error)
     return True
 
@@ -273,11 +274,17 @@ cdef inline void send_one_by_one(SendBatch *self, uint32_t which) noexcept nogil
             self.shared.counters[UDP_TX_MESSAGES] += 1
             self.shared.counters[UDP_TX_BYTES] += length
         elif errno in (EAGAIN, ENOBUFS, ENOMEM):
-            self.shared.verdicts[DROP_SEND_BUFFER_FULL] += 1
+            send_count(self, info, DROP_SEND_BUFFER_FULL, 1)
         else:
-            self.shared.verdicts[DROP_SEND_ERROR] += 1
+            send_count(self, info, DROP_SEND_ERROR, 1)
             send_report(self, info.peer, <uint32_t>errno)
         at += length
+
+
+cdef inline void send_count(SendBatch *self, const SendMessage *info, Verdict verdict,
+                            uint32_t count) noexcept nogil:
+    self.shared.verdicts[verdict] += count
+    peer_count(self.tables, info.peer, verdict, count)
 
 
 cdef inline void send_report_success(SendBatch *self, uint32_t first,

@@ -21,7 +21,7 @@ from fastpump.hot.lane cimport lane_path
 from fastpump.hot.seal cimport seal_on_lane
 from fastpump.hot.shm cimport Lane, LaneState, lane_state
 from fastpump.hot.verdict cimport DROP_NO_ENDPOINT, UDP_TX_BUNDLES
-from fastpump.hot.worker cimport Bundle, Worker
+from fastpump.hot.worker cimport Bundle, Worker, worker_count_of
 
 cdef struct BundleEntry:
     uint8_t *packet
@@ -77,7 +77,7 @@ cdef inline void bundle_flush(Worker *worker) noexcept nogil:
                                   self.buffer, self.length)
         worker.shared.counters[UDP_TX_BUNDLES] += 1
     if sealed_len == 0:
-        worker.shared.verdicts[DROP_NO_ENDPOINT] += count
+        worker_count_of(worker, lane.peer, DROP_NO_ENDPOINT, count)
         return
     state.tx_bytes += sealed_len
     add64(&worker.tables.peer_states[lane.peer].tx_bytes, sealed_len, RELAXED)

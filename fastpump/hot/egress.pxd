@@ -35,7 +35,7 @@ from fastpump.hot.constants cimport (
 )
 from fastpump.hot.events cimport event_push_once
 from fastpump.hot.fence cimport fence_raise
-from fastpump.hot.ip cimport ip_destination
+from fastpump.hot.ip cimport ip_destination, ip_is_link_local
 from fastpump.hot.lane cimport lane_path
 from fastpump.hot.linux cimport VIRTIO_NET_HDR_GSO_NONE
 from fastpump.hot.lookup cimport lookup_peer
@@ -50,13 +50,13 @@ from fastpump.hot.split cimport Splitter, splitter_init, splitter_next
 from fastpump.hot.staged cimport staged_add, staged_packet, staged_purge, staged_remove
 from fastpump.hot.tx_route cimport TxRoute, tx_route_choose, tx_route_session
 from fastpump.hot.verdict cimport (
-    DROP_COUNTER_LIMIT, DROP_MALFORMED_PACKET, DROP_NO_ENDPOINT, DROP_NO_LANES, DROP_NO_PEER,
-    DROP_RATE_LIMIT, DROP_STAGED_TIMEOUT, DROP_TOO_BIG, PASS, Verdict,
+    DROP_COUNTER_LIMIT, DROP_LINK_LOCAL, DROP_MALFORMED_PACKET, DROP_NO_ENDPOINT, DROP_NO_LANES,
+    DROP_NO_PEER, DROP_RATE_LIMIT, DROP_STAGED_TIMEOUT, DROP_TOO_BIG, PASS, Verdict,
 )
 from fastpump.hot.vnet cimport (
     VnetHeader, vnet_checksum_complete, vnet_is_plain_partial, vnet_load, vnet_segment_count,
 )
-from fastpump.hot.worker cimport Relay, ShaperEntry, Worker, worker_count
+from fastpump.hot.worker cimport Relay, ShaperEntry, Worker, peer_verdict, worker_count
 
 
 cdef inline Verdict egress_packet(Worker *worker, const VnetHeader *vnet, uint8_t *start,
@@ -69,7 +69,8 @@ cdef inline Verdict egress_packet(Worker *worker, const VnetHeader *vnet, uint8_
         return DROP_MALFORMED_PACKET
     index = lookup_peer(&worker.tables, ip_destination(&packet.ip), packet.ip.is_v6)
     if index == NONE:
-        return DROP_NO_PEER
+        return DROP_LINK_LOCAL if ip_is_link_local(
+            ip_destination(&packet.ip), packet.ip.is_v6) else DROP_NO_PEER
     relay.word = 0
     return egress_shape(worker, index, vnet, &packet, &relay)
 
@@ -78,8 +79,9 @@ cdef inline Verdict egress_shape(Worker *worker, uint32_t index, const VnetHeade
                                  Packet *packet, const Relay *relay) noexcept nogil:
     """To a peer: now, or when the rate limits allow it."""
     if shaper_is_used(worker):
-        return egress_shape_limited(worker, index, vnet, packet, relay)
-    return egress_dispatch(worker, index, vnet, packet, relay)
+        return peer_verdict(worker, index,
+                            egress_shape_limited(worker, index, vnet, packet, relay))
+    return peer_verdict(worker, index, egress_dispatch(worker, index, vnet, packet, relay))
 
 
 cdef inline Verdict egress_shape_limited(Worker *worker, uint32_t index, const VnetHeader *vnet,
@@ -115,7 +117,8 @@ cdef inline Verdict egress_release(Worker *worker, const ShaperEntry *shaped) no
     vnet_load(&vnet, buffer - VNET_HEADER_LEN)
     if not packet_parse(&packet, worker.is_tap, buffer, shaped.length):
         return DROP_MALFORMED_PACKET    # cannot be: it was parsed before
-    return egress_dispatch(worker, shaped.peer, &vnet, &packet, &shaped.relay)
+    return peer_verdict(worker, shaped.peer, egress_dispatch(worker, shaped.peer, &vnet, &packet,
+                                                             &shaped.relay))
 
 
 cdef inline Verdict egress_dispatch(Worker *worker, uint32_t index, const VnetHeader *vnet,
@@ -157,8 +160,8 @@ cdef inline void egress_dispatch_staged(Worker *worker, uint32_t only_peer) noex
             position += 1           # packet_parse was true once, and is
             continue
         vnet_load(&vnet, start - VNET_HEADER_LEN)
-        worker_count(worker, egress_transmit(worker, peer, &route, &vnet, &packet,
-                                             &worker.staged.packets[position].relay))
+        worker_count(worker, peer_verdict(worker, peer, egress_transmit(
+            worker, peer, &route, &vnet, &packet, &worker.staged.packets[position].relay)))
         staged_remove(&worker.staged, position)
 
 

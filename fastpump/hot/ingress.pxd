@@ -52,7 +52,7 @@ from fastpump.hot.constants cimport (
 from fastpump.hot.egress cimport egress_flush
 from fastpump.hot.fence cimport fence_is_end_marker, fence_check_lanes, fence_lift
 from fastpump.hot.gro cimport Candidate, gro_is_full, gro_receive, gro_reset
-from fastpump.hot.ip cimport ip_can_be_partial, ip_source
+from fastpump.hot.ip cimport ip_can_be_partial, ip_is_link_local, ip_source
 from fastpump.hot.lane cimport lane_find
 from fastpump.hot.linux cimport EAGAIN, EINTR, errno
 from fastpump.hot.lookup cimport lookup_peer
@@ -70,14 +70,14 @@ from fastpump.hot.tun_write cimport tun_write_flush
 from fastpump.hot.upcall cimport handshake_has_length, upcall_take
 from fastpump.hot.verdict cimport (
     DROP_CONTROL_FULL, DROP_CONTROL_RATE, DROP_CONTROL_UNWANTED, DROP_EXPIRED_KEYPAIR,
-    DROP_HOLD_FULL, DROP_MALFORMED_BUNDLE, DROP_MALFORMED_INNER, DROP_MALFORMED_MESSAGE,
-    DROP_MALFORMED_PARTIAL, DROP_MISDELIVERED, DROP_NOT_IN_LANES, DROP_REPLAYED,
-    DROP_SOURCE_NOT_ALLOWED, DROP_TRUNCATED, DROP_UNAUTHENTIC, DROP_UNKNOWN_INDEX,
+    DROP_HOLD_FULL, DROP_LINK_LOCAL, DROP_MALFORMED_BUNDLE, DROP_MALFORMED_INNER,
+    DROP_MALFORMED_MESSAGE, DROP_MALFORMED_PARTIAL, DROP_MISDELIVERED, DROP_NOT_IN_LANES,
+    DROP_REPLAYED, DROP_SOURCE_NOT_ALLOWED, DROP_TRUNCATED, DROP_UNAUTHENTIC, DROP_UNKNOWN_INDEX,
     FAILED_EVENT_RING_FULL, KEEPALIVES_RECEIVED, PASS, UDP_RX_BYTES, UDP_RX_CALLS, UDP_RX_DATAGRAMS,
     UDP_RX_MESSAGES, Verdict,
 )
 from fastpump.hot.vnet cimport VnetHeader, vnet_set_partial
-from fastpump.hot.worker cimport Relay, Worker, worker_count
+from fastpump.hot.worker cimport Relay, Worker, peer_verdict, worker_count
 
 
 cdef inline bint udp_to_tun(Worker *worker, int fd) noexcept nogil:
@@ -149,21 +149,28 @@ cdef inline Verdict ingress_handshake(Worker *worker, uint8_t *datagram, uint32_
 
 cdef inline Verdict ingress_session(Worker *worker, uint8_t *datagram, uint32_t length,
                                     const Sender *sender) noexcept nogil:
-    """A transport message: checks 2 to 8."""
-    cdef uint8_t *inner = datagram + TRANSPORT_HEADER_LEN
-    cdef uint32_t inner_len = length - TRANSPORT_HEADER_LEN - TAG_LEN
+    """A transport message: check 2."""
     cdef const Keypair *keypair = keypair_find(&worker.tables, load_le32(datagram + 4),
                                                worker.number)
-    cdef KeypairState *state
+    if keypair == NULL:
+        return DROP_UNKNOWN_INDEX
+    return peer_verdict(worker, keypair.peer,
+                        ingress_session_open(worker, keypair, datagram, length, sender))
+
+
+cdef inline Verdict ingress_session_open(Worker *worker, const Keypair *keypair,
+                                         uint8_t *datagram, uint32_t length,
+                                         const Sender *sender) noexcept nogil:
+    """A transport message whose session is known: checks 3 to 8."""
+    cdef uint8_t *inner = datagram + TRANSPORT_HEADER_LEN
+    cdef uint32_t inner_len = length - TRANSPORT_HEADER_LEN - TAG_LEN
+    cdef KeypairState *state = keypair_state(&worker.tables, keypair)
     cdef uint8_t nonce[12]
     cdef uint64_t counter
     cdef bint is_control
-    if keypair == NULL:
-        return DROP_UNKNOWN_INDEX
     if worker.now_ns >= keypair.reject_at_ns:
         return DROP_EXPIRED_KEYPAIR
     counter = load_le64(datagram + 8)
-    state = keypair_state(&worker.tables, keypair)
     if not replay_is_fresh(&state.replay, counter):
         return DROP_REPLAYED
     nonce_set(nonce, counter)
@@ -213,9 +220,11 @@ cdef inline Verdict ingress_lane(Worker *worker, uint8_t *datagram, uint32_t len
     if lane == NULL:
         return DROP_UNKNOWN_INDEX
     if load32(&lane.state, ACQUIRE) == LANE_LIVE:
-        return ingress_lane_open(worker, lane, datagram, length, sender, True)
-    return PASS if reorder_add(worker, lane, datagram, length, False,
-                               sender) else DROP_HOLD_FULL
+        return peer_verdict(worker, lane.peer, ingress_lane_open(worker, lane, datagram, length,
+                                                                 sender, True))
+    if reorder_add(worker, lane, datagram, length, False, sender):
+        return PASS
+    return peer_verdict(worker, lane.peer, DROP_HOLD_FULL)
 
 
 cdef inline Verdict ingress_lane_open(Worker *worker, const Lane *lane, uint8_t *datagram,
@@ -285,10 +294,10 @@ cdef inline Verdict ingress_bundle(Worker *worker, uint32_t peer, uint8_t *at,
     cdef BundleEntry entry
     cdef Verdict verdict = PASS
     while bundle_next(&at, &left, &entry):
-        worker_count(worker, verdict)
+        worker_count(worker, peer_verdict(worker, peer, verdict))
         verdict = ingress_inner(worker, peer, entry.packet, entry.length, entry.is_partial)
     if left:
-        worker_count(worker, verdict)
+        worker_count(worker, peer_verdict(worker, peer, verdict))
         verdict = DROP_MALFORMED_BUNDLE
     return verdict
 
@@ -313,7 +322,8 @@ cdef inline Verdict ingress_packet(Worker *worker, uint32_t peer, uint8_t *start
         return DROP_MALFORMED_PARTIAL
     if lookup_peer(&worker.tables, ip_source(&candidate.packet.ip),
                    candidate.packet.ip.is_v6) != peer:
-        return DROP_SOURCE_NOT_ALLOWED
+        return DROP_LINK_LOCAL if ip_is_link_local(
+            ip_source(&candidate.packet.ip), candidate.packet.ip.is_v6) else DROP_SOURCE_NOT_ALLOWED
     ingress_coalesce(worker, &candidate, peer, is_partial)
     return PASS
 

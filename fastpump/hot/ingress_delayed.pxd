@@ -25,7 +25,7 @@ from fastpump.hot.shm cimport (
     ADDRESS_LEN, LANE_LIVE, NONE, Lane, LaneState, Misdelivered, lane_state,
 )
 from fastpump.hot.verdict cimport DROP_UNKNOWN_INDEX, Verdict
-from fastpump.hot.worker cimport ReorderEntry, Worker, worker_count
+from fastpump.hot.worker cimport ReorderEntry, Worker, peer_verdict, worker_count
 
 
 cdef inline void ingress_misdelivered(Worker *worker) noexcept nogil:
@@ -83,8 +83,10 @@ cdef inline Verdict ingress_reordered_message(Worker *worker, ReorderEntry *entr
     if load32(&lane.state, ACQUIRE) != LANE_LIVE:
         return DROP_UNKNOWN_INDEX
     if entry.is_opened:
-        return ingress_lane_inner(worker, lane, datagram, entry.length)
+        return peer_verdict(worker, lane.peer, ingress_lane_inner(worker, lane, datagram,
+                                                                  entry.length))
     sender.address = &entry.sender
     sender.address_len = entry.sender_len
     sender.source_address = entry.source_address
-    return ingress_lane_open(worker, lane, datagram, entry.length, &sender, False)
+    return peer_verdict(worker, lane.peer, ingress_lane_open(worker, lane, datagram, entry.length,
+                                                             &sender, False))

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint8_t
 
-from fastpump.hot.bytes cimport load_be16
+from fastpump.hot.bytes cimport load_be16, load_be32, load_be64
 
 cdef enum:
     PROTOCOL_TCP = 6
@@ -54,6 +54,20 @@ cdef inline const uint8_t *ip_source(const IpPacket *self) noexcept nogil:
 
 cdef inline const uint8_t *ip_destination(const IpPacket *self) noexcept nogil:
     return self.start + 24 if self.is_v6 else self.start + 16
+
+
+cdef inline bint ip_is_link_local(const uint8_t *address, bint is_v6) noexcept nogil:
+    """Whether an address means something on one link only, as those that hosts send from and to by
+    themselves: link-local (RFC 4291, RFC 3927), groups of link-local scope (RFC 4291, RFC 5771),
+    broadcast to this network, and none (a source)."""
+    cdef uint32_t first = load_be32(address)
+    if not is_v6:
+        return first >> 16 == 0xa9fe or first >> 8 == 0xe00000 or first == 0 \
+            or first == 0xffffffffu
+    if first >> 24 == 0xff:
+        return first >> 16 & 0xf <= 2
+    return first >> 22 == 0xfe80 >> 6 or (
+        load_be64(address) == 0 and load_be64(address + 8) == 0)
 
 
 cdef inline void ip_total_len_set(uint8_t *ip, bint is_v6, uint32_t total_len) noexcept nogil:

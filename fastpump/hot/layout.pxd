@@ -11,6 +11,7 @@ from fastpump.hot.shm cimport (
     Configuration, Header, InterfaceState, Keypair, KeypairState, Lane, LaneState, Limiter,
     MacEntry, PeerSlot, PeerState, Tables, TrieNode, WorkerShared,
 )
+from fastpump.hot.verdict cimport VERDICT_COUNT
 
 
 cdef inline size_t configuration_lay_out(Configuration *self, const Header *header,
@@ -41,6 +42,8 @@ cdef inline size_t state_lay_out(Tables *self, const Header *header, void *memor
     self.lane_states = <LaneState *>arena_take(&arena, header.lane_capacity * sizeof(LaneState))
     self.limiters = <Limiter *>arena_take(
         &arena, 2 * (1 + <size_t>header.peer_capacity) * sizeof(Limiter))
+    self.peer_verdicts = <uint64_t *>arena_take(
+        &arena, header.peer_capacity * VERDICT_COUNT * sizeof(uint64_t))
     if header.is_tap:
         self.macs = <MacEntry *>arena_take(
             &arena, header.mac_buckets * FDB_WAYS * sizeof(MacEntry))

@@ -2,9 +2,9 @@
 #
 #   configuration   Header, PeerSlot, Keypair, Lane, TrieNode. Only the supervisor writes it;
 #                   workers have it by a read-only descriptor, and cannot map it otherwise.
-#   state           InterfaceState, WorkerShared, PeerState, KeypairState, LaneState, Limiter and,
-#                   of a TAP, MacEntry and hashes of flooded frames (`duplicates`): what workers
-#                   write.
+#   state           InterfaceState, WorkerShared, PeerState, KeypairState, LaneState, Limiter,
+#                   verdicts of peers and, of a TAP, MacEntry and hashes of flooded frames
+#                   (`duplicates`): what workers write.
 #
 # Arrays and their order: hot/layout.pxd. A slot has one number in both.
 #
@@ -32,7 +32,7 @@
 #               workers send while their own lanes are dead), and the times for timers, where
 #               a lost race moves a timer.
 #   any worker  MacEntry (hot/fdb.pxd), duplicates[] (hot/duplicates.pxd),
-#               Bucket (hot/token_bucket.pxd): atomic.
+#               Bucket (hot/token_bucket.pxd), verdicts of peers: atomic.
 #   the supervisor   a slot's state before it is published and after it is retired.
 #
 # Who owns a (key, counter) pair: whoever takes the counter from `send_counter` by
@@ -45,12 +45,12 @@
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 
 from fastpump.hot.aead cimport AEAD_KEY_LEN
-from fastpump.hot.atomics cimport ACQUIRE, load32
+from fastpump.hot.atomics cimport ACQUIRE, RELAXED, add64, load32
 from fastpump.hot.constants cimport (
     BATCH_BUCKETS, CONTROL_PACKET_LEN, CONTROL_RING_LEN, EVENT_RING_LEN, MISDELIVERED_LEN,
     MISDELIVERED_RING_LEN, REPLAY_WORDS,
 )
-from fastpump.hot.verdict cimport COUNTER_COUNT, VERDICT_COUNT
+from fastpump.hot.verdict cimport COUNTER_COUNT, VERDICT_COUNT, Verdict
 
 cdef enum:
     NONE = 0xffffffff
@@ -378,6 +378,13 @@ cdef struct Tables:
     Limiter *limiters               # by DIRECTION_*: two of the interface; then two of each peer
     MacEntry *macs
     uint64_t *duplicates
+    uint64_t *peer_verdicts         # VERDICT_COUNT of each peer
+
+
+cdef inline void peer_count(Tables *tables, uint32_t peer, Verdict verdict,
+                            uint64_t count) noexcept nogil:
+    """Count a verdict for a peer; for the worker the caller counts it."""
+    add64(&tables.peer_verdicts[<size_t>peer * VERDICT_COUNT + <size_t>verdict], count, RELAXED)
 
 
 cdef inline const Keypair *keypair_find(const Tables *tables, uint32_t index,

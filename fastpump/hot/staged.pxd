@@ -14,7 +14,9 @@ from fastpump.hot.constants cimport (
     VNET_HEADER_LEN,
 )
 from fastpump.hot.verdict cimport DROP_STAGED_FULL, DROP_STAGED_TIMEOUT
-from fastpump.hot.worker cimport Relay, Staged, StagedPacket, Worker
+from fastpump.hot.worker cimport (
+    Relay, Staged, StagedPacket, Worker, peer_verdict, worker_count, worker_count_of,
+)
 
 
 cdef inline void staged_init(Staged *self) noexcept nogil:
@@ -47,16 +49,16 @@ cdef inline void staged_add(Worker *worker, uint32_t peer, const uint8_t *packet
     cdef StagedPacket *entry
     cdef uint32_t position
     if relay.word and self.per_peer[peer] >= STAGED_FLOODED_PER_PEER:
-        worker.shared.verdicts[DROP_STAGED_FULL] += 1
+        worker_count_of(worker, peer, DROP_STAGED_FULL, 1)
         return
     if self.per_peer[peer] >= STAGED_PER_PEER:
         for position in range(self.count):
             if self.packets[position].peer == peer:
                 staged_remove(self, position)
                 break
-        worker.shared.verdicts[DROP_STAGED_FULL] += 1
+        worker_count_of(worker, peer, DROP_STAGED_FULL, 1)
     if self.free_count == 0:        # other peers use all of it: the newest is dropped
-        worker.shared.verdicts[DROP_STAGED_FULL] += 1
+        worker_count_of(worker, peer, DROP_STAGED_FULL, 1)
         return
     self.free_count -= 1
     entry = &self.packets[self.count]
@@ -72,13 +74,16 @@ cdef inline void staged_add(Worker *worker, uint32_t peer, const uint8_t *packet
 
 
 cdef inline void staged_purge(Worker *worker) noexcept nogil:
-    """Drop what the supervisor has given up."""
+    """Drop what the supervisor has given up. A slot that got another peer meanwhile was purged
+    twice, and that peer is not blamed."""
     cdef Staged *self = &worker.staged
-    cdef uint32_t position = 0
+    cdef uint32_t position = 0, peer, purges
     while position < self.count:
-        if self.packets[position].purge_count != \
-                worker.tables.peers[self.packets[position].peer].purge_count:
-            staged_remove(self, position)
-            worker.shared.verdicts[DROP_STAGED_TIMEOUT] += 1
-        else:
+        peer = self.packets[position].peer
+        purges = worker.tables.peers[peer].purge_count - self.packets[position].purge_count
+        if purges == 0:
             position += 1
+            continue
+        staged_remove(self, position)
+        worker_count(worker, DROP_STAGED_TIMEOUT if purges > 1 else peer_verdict(
+            worker, peer, DROP_STAGED_TIMEOUT))

@@ -53,7 +53,7 @@ from fastpump.hot.verdict cimport (
     MACS_MOVED, PASS, Verdict,
 )
 from fastpump.hot.vnet cimport VnetHeader, vnet_segment_count
-from fastpump.hot.worker cimport Relay, Worker, worker_count
+from fastpump.hot.worker cimport Relay, Worker, peer_verdict, worker_count
 
 
 cdef inline Verdict switch_from_interface(Worker *worker, const VnetHeader *vnet, uint8_t *start,
@@ -187,7 +187,8 @@ cdef inline Learned switch_learn(Worker *worker, uint64_t key, uint32_t owner,
     elif learned == LEARN_MOVED:
         worker.shared.counters[MACS_MOVED] += 1
     elif learned == LEARN_FULL:
-        worker.shared.verdicts[FAILED_MAC_LIMIT] += 1
+        worker_count(worker, FAILED_MAC_LIMIT if owner == MAC_LOCAL_PORT else peer_verdict(
+            worker, owner, FAILED_MAC_LIMIT))
     return learned
 
 

@@ -25,7 +25,7 @@ from fastpump.hot.verdict cimport (
     TUN_TX_BYTES, TUN_TX_PACKETS, TUN_TX_SUPERPACKETS, TUN_TX_WRITES,
 )
 from fastpump.hot.vnet cimport VnetHeader
-from fastpump.hot.worker cimport ShaperEntry, Worker
+from fastpump.hot.worker cimport ShaperEntry, Worker, worker_count_of
 
 
 cdef inline void tun_write_flush(Worker *worker) noexcept nogil:
@@ -48,7 +48,7 @@ cdef inline void tun_write_item(Worker *worker, Item *item) noexcept nogil:
         tun_write_disable_offload(worker, item.offload)
         tun_write_one_by_one(worker, item)
     else:
-        tun_write_count_error(worker, errno, item.segment_count)
+        tun_write_count_error(worker, item.peer, errno, item.segment_count)
 
 
 cdef inline int tun_write_queue(Worker *worker, const Item *item) noexcept nogil:
@@ -83,7 +83,7 @@ cdef inline bint tun_write_shape(Worker *worker, const Item *item, int count) no
     shaped.direction = DIRECTION_RX
     shaped.packet_count = item.segment_count
     if not shaper_schedule(worker, &shaped, bytes, shaped.length):
-        worker.shared.verdicts[DROP_RATE_LIMIT] += item.segment_count
+        worker_count_of(worker, item.peer, DROP_RATE_LIMIT, item.segment_count)
         return False
     if shaped.slot == NONE:
         return True
@@ -110,16 +110,18 @@ cdef inline void tun_write_release(Worker *worker, const ShaperEntry *shaped) no
     error = errno
     if error == EINVAL and shaped.offload:
         tun_write_disable_offload(worker, shaped.offload)
-    tun_write_count_error(worker, error, shaped.packet_count)
+    tun_write_count_error(worker, shaped.peer, error, shaped.packet_count)
 
 
-cdef inline void tun_write_count_error(Worker *worker, int error, uint32_t packets) noexcept nogil:
+cdef inline void tun_write_count_error(Worker *worker, uint32_t peer, int error,
+                                       uint32_t packets) noexcept nogil:
+    """Packets from a peer are lost here."""
     if error == EIO:
-        worker.shared.verdicts[DROP_INTERFACE_DOWN] += packets
+        worker_count_of(worker, peer, DROP_INTERFACE_DOWN, packets)
     elif error in (EAGAIN, ENOBUFS, ENOMEM):
-        worker.shared.verdicts[DROP_INTERFACE_FULL] += packets
+        worker_count_of(worker, peer, DROP_INTERFACE_FULL, packets)
     else:
-        worker.shared.verdicts[DROP_INTERFACE_ERROR] += packets
+        worker_count_of(worker, peer, DROP_INTERFACE_ERROR, packets)
 
 
 cdef inline void tun_write_disable_offload(Worker *worker, uint32_t offload) noexcept nogil:
@@ -147,10 +149,10 @@ cdef inline void tun_write_one_by_one(Worker *worker, Item *item) noexcept nogil
     iov[1].iov_base = item.packet - item.link_len
     iov[1].iov_len = item.link_len + item.packet_len
     if not tun_write_vector(worker, fd, iov, 2, 1, <uint32_t>iov[1].iov_len):
-        tun_write_count_error(worker, errno, 1)
+        tun_write_count_error(worker, item.peer, errno, 1)
     while piece:
         iov[1].iov_base = worker.gro.pieces[piece - 1].start - item.header_len - item.link_len
         iov[1].iov_len = worker.gro.pieces[piece - 1].length + item.header_len + item.link_len
         if not tun_write_vector(worker, fd, iov, 2, 1, <uint32_t>iov[1].iov_len):
-            tun_write_count_error(worker, errno, 1)
+            tun_write_count_error(worker, item.peer, errno, 1)
         piece = worker.gro.pieces[piece - 1].next

@@ -1,4 +1,4 @@
-# What became of a packet, counted by name, per worker.
+# What became of a packet, counted by name, per worker, and per peer where one is known.
 #
 # The operator sees these names (`fastpump status`), which the build takes from here (setup.py):
 # a new one is a new line, before the count. DROP_* means that the packet is gone. FAILED_* counts
@@ -11,6 +11,7 @@ cdef enum:
     # tun_to_udp
     DROP_MALFORMED_PACKET           # not an IP packet, or an inconsistent vnet header
     DROP_NO_PEER                    # no allowed IPs cover the destination
+    DROP_LINK_LOCAL                 # the same of link-local ones, either direction
     DROP_NO_ENDPOINT                # the peer's address is not known yet
     DROP_STAGED_FULL                # the oldest packet that waited for a session was dropped
     DROP_STAGED_TIMEOUT             # the handshake failed; what waited for it is gone

@@ -12,7 +12,7 @@ from fastpump.hot.constants cimport (
 from fastpump.hot.gro cimport Gro
 from fastpump.hot.linux cimport iovec, sockaddr_in6
 from fastpump.hot.recv cimport RecvBatch
-from fastpump.hot.shm cimport SOURCE_ADDRESS_LEN, Lane, Tables, WorkerShared
+from fastpump.hot.shm cimport SOURCE_ADDRESS_LEN, Lane, Tables, WorkerShared, peer_count
 from fastpump.hot.verdict cimport PASS, Verdict
 
 cdef struct Relay:
@@ -144,3 +144,17 @@ cdef struct Worker:
 cdef inline void worker_count(Worker *self, Verdict verdict) noexcept nogil:
     if verdict != PASS:
         self.shared.verdicts[verdict] += 1
+
+
+cdef inline Verdict peer_verdict(Worker *self, uint32_t peer, Verdict verdict) noexcept nogil:
+    """A verdict on its way to `worker_count`, counted for its peer in passing."""
+    if verdict != PASS:
+        peer_count(&self.tables, peer, verdict, 1)
+    return verdict
+
+
+cdef inline void worker_count_of(Worker *self, uint32_t peer, Verdict verdict,
+                                 uint32_t packets) noexcept nogil:
+    """Count a verdict that concerns several packets of a peer."""
+    self.shared.verdicts[verdict] += packets
+    peer_count(&self.tables, peer, verdict, packets)

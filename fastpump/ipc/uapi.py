@@ -76,12 +76,12 @@ def answer(target: Target, request: bytes, now: int) -> bytes:
             raise Refused(errno.EINVAL, "neither get=1 nor set=1")
     except Refused as error:
         number = error.errno
-        log.info("a configuration was refused: %s", error)
+        log.info("a configuration was refused: %(error)s", {"error": error})
     except UnicodeDecodeError:
         number = errno.EINVAL
     except MemoryError as error:
         number = errno.ENOMEM
-        log.warning("a configuration was applied in part: %s", error)
+        log.warning("a configuration was applied in part: %(error)s", {"error": error})
     return f"{body}errno={-number}\n\n".encode()
 
 

@@ -52,7 +52,8 @@ class UapiServer:
         try:
             self._server.rename(DIRECTORY / f"{name}.sock")
         except (AlreadyServed, OSError) as error:
-            log.warning("wg still finds this interface as %s: %r", self._server.path.stem, error)
+            log.warning("wg still finds this interface as %(name)s: %(error)r",
+                        {"name": self._server.path.stem, "error": error})
 
     def watch(self, on_removed: Callable[[], None]) -> None:
         """Call `on_removed` when somebody removes the socket: that is how userspace WireGuards are

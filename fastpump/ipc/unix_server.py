@@ -122,7 +122,8 @@ class UnixServer:
             return
         except OSError as error:
             if not self._is_full:
-                log.warning("clients of %s have to wait: %s", self.path, error.strerror)
+                log.warning("clients of %(socket)s have to wait: %(error)s",
+                            {"socket": self.path, "error": error.strerror})
             self._is_full = True
             loop.remove_reader(self._listener)
             self._retry_timer = loop.call_later(RETRY_S, self._listen)

@@ -21,14 +21,15 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.arp import ARPHRD_ETHER
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl.ifinfmsg import IFF_LOOPBACK, IFF_UP
+from pyroute2.netlink.rtnl.ifinfmsg import IFF_LOOPBACK, IFF_MULTICAST, IFF_UP
 
 from fastpump.errors import SystemSetupError
 from fastpump.kernel import IFF_TAP
 from fastpump.netlink.refusal import Refusal, explaining
 
+# linux/if_link.h; pyroute2 has neither.
+IN6_ADDR_GEN_MODE_EUI64 = 0
 IN6_ADDR_GEN_MODE_NONE = 1
-"""linux/if_link.h; pyroute2 has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class Link:
     vlan_id: int | None
     tun: TunDetails | None
     group: int
+    filters_vlans: bool = False
+    """Of a bridge: whether a frame passes its ports only in VLANs that they carry."""
 
     @property
     def is_bridge(self) -> bool:
@@ -163,9 +166,17 @@ def set_alias(link: Link, alias: str) -> None:
                        alias=alias)])
 
 
-def disable_link_local_addresses(link: Link) -> None:
-    """Have the kernel give an interface no link-local IPv6 address."""
-    mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]}
+def set_multicast(link: Link, *, is_on: bool) -> None:
+    """Set the flag that says whether an interface takes multicast."""
+    with explaining(f"the flags of {link.name} cannot be set"), IPRoute() as netlink:
+        netlink.link("set", index=link.index, flags=IFF_MULTICAST if is_on else 0,
+                     change=IFF_MULTICAST)
+
+
+def set_link_local(link: Link, *, is_on: bool) -> None:
+    """Whether the kernel gives an interface a link-local IPv6 address when it comes up."""
+    number = IN6_ADDR_GEN_MODE_EUI64 if is_on else IN6_ADDR_GEN_MODE_NONE
+    mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", number)]}
     with explaining(f"IPv6 of {link.name} cannot be configured"), IPRoute() as netlink:
         netlink.link("set", index=link.index, IFLA_AF_SPEC={"attrs": [("AF_INET6", mode)]})
 
@@ -220,7 +231,9 @@ def link_of(message: Any) -> Link:
         lower_namespace=get("IFLA_LINK_NETNSID"),
         vlan_id=data.get_attr("IFLA_VLAN_ID") if kind == "vlan" and data is not None else None,
         tun=_tun(data, hardware_type, has_carrier) if kind == "tun" else None,
-        group=get("IFLA_GROUP") or 0)
+        group=get("IFLA_GROUP") or 0,
+        filters_vlans=kind == "bridge" and data is not None
+        and bool(data.get_attr("IFLA_BR_VLAN_FILTERING")))
 
 
 def text_of(name: Any) -> str:

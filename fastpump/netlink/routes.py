@@ -86,11 +86,13 @@ def change_addresses(index: int, gone: Iterable[Interface], wanted: Iterable[Int
         add_missing()
 
 
-def addresses_of(index: int) -> list[Interface]:
-    """The addresses of an interface, but those that the kernel gave it (link-local)."""
+def addresses_of(index: int, *, link_local: bool = False) -> list[Interface]:
+    """The addresses of an interface. `link_local`: with the link-local ones, which the kernel
+    gives to most interfaces, though not to our TUNs."""
     with IPRoute() as netlink:
         found = _addresses(netlink, index)
-    return [address for address in found if not (address.version == 6 and address.is_link_local)]
+    return [address for address in found
+            if link_local or address.version == 4 or not address.is_link_local]
 
 
 def addresses_by_index() -> dict[int, list[Interface]]:

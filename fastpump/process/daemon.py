@@ -124,7 +124,7 @@ def _run(work: Callable[[Foreground], None], way: socket.socket) -> None:
         if foreground.is_waiting:
             foreground.fail(str(error))
         else:
-            log.error("%s", error)
+            log.error("%(error)s", {"error": error})
     except BaseException:
         log.exception("this is a bug, please report it")
     finally:

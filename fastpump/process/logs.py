@@ -7,6 +7,11 @@ bounded        Of one kind of line about one peer there are BURST at once, and t
                INTERVAL_S, which says how many were left out.
 non-blocking   What stderr or syslog does not take at once is lost, and counted: whoever reads them
                may be slow, or stopped.
+
+Every line names the interface of the tunnel that the process runs. The values of a line have names,
+by logging's own means: log.info("%(peer)s is at %(endpoint)s", {"peer": peer, "endpoint": where}).
+In JSON they are members of the object, beside the sentence. An object that has a `json_value` is
+represented by that, else by its text.
 """
 
 from __future__ import annotations
@@ -15,10 +20,12 @@ import json
 import logging
 import logging.handlers
 import os
+import re
 import select
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 LEVELS = ("debug", "info", "warning", "error")
 SYSLOG = Path("/dev/log")
@@ -28,10 +35,12 @@ INTERVAL_S = 10.0
 MAX_KINDS = 4096
 """That are remembered; the one that was logged least recently is forgotten."""
 
+_ONE_VALUE = re.compile(r"%\(\w+\)s")
+
 
 class RateLimit(logging.Filter):
     """Lets so many records of a kind pass (GCRA, ITU-T I.371). A kind is a format string, and the
-    peer that it is filled in with."""
+    value of `peer` that it is filled in with."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -50,15 +59,22 @@ class RateLimit(logging.Filter):
         if len(self._kinds) > MAX_KINDS:
             del self._kinds[next(iter(self._kinds))]
         if passes and left_out:
-            record.msg, record.args = f"{record.getMessage()} (and {left_out} more like it)", ()
+            fields = _fields(record)
+            message = record.msg if fields else record.getMessage().replace("%", "%%")
+            record.msg = f"{message} (and %(left_out)d more like it)"
+            record.args = {**fields, "left_out": left_out}
         return passes
 
 
 def _kind(record: logging.LogRecord) -> Hashable:
-    first = record.args[0] if isinstance(record.args, tuple) and record.args else None
-    if record.msg == "%s":
-        return str(first)
-    return record.msg, getattr(first, "public_key", None)
+    if _ONE_VALUE.fullmatch(record.msg):
+        return record.getMessage()
+    return record.msg, getattr(_fields(record).get("peer"), "public_key", None)
+
+
+def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
+    """The values of a line, by their names."""
+    return record.args if isinstance(record.args, Mapping) else {}
 
 
 class StreamHandler(logging.StreamHandler):     # type: ignore[type-arg]
@@ -77,7 +93,8 @@ class StreamHandler(logging.StreamHandler):     # type: ignore[type-arg]
             return
         if self._lost and self._write(fd, logging.makeLogRecord({
                 "name": record.name, "levelno": logging.WARNING, "levelname": "WARNING",
-                "msg": "%d log lines were lost, as nobody read them", "args": (self._lost,)})):
+                "msg": "%(lost)d log lines were lost, as nobody read them",
+                "args": {"lost": self._lost}})):
             self._lost = 0
         self._lost += not self._write(fd, record)
 
@@ -107,6 +124,7 @@ class SyslogHandler(logging.handlers.SysLogHandler):
     def __init__(self) -> None:
         super().__init__(str(SYSLOG))
         self.ident = f"fastpump[{os.getpid()}]: "
+        self.setFormatter(_LineFormatter(with_level=False))
 
     def _connect_unixsocket(self, address: str) -> None:
         super()._connect_unixsocket(address)    # type: ignore[misc]
@@ -116,17 +134,54 @@ class SyslogHandler(logging.handlers.SysLogHandler):
         """It is lost."""
 
 
+class _Process:
+    """Of this process: a tunnel's, or a command's."""
+
+    interface = ""
+
+
+def name_interface(name: str) -> None:
+    """The interface of this process's tunnel has that name from now on."""
+    _Process.interface = name
+
+
+class _LineFormatter(logging.Formatter):
+    """WARNING wg0: what happened; without the level for syslog, which has its own."""
+
+    def __init__(self, *, with_level: bool = True) -> None:
+        super().__init__("%(levelname)s %(interface)s%(message)s" if with_level
+                         else "%(interface)s%(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.interface = f"{_Process.interface}: " if _Process.interface else ""
+        return super().formatMessage(record)
+
+
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps({"time": round(record.created, 3), "level": record.levelname.lower(),
-                           "logger": record.name, "message": record.getMessage()})
+        line = {"time": round(record.created, 3), "level": record.levelname.lower(),
+                "logger": record.name, "interface": _Process.interface or None,
+                "message": record.getMessage()}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        for name, value in _fields(record).items():
+            line.setdefault(name, _plain(value))
+        return json.dumps(line)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can have it."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    return _plain(getattr(value, "json_value", str(value)))
 
 
 def set_up(level: str, *, as_json: bool = False) -> None:
     """Log what is at least as important as `level` (of LEVELS) to stderr."""
     handler = StreamHandler()
-    handler.setFormatter(_JsonFormatter() if as_json else
-                         logging.Formatter("%(levelname)s %(message)s"))
+    handler.setFormatter(_JsonFormatter() if as_json else _LineFormatter())
     _log_by(handler)
     logger = logging.getLogger("fastpump")
     logger.propagate = False

@@ -164,7 +164,7 @@ def steer_by_flow(tun: TunQueues) -> bool:
         finally:
             os.close(program)
     except OSError as error:
-        log.info("flows are steered by the kernel's own rule, not by a program (%s): long flows "
-                 "may change their worker once", error.strerror)
+        log.info("flows are steered by the kernel's own rule, not by a program (%(error)s): long "
+                 "flows may change their worker once", {"error": error.strerror})
         return False
     return True

@@ -35,4 +35,5 @@ class Containment:
     def report(self, error: BaseException) -> None:
         """Log and count an error that was caught elsewhere."""
         self.count += 1
-        log.error("internal error: %r; this is a bug, please report it", error, exc_info=error)
+        log.error("internal error: %(error)r; this is a bug, please report it", {"error": error},
+                  exc_info=error)

@@ -174,7 +174,12 @@ class FileTunnel:
         tunnel, known = self.file.tunnel, _by_key(self.applied)
         addresses = tunnel.addresses
         if running.is_at_home and not self._is_attached:     # those are the bridge's
-            addresses = tuple(await asyncio.to_thread(routes.addresses_of, running.link.index))
+            found = await asyncio.to_thread(routes.addresses_of, running.link.index,
+                                            link_local=True)
+            # A TUN has none but those that it was given; a TAP has the kernel's, too.
+            addresses = tuple(address for address in found if self.config.mode == "tun"
+                              or address in tunnel.addresses or address.version == 4
+                              or not address.is_link_local)
         return {"text": emit(replace(self.file, tunnel=replace(
             tunnel, addresses=addresses, listen_port=supervisor.listen_port or None,
             private_key=device.private_key if any(device.private_key) else None,

@@ -33,7 +33,7 @@ class LoopWatch:
         was_loop, self.is_loop = self.is_loop, moved > addresses + MOVES_PER_S * seconds
         if self.is_loop and not was_loop:
             log.warning("frames go round in a loop: MAC addresses move between this side and the "
-                        "peers %d times a second; is there a second tunnel, or a cable, between "
-                        "the same networks? Remove one", moved / seconds)
+                        "peers %(rate)d times a second; is there a second tunnel, or a cable, "
+                        "between the same networks? Remove one", {"rate": moved / seconds})
         elif was_loop and not self.is_loop:
             log.info("frames do not go round in a loop any more")

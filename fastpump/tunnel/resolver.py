@@ -83,11 +83,12 @@ class Resolver:
                 assert self.device is not None
                 self.device.configure_peer(
                     PeerChange(peer.public_key, Presence.UPDATE, endpoint=found), now_ns())
-                log.info("%s is %s now: %s", name[0], found.address, peer)
+                log.info("%(host)s is %(address)s now: %(peer)s",
+                         {"host": name[0], "address": found.address, "peer": peer})
             self._errors.pop(peer, None)
         except ConfigError as error:
             is_known = self._errors.get(peer) == str(error)
-            log.log(logging.DEBUG if is_known else logging.WARNING, "%s", error)
+            log.log(logging.DEBUG if is_known else logging.WARNING, "%(error)s", {"error": error})
             self._errors[peer] = str(error)
 
     def _is_news(self, peer: Peer, name: HostAndPort, found: Endpoint) -> bool:

@@ -17,7 +17,7 @@ import resource
 import socket
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -36,9 +36,10 @@ from fastpump.conn.sockets import check_route, lane_socket_count
 from fastpump.constants import KEY_LEN
 from fastpump.device.lane_context import Options
 from fastpump.errors import ConfigError, SystemSetupError
-from fastpump.host import attach, ethernet, taps
+from fastpump.host import attach, ethernet, own_ipv6, taps
 from fastpump.ip import Address
-from fastpump.process import memory, signals
+from fastpump.netlink import links
+from fastpump.process import logs, memory, signals
 from fastpump.protocol import keys, lane_messages
 from fastpump.tun import steering
 from fastpump.tun.linkwatch import LinkWatcher, TunState
@@ -82,6 +83,8 @@ class Program:
 def run(config: TunnelConfig, program: Program) -> None:
     """Run a tunnel until SIGINT, SIGTERM, `fastpump down` or the interface's deletion.
     FastpumpError says why it cannot run."""
+    logs.name_interface(config.name)
+    config = replace(config, queues=config.queue_count)     # the CPUs may change meanwhile
     _check(config)
     start = _Start(config, program)
     if program.before_configure is None:
@@ -117,9 +120,10 @@ def _warn_of_another_key(file: Path, key: bytes, kept: Path) -> None:
     """The peers of an interface know the key that was kept for its name."""
     with contextlib.suppress(ConfigError):
         if kept.exists() and keys.read_file(kept, "private key") != key:
-            log.warning("the key is that of %s, not the one that was made for this interface (%s): "
-                        "the peers need the new public key, %s", file, kept,
-                        keys.encode(keys.public_of(key)))
+            log.warning("the key is that of %(file)s, not the one that was made for this interface "
+                        "(%(kept)s): the peers need the new public key, %(public_key)s",
+                        {"file": file, "kept": kept,
+                         "public_key": keys.encode(keys.public_of(key))})
 
 
 def _check_ciphers() -> None:
@@ -129,8 +133,9 @@ def _check_ciphers() -> None:
     except (ValueError, OSError) as error:
         raise ConfigError(f"FASTPUMP_AEAD: {error}") from None
     if backend != fastest and not os.environ.get("FASTPUMP_AEAD"):
-        log.warning("%s cannot be used (%s): %s gives the ciphers, at about half the speed",
-                    fastest, backend_problem(fastest), backend)
+        log.warning("%(library)s cannot be used (%(problem)s): %(used)s gives the ciphers, at "
+                    "about half the speed", {"library": fastest, "used": backend,
+                                             "problem": backend_problem(fastest)})
 
 
 def _set_rlimits() -> None:
@@ -214,9 +219,12 @@ class _Start:
 
     def watch_interface(self) -> None:
         """Notice what becomes of the interface."""
-        self._watcher = LinkWatcher(self._queues)
+        self._watcher = (LinkWatcher(self._queues) if self._is_tap else
+                         LinkWatcher(self._queues, on_moved=own_ipv6.quieten_moved_tun))
         self.cleanup.callback(self._watcher.close)
         link = self._watcher.read()
+        if link is not None and not self._is_tap:
+            own_ipv6.quieten_tun(links.get(link.index))
         if link is None:
             raise SystemSetupError(
                 f"the interface {self._config.name} was deleted while it was being made")
@@ -231,7 +239,7 @@ class _Start:
                                 on_unanswered=resolver.on_unanswered)
         resolver.device = supervisor.device
         tunnel = Tunnel(config, self._tables, supervisor, resolver, self._offloads, self._link,
-                        program.configuration_file)
+                        self._watcher, program.configuration_file)
         service = Service(tunnel, self._watcher, program.commands,
                           must_serve_wg=program.must_serve_wg)
         await service.run(partial(self._configure, tunnel), lambda: program.on_ready(tunnel))
@@ -280,7 +288,7 @@ class _Start:
             except SystemSetupError as error:
                 if self._program.must_reach_endpoints:
                     raise
-                log.warning("%s", error)
+                log.warning("%(error)s", {"error": error})
                 if where.address.version == 6 and supervisor.family == socket.AF_INET:
                     del self._endpoints[public_key]
 
@@ -301,7 +309,7 @@ class _Start:
             problem = "no lanes: the cryptography library has no ML-KEM here; update it"
             if transport == "lanes":
                 raise SystemSetupError(problem)
-            log.warning("%s", problem)
+            log.warning("%(problem)s", {"problem": problem})
             return None
         mode = lane_messages.Mode.TAP if self._is_tap else lane_messages.Mode.TUN
         return Options(transport, lane_ciphers(config.cipher), self._offloads.lane_features, mode,

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from fastpump.ipc import uapi
 from fastpump.ipc.control import Command, ControlServer
 from fastpump.ipc.fdb import Fdb
 from fastpump.ipc.uapi_server import UapiServer
+from fastpump.process import logs
 from fastpump.tun.linkwatch import LinkWatcher
 from fastpump.tunnel.clones import CloneGuard
 from fastpump.tunnel.loop_watch import LoopWatch
@@ -30,7 +31,7 @@ log = logging.getLogger("fastpump")
 
 HOUSEKEEPING_INTERVAL_S = 5.0
 """Of a TAP: how long an aged MAC address still counts towards the limits, and another MTU of what
-it is joined to goes unnoticed."""
+it is joined to goes unnoticed. With --pin: how long a CPU that was taken away does."""
 
 TunnelCommand = Callable[[Tunnel, dict[str, Any]], Awaitable[dict[str, Any]]]
 """Answers a request of the control socket."""
@@ -64,7 +65,7 @@ class Service:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, supervisor.stop, f"on {signal.Signals(number).name}")
         self._links_changed.set()
-        housekeeper: asyncio.Task[None] | None = None
+        chores: list[asyncio.Task[None]] = []
         loop.add_reader(self._watcher, self._on_link)
         self._clones.start(loop)
         try:
@@ -74,22 +75,21 @@ class Service:
             def ready() -> None:
                 on_ready()
                 if hidden:
-                    log.info("wg does not see this tunnel: %s", hidden)
+                    log.info("wg does not see this tunnel: %(reason)s", {"reason": hidden})
 
             await configure()
             self._on_link()
-            if self._tunnel.tables.is_tap:
-                housekeeper = loop.create_task(self._keep_house())
+            chores += [loop.create_task(chore) for chore in self._chores()]
             if not supervisor.stop_reason:
                 await supervisor.run(ready, is_up=self._tunnel.link.is_up)
         finally:
-            if housekeeper is not None:
-                housekeeper.cancel()
+            for chore in chores:
+                chore.cancel()
             loop.remove_reader(self._watcher)
             self._clones.close()
             await self._wg.stop()
             await self._control.stop()
-        log.info("stopped %s", supervisor.stop_reason)
+        log.info("stopped %(reason)s", {"reason": supervisor.stop_reason})
 
     async def _start_wg(self) -> str:
         """Serve wg; the reason if that failed and may."""
@@ -140,9 +140,24 @@ class Service:
         if link.name != before.name:
             self._wg.rename(link.name)
         if (link.name, link.namespace) != (before.name, before.namespace):
-            log.info("the interface is now %s in network namespace %d", link.name, link.namespace)
+            logs.name_interface(link.name)
+            log.info("the interface is now %(name)s in network namespace %(namespace)d",
+                     {"name": link.name, "namespace": link.namespace})
             self._control.rename(link.name, link.namespace)
         self._tunnel.supervisor.interface_changed(is_up=link.is_up)
+
+    def _chores(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """What is to be done from time to time."""
+        if self._tunnel.tables.is_tap:
+            yield self._keep_house()
+        if self._tunnel.config.pin:
+            yield self._watch_cpus()
+
+    async def _watch_cpus(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
+            with self._tunnel.supervisor.contained:
+                self._tunnel.supervisor.check_pins()
 
     async def _keep_house(self) -> None:
         """Of a TAP: look for loops, age MAC addresses, and look at what it is joined to when links
@@ -163,7 +178,7 @@ class Service:
         try:
             await asyncio.to_thread(join.check, self._tunnel.link.index, self._tunnel.link.mtu)
         except (FastpumpError, OSError) as error:
-            log.debug("cannot check what the tunnel is joined to: %s", error)
+            log.debug("cannot check what the tunnel is joined to: %(error)s", {"error": error})
 
     def _look_for_loops(self, loops: LoopWatch) -> None:
         workers = self._tunnel.tables.workers

@@ -68,6 +68,8 @@ def _peer(tables: SharedTables, device: Device, peer: Peer, macs: int) -> dict[s
         "persistent_keepalive": peer.persistent_keepalive_s,
         "preshared_key": any(peer.preshared_key),
         "worker": peer.worker,
+        "verdicts": dict(sorted((peer.verdicts + Counter(tables.peers.verdicts(peer.slot)))
+                                .items())),
     }
 
 
@@ -86,6 +88,7 @@ def gather(link: TunState, offloads: list[str], tables: SharedTables,
     verdicts: Counter[str] = supervisor.verdicts
     macs = tables.fdb.counts()[2] if tables.is_tap else {}
     queues = []
+    *dropped, handshakes_dropped = supervisor.drops.counts()
     for worker in supervisor.workers:
         shared = tables.workers.counters(worker.number)
         verdicts.update(shared["verdicts"])
@@ -96,6 +99,7 @@ def gather(link: TunState, offloads: list[str], tables: SharedTables,
             "unresponsive_s": worker.pulse.unresponsive_s,
             "cpu": worker.cpu,
             **shared["counters"],
+            "udp_rx_dropped": dropped[worker.number],
             "tx_batches": shared["tx_batches"],
             "rx_batches": shared["rx_batches"],
             "verdicts": {verdict: n for verdict, n in shared["verdicts"].items() if n},
@@ -113,6 +117,7 @@ def gather(link: TunState, offloads: list[str], tables: SharedTables,
         "offloads": offloads,
         "aead": tables.aead_backend,
         "worker_restarts": sum(worker.restarts for worker in supervisor.workers),
+        "handshakes_dropped": handshakes_dropped,
         "queues": queues,
         "peers": [_peer(tables, device, peer, macs.get(peer.slot, 0))
                   for peer in device.peers.values()],
@@ -169,6 +174,17 @@ def _problem_lines(peer: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _dropped_lines(status: dict[str, Any]) -> list[str]:
+    """What the kernel lost before the tunnel saw it, or behind its back."""
+    sockets = [f"{queue['udp_rx_dropped']} at queue {queue['queue']}"
+               for queue in status["queues"] if queue["udp_rx_dropped"]]
+    found = {"full interface queues (tx_dropped)": status["tun_rx_dropped"],
+             "full UDP sockets (RcvbufErrors)": ", ".join(sockets),
+             "handshake socket": status["handshakes_dropped"]}
+    lines = [f"  {where}: {count}" for where, count in found.items() if count]
+    return ["", "dropped by the kernel:", *lines] if lines else []
+
+
 def show(status: dict[str, Any]) -> str:
     """The status of one interface for a terminal."""
     lines = [
@@ -208,6 +224,9 @@ def show(status: dict[str, Any]) -> str:
                   f"{lane['endpoint'] or 'not known yet'}, {amount(lane['rx_bytes'])} received, "
                   f"{amount(lane['tx_bytes'])} sent" for lane in peer["lanes"]]
         lines += _limit_lines(peer["rate_limits"])
+        if peer["verdicts"]:
+            lines.append("  verdicts: " + ", ".join(
+                f"{verdict} {n}" for verdict, n in peer["verdicts"].items()))
         if peer["no_lanes_because"]:
             lines.append(f"  no lanes: {peer['no_lanes_because']}")
         if peer["preshared_key"]:
@@ -217,4 +236,5 @@ def show(status: dict[str, Any]) -> str:
     if status["verdicts"]:
         lines += ["", "verdicts:"]
         lines += [f"  {verdict}: {n}" for verdict, n in status["verdicts"].items()]
+    lines += _dropped_lines(status)
     return "\n".join(lines)

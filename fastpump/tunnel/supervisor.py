@@ -17,17 +17,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from fastpump import cpus
 from fastpump._core import ADMISSION_BATCH, Admission, SharedTables
 from fastpump.clock import now_ns
 from fastpump.conn.endpoint import Endpoint
-from fastpump.conn.sockets import SocketGroup, preferred_family
+from fastpump.conn.sockets import SocketDrops, SocketGroup, preferred_family
 from fastpump.device.callbacks import DeviceCallbacks
 from fastpump.device.device import Device
 from fastpump.device.events import ControlPacket, WorkerEvent
@@ -98,14 +98,16 @@ class Supervisor:
             on_all_running=self._ready.set,
             on_interface_gone=lambda: self.stop("because the interface was deleted"),
             on_cannot_start=self._fail), options.workers)
+        self.check_pins = self._workers.check_pins
         self.family = preferred_family()
+        self.drops = SocketDrops(tables.queue_count)
         self._admission = Admission(tables)
         self.device = Device(tables, DeviceCallbacks(
             transmit=self._transmit, transmit_lane=self._transmit_lane,
             ring=self._workers.ring, unix_ns=time.time_ns, jitter=random.randrange,
             on_deadline=self._alarms.on_deadline, on_retired=self._alarms.on_retired,
             on_endpoint=self._on_endpoint, on_unanswered=on_unanswered,
-        ), self.family, cpu_count=len(os.sched_getaffinity(0)), lanes=options.lanes,
+        ), self.family, cpu_count=cpus.usable_count(), lanes=options.lanes,
             is_steered=options.is_steered)
         self._handshakes = HandshakeQueue(self.device, self._admission, QueueCallbacks(
             on_slice=self._hand_over_all_events, on_passed_on=self._workers.ring))
@@ -200,7 +202,7 @@ class Supervisor:
             try:
                 self._bring_up()
             except SystemSetupError as error:
-                log.error("the interface is up, but %s", error)
+                log.error("the interface is up, but %(error)s", {"error": error})
         elif self._sockets is not None:
             log.info("the interface is down")
             self._leave(self._sockets)
@@ -232,6 +234,7 @@ class Supervisor:
         """Start receiving on new sockets."""
         assert self._loop is not None
         assert self._sockets is not None
+        self.drops.follow(self._sockets)
         self._loop.add_reader(self._sockets.handshake, self._on_handshake)
         self._workers.start([sock.fileno() for sock in self._sockets.workers],
                             [sock.fileno() for sock in self._sockets.lanes])
@@ -241,6 +244,7 @@ class Supervisor:
         assert self._loop is not None
         self._loop.remove_reader(sockets.handshake)
         self._workers.end()
+        self.drops.follow(None)
         sockets.close()
 
     async def unless_stopped(self, work: Awaitable[object]) -> bool:
@@ -262,7 +266,7 @@ class Supervisor:
         if "handle" in context and isinstance(error, Exception):
             self.contained.report(error)
         else:
-            log.warning("%s: %s", context.get("message"), error)
+            log.warning("%(what)s: %(error)s", {"what": context.get("message"), "error": error})
 
     def _fail(self, error: str) -> None:
         """End `run` soon, by an error; the first counts."""
@@ -332,7 +336,7 @@ class Supervisor:
             try:
                 count = self._handshakes.receive(self._sockets.handshake.fileno(), now_ns())
             except OSError as error:    # an ICMP error of an earlier send
-                log.debug("handshake socket: %s", error)
+                log.debug("handshake socket: %(error)s", {"error": error})
                 continue
             if count < ADMISSION_BATCH:
                 break
@@ -364,7 +368,8 @@ class Supervisor:
         try:
             self._sockets.send_lane(message, endpoint, source_address, socket_number)
         except OSError as error:
-            log.debug("nothing can be sent to %s now: %s", endpoint, error)
+            log.debug("nothing can be sent to %(endpoint)s now: %(error)s",
+                      {"endpoint": endpoint, "error": error})
 
     def _on_endpoint(self, before: Endpoint | None, after: Endpoint | None) -> None:
         if before is not None:

@@ -17,7 +17,7 @@ from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import ethernet
 from fastpump.protocol import keys
 from fastpump.ratelimit import NO_LIMITS, RateLimits
-from fastpump.tun.linkwatch import TunState
+from fastpump.tun.linkwatch import LinkWatcher, TunState
 from fastpump.tun.offloads import Offloads
 from fastpump.tunnel import status
 from fastpump.tunnel.resolver import Resolver
@@ -34,6 +34,7 @@ class Tunnel:
     resolver: Resolver
     offloads: Offloads
     link: TunState
+    watcher: LinkWatcher
     configuration_file: Path | None = None
     rate_limits: RateLimits = NO_LIMITS
     """Of the interface; a peer's are its own."""
@@ -49,6 +50,7 @@ class Tunnel:
         in_use = [name for name in self.offloads.names if name not in failed]
         file = None if self.configuration_file is None else str(self.configuration_file)
         return {**status.gather(self.link, in_use, self.tables, self.supervisor),
+                "tun_rx_dropped": self.watcher.dropped(),
                 "attachment": ethernet.attachment_of(self.config).to_json(),
                 "rate_limits": self.rate_limits.to_json(), "configuration_file": file}
 

@@ -54,7 +54,10 @@ class WorkerProcess:
     number: int
     doorbell_fd: int
     event_fd: int
-    cpu: int | None
+    own_cpu: int | None
+    """That it is to be pinned to; None: to none."""
+    is_pinned: bool | None = None
+    """None: that was not tried yet."""
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     is_running: bool = False
@@ -66,6 +69,11 @@ class WorkerProcess:
     quick_exits: int = 0
     start_error: str = ""
     """Why it could not be started, as it was reported."""
+
+    @property
+    def cpu(self) -> int | None:
+        """The CPU that it is pinned to now."""
+        return self.own_cpu if self.is_pinned else None
 
     @property
     def pid(self) -> int | None:
@@ -116,7 +124,8 @@ class Workers:
         cpus = sorted(os.sched_getaffinity(0))
         pin = options.pin and tables.queue_count <= len(cpus)
         if options.pin and not pin:
-            log.warning("not pinned: %d queues and only %d CPUs", tables.queue_count, len(cpus))
+            log.warning("not pinned: %(queues)d queues and only %(cpus)d CPUs",
+                        {"queues": tables.queue_count, "cpus": len(cpus)})
         self.processes: list[WorkerProcess] = []
         for number in range(tables.queue_count):
             doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -163,10 +172,10 @@ class Workers:
         assert self._loop is not None
         worker.restart_timer = None
         arguments = WorkerArguments(
-            number=worker.number, udp_fd=self._udp_fds[worker.number],
+            interface=self._tun.current_name() or self._tun.name, number=worker.number,
+            udp_fd=self._udp_fds[worker.number],
             configuration_fd=self._tables.readonly_fd, state_fd=self._tables.state_fd,
             doorbell_fd=worker.doorbell_fd, event_fd=worker.event_fd,
-            cpu=-1 if worker.cpu is None else worker.cpu,
             busy_poll_us=self._options.busy_poll_us, parent=os.getpid(),
             lane_fds=tuple(self._lane_fds), tun_fds=tuple(self._tun.fds))
         package_dir = str(Path(__file__).resolve().parents[2])
@@ -188,12 +197,38 @@ class Workers:
                     f"worker {worker.number} cannot be started: {error.strerror}")
                 return
             level = logging.DEBUG if worker.start_error == str(error) else logging.ERROR
-            log.log(level, "worker %d cannot be started: %s; retrying", worker.number, error)
+            log.log(level, "worker %(worker)d cannot be started: %(error)s; retrying",
+                    {"worker": worker.number, "error": error})
             worker.start_error = str(error)
             self._start_later(worker)
             return
+        self._pin(worker)
         assert worker.process.stdout is not None
         self._loop.add_reader(worker.process.stdout, self._on_stdout, worker)
+
+    def check_pins(self) -> None:
+        """Pin again what the kernel has unpinned: it does when a cpuset changes."""
+        for worker in self.processes:
+            self._pin(worker)
+
+    def _pin(self, worker: WorkerProcess) -> None:
+        """Give a worker its CPU. That may not be allowed, now or again: it is said once."""
+        if worker.own_cpu is None or worker.process is None:
+            return
+        try:
+            os.sched_setaffinity(worker.process.pid, {worker.own_cpu})
+        except ProcessLookupError:
+            return
+        except OSError:
+            if worker.is_pinned is not False:
+                log.warning("worker %(worker)d may not use CPU %(cpu)d any more: it goes on "
+                            "unpinned", {"worker": worker.number, "cpu": worker.own_cpu})
+            worker.is_pinned = False
+            return
+        if worker.is_pinned is False:
+            log.info("worker %(worker)d is pinned to CPU %(cpu)d again",
+                     {"worker": worker.number, "cpu": worker.own_cpu})
+        worker.is_pinned = True
 
     def _start_later(self, worker: WorkerProcess) -> None:
         assert self._loop is not None
@@ -251,8 +286,9 @@ class Workers:
             return
         worker.restarts += 1
         cause = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        log.warning("worker %d (pid %d) died of %s; restarting it%s", worker.number, pid, cause,
-                    f": {stderr}" if stderr else "")
+        log.warning("worker %(worker)d (pid %(pid)d) died of %(cause)s; restarting it%(stderr)s", {
+            "worker": worker.number, "pid": pid, "cause": cause,
+            "stderr": f": {stderr}" if stderr else ""})
         if worker.quick_exits < QUICK_EXITS_ALLOWED:
             worker.quick_exits += 1
             self._start(worker)
@@ -274,14 +310,16 @@ class Workers:
         seconds = worker.pulse.late_turns * TURN_S
         match finding:
             case Finding.LATE:
-                log.warning("worker %d (pid %d) has not moved for %d seconds", worker.number,
-                            process.pid, seconds)
+                log.warning("worker %(worker)d (pid %(pid)d) has not moved for %(seconds)d seconds",
+                            {"worker": worker.number, "pid": process.pid, "seconds": seconds})
             case Finding.HANGS:
-                log.error("worker %d (pid %d) has not moved for %d seconds: killing it",
-                          worker.number, process.pid, seconds)
+                log.error("worker %(worker)d (pid %(pid)d) has not moved for %(seconds)d seconds: "
+                          "killing it",
+                          {"worker": worker.number, "pid": process.pid, "seconds": seconds})
                 process.kill()
             case Finding.BACK:
-                log.info("worker %d (pid %d) moves again", worker.number, process.pid)
+                log.info("worker %(worker)d (pid %(pid)d) moves again",
+                         {"worker": worker.number, "pid": process.pid})
 
     def _on_event(self, worker: WorkerProcess) -> None:
         try:
@@ -291,8 +329,8 @@ class Workers:
         if not worker.is_running:
             worker.is_running, worker.start_error = True, ""
             if worker.restarts:
-                log.info("worker %d is back after %.0f ms", worker.number,
-                         (time.monotonic() - worker.started_at) * 1000)
+                log.info("worker %(worker)d is back after %(ms).0f ms", {
+                    "worker": worker.number, "ms": (time.monotonic() - worker.started_at) * 1000})
             if all(each.is_running for each in self.processes):
                 self._has_run = True
                 self._callbacks.on_all_running()

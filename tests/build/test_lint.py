@@ -16,7 +16,8 @@ PARTS = sorted((PACKAGE / "core_parts").glob("*.pxi"))
 
 # What the modules of a room may import: modules of the root, and other rooms. A room is a folder of
 # fastpump/; its own modules are always allowed. docs/ARCHITECTURE.md says what each room is for.
-VOCABULARY = {"errors", "constants", "kernel", "paths", "ratelimit", "clock", "ip", "verdicts"}
+VOCABULARY = {"errors", "constants", "kernel", "paths", "ratelimit", "clock", "cpus", "ip",
+              "verdicts"}
 ROOMS = {
     "process": VOCABULARY,
     "netlink": VOCABULARY,
@@ -36,7 +37,7 @@ ROOMS = {
 # What a module of the root may import.
 ROOT_MODULES = {
     "__init__": set(), "__main__": {"cli"}, "worker": {"_core"}, "errors": set(),
-    "constants": set(), "paths": {"errors"}, "clock": set(), "ratelimit": {"errors"},
+    "constants": set(), "paths": {"errors"}, "clock": set(), "cpus": set(), "ratelimit": {"errors"},
     "verdicts": set(), "ip": set(), "kernel": set(),
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -154,6 +155,22 @@ def test_the_rooms_make_no_circle():
         settled |= ready
         for room in ready:
             del left[room]
+
+
+def test_the_values_of_log_lines_have_names():
+    """In one dict, so that they are fields with --log-json (process/logs.py)."""
+    levels = {"debug", "info", "warning", "error", "exception", "critical"}
+    for path in SOURCES:
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+                    and isinstance(call.func.value, ast.Name) and call.func.value.id == "log"):
+                continue
+            assert call.func.attr in levels | {"log"}, f"{path}:{call.lineno}"
+            message, *values = call.args[call.func.attr == "log":]
+            if isinstance(message, ast.Constant):
+                given = {key.value for each in values for key in each.keys}
+                named = re.findall(r"%(?:\((\w+)\)|.)", message.value)
+                assert len(values) <= 1 and set(named) == given, f"{path}:{call.lineno}"
 
 
 def test_nothing_is_too_large():

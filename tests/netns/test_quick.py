@@ -231,6 +231,16 @@ def test_save_config_writes_what_runs(quick, lab):
     assert is_reachable(lab, INSIDE4["b"]) and lab.status("a")["listen_port"] == 4242
 
 
+def test_a_link_local_address_of_the_file_has_no_rival_and_is_saved(quick, lab):
+    quick.write(ADDRESSES, "Address = fe80::5/64", "SaveConfig = true")
+    quick("up")
+    addresses = json.loads(lab.ip("a", "-json", "-6", "address", "show", quick.name))
+    assert [each["local"] for each in addresses[0]["addr_info"] if each["scope"] == "link"] == [
+        "fe80::5"]
+    quick("down")
+    assert "Address = fe80::5/64" in quick.path.read_text().splitlines()
+
+
 def test_a_command_is_all_of_its_line_and_is_saved_as_it_was(quick, monkeypatch):
     """With what follows a '#', and bytes that are not UTF-8."""
     monkeypatch.setenv("HOOKS", str(quick.directory / "hooks"))
@@ -246,6 +256,7 @@ def test_a_command_is_all_of_its_line_and_is_saved_as_it_was(quick, monkeypatch)
 def test_the_tunnel_of_a_tap_is_what_the_file_says():
     lines = {"Mode = tap": ("mode", "tap"), "Bridge = br0": ("bridge", "br0"),
              "Attach = eth1": ("attach", ("eth1",)), "AttachMode = tc": ("attach_mode", "tc"),
+             "BridgeVlans = 2-9 4094": ("bridge_vlans", ((2, 9), (4094, 4094))),
              "MACAddress = 02:00:00:00:00:01": ("mac", b"\2\0\0\0\0\1"),
              "Relay = true": ("relay", True), "MacAgeing = 60": ("mac_ageing_s", 60),
              "MacLimit = 16": ("mac_limit", 16), "MacTable = 99": ("mac_table", 99),

@@ -17,7 +17,9 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from fastpump.errors import SystemSetupError
 
@@ -26,18 +28,21 @@ CACHE = ROOT / "build" / "guests"
 LOCK = "guests.lock"
 # The kernel for virtual machines is a third of the other one, and boots faster.
 KERNELS = ("linux-image-cloud-amd64", "linux-image-amd64")
-# With PCI or without; Debian's kernel has them as modules.
-MODULES = ("virtio_pci", "virtio_mmio", "virtio_net")
+# With PCI or without; Debian's kernel has them as modules. The others: for bridges in the guest.
+MODULES = ("virtio_pci", "virtio_mmio", "virtio_net", "bridge", "tun", "veth")
 APT = ["-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=20",
        "-o", "APT::Sandbox::User=root"]     # apt's own user may not write here
 
 
-def make_image(directory: Path, init: str) -> tuple[Path, Path]:
-    """A kernel, and in the directory an initramfs that runs a shell script: their paths."""
+def make_image(directory: Path, init: str,
+               more: Mapping[str, bytes | None] = MappingProxyType({})) -> tuple[Path, Path]:
+    """A kernel, and in the directory an initramfs that runs a shell script and has more files (and
+    directories, None): their paths."""
     CACHE.parent.mkdir(exist_ok=True)
     with (CACHE.parent / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)        # test runs beside each other share the cache
-        if not CACHE.exists():
+        if not _is_cached():
+            shutil.rmtree(CACHE, ignore_errors=True)
             _fill_cache()
     modules = sorted((CACHE / "modules").iterdir())
     loading = "".join(f"insmod /modules/{module.name}\n" for module in modules)
@@ -45,6 +50,7 @@ def make_image(directory: Path, init: str) -> tuple[Path, Path]:
              "bin/busybox": (CACHE / "busybox").read_bytes(),
              "init": init.replace("@load modules@\n", loading).encode()}
     files |= {f"modules/{module.name}": module.read_bytes() for module in modules}
+    files |= more
     initramfs = directory / "initramfs"
     initramfs.write_bytes(cpio(files))
     return CACHE / "vmlinuz", initramfs
@@ -66,6 +72,12 @@ def cpio(files: dict[str, bytes | None]) -> bytes:
     return bytes(archive)
 
 
+def _is_cached() -> bool:
+    """Whether all that is asked for is there, but what the kernel has built in."""
+    listed = CACHE / "modules.asked"
+    return listed.exists() and listed.read_text().split() == list(MODULES)
+
+
 def _fill_cache() -> None:
     with tempfile.TemporaryDirectory(dir=CACHE.parent, prefix="guests.") as name:
         scratch = Path(name)
@@ -82,6 +94,7 @@ def _fill_cache() -> None:
         shutil.copy(busybox, kept / "busybox")
         for number, (module, content) in enumerate(load_order(root, MODULES).items()):
             (kept / "modules" / f"{number:02}-{module}.ko").write_bytes(content)
+        (kept / "modules.asked").write_text(" ".join(MODULES))
         owner = ROOT.stat()     # as the Makefile promises
         for path in (CACHE.parent, CACHE.parent / LOCK, kept, *kept.rglob("*")):
             os.chown(path, owner.st_uid, owner.st_gid)

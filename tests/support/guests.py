@@ -34,8 +34,8 @@ GUEST4 = {"a": "10.77.0.1", "b": "10.77.0.2"}
 GUEST6 = {"a": "fd00:77::1", "b": "fd00:77::2"}
 MAC = {"a": "52:54:00:77:00:01", "b": "52:54:00:77:00:02"}
 
-MACHINE = ["-machine", "q35", "-accel", "tcg", "-cpu", "qemu64", "-m", "160", "-no-user-config",
-           "-nodefaults", "-no-reboot", "-display", "none",
+MACHINE = ["-machine", "q35", "-accel", "tcg", "-cpu", "qemu64", "-no-user-config", "-nodefaults",
+           "-no-reboot", "-display", "none",
            "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
 # Between the lines of the protocol the kernel writes nothing but emergencies.
 KERNEL_WORDS = "console=ttyS0 quiet loglevel=1 panic=-1 nokaslr mitigations=off"
@@ -73,7 +73,9 @@ class Guest:
     """A virtual machine on a TAP interface of one side of a lab; `image` is its kernel and
     initramfs (guestimage.py)."""
 
-    def __init__(self, lab, side, tap, image, *, mac=None, address4=None, address6=None):
+    def __init__(self, lab, side, tap, image, *, mac=None, address4=None, address6=None,
+                 memory_mib=160):
+        self.memory_mib = memory_mib
         self.lab, self.side, self.tap, self.image = lab, side, tap, image
         self.mac = mac or MAC[side]
         self.address4 = address4 or GUEST4[side]
@@ -90,6 +92,7 @@ class Guest:
         self.process = subprocess.Popen(
             self.lab.command(self.side, [
                 "setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", *MACHINE,
+                "-m", str(self.memory_mib),
                 "-kernel", str(kernel), "-initrd", str(initramfs), "-append", words,
                 "-netdev", f"tap,id=net,ifname={self.tap},script=no,downscript=no,vhost=off",
                 "-device", f"virtio-net-pci,netdev=net,mac={self.mac},romfile="]),
@@ -157,9 +160,9 @@ class Guest:
 
 
 @contextlib.contextmanager
-def running(lab, taps, image):
+def running(lab, taps, image, **more):
     """Guests on TAP interfaces, {side: interface}, that have booted together: {side: guest}."""
-    guests = {side: Guest(lab, side, tap, image) for side, tap in taps.items()}
+    guests = {side: Guest(lab, side, tap, image, **more) for side, tap in taps.items()}
     try:
         for guest in guests.values():
             guest.start()

@@ -96,8 +96,10 @@ def children(pid):
 
 
 def is_worker(pid):
+    """Also one that has no title yet."""
     try:
-        return b"fastpump.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"fastpump.worker" in line or re.fullmatch(rb"fastpump: \S+ worker \d+\0", line)
     except OSError:
         return False
 

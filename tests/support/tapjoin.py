@@ -88,7 +88,8 @@ def main():
         let_fail(said["failing"])
     attachment = attach.Attachment(
         said["attachment"].get("bridge"), tuple(said["attachment"].get("interfaces", ())),
-        said["attachment"].get("mode", "bridge"))
+        said["attachment"].get("mode", "bridge"),
+        tuple(map(tuple, said["attachment"].get("vlans", ()))))
     with ExitStack() as made:
         tap = open_tap(said["tap"])
         made.callback(os.close, tap)

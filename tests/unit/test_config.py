@@ -181,6 +181,20 @@ def test_what_is_no_mac_address_of_an_interface(text):
         parsers.parse_mac(text)
 
 
+@pytest.mark.parametrize(("text", "vlans"), [
+    ("1", (1, 1)), ("4094", (4094, 4094)), ("2-4094", (2, 4094)), ("7-7", (7, 7))])
+def test_a_vlan_or_a_range_of_them(text, vlans):
+    assert parsers.parse_vlans(text) == vlans
+    assert parsers.parse_vlans(parsers.emit_vlans(vlans)) == vlans
+
+
+@pytest.mark.parametrize("text", [
+    "", "0", "4095", "9-2", "2-", "-2", "2-9-11", "2- 9", "0x2", "2,9", "a", "2-4095", "\u0662"])
+def test_what_is_no_vlan(text):
+    with pytest.raises(ConfigError, match="1 to 4094, or a range"):
+        parsers.parse_vlans(text)
+
+
 LIMITS = ratelimit.parse("tx=1gbit")
 JSON = '{"tx_rate_limiter": {"ops": {"size": 5, "refill_time": 9}}}'
 

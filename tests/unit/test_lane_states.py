@@ -304,8 +304,8 @@ class Set:
     def send(self, number, flags, now):
         self.sent.append(now)
 
-    def warn(self, message, *args):
-        self.logged.append(message % args)
+    def warn(self, message, fields):
+        self.logged.append(message % fields)
 
     note = warn
 

@@ -1,4 +1,5 @@
-"""The log: bounded, whoever causes its lines, and never waited for."""
+"""The log: what a line says, in words and as JSON; bounded, whoever causes the lines, and never
+waited for."""
 
 import io
 import json
@@ -12,7 +13,18 @@ import pytest
 from fastpump.process import logs
 
 log = logging.getLogger("fastpump.test")
+SAYS = "%(peer)s says %(number)d"
 ALICE, BOB = (SimpleNamespace(public_key=key) for key in (b"a", b"b"))
+
+
+KEY = "kH3S" + "A" * 39 + "="
+
+
+class Peer:
+    json_value = KEY
+
+    def __str__(self):
+        return "peer kH3S…"
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +32,55 @@ def restored(monkeypatch):
     """The logger as it was before."""
     root = logging.getLogger("fastpump")
     before = root.handlers, root.propagate, root.level
+    monkeypatch.setattr(logs._Process, "interface", "")
     yield
     root.handlers, root.propagate = before[:2]
     root.setLevel(before[2])
+
+
+def emit(formatter, message, fields=None):
+    """Log by a formatter, and give the line."""
+    return formatter.format(log.makeRecord("fastpump.test", logging.WARNING, __file__, 1, message,
+                                           () if fields is None else (fields,), None))
+
+
+def formatter_of(as_json):
+    logs.set_up("info", as_json=as_json)
+    return logging.getLogger("fastpump").handlers[0].formatter
+
+
+def syslog_formatter():
+    handler = logs.SyslogHandler()
+    handler.close()
+    return handler.formatter
+
+
+@pytest.mark.parametrize(("interface", "line", "background"), [
+    ("", "WARNING no way to peer kH3S…", "no way to peer kH3S…"),
+    ("wg0", "WARNING wg0: no way to peer kH3S…", "wg0: no way to peer kH3S…"),
+])
+def test_a_line_names_the_interface(monkeypatch, tmp_path, interface, line, background):
+    monkeypatch.setattr(logs, "SYSLOG", tmp_path / "log")
+    logs.name_interface(interface)
+    said = "no way to %(peer)s", {"peer": Peer()}
+    assert emit(formatter_of(False), *said) == line
+    assert emit(syslog_formatter(), *said) == background
+
+
+def test_json_has_the_values_as_members():
+    logs.name_interface("wg0")
+    line = json.loads(emit(formatter_of(True), "%(peer)s: %(ms).0f ms, %(worker)d, %(error)s", {
+        "peer": Peer(), "ms": 1.5, "worker": 3, "error": OSError(5, "no"), "cpus": (1, 2),
+        "level": "is taken"}))
+    assert line.pop("time") > 1e9
+    assert line == {"level": "warning", "logger": "fastpump.test", "interface": "wg0",
+                    "message": "peer kH3S…: 2 ms, 3, [Errno 5] no", "peer": KEY, "ms": 1.5,
+                    "worker": 3, "error": "[Errno 5] no", "cpus": [1, 2]}
+
+
+def test_json_without_a_tunnel_and_without_values():
+    line = json.loads(emit(formatter_of(True), "100% of \"it\"\n"))
+    assert (line["interface"], line["message"]) == (None, "100% of \"it\"\n")
 
 
 class Limited:
@@ -32,39 +90,56 @@ class Limited:
         self.now = 1000.0
         self.limit = logs.RateLimit(lambda: self.now)
 
-    def take(self, message, *args):
-        record = logging.makeLogRecord({"msg": message, "args": args})
-        return record.getMessage() if self.limit.filter(record) else None
+    def pass_on(self, message, **fields):
+        """The record, if it passes."""
+        record = logging.makeLogRecord({"msg": message, "args": fields})
+        return record if self.limit.filter(record) else None
+
+    def take(self, message, **fields):
+        record = self.pass_on(message, **fields)
+        return record and record.getMessage()
 
 
 def test_lines_of_one_kind_about_one_peer_are_limited():
     limited = Limited()
-    found = [limited.take("%s says %d", ALICE, n) is not None for n in range(1000)]
+    found = [limited.take(SAYS, peer=ALICE, number=n) is not None for n in range(1000)]
     assert found == [True] * logs.BURST + [False] * (1000 - logs.BURST)
     # Neither those about another peer, nor those of another kind.
-    assert limited.take("%s says %d", BOB, 1) and limited.take("%s sings", ALICE)
+    assert limited.take(SAYS, peer=BOB, number=1) and limited.take("%(peer)s sings", peer=ALICE)
     limited.now += logs.INTERVAL_S
-    assert limited.take("%s says %d", ALICE, 7).endswith(f"says 7 (and {1000 - logs.BURST} more "
-                                                         "like it)")
-    assert limited.take("%s says %d", ALICE, 8) is None
+    assert limited.take(SAYS, peer=ALICE, number=7).endswith(
+        f"says 7 (and {1000 - logs.BURST} more like it)")
+    assert limited.take(SAYS, peer=ALICE, number=8) is None
     limited.now += 2 * logs.INTERVAL_S
-    assert limited.take("%s says %d", ALICE, 9).endswith("says 9 (and 1 more like it)")
-    assert limited.take("%s says %d", ALICE, 10).endswith("says 10")
+    assert limited.take(SAYS, peer=ALICE, number=9).endswith("says 9 (and 1 more like it)")
+    assert limited.take(SAYS, peer=ALICE, number=10).endswith("says 10")
+
+
+def test_a_line_after_others_that_were_left_out_keeps_its_values():
+    limited = Limited()
+    for _ in range(logs.BURST + 3):
+        limited.take(SAYS, peer=ALICE, number=1)
+        limited.take("100% of it")
+    limited.now += logs.INTERVAL_S
+    record = limited.pass_on(SAYS, peer=ALICE, number=2)
+    assert record.args == {"peer": ALICE, "number": 2, "left_out": 3}
+    assert limited.take("100% of it") == "100% of it (and 3 more like it)"
 
 
 def test_lines_of_no_format_are_told_apart_by_their_text():
     limited = Limited()
-    assert all(limited.take("%s", f"problem {n}") for n in range(100))
-    assert sum(limited.take("%s", "problem 0") is not None for _ in range(100)) == logs.BURST - 1
+    assert all(limited.take("%(error)s", error=f"problem {n}") for n in range(100))
+    passed = [limited.take("%(error)s", error="problem 0") is not None for _ in range(100)]
+    assert sum(passed) == logs.BURST - 1
 
 
 def test_the_limit_takes_no_more_memory_however_many_kinds_there_are():
     limited = Limited()
     for n in range(3 * logs.MAX_KINDS):
-        limited.take("%s", str(n))
-        limited.take("%s says", ALICE)
+        limited.take("%(error)s", error=str(n))
+        limited.take("%(peer)s says", peer=ALICE)
     assert len(limited.limit._kinds) == logs.MAX_KINDS
-    assert limited.take("%s says", ALICE) is None       # the busiest is not forgotten
+    assert limited.take("%(peer)s says", peer=ALICE) is None       # the busiest is not forgotten
 
 
 def test_a_peer_that_says_another_thing_each_time_is_limited(worlds):
@@ -92,8 +167,8 @@ def test_a_pipe_that_nobody_reads_is_not_waited_for(monkeypatch, as_json):
     with os.fdopen(reading, "rb", buffering=0) as pipe, os.fdopen(writing, "w") as stream:
         log_to(monkeypatch, stream, as_json=as_json)
         for number in range(1000):
-            log.info("line %d %s", number, "x" * 1000)
-        log.info("long %s", "x" * 100_000)
+            log.info("line %(number)d %(text)s", {"number": number, "text": "x" * 1000})
+        log.info("long %(text)s", {"text": "x" * 100_000})
         os.set_blocking(pipe.fileno(), False)
         lines = pipe.read(1 << 20).decode().splitlines()
         log.info("after that")
@@ -107,7 +182,7 @@ def test_a_long_line_is_written_whole(monkeypatch):
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb", buffering=0) as pipe, os.fdopen(writing, "w") as stream:
         log_to(monkeypatch, stream)
-        log.info("%s", "x" * 20_000)
+        log.info("%(text)s", {"text": "x" * 20_000})
         assert pipe.read(1 << 20) == b"INFO " + b"x" * 20_000 + b"\n"
 
 
@@ -127,7 +202,7 @@ def test_a_syslog_that_does_not_read_is_not_waited_for(monkeypatch, tmp_path):
         logs.set_up("info")
         logs.to_syslog()
         for number in range(1000):
-            log.info("%s", f"line {number}")
+            log.info("%(text)s", {"text": f"line {number}"})
         assert syslog.recv(1000).endswith(b"line 0\0")
         assert b": line 1\0" in syslog.recv(1000) and b"fastpump[" in syslog.recv(1000)
     log.info("nobody is there")

@@ -87,7 +87,8 @@ def herd():
     tables = SharedTables.create(2, 4, 16)
     loop, killed = Loop(), []
     ignore = WorkersCallbacks(*[lambda *_: None] * 5)
-    workers = Workers(tables, SimpleNamespace(fds=[]), ignore, WorkerOptions())
+    tun = SimpleNamespace(fds=[], current_name=lambda: "wg0")
+    workers = Workers(tables, tun, ignore, WorkerOptions())
     for worker in workers.processes:
         pid = 4711 + worker.number
         worker.process = SimpleNamespace(pid=pid, kill=lambda pid=pid: killed.append(pid))

@@ -4,7 +4,6 @@ import ctypes
 import mmap
 import os
 import signal
-import struct
 
 import pytest
 from hypothesis import given
@@ -62,7 +61,7 @@ def test_who_is_killed_while_it_marks_leaves_nothing_open():
     memory = mmap.mmap(-1, 4096)
     buffer = (ctypes.c_uint8 * 4096).from_buffer(memory)
     place = ctypes.addressof(buffer)
-    done = struct.Struct("<Q")
+    done = ctypes.c_uint64.from_buffer(memory, REPLAY_LEN)      # written and read as a whole
     for _ in range(150):
         memory[:] = bytes(4096)
         child = os.fork()
@@ -72,14 +71,14 @@ def test_who_is_killed_while_it_marks_leaves_nothing_open():
                 window.mark(counter)
                 for older in (counter - 1, counter - W // 2):
                     window.mark(older)
-                done.pack_into(memory, REPLAY_LEN, counter)
-        while not done.unpack_from(memory, REPLAY_LEN)[0]:
+                done.value = counter
+        while not done.value:
             pass
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        window, (counter,) = ReplayWindow(place), done.unpack_from(memory, REPLAY_LEN)
+        window, counter = ReplayWindow(place), done.value
         for accepted in (counter, counter - 1, counter - W // 2):
             assert not window.is_fresh(accepted)
         assert window.mark(counter + 10 * W)        # and it can be gone on with
-    del buffer
+    del buffer, done
     memory.close()

@@ -26,7 +26,7 @@ def make_workers(tables, seen, *, interface="wg0"):
     def note(name):
         return lambda *told: seen.extend((name, *told))
 
-    return Workers(tables, SimpleNamespace(fds=[], current_name=lambda: interface),
+    return Workers(tables, SimpleNamespace(fds=[], name="wg0", current_name=lambda: interface),
                    WorkersCallbacks(on_event=note("event"), on_exit=note("exit"),
                                     on_all_running=note("running"),
                                     on_interface_gone=note("gone"),

@@ -17,7 +17,8 @@ def workers():
     """Two, and what they report."""
     tables = SharedTables.create(2, 4, 16)
     said = []
-    made = Workers(tables, SimpleNamespace(fds=[0, 0]), WorkersCallbacks(
+    tun = SimpleNamespace(fds=[0, 0], current_name=lambda: "wg0")
+    made = Workers(tables, tun, WorkersCallbacks(
         on_event=lambda _: None, on_exit=lambda _: None, on_all_running=lambda: said.append("run"),
         on_interface_gone=lambda: said.append("gone"), on_cannot_start=said.append),
         WorkerOptions())
