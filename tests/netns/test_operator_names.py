@@ -37,7 +37,7 @@ def test_workers_and_log_lines_name_the_interface(lab):
     assert line["message"] == f"worker 1 (pid {pids[1]}) died of SIGKILL; restarting it"
 
 
-def test_a_renamed_interface_gives_its_new_name_to_what_comes_later(lab):
+def test_a_new_name(lab):
     process = lab.spawn("a", sys.executable, "-m", "fastpump", "tunnel", "wg7", "--queues", "2")
     wait_for_line(process, " is ready: ")
     lab.ip("a", "link", "set", "wg7", "down")
