@@ -70,12 +70,18 @@ class Service:
         self._clones.start(loop)
         try:
             await self._control.start()
-            await self._start_wg()
+            hidden = await self._start_wg()
+
+            def ready() -> None:
+                on_ready()
+                if hidden:
+                    log.info("wg does not see this tunnel: %(reason)s", {"reason": hidden})
+
             await configure()
             self._on_link()
             chores += [loop.create_task(chore) for chore in self._chores()]
             if not supervisor.stop_reason:
-                await supervisor.run(on_ready, is_up=self._tunnel.link.is_up)
+                await supervisor.run(ready, is_up=self._tunnel.link.is_up)
         finally:
             for chore in chores:
                 chore.cancel()
@@ -85,18 +91,18 @@ class Service:
             await self._control.stop()
         log.info("stopped %(reason)s", {"reason": supervisor.stop_reason})
 
-    async def _start_wg(self) -> None:
-        """Serve wg."""
+    async def _start_wg(self) -> str:
+        """Serve wg; the reason if that failed and may."""
         try:
             await self._wg.start()
         except SystemSetupError as error:
             if self._must_serve_wg:
                 raise
-            log.info("wg does not see this tunnel: %(reason)s", {"reason": error})
-            return
+            return str(error)
         if self._must_serve_wg:
             self._wg.watch(partial(self._tunnel.supervisor.stop,
                                    "because its socket was removed"))
+        return ""
 
     # -- commands
 
