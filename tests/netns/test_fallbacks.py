@@ -232,8 +232,8 @@ def test_a_machine_without_the_faster_library_is_told_and_has_a_tunnel(lab, tmp_
     processes = {side: lab.spawn(side, *FASTPUMP, "tunnel", *tunnel_words(
         side, key[side], key[other][1]), env=hidden) for side, other in ("ab", "ba")}
     for process in processes.values():
-        assert re.match(r"WARNING ipsec-mb cannot be used \(\S+/libIPSec_MB\.so\.\d+: file too "
-                        r"short\): openssl gives the ciphers, at about half the speed$",
+        assert re.match(r"WARNING fp0: ipsec-mb cannot be used \(\S+/libIPSec_MB\.so\.\d+: file "
+                        r"too short\): openssl gives the ciphers, at about half the speed$",
                         wait_for_line(process, "WARNING"))
         wait_for_line(process, " is ready: ")
     assert is_reachable(lab, "10.9.0.2")

@@ -380,7 +380,7 @@ class Running:
 
     def __init__(self, *public_keys):
         self.limits, self.supervisor, self.resolver = [], self, SimpleNamespace()
-        self.device = SimpleNamespace(peers={})
+        self.device = SimpleNamespace(peers={}, public_key=bytes(32))
         for public_key in public_keys:
             self.configure_peer(PeerChange(public_key))
 
