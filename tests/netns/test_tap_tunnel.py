@@ -312,7 +312,7 @@ def test_what_is_joined_no_more_is_said(lab, tmp_path):
     process = lab.fastpump("a", *tunnel_words("a", key["a"], key["b"][1], "--tap", "--bridge",
                                               "br0", "--attach", "guest0", "--mac-ageing", "10"))
     assert lab.status("a")["attachment"] == {"bridge": "br0", "interfaces": ["guest0"],
-                                             "mode": "bridge"}
+                                             "mode": "bridge", "vlans": []}
     lab.ip("a", "link", "delete", "guest0")
     assert "guest0 is gone" in wait_for_line(process, "has no part in the tunnel")
     lab.ip("a", "link", "delete", "br0")
