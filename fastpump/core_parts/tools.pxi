@@ -85,20 +85,20 @@ def xchacha20_poly1305(bytes key, bytes nonce, bytes aad, bytes data, *, bint se
     return bytes(out[:length]) if result == 0 else None
 
 
-def keys_of_session(SharedTables tables, uint32_t slot):
+def keys_of_session(AttachedTables tables, uint32_t slot):
     """(send, receive) of the keypair in a slot, also of one that another process has taken."""
     cdef const Keypair *keypair
-    if slot >= tables.keypairs.capacity:
+    if slot >= tables.mapping.tables.header.keypair_capacity:
         raise IndexError(f"no keypair in slot {slot}")
     keypair = &tables.mapping.tables.keypairs[slot]
     return (PyBytes_FromStringAndSize(<char *>keypair.send_key, AEAD_RAW_KEY_LEN),
             PyBytes_FromStringAndSize(<char *>keypair.receive_key, AEAD_RAW_KEY_LEN))
 
 
-def keys_of_lane(SharedTables tables, uint32_t slot):
+def keys_of_lane(AttachedTables tables, uint32_t slot):
     """(send, receive) of a lane. An expanded key begins with the key (FIPS 197, 5.2)."""
     cdef const Lane *lane
-    if slot >= tables.lanes.capacity:
+    if slot >= tables.mapping.tables.header.lane_capacity:
         raise IndexError(f"no lane in slot {slot}")
     lane = &tables.mapping.tables.lanes[slot]
     return (PyBytes_FromStringAndSize(<char *>lane.send_key, AEAD_RAW_KEY_LEN),

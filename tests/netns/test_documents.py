@@ -186,6 +186,7 @@ def test_two_firecracker_hosts(stage, one, two, tap):
     _, line = stage.start("b", two)
     stage.end(service)
     stage.start("a", f"{one} --peer {public_key(line)}")
+    assert is_answered(stage, "b", "10.77.0.1")
     until(lambda: "transport: lanes" in stage.run("a", "fastpump status vms")
           or (not time.sleep(0.2) and None))
     assert is_answered(stage, "a", "10.77.0.2")

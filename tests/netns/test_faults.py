@@ -52,11 +52,12 @@ def stopped(process):
 
 @contextlib.contextmanager
 def without_descriptors(process):
-    """As many as it has open now, and no more."""
+    """Those that it has open now, and no other."""
     pid = process.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    most = max(int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir())
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (most + 1, before[1]))
+    is_open = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
+    first_free = min(set(range(len(is_open) + 1)) - is_open)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (first_free, before[1]))
     try:
         yield "has no file descriptor left"
     finally:

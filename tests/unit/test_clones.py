@@ -69,12 +69,15 @@ class Uevents:
 @pytest.mark.parametrize("has_log", [True, False])
 def test_lost_uevents_may_have_said_so_if_no_log_does(monkeypatch, has_log):
     """As links come and go by the thousand, say."""
-    log = os.open(os.devnull, os.O_RDONLY) if has_log else None
-    monkeypatch.setattr(clones, "open_kernel_log", lambda: log)
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    if not has_log:
+        os.close(reader)
+    monkeypatch.setattr(clones, "open_kernel_log", lambda: reader if has_log else None)
     monkeypatch.setattr(clones, "open_uevents", Uevents)
     guard = clones.CloneGuard(None, None)
     assert guard.must_assume_a_clone() == (not has_log)
     guard.close()
+    os.close(writer)
 
 
 class Cloned:

@@ -1,6 +1,5 @@
 """What is in the memory of a supervisor: its private key, but no key of a session or a lane."""
 
-import os
 from pathlib import Path
 
 from fastpump import _core
@@ -13,9 +12,10 @@ SLOTS = 64      # that one peer can have used
 
 def tables_of(pid):
     """The shared memory of a tunnel."""
-    fd = next(fd for fd in Path(f"/proc/{pid}/fd").iterdir()
-              if str(fd.readlink()).startswith("/memfd:fastpump"))
-    return _core.SharedTables.attach(os.open(fd, os.O_RDWR))
+    found = {str(fd.readlink()).split()[1]: fd for fd in Path(f"/proc/{pid}/fd").iterdir()
+             if str(fd.readlink()).startswith("/memfd:fastpump")}
+    with found["configuration"].open("rb") as configuration, found["state"].open("r+b") as state:
+        return _core.AttachedTables.attach(configuration.fileno(), state.fileno())
 
 
 def keys_in(tables):
@@ -44,7 +44,6 @@ def test_keys_of_sessions_and_lanes_are_in_the_shared_memory_only(lab, tmp_path)
             tables = tables_of(pid)
             # A session's two keys, and two for each lane.
             in_use = until(lambda tables=tables: len(keys_in(tables)) >= 6 and keys_in(tables))
-            tables.close()
             contents = list(private_memory(pid))
             private = keys.read_file(tmp_path / f"{side}.key", "private key")
             assert any(private in part for part in contents)    # so keys would be found
