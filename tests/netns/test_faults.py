@@ -83,7 +83,9 @@ def test_a_tunnel_that_does_not_answer_is_said_in_time_and_does_nothing_later(la
     until(lambda: lab.run("a", *FASTPUMP, "limit", "fp0", check=False).stdout == "no limits\n")
     for process in (busy, other):
         assert process.poll() is None
-    assert stop(busy).count("have to wait: Too many open files") == (fault is without_descriptors)
+    # Once; and again if a client left meanwhile, and so one was free for a moment.
+    said = stop(busy).count("have to wait: Too many open files")
+    assert (1 <= said <= 2) if fault is without_descriptors else said == 0
 
 
 # -- the underlay
