@@ -50,11 +50,14 @@ KINDS = {
     "unknown": "messages of no session, in trains: the baseline of the next two",
     "hidden": "forged initiations behind a message of no session",
     "reverse": "messages of no session behind a forged initiation",
+    "strays": "lane messages of no set, in trains: the baseline of the next",
+    "reserved": "a peer's, of a set whose keys it never agrees on: they would be held",
     "keepalives": "a peer's: the baseline of the next two",
     "controls": "a peer's control packets, which mean nothing",
     "moving": "a peer's keepalives, from two ports in turn",
 }
-TRAINS = ("unknown", "hidden", "reverse")
+TRAINS = ("unknown", "hidden", "reverse", "strays", "reserved")
+OF_LANES = ("strays", "reserved")
 PEERS = ("keepalives", "controls", "moving")
 MESSAGES = 100_000        # more than any receiver remembers
 TRAIN_LEN = 60
@@ -130,8 +133,13 @@ def with_headers(message: bytes, target: tuple[str, int]) -> bytes:
                        target[1], length, 0) + message
 
 
-def trains(kind: str, public: bytes) -> list[bytes]:
-    """Messages of one length, TRAIN_LEN of them behind each other."""
+def trains(kind: str, public: bytes, index: int) -> list[bytes]:
+    """Messages of one length, TRAIN_LEN of them behind each other; those of lanes for the set
+    with this receiver index."""
+    if kind in OF_LANES:
+        counters = range(0, 500 * TRAIN_LEN, TRAIN_LEN)
+        return [b"".join(lane_message(index, first + more) for more in range(TRAIN_LEN))
+                for first in counters]
     unknown = [b"\x04\0\0\0" + random.randbytes(wire.INITIATION_LEN - 4)
                for _ in range(10 * TRAIN_LEN)]
     others = forged(MESSAGES // 10, public)
@@ -141,21 +149,27 @@ def trains(kind: str, public: bytes) -> list[bytes]:
             for _ in range(500)]
 
 
+def lane_message(index: int, counter: int) -> bytes:
+    """One that nobody sealed, on the set's first lane."""
+    return struct.pack("<BBHIQ", wire.LANE_TYPE, 0, 0, index, counter) + random.randbytes(
+        wire.INITIATION_LEN - 16)
+
+
 class Session:
     """A peer's session with the gateway."""
 
     def __init__(self, remote_index: int, transport: noise.TransportKeys) -> None:
         self._remote_index = remote_index
-        self._send = ChaCha20Poly1305(transport.send)
-        self._receive = ChaCha20Poly1305(transport.receive)
+        self._send = ChaCha20Poly1305(bytes(transport.send))
+        self._receive = ChaCha20Poly1305(bytes(transport.receive))
         self._counter = itertools.count()
 
     def seal(self, inner: bytes) -> bytes:
         """The next transport message."""
         counter = next(self._counter)
         nonce = bytes(4) + counter.to_bytes(8, "little")
-        return wire.transport_header(self._remote_index, counter) + self._send.encrypt(
-            nonce, inner + bytes(-len(inner) % 16), None)
+        header = struct.pack("<IIQ", wire.TRANSPORT_TYPE, self._remote_index, counter)
+        return header + self._send.encrypt(nonce, inner + bytes(-len(inner) % 16), None)
 
     def open(self, message: bytes) -> bytes:
         """What is in one; b"" if it is none of ours."""
@@ -177,15 +191,27 @@ def handshake(orders: Flood, public: bytes, sock: socket.socket) -> Session:
     return Session(answer.sender_index, noise.consume_response(static, state, bytes(32), answer))
 
 
+def offered(session: Session, sock: socket.socket) -> int:
+    """Ask for lanes; the receiver index of those that the gateway offers."""
+    sock.send(session.seal(Hello(ABILITIES).emit()))
+    while True:
+        found = lane_messages.parse(session.open(sock.recv(4096)))
+        if found is not None and isinstance(found[0], Offer):
+            return found[0].index
+
+
 def sender_of(orders: Flood) -> Callable[[], int]:
     """What sends the next of the flood; how many datagrams."""
     public = keys.decode(orders.public)
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     if orders.kind in TRAINS:
         sock.connect(orders.target)
+        index = random.getrandbits(32)
+        if orders.kind == "reserved":
+            index = offered(handshake(orders, public, sock), sock)
         sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, wire.INITIATION_LEN)
         sock.setblocking(False)
-        train = itertools.cycle(trains(orders.kind, public)).__next__
+        train = itertools.cycle(trains(orders.kind, public, index)).__next__
 
         def send_train() -> int:
             sock.send(train())
@@ -268,7 +294,7 @@ class Try:
         self.public = keys.decode(orders.public)
         self.static = noise.DhKeyPair.from_private(keys.decode(private))
         self.timestamp = bytes(12)
-        self.begin = 0.0
+        self.begin = self.hello_at = 0.0
         self.cookie: bytes | None = None
         self.session: Session | None = None
         self.result: dict[str, float | None] = {"ms": None, "attempts": 0, "cookies": 0,

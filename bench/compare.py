@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from doubts import DOUBTS
@@ -169,7 +170,7 @@ def tinc(lab: Lab, directory: Path) -> Iterator[Processes]:
 def configure_link(lab: Lab, name: str) -> None:
     """Addresses for an interface that a daemon makes on both sides."""
     for side in "ab":
-        wait_until(lambda side=side: lab.ip(side, "link", "show", name, check=False),
+        wait_until(partial(lab.ip, side, "link", "show", name, check=False),
                    f"there is no {name}")
         lab.ip(side, "address", "add", f"{INSIDE4[side]}/24", "dev", name)
         lab.ip(side, "link", "set", name, "up")

@@ -34,7 +34,7 @@ def limit(lab: Lab, side: str, spec: str) -> None:
 def carried(lab: Lab, is_tap: bool, seconds: float) -> float:
     """Mbit/s of packets that a TCP stream filled."""
     load = DOUBTS.about("tcp", lab.tcp("a", INSIDE4["b"], seconds, "--omit", "1"))
-    mss = lab.status("a")["mtu"] - HEADERS4
+    mss = int(lab.status("a")["mtu"]) - HEADERS4
     overhead = 1 + (HEADERS4 + (ETHERNET if is_tap else 0)) / mss
     return load.bytes_per_s * 8e-6 * overhead
 

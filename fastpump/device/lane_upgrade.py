@@ -352,7 +352,6 @@ class Upgrade:
         ours = self._owner.abilities()
         terms = lane_messages.agree(hello.abilities, ours)
         assert isinstance(terms, Terms)
-        kem_key = MLKEM768PrivateKey.generate()
         try:
             reservation = self._owner.sets.reserve(terms.lanes)
         except MemoryError:
