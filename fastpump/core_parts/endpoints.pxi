@@ -4,17 +4,16 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint8_t, uintptr_t
 from libc.string cimport memset
 
-from fastpump.hot.atomics cimport ACQUIRE, load32
-from fastpump.hot.endpoint cimport endpoint_get, endpoint_sequence_after, endpoint_set
+from fastpump.hot.endpoint cimport endpoint_get, endpoint_moves, endpoint_set
 from fastpump.hot.shm cimport ADDRESS_LEN, SOURCE_ADDRESS_LEN, Endpoint
 
 
 cdef class EndpointWriter:
     """Writes endpoints. One that a worker is just writing, and has stopped in between, is written
-    when that has ended (`write_late`): the worker is not overruled, nor is one that writes after
-    it. Its length: how many wait."""
+    when that has ended (`write_late`): the worker is not overruled, nor is one that finds the peer
+    elsewhere after it. Its length: how many wait."""
 
-    cdef dict waiting               # by the endpoint's place: (sequence to be, what to write)
+    cdef dict waiting               # by the endpoint's place: (its moves before, what to write)
 
     def __cinit__(self):
         self.waiting = {}
@@ -33,7 +32,7 @@ cdef class EndpointWriter:
         if not endpoint_set(endpoint, PyBytes_AS_STRING(sockaddr), length,
                             <const uint8_t *>PyBytes_AS_STRING(source_address)):
             self.waiting[<uintptr_t>endpoint] = (
-                endpoint_sequence_after(endpoint), sockaddr, source_address)
+                endpoint_moves(endpoint), sockaddr, source_address)
         return 0
 
     cdef int forget(self, Endpoint *endpoint) except -1:
@@ -44,14 +43,12 @@ cdef class EndpointWriter:
     cdef int write_late(self) except -1:
         """Write what waited for a worker that has gone on, or died."""
         cdef Endpoint *endpoint
-        cdef uint32_t sequence
-        for place, (after, sockaddr, source_address) in list(self.waiting.items()):
+        for place, (moves, sockaddr, source_address) in list(self.waiting.items()):
             endpoint = <Endpoint *><uintptr_t>place
-            sequence = load32(&endpoint.sequence, ACQUIRE)
-            if sequence == after:
+            if endpoint_moves(endpoint) == moves:
                 self.write(endpoint, sockaddr, source_address)
-            elif endpoint_sequence_after(endpoint) != after:
-                self.forget(endpoint)       # written since, by who knew better
+            else:
+                self.forget(endpoint)       # moved since, by who knew better
         return 0
 
 

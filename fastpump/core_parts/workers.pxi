@@ -46,12 +46,13 @@ cdef class Workers:
         worker_repair(self.mapping.worker(number))
         torn = []
         for slot in range(self.mapping.peers_end):
-            if peer_repair(&tables.peer_states[slot], number):
+            if peer_repair(&tables.peer_states[slot], number, tables.header.queue_count):
                 torn.append(slot)
         for slot in range(self.keypairs.end):
             keypair_repair(&tables.keypair_states[slot])
         for slot in range(self.lanes.end):
-            lane_repair(&tables.lanes[slot], &tables.lane_states[slot], number)
+            lane_repair(&tables.lanes[slot], &tables.lane_states[slot], number,
+                        tables.header.queue_count)
         fdb_repair(tables, number)
         self.lanes.retired.endpoints.write_late()
         return torn

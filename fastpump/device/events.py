@@ -6,7 +6,6 @@ again (hot/events.pxd).
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable
 from typing import NamedTuple
@@ -122,10 +121,10 @@ class PeerEvents:
     def _lane_unanswered(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
         self._lanes.of(peer).on_lane_unanswered(event.detail, event.at_ns)
 
-    def _gso_refused(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
+    def _gso_refused(self, peer: Peer, _event: WorkerEvent, _now: int) -> None:
         """Said once for each place where the peer is: a new set of lanes finds it out again."""
+        self._tables.peers.rearm(peer.slot, "gso_refused")
         if peer.gso_refused_at != peer.endpoint:
             peer.gso_refused_at = peer.endpoint
-            log.warning("the way to %(peer)s takes no UDP GSO (%(error)s): datagrams are sent "
-                        "there singly, which is slower; tried again from time to time",
-                        {"peer": peer, "error": errno.errorcode.get(event.error, event.error)})
+            log.warning("the way to %(peer)s takes no UDP GSO (EIO): datagrams are sent there "
+                        "singly, which is slower; tried again from time to time", {"peer": peer})

@@ -13,7 +13,7 @@
 #                     activity_lane_received       the lane is usable; echo requests; rekey
 #
 # Who owns what: times are plain stores by whichever worker sends or receives for the peer; a lost
-# race moves a timer by less than one iteration of a loop. An endpoint is written by whoever gets
+# race moves a timer by less than one iteration of a loop, or to the next packet. An endpoint is written by whoever gets
 # its sequence (hot/shm.pxd), at once: the answer to this very packet may leave before the
 # supervisor has woken up.
 #
@@ -22,7 +22,9 @@
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcmp
 
-from fastpump.hot.atomics cimport RELAXED, RELEASE, and32, load32, or32, store32
+from fastpump.hot.atomics cimport (
+    RELAXED, RELEASE, SEQ_CST, and32, fence, load32, or32, store32,
+)
 from fastpump.hot.constants cimport (
     LANE_FLAG_ECHO_REQUEST, LANE_REKEY_AFTER_MESSAGES, REKEY_AFTER_MESSAGES,
 )
@@ -165,6 +167,7 @@ cdef inline void activity_peer_roams(Worker *worker, uint32_t index,
             or not endpoint_write(&peer.endpoint, worker.number, sender.address,
                                   sender.address_len, sender.source_address):
         return
+    fence(SEQ_CST)
     worker.send.has_events |= event_push_once(
         worker.shared, &peer.reported, REPORTED_ROAM, EVENT_ROAM, index, 0, worker.now_ns)
 
@@ -185,6 +188,7 @@ cdef inline void activity_lane_roams(Worker *worker, const Lane *lane,
         return
     activity_source_follows(worker, lane.peer, sender)
     if was_known:
+        fence(SEQ_CST)
         worker.send.has_events |= event_push_once(
             worker.shared, &state.bits, LANE_ROAM_REPORTED, EVENT_LANE_ROAM, lane.peer,
             lane_slot(&worker.tables, lane), worker.now_ns)
@@ -199,6 +203,7 @@ cdef inline void activity_source_follows(Worker *worker, uint32_t index,
             and events_have_room(worker.shared) \
             and endpoint_set_source_address(&peer.endpoint, worker.number,
                                             sender.source_address):
+        fence(SEQ_CST)
         worker.send.has_events |= event_push_once(
             worker.shared, &peer.reported, REPORTED_ROAM, EVENT_ROAM, index, 0, worker.now_ns)
 

@@ -12,13 +12,13 @@
 #
 # Errors of sendmmsg concern its first message:
 #   EAGAIN, ENOBUFS, ENOMEM   no room: dropped and counted, never spun on
-#   EINVAL, EADDRNOTAVAIL, ENETUNREACH
-#                             of a message with a source address (hot/pktinfo.pxd), which
-#                             the host may have lost: sent again from one that the kernel
-#                             chooses, and reported to the supervisor
 #   EIO, EMSGSIZE, EINVAL     of a GSO message: sent again one by one, as for a while are all
 #                             of that size on this path (hot/gso.pxd)
-#   others                    dropped, counted, reported to the supervisor once a second
+#   EINVAL, EADDRNOTAVAIL, ENETUNREACH
+#                             else, with a source address (hot/pktinfo.pxd), which the host may
+#                             have lost: sent again from one that the kernel chooses, and reported
+#                             to the supervisor
+#   others                    dropped, counted, reported when that changes (hot/send_errors.pxd)
 #
 # Nothing is sent while the supervisor drops all keys (hot/halt.pxd).
 
@@ -42,8 +42,8 @@ from fastpump.hot.pktinfo cimport PKTINFO_LEN, pktinfo_write
 from fastpump.hot.send_errors cimport send_error_changes, send_error_set
 from fastpump.hot.shm cimport (
     EVENT_GSO_REFUSED, EVENT_SEND_ERROR, EVENT_SOURCE_ADDRESS_GONE, OFFLOAD_UDP_GSO,
-    REPORTED_SOURCE_ADDRESS_GONE, SOURCE_ADDRESS_LEN, Endpoint, PeerState, Tables, WorkerShared,
-    peer_count,
+    REPORTED_GSO_REFUSED, REPORTED_SOURCE_ADDRESS_GONE, SOURCE_ADDRESS_LEN, Endpoint, PeerState,
+    Tables, WorkerShared, peer_count,
 )
 from fastpump.hot.verdict cimport (
     DROP_HALTED, DROP_SEND_BUFFER_FULL, DROP_SEND_ERROR, FAILED_UDP_GSO, UDP_TX_BYTES,
@@ -53,7 +53,6 @@ from fastpump.hot.verdict cimport (
 cdef enum:
     SEGMENT_CMSG_LEN = 24           # CMSG_SPACE(sizeof(uint16_t))
     SEND_CMSG_LEN = 64              # and PKTINFO_LEN
-    GSO_EVENT_INTERVAL_NS = 1000000000
 
 cdef struct Path:
     # Where a datagram goes: by a peer's session, or on a lane.
@@ -80,7 +79,6 @@ cdef struct SendBatch:
     uint64_t now_ns
     uint32_t halt_number            # of the iteration
     bint has_send_errors            # of the iteration: some peer's messages were refused
-    uint64_t last_gso_event_ns
     bint has_events                 # something went into the event ring
     uint32_t count
     uint32_t bytes
@@ -227,30 +225,46 @@ cdef inline void send_control_set(SendBatch *self, uint32_t which, bint is_gso) 
 cdef inline bint send_handle_error(SendBatch *self, uint32_t which, int error) noexcept nogil:
     """Deal with one message that sendmmsg refused; False if it is to be tried again."""
     cdef SendMessage *info = &self.info[which]
-    cdef PeerState *peer
-    if info.pktinfo_len and error in (EINVAL, EADDRNOTAVAIL, ENETUNREACH):
-        info.pktinfo_len = 0
-        peer = &self.tables.peer_states[info.peer]
-        if info.endpoint == &peer.endpoint:
-            self.has_events |= event_push_once(
-                self.shared, &peer.reported, REPORTED_SOURCE_ADDRESS_GONE,
-                EVENT_SOURCE_ADDRESS_GONE, info.peer, 0, self.now_ns)
-        else:
-            endpoint_forget_source_address(
-                info.endpoint, <uint32_t>(self.shared - self.tables.workers))
-        return False
+    cdef uint32_t pktinfo_len = info.pktinfo_len
     if error in (ENOBUFS, ENOMEM):
         send_count(self, info, DROP_SEND_BUFFER_FULL, info.segment_count)
     elif info.segment_count > 1 and error in (EIO, EMSGSIZE, EINVAL):
-        send_count(self, info, FAILED_UDP_GSO, 1)
-        if gso_refuse(info.endpoint, info.segment_len, error, info.is_gso_retry,
-                      send_now_s(self)) and error == EIO:
-            send_gso_report(self, info.peer, error)
         send_one_by_one(self, which)
+        if info.pktinfo_len == pktinfo_len:         # else it was not GSO
+            send_gso_refused(self, info, error)
+    elif send_source_is_gone(self, info, error):
+        return False
     else:
         send_count(self, info, DROP_SEND_ERROR, info.segment_count)
         send_report(self, info.peer, <uint32_t>error)
     return True
+
+
+cdef inline bint send_source_is_gone(SendBatch *self, SendMessage *info, int error) noexcept nogil:
+    """Whether the error may concern the source address: then the message has none any more."""
+    cdef PeerState *peer = &self.tables.peer_states[info.peer]
+    if not info.pktinfo_len or error not in (EINVAL, EADDRNOTAVAIL, ENETUNREACH):
+        return False
+    info.pktinfo_len = 0
+    if info.endpoint == &peer.endpoint:
+        self.has_events |= event_push_once(
+            self.shared, &peer.reported, REPORTED_SOURCE_ADDRESS_GONE, EVENT_SOURCE_ADDRESS_GONE,
+            info.peer, 0, self.now_ns)
+    else:
+        endpoint_forget_source_address(info.endpoint,
+                                       <uint32_t>(self.shared - self.tables.workers))
+    return True
+
+
+cdef inline void send_gso_refused(SendBatch *self, const SendMessage *info,
+                                  int error) noexcept nogil:
+    cdef PeerState *peer = &self.tables.peer_states[info.peer]
+    send_count(self, info, FAILED_UDP_GSO, 1)
+    if gso_refuse(info.endpoint, info.segment_len, error, info.is_gso_retry, send_now_s(self)) \
+            and error == EIO:
+        self.has_events |= event_push_once(
+            self.shared, &peer.reported, REPORTED_GSO_REFUSED, EVENT_GSO_REFUSED, info.peer, 0,
+            self.now_ns)
 
 
 cdef inline void send_one_by_one(SendBatch *self, uint32_t which) noexcept nogil:
@@ -273,6 +287,11 @@ cdef inline void send_one_by_one(SendBatch *self, uint32_t which) noexcept nogil
             self.shared.counters[UDP_TX_DATAGRAMS] += 1
             self.shared.counters[UDP_TX_MESSAGES] += 1
             self.shared.counters[UDP_TX_BYTES] += length
+        elif send_source_is_gone(self, info, errno):
+            send_control_set(self, which, False)
+            message.msg_hdr.msg_control = self.messages[which].msg_hdr.msg_control
+            message.msg_hdr.msg_controllen = self.messages[which].msg_hdr.msg_controllen
+            continue
         elif errno in (EAGAIN, ENOBUFS, ENOMEM):
             send_count(self, info, DROP_SEND_BUFFER_FULL, 1)
         else:
@@ -304,13 +323,6 @@ cdef inline void send_report(SendBatch *self, uint32_t index, uint32_t error) no
     if send_error_changes(peer, error, self.now_ns) and events_have_room(self.shared) \
             and send_error_set(peer, error, self.now_ns):
         self.has_events |= event_push(self.shared, EVENT_SEND_ERROR, index, 0, error, self.now_ns)
-
-
-cdef inline void send_gso_report(SendBatch *self, uint32_t peer, int error) noexcept nogil:
-    if self.now_ns - self.last_gso_event_ns < GSO_EVENT_INTERVAL_NS:
-        return
-    self.last_gso_event_ns = self.now_ns
-    self.has_events |= event_push(self.shared, EVENT_GSO_REFUSED, peer, 0, error, self.now_ns)
 
 
 cdef inline uint32_t send_now_s(const SendBatch *self) noexcept nogil:

@@ -9,10 +9,11 @@
 # takes nanoseconds, but a writer may be stopped or preempted in between, and would go on later.
 # Only the lock of a worker that has died is released, by the supervisor: its endpoint is torn.
 #
-# The sequence, from the low bits: 1 bit, locked; 9 bits, by whom; the rest counts the writes.
+# The sequence, from the low bits: 1 bit, locked; 9 bits, by whom; 1 bit, locked for a move, which
+# is a write of the address too; 10 bits count the writes of the source address alone, 11 the moves.
 
 from libc.stdint cimport uint16_t, uint32_t, uint8_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, cas32, fence, load32, store32
 from fastpump.hot.bytes cimport load_be32, load_be64
@@ -22,11 +23,15 @@ from fastpump.hot.shm cimport ADDRESS_LEN, SOURCE_ADDRESS_LEN, Endpoint
 
 cdef enum:
     ENDPOINT_LOCKED = 1
-    ENDPOINT_LOCK_MASK = 0x3ff      # with the owner
-    ENDPOINT_WRITTEN = 0x400        # what a write adds
+    ENDPOINT_OWNER_MASK = 0x3fe
+    ENDPOINT_MOVES = 0x400          # while it is locked
+    ENDPOINT_LOCK_MASK = 0x7ff
+    ENDPOINT_SOURCE_WRITTEN = 0x800         # what such a write adds
+    ENDPOINT_SOURCE_MASK = 0x1ff800
+    ENDPOINT_MOVED = 0x200000               # what a move adds
     ENDPOINT_SUPERVISOR = 0x1ff     # as an owner; a worker has its number
     ENDPOINT_READS = 10000          # some microseconds, until its readers do without
-    ENDPOINT_WRITES = 1000
+    ENDPOINT_TRIES = 2              # of the supervisor, between which it lets others run
     SOCKADDR_IN_LEN = 16
     SIN6_ADDR_AT = 8                # in a struct sockaddr_in6
 
@@ -35,15 +40,24 @@ cdef inline bint endpoint_write(Endpoint *self, uint32_t owner, const void *addr
                                 uint32_t length, const uint8_t *source_address) noexcept nogil:
     """False, and nothing is written, if another process is writing it now."""
     cdef uint32_t before = load32(&self.sequence, RELAXED)
-    if before & ENDPOINT_LOCKED \
-            or not cas32(&self.sequence, before, before | owner << 1 | ENDPOINT_LOCKED):
+    if not endpoint_lock(self, before, owner, ENDPOINT_MOVES):
         return False
-    fence(RELEASE)
+    if self.length != length or memcmp(self.address, address, length) != 0:
+        self.gso_refused = self.gso_failures = 0
     memcpy(self.address, address, length)
     memcpy(self.source_address, source_address, SOURCE_ADDRESS_LEN)
     self.length = length
-    self.gso_refused = self.gso_failures = 0
-    store32(&self.sequence, before + ENDPOINT_WRITTEN, RELEASE)
+    store32(&self.sequence, before + ENDPOINT_MOVED, RELEASE)
+    return True
+
+
+cdef inline bint endpoint_lock(Endpoint *self, uint32_t before, uint32_t owner,
+                               uint32_t moves) noexcept nogil:
+    """Take the lock, if the sequence is still what it was; `moves`: ENDPOINT_MOVES or 0."""
+    if before & ENDPOINT_LOCKED \
+            or not cas32(&self.sequence, before, before | owner << 1 | moves | ENDPOINT_LOCKED):
+        return False
+    fence(RELEASE)
     return True
 
 
@@ -81,15 +95,19 @@ cdef inline bint endpoint_set_source_address(Endpoint *self, uint32_t owner,
     is. False if that is of the other IP version, or another process is writing the endpoint now."""
     cdef uint32_t before = load32(&self.sequence, RELAXED)
     cdef bint fits
-    if before & ENDPOINT_LOCKED \
-            or not cas32(&self.sequence, before, before | owner << 1 | ENDPOINT_LOCKED):
+    if not endpoint_lock(self, before, owner, 0):
         return False
     fits = endpoint_takes_source(self, source_address)
     if fits:
-        fence(RELEASE)
         memcpy(self.source_address, source_address, SOURCE_ADDRESS_LEN)
-    store32(&self.sequence, before + ENDPOINT_WRITTEN, RELEASE)
+    store32(&self.sequence, endpoint_after_source(before) if fits else before, RELEASE)
     return fits
+
+
+cdef inline uint32_t endpoint_after_source(uint32_t before) noexcept nogil:
+    """The sequence after a write of the source address; its count does not run into the other."""
+    return (before & ~<uint32_t>ENDPOINT_SOURCE_MASK) \
+        | ((before + ENDPOINT_SOURCE_WRITTEN) & ENDPOINT_SOURCE_MASK)
 
 
 cdef inline bint endpoint_forget_source_address(Endpoint *self, uint32_t owner) noexcept nogil:
@@ -111,17 +129,21 @@ cdef inline bint address_is_v4(const uint8_t *address) noexcept nogil:
     return load_be64(address) == 0 and load_be32(address + 8) == 0xffff
 
 
-# -- the supervisor's side; it believes no length, no family
+# -- the supervisor's side; it believes no length, no family, and waits for nobody: a process that
+# -- runs ends a write within nanoseconds, and one that was preempted may go on when we yield
 
 cdef inline uint32_t endpoint_get(Endpoint *self, uint8_t *out,
                                   uint8_t *source_address) noexcept nogil:
     """As endpoint_read, and what is no struct sockaddr_in or sockaddr_in6 is unknown."""
     cdef uint32_t length
     cdef int _
-    for _ in range(ENDPOINT_WRITES):
-        if endpoint_try_read(self, out, source_address, &length):
+    for _ in range(ENDPOINT_TRIES):
+        length = endpoint_read(self, out, source_address)
+        if length:
             return length if sockaddr_is_valid(out, length) else 0
-        sched_yield()               # a worker is writing
+        if not load32(&self.sequence, RELAXED) & ENDPOINT_LOCKED:
+            return 0
+        sched_yield()
     return 0
 
 
@@ -136,34 +158,38 @@ cdef inline bint sockaddr_is_valid(const uint8_t *address, uint32_t length) noex
 cdef inline void endpoint_unset_source_address(Endpoint *self) noexcept nogil:
     """The same as endpoint_forget_source_address. While a worker is writing it, the address stays:
     that is newer."""
-    cdef int _
-    for _ in range(ENDPOINT_WRITES):
-        if endpoint_forget_source_address(self, ENDPOINT_SUPERVISOR):
-            return
+    if not endpoint_forget_source_address(self, ENDPOINT_SUPERVISOR):
         sched_yield()
+        endpoint_forget_source_address(self, ENDPOINT_SUPERVISOR)
 
 
 cdef inline bint endpoint_set(Endpoint *self, const void *address, uint32_t length,
                               const uint8_t *source_address) noexcept nogil:
-    """Write it, waiting a little for a worker that is just writing; False if that has not ended."""
-    cdef int _
-    for _ in range(ENDPOINT_WRITES):
-        if endpoint_write(self, ENDPOINT_SUPERVISOR, address, length, source_address):
-            return True
-        sched_yield()
-    return False
+    """Write it; False if a worker is writing it."""
+    if endpoint_write(self, ENDPOINT_SUPERVISOR, address, length, source_address):
+        return True
+    sched_yield()
+    return endpoint_write(self, ENDPOINT_SUPERVISOR, address, length, source_address)
 
 
-cdef inline uint32_t endpoint_sequence_after(Endpoint *self) noexcept nogil:
-    """What the sequence is when the write that is under way has ended, and no other has begun."""
-    return (load32(&self.sequence, ACQUIRE) & ~<uint32_t>ENDPOINT_LOCK_MASK) + ENDPOINT_WRITTEN
-
-
-cdef inline bint endpoint_repair(Endpoint *self, uint32_t worker) noexcept nogil:
-    """A worker has died: if it was writing this, make it unknown; True if so."""
+cdef inline uint32_t endpoint_moves(Endpoint *self) noexcept nogil:
+    """How often it has moved, with the move that is under way."""
     cdef uint32_t sequence = load32(&self.sequence, ACQUIRE)
-    if sequence & ENDPOINT_LOCK_MASK != (worker << 1 | ENDPOINT_LOCKED):
+    if sequence & ENDPOINT_LOCKED and sequence & ENDPOINT_MOVES:
+        sequence += ENDPOINT_MOVED
+    return sequence // ENDPOINT_MOVED
+
+
+cdef inline bint endpoint_repair(Endpoint *self, uint32_t worker, uint32_t count) noexcept nogil:
+    """A worker of `count` has died: if it was writing this, or somebody who does not exist, make
+    it unknown; True if so."""
+    cdef uint32_t sequence = load32(&self.sequence, ACQUIRE)
+    cdef uint32_t owner = (sequence & ENDPOINT_OWNER_MASK) >> 1
+    cdef uint32_t before
+    if not sequence & ENDPOINT_LOCKED or owner != worker and owner < count:
         return False
     self.length = 0
-    store32(&self.sequence, endpoint_sequence_after(self), RELEASE)
+    before = sequence & ~<uint32_t>ENDPOINT_LOCK_MASK
+    store32(&self.sequence, before + ENDPOINT_MOVED if sequence & ENDPOINT_MOVES
+            else endpoint_after_source(before), RELEASE)
     return True

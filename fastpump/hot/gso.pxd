@@ -3,7 +3,8 @@
 #
 #   EIO                no checksum offload on the way out (udp_send_skb(); since Linux 6.11 only if
 #                      IPsec is on it): no size is taken
-#   EMSGSIZE, EINVAL   the segments exceed the path MTU: smaller ones are taken
+#   EMSGSIZE, EINVAL   the segments exceed the path MTU: smaller ones are taken (EINVAL may also
+#                      concern the source address, hot/batch.pxd)
 #
 # Then datagrams of that size are sent there one by one from the start (the kernel makes fragments
 # of those that are too large), and from time to time one message tries again: routes and path MTUs
@@ -38,7 +39,7 @@ cdef inline bint gso_may_retry(Endpoint *self, uint32_t now_s) noexcept nogil:
 
 cdef inline bint gso_refuse(Endpoint *self, uint32_t segment_len, int error, bint is_retry,
                             uint32_t now_s) noexcept nogil:
-    """The path has refused a message; True if it refused none before."""
+    """The path has refused a message; True if it refused none before, or one that tried again."""
     cdef uint32_t refused = load32(&self.gso_refused, RELAXED)
     cdef uint32_t failures = load32(&self.gso_failures, RELAXED)
     if error == EIO:
@@ -49,7 +50,7 @@ cdef inline bint gso_refuse(Endpoint *self, uint32_t segment_len, int error, bin
         store32(&self.gso_failures, failures + 1, RELAXED)
         store32(&self.gso_retry_s, now_s + (<uint32_t>GSO_RETRY_S << (
             failures if failures < GSO_RETRY_DOUBLINGS else GSO_RETRY_DOUBLINGS)), RELAXED)
-    return refused == 0
+    return refused == 0 or is_retry
 
 
 cdef inline void gso_accept(Endpoint *self) noexcept nogil:

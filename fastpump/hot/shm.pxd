@@ -57,7 +57,7 @@ cdef enum:
     ADDRESS_LEN = 28                # struct sockaddr_in6; an IPv4 endpoint is v4-mapped
     SOURCE_ADDRESS_LEN = 16         # one of ours; IPv4 v4-mapped; zeros: unknown
 
-# Bits of PeerSlot.reported: an event of this kind was sent, and is not sent again before the
+# Bits of PeerState.reported: an event of this kind was sent, and is not sent again before the
 # supervisor has dealt with it and cleared the bit. So for all *_REPORTED.
 cdef enum:
     REPORTED_UNANSWERED_TX = 1
@@ -65,6 +65,7 @@ cdef enum:
     REPORTED_WANT_SESSION = 4
     REPORTED_ROAM = 8
     REPORTED_SOURCE_ADDRESS_GONE = 16
+    REPORTED_GSO_REFUSED = 32
 
 # Bits of KeypairState.flags.
 cdef enum:
@@ -120,7 +121,7 @@ cdef enum:
     EVENT_LANE_ECHO_REQUEST         # the peer wants an echo reply on it
     EVENT_LANE_UNANSWERED           # data left on it, the first since the peer last sent on it
     EVENT_LANE_ROAM                 # the peer sends on it from another address
-    EVENT_GSO_REFUSED               # the way to the peer takes no UDP GSO; `error` says why
+    EVENT_GSO_REFUSED               # the way to the peer takes no UDP GSO (EIO)
     EVENT_COUNT
 
 cdef struct Misdelivered:

@@ -1,9 +1,11 @@
 # What a worker that was killed at any instruction leaves behind, and how it is repaired.
 #
 #   its epoch       odd, if it died in an iteration: no grace period would end (hot/reclaim.pxd)
-#   reported bits   of peers, keypairs and its own lanes: set, but the event that they stand for was
-#                   not pushed (hot/events.pxd). They are cleared: what is still true is sent again
-#   an Endpoint     locked by it, half written (hot/endpoint.pxd)
+#   reported bits   of peers, keypairs and lanes (others' too, while its own were dead): set, but the
+#                   event that they stand for was not pushed (hot/events.pxd). They are cleared: what
+#                   is still true is sent again
+#   an Endpoint     locked by it, half written (hot/endpoint.pxd); or by nobody there is, if it had
+#                   been taken over
 #   a MacEntry      claimed, not filled (hot/fdb.pxd)
 #   its lanes       messages in its reorder buffer went with its private memory
 #
@@ -26,10 +28,10 @@ cdef inline void worker_repair(WorkerShared *self) noexcept nogil:
     store64(&self.epoch, (self.epoch | 1) + 1, SEQ_CST)
 
 
-cdef inline bint peer_repair(PeerState *self, uint32_t worker) noexcept nogil:
-    """True if its endpoint was torn, and is unknown now."""
+cdef inline bint peer_repair(PeerState *self, uint32_t worker, uint32_t count) noexcept nogil:
+    """A worker of `count` has died. True if the peer's endpoint was torn, and is unknown now."""
     store32(&self.reported, 0, SEQ_CST)
-    return endpoint_repair(&self.endpoint, worker)
+    return endpoint_repair(&self.endpoint, worker, count)
 
 
 cdef inline void keypair_repair(KeypairState *self) noexcept nogil:
@@ -37,7 +39,8 @@ cdef inline void keypair_repair(KeypairState *self) noexcept nogil:
     and32(&self.flags, ~reported, SEQ_CST)
 
 
-cdef inline void lane_repair(const Lane *lane, LaneState *self, uint32_t worker) noexcept nogil:
+cdef inline void lane_repair(const Lane *lane, LaneState *self, uint32_t worker,
+                             uint32_t count) noexcept nogil:
     cdef uint32_t reported = (LANE_ECHO_REPORTED | LANE_USABLE_REPORTED | LANE_REKEY_REPORTED
                               | LANE_UNANSWERED_REPORTED | LANE_ROAM_REPORTED)
     if lane.state == LANE_FREE:
@@ -45,5 +48,5 @@ cdef inline void lane_repair(const Lane *lane, LaneState *self, uint32_t worker)
     if lane.worker == worker:
         self.reorder_count = 0
         self.first_unanswered_tx_ns = 0
-        and32(&self.bits, ~reported, SEQ_CST)
-    endpoint_repair(&self.endpoint, worker)     # the peer's next message says where it is
+    and32(&self.bits, ~reported, SEQ_CST)
+    endpoint_repair(&self.endpoint, worker, count)      # the peer's next message says where it is

@@ -46,11 +46,12 @@ def guests(lab):
     return lab
 
 
-def start(lab, side, attachment, *, tap="fp0", addresses=(), mtu=0, cable=None, failing=None):
+def start(lab, side, attachment, *, tap="fp0", addresses=(), mtu=0, cable=None, failing=None,
+          machine_id=None):
     """The program that joins; its output is still to be read."""
     fd = None if cable is None else cable.fileno()
     said = {"tap": tap, "attachment": attachment, "addresses": addresses, "mtu": mtu, "socket": fd,
-            "failing": failing}
+            "failing": failing, "machine_id": machine_id}
     process = subprocess.Popen(
         lab.command(side, [sys.executable, PROGRAM, json.dumps(said)]), text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -253,11 +254,13 @@ def test_a_new_bridge_forwards_like_a_cable(guests):
     assert link(guests, "a", "br7") is None
 
 
-def test_a_new_bridge_keeps_its_own_mac_address_whatever_its_ports_are(guests):
+def test_a_new_bridge_keeps_its_own_mac_address_whatever_its_ports_are(guests, tmp_path):
     """Or its neighbours would send to an address that is gone, until they ask again."""
     addresses = {}
+    (tmp_path / "machine-id").write_text("0123456789abcdef0123456789abcdef\n")
     for side, tap in (("a", "fp0"), ("b", "fp0"), ("a", "fp1")):
-        process, _ = joined(guests, side, BRIDGED, tap=tap)
+        process, _ = joined(guests, side, BRIDGED, tap=tap,
+                            machine_id=str(tmp_path / "machine-id"))
         own = addresses.setdefault(side, link(guests, side, "br7")["address"])
         guests.ip(side, "link", "add", "low0", "address", "00:00:00:00:00:01", "type", "veth",
                   "peer", "name", "low1")

@@ -100,7 +100,7 @@ PATHS = """
 import errno, os, socket
 from fastpump._core import NewKeypair
 from fastpump.constants import SECOND
-from support.packets import A4, B4, superpacket, tcp
+from support.packets import A4, B4, PLAIN, superpacket, tcp
 from support.pumps import START, Endpoint, pair, udp_socket
 
 C4 = "10.9.0.9"
@@ -122,6 +122,12 @@ PORTS = {B4: two.udp.getsockname()[1], C4: other.getsockname()[1]}
 def endpoint(to):
     where = Endpoint.from_python(("::ffff:127.0.0.1", PORTS[to], 0, 0))
     one.tables.peers.set_endpoint(one.peer if to == B4 else peer, where.sockaddr(socket.AF_INET6))
+
+
+def forget(to):
+    "What was refused there: it is elsewhere, and there again."
+    one.tables.peers.set_endpoint(one.peer if to == B4 else peer, b"")
+    endpoint(to)
 
 
 def refuse(*refused):
@@ -157,7 +163,37 @@ for error in (errno.EMSGSIZE, errno.EINVAL):
     assert messages(B4, 0) == (5, 0)
     assert messages(B4, 0, size=900) == (1, 0)
     assert messages(C4, 0) == (1, 0)
-    endpoint(B4)
+    forget(B4)
+""",
+    "the source address has nothing to do with it": """
+one.udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+two.interface.send(PLAIN + tcp(B4, A4, b"where two is, and where it sends to"))
+two.poll(BEGIN)
+one.poll(BEGIN)
+where = one.tables.peers.endpoint(one.peer)
+assert any(where[1]) and one.events().count("roam") == 1
+one.tables.peers.rearm(one.peer, "roam")
+for error in (errno.EINVAL, errno.EMSGSIZE):
+    refuse((B4, error, 1000))
+    for seconds, refused in ((0, 1), (0.2, 0), (0.4, 0)):
+        assert messages(B4, seconds) == (5, refused)
+        assert one.tables.peers.endpoint(one.peer) == where
+        two.interface.send(PLAIN + tcp(B4, A4, b"an answer from there"))
+        two.poll(BEGIN)
+        one.poll(BEGIN)
+        assert not {"roam", "source_address_gone"} & set(one.events())
+    forget(B4)
+    one.tables.peers.set_endpoint(one.peer, *where)
+""",
+    "all whom it concerns are reported": """
+refuse((B4, errno.EIO, 0), (C4, errno.EIO, 0))
+assert messages(B4, 0) == messages(C4, 0.1) == (5, 1)
+assert one.events().count("gso_refused") == 2
+assert messages(B4, 1)[1] == messages(C4, 1.1)[1] == 1
+assert one.events().count("gso_refused") == 0
+one.tables.peers.rearm(peer, "gso_refused")
+assert messages(C4, 4)[1] == 1
+assert one.events().count("gso_refused") == 1
 """,
     "tried again later and later, and used when it works": """
 refuse((B4, errno.EIO, 0))

@@ -111,7 +111,7 @@ class Stage:
         hosts = "\n".join(f"{ADDRESSES[side]} {' '.join(names)}" for side, names in NAMES.items())
         self._holder = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _SET_UP, "sh",
-             str(self._directory), f"127.0.0.1 localhost\n{hosts}"],
+             str(self._directory), f"127.0.0.1 localhost\n{hosts}"], cwd=self._directory,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == "ready\n", "the stage cannot be made"
@@ -130,13 +130,17 @@ class Stage:
         self._holder.communicate(timeout=20)        # it ends when its stdin does
 
     def _in_stage(self, command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["nsenter", "-t", str(self._holder.pid), "-m", *command], text=True,
-                              capture_output=True, check=False, **options)
+        return subprocess.run([*self._enter, *command], text=True, capture_output=True,
+                              check=False, **options)
+
+    @property
+    def _enter(self) -> list[str]:
+        """With the root directory, too: that of a chroot is not its mount namespace's."""
+        return ["nsenter", "-t", str(self._holder.pid), "--mount", "--root", "--wd"]
 
     def _words(self, side: str, command: str) -> list[str]:
         """The command line that runs a command on a host, by bash."""
-        return ["nsenter", "-t", str(self._holder.pid), "-m", "ip", "netns", "exec", side, "bash",
-                "-c", self.filled(command)]
+        return [*self._enter, "ip", "netns", "exec", side, "bash", "-c", self.filled(command)]
 
     @property
     def _environment(self) -> dict[str, str]:

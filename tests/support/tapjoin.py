@@ -2,7 +2,8 @@
 frames between the TAP and a socket until SIGTERM. Then it undoes all, and says what it saw.
 
     {"tap": NAME, "attachment": {...}, "addresses": [CIDR...], "mtu": N, "socket": FD or null,
-     "failing": "MODULE.FUNCTION:N" of fastpump/netlink (its Nth call fails) or null}
+     "failing": "MODULE.FUNCTION:N" of fastpump/netlink (its Nth call fails) or null,
+     "machine_id": FILE or null: the host's}
 """
 
 import fcntl
@@ -15,9 +16,10 @@ import signal
 import socket
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 from fastpump.errors import FastpumpError, SystemSetupError
-from fastpump.host import attach
+from fastpump.host import attach, derived_macs
 from fastpump.kernel import (
     IFF_MULTI_QUEUE,
     IFF_TAP,
@@ -84,6 +86,8 @@ def main():
     waker.setblocking(False)
     signal.set_wakeup_fd(waker.fileno())
     signal.signal(signal.SIGTERM, lambda *_: None)
+    if said["machine_id"]:
+        derived_macs._MACHINE_ID = Path(said["machine_id"])
     if said["failing"]:
         let_fail(said["failing"])
     attachment = attach.Attachment(
