@@ -17,7 +17,9 @@ from fastpump.hot.admission cimport (
 )
 from fastpump.hot.atomics cimport RELEASE, store64
 from fastpump.hot.bytes cimport load_le32
-from fastpump.hot.constants cimport COOKIE_REPLY_LEN, MISDELIVERED_LEN, MISDELIVERED_RING_LEN
+from fastpump.hot.constants cimport (
+    COOKIE_REPLY_LEN, COOKIE_REPLY_TYPE, MISDELIVERED_LEN, MISDELIVERED_RING_LEN,
+)
 from fastpump.hot.endpoint cimport sockaddr_is_valid
 from fastpump.hot.linux cimport (
     EAGAIN, EINTR, MSG_DONTWAIT, MSG_TRUNC, errno, msghdr, munmap, recvmmsg,
@@ -222,8 +224,11 @@ cdef class Admission:
                   uint64_t now, list admitted) except -1:
         """Judge a datagram, count it, and do what its verdict says, unless it is a transport
         message; the verdict."""
-        cdef int verdict = admission_judge(self.state, data, length, <uint8_t *>sender.address,
-                                           now)
+        cdef int verdict
+        if self.is_unexpected_reply(data, length):
+            verdict = admission.DROP_UNEXPECTED_COOKIE
+        else:
+            verdict = admission_judge(self.state, data, length, <uint8_t *>sender.address, now)
         if verdict == admission.ADMIT_TRANSPORT:
             return verdict
         self.state.verdicts[verdict] += 1
@@ -236,6 +241,12 @@ cdef class Admission:
                 PyBytes_FromStringAndSize(<char *>sender.address, sender.address_len),
                 PyBytes_FromStringAndSize(<char *>sender.source_address, SOURCE_ADDRESS_LEN)))
         return verdict
+
+    cdef bint is_unexpected_reply(self, const uint8_t *data, uint32_t length) noexcept:
+        """Whether it is a cookie reply to no message of ours."""
+        return length == COOKIE_REPLY_LEN and load_le32(data) == COOKIE_REPLY_TYPE \
+            and self.tables is not None \
+            and not self.tables.keypairs.has_index(load_le32(data + 4), True)
 
     cdef bint pass_on(self, const uint8_t *data, uint32_t length, const Sender *sender,
                       uint64_t now) except -1:

@@ -57,7 +57,9 @@ cdef class Keypairs(SlotTable):
         slot = self.take()
         taken_bits = header.worker_bits + header.slot_bits
         index = int.from_bytes(os.urandom(4), "little") >> taken_bits << taken_bits
-        return slot, index | slot << header.worker_bits | worker
+        index |= slot << header.worker_bits | worker
+        self.at(slot).local_index = index
+        return slot, index
 
     def install(self, uint32_t slot, new):
         """Fill a reserved slot with a NewKeypair and publish it to the receiving worker.
@@ -82,13 +84,13 @@ cdef class Keypairs(SlotTable):
         memcpy(keypair.receive_key, receive_key, 32)
         store32(&keypair.live, 1, RELEASE)
 
-    cdef bint has_index(self, uint32_t index) noexcept nogil:
-        """Whether there is a session with that receiver index."""
+    cdef bint has_index(self, uint32_t index, bint or_handshake=False) noexcept nogil:
+        """Whether there is a session with that receiver index; or a handshake, perhaps."""
         cdef const Header *header = self.mapping.tables.header
         cdef uint32_t slot = (index >> header.worker_bits) & ((1u << header.slot_bits) - 1)
         cdef const Keypair *keypair = &self.mapping.tables.keypairs[slot]
-        return slot < self.end and load32(&keypair.live, ACQUIRE) != 0 \
-            and keypair.local_index == index
+        return slot < self.end and keypair.local_index == index \
+            and (or_handshake or load32(&keypair.live, ACQUIRE) != 0)
 
     def confirm(self, uint32_t slot):
         """The peer has sent on a responder's keypair."""

@@ -86,8 +86,10 @@ cdef class Lanes(SlotTable):
         if not 1 <= count <= constants.MAX_LANES:
             raise ValueError(f"a set has 1 to {constants.MAX_LANES} lanes, not {count}")
         first = <uint32_t>self.take_run(count)
-        random = int.from_bytes(os.urandom(4), "little")
-        index = random >> header.lane_bits << header.lane_bits | first
+        index = 0                   # on the wire: no set
+        while index == 0:
+            random = int.from_bytes(os.urandom(4), "little")
+            index = random >> header.lane_bits << header.lane_bits | first
         for i in range(count):
             lane = &self.mapping.configuration.lanes[first + i]
             lane.local_index = index

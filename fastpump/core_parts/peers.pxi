@@ -11,8 +11,8 @@ from fastpump.hot.fdb cimport fdb_flush
 from fastpump.hot.send_errors cimport send_error_changes, send_error_set
 from fastpump.hot.shm cimport (
     NONE, POLICY_ANY, POLICY_LANES, POLICY_NOTHING, REPORTED_GSO_REFUSED, REPORTED_ROAM,
-    REPORTED_SOURCE_ADDRESS_GONE, REPORTED_UNANSWERED_RX, REPORTED_UNANSWERED_TX, REPORTED_WANT_SESSION, SOURCE_ADDRESS_LEN,
-    PeerSlot, PeerState,
+    REPORTED_SOURCE_ADDRESS_GONE, REPORTED_UNANSWERED_RX, REPORTED_UNANSWERED_TX,
+    REPORTED_WANT_SESSION, SOURCE_ADDRESS_LEN, PeerSlot, PeerState,
 )
 from fastpump.hot.verdict cimport VERDICT_COUNT
 

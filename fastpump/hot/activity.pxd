@@ -13,9 +13,9 @@
 #                     activity_lane_received       the lane is usable; echo requests; rekey
 #
 # Who owns what: times are plain stores by whichever worker sends or receives for the peer; a lost
-# race moves a timer by less than one iteration of a loop, or to the next packet. An endpoint is written by whoever gets
-# its sequence (hot/shm.pxd), at once: the answer to this very packet may leave before the
-# supervisor has woken up.
+# race moves a timer by less than one iteration of a loop, or to the next packet. An endpoint is
+# written by whoever gets its sequence (hot/shm.pxd), at once: the answer to this very packet may
+# leave before the supervisor has woken up.
 #
 # Invariant: nothing here is called for a message whose tag has not been verified.
 

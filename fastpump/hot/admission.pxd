@@ -15,7 +15,8 @@
 #          addresses
 #       e  answered with a cookie, COOKIE_RATE in all; the rest is dropped
 # Replies are sealed and sent here, a batch at a time: at the rate of a flood, too. A cookie
-# reply that comes in (type 3) has no mac1; SOURCE_RATE and REPLY_RATE hold for it at all times.
+# reply that comes in (type 3) has no mac1: it must name a handshake or session of ours, and
+# SOURCE_RATE and REPLY_RATE hold for it at all times.
 #
 # Handshake messages that came to a worker's socket, behind data, are judged here as well. And the
 # reverse: a transport message behind a handshake message is its worker's, if it is of a session
@@ -113,6 +114,7 @@ cdef enum:
     DROP_REPLAYED_INITIATION
     DROP_HANDSHAKE_RATE             # too many from one source
     DROP_HANDSHAKE_OVERLOAD         # too many in all
+    DROP_UNEXPECTED_COOKIE          # to no message of ours
     DROP_MISDELIVERED               # a transport message of no session, or one too many
     ADMISSION_COUNT
 

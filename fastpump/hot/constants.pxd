@@ -86,7 +86,7 @@ cdef enum:
     # Packets that wait for a session (the kernel's MAX_STAGED_PACKETS).
     STAGED_PER_PEER = 128
     STAGED_SLOTS = 512
-    STAGED_FLOODED_PER_PEER = 8     # of that, frames that are flooded
+    STAGED_FLOODED_PER_PEER = 8     # of that, frames that are flooded or relayed
 
     # Lane messages that wait for their keys, or for what was sent before them.
     REORDER_MESSAGES = 2048

@@ -20,8 +20,8 @@ from fastpump.hot.verdict cimport FAILED_EVENT_RING_FULL
 cdef inline bint event_push_once(WorkerShared *shared, uint32_t *bits, uint32_t bit, uint32_t kind,
                                  uint32_t peer, uint32_t detail, uint64_t now) noexcept nogil:
     """Push unless `bit` says that it was reported; True if it was pushed now. Whoever handles the
-    event clears the bit first and looks then, so what is news is stored before this; with a fence in
-    between if no later packet would say it again."""
+    event clears the bit first and looks then, so what is news is stored before this; with a fence
+    in between if no later packet would say it again."""
     if load32(bits, RELAXED) & bit or or32(bits, bit, SEQ_CST) & bit:
         return False
     # The bit is set before the event can be read: whoever handles the event clears it.

@@ -20,8 +20,10 @@
 # the set that it has. `fence_check_lanes` takes ours out of use at once, as the answer to what
 # comes right behind must not leave on a lane; the supervisor does the rest.
 #
-# Who owns what: is_started and is_fenced belong to the lane's worker; LANE_DRAINED is set, and
-# lanes[0] taken away, by the worker that received the marker or control packet (both atomic).
+# Who owns what: is_started and is_fenced belong to the lane's worker; but another worker whose own
+# lane is dead may be the first to send on it, and its fence says nothing about what the owner sent
+# by the session. LANE_DRAINED is set, and lanes[0] taken away, by the worker that received the
+# marker or control packet (both atomic).
 
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 

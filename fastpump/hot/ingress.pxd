@@ -62,7 +62,7 @@ from fastpump.hot.reorder cimport reorder_add, reorder_must_wait
 from fastpump.hot.replay cimport replay_is_fresh, replay_mark
 from fastpump.hot.rings cimport control_packet_fits, control_packet_push, misdelivered_push
 from fastpump.hot.shm cimport (
-    LANE_LIVE, NONE, POLICY_ANY, Keypair, KeypairState, Lane, LaneState, PeerState, keypair_find,
+    LANE_LIVE, NONE, POLICY_ANY, Keypair, KeypairState, Lane, LaneState, keypair_find,
     keypair_state, lane_state,
 )
 from fastpump.hot.switch cimport switch_from_peer

@@ -6,9 +6,9 @@
 # has been opened by then, so an unauthenticated sender can neither delay nor displace anything.
 #
 # Each iteration of the loop looks at both again (hot/ingress_delayed.pxd): they pass, in order,
-# when the lane is live and drained, or REORDER_TIMEOUT_NS after they came. So a lost end marker
-# costs that time and no data; the lane then counts as drained. What does not fit into the buffer is
-# dropped, so no sender can make us wait for more than that.
+# when the lane is live and, those that were opened, drained; or REORDER_TIMEOUT_NS after they came.
+# So a lost end marker costs that time and no data; the lane then counts as drained. What does not
+# fit into the buffer is dropped, so no sender can make us wait for more than that.
 #
 # All peers share the buffer, and none can fill it: a peer may hold as much as it leaves free for
 # the others (a dynamic threshold, after Choudhury and Hahne), and what was not opened, whoever sent

@@ -29,8 +29,9 @@
 #               of the receiver index, and steering keeps to it.
 #   the lane's worker alone      all of a LaneState that packets change. Exceptions: `bits` and
 #               `send_counter`, both atomic (the supervisor sends probes, and other
-#               workers send while their own lanes are dead), and the times for timers, where
-#               a lost race moves a timer.
+#               workers send while their own lanes are dead); and what those others store plainly
+#               then: the times for timers, where a lost race moves a timer, `tx_bytes`, which
+#               may lack some, `is_started` and `is_fenced` (hot/fence.pxd).
 #   any worker  MacEntry (hot/fdb.pxd), duplicates[] (hot/duplicates.pxd),
 #               Bucket (hot/token_bucket.pxd), verdicts of peers: atomic.
 #   the supervisor   a slot's state before it is published and after it is retired.

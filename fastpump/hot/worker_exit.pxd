@@ -1,9 +1,9 @@
 # What a worker that was killed at any instruction leaves behind, and how it is repaired.
 #
 #   its epoch       odd, if it died in an iteration: no grace period would end (hot/reclaim.pxd)
-#   reported bits   of peers, keypairs and lanes (others' too, while its own were dead): set, but the
-#                   event that they stand for was not pushed (hot/events.pxd). They are cleared: what
-#                   is still true is sent again
+#   reported bits   of peers, keypairs and lanes (others' too, while its own were dead): set, but
+#                   the event that they stand for was not pushed (hot/events.pxd). They are cleared:
+#                   what is still true is sent again
 #   an Endpoint     locked by it, half written (hot/endpoint.pxd); or by nobody there is, if it had
 #                   been taken over
 #   a MacEntry      claimed, not filled (hot/fdb.pxd)

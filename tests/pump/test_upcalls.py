@@ -183,11 +183,14 @@ def test_a_train_of_replays_is_a_strangers(one, two, admission):
 
 
 def test_strays_are_judged_before_they_cost_python(one, two, admission):
-    for datagram in (b"\1\0\0\0" + bytes(144), initiation(), b"\3\0\0\0" + bytes(60)):
+    session = one.index.to_bytes(4, "little")
+    for datagram in (b"\1\0\0\0" + bytes(144), initiation(), b"\3\0\0\0" + session + bytes(56),
+                     b"\3\0\0\0" + bytes(60)):
         two.udp.sendto(datagram, one.udp.getsockname())
     one.poll()
     assert [data[0] for data, _, _ in admission.receive_misdelivered(0, NO_SOCKET, START)] == [1, 3]
     assert admission.verdicts["DROP_INVALID_MAC1"] == 1
+    assert admission.verdicts["DROP_UNEXPECTED_COOKIE"] == 1
 
 
 def test_a_stray_that_is_answered_with_a_cookie_gets_it(one, two, admission):

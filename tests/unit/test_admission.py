@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastpump._core import ADMIT_HANDSHAKE, ADMIT_TRANSPORT, SENT_COOKIE_REPLY, Admission
+from fastpump._core import (
+    ADMIT_HANDSHAKE,
+    ADMIT_TRANSPORT,
+    SENT_COOKIE_REPLY,
+    Admission,
+    SharedTables,
+)
 from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
 from fastpump.constants import SECOND
 from fastpump.kernel import UDP_GRO
@@ -184,6 +190,34 @@ def test_cookie_replies_have_a_limit_at_all_times(admission):
     reply = b"\3\0\0\0" + bytes(60)
     found = [admission.judge(reply, place(), START) for _ in range(100)]
     assert found.count(ADMIT_HANDSHAKE) == 5
+
+
+def test_replies_to_no_message_of_ours_take_nothing_from_that_limit():
+    tables = SharedTables.create(1, 4, 64)
+    admission = Admission(tables)
+    admission.set_keys(KEY, COOKIE_KEY)
+    slot, index = tables.keypairs.reserve(0)
+
+    def reply(number):
+        return b"\3\0\0\0" + number.to_bytes(4, "little") + bytes(56)
+
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as ours, socket.socket(
+            socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+        ours.bind(("::1", 0))
+
+        def receive(*messages):
+            for message in messages:
+                sender.sendto(message, ours.getsockname())
+            return [data for data, _, _ in admission.receive(ours.fileno(), START)[1]]
+
+        for _ in range(10):
+            assert receive(*(reply(index ^ 1 << 31 ^ n) for n in range(20))) == []
+        assert verdicts(admission) == {"DROP_UNEXPECTED_COOKIE": 200}
+        assert receive(reply(index)) == [reply(index)]
+        tables.keypairs.retire(slot)
+        tables.retired.reclaim()
+        assert receive(reply(index)) == []
+    tables.close()
 
 
 def test_receive_takes_trains_apart(admission):
