@@ -52,7 +52,8 @@ def test_without_ipsec_mb(tmp_path):
         ["ldd", *tmp_path.glob("fastpump/*.so")], capture_output=True, text=True,
         check=True).stdout
     result = run_suite(tmp_path, "pump/test_pump.py", "pump/test_lane_pump.py",
-                       "unit/test_lane_messages.py", "unit/test_aead.py",
+                       "pump/test_hostile_lanes.py", "pump/test_lane_order.py",
+                       "pump/test_lane_ways.py", "unit/test_lane_messages.py", "unit/test_aead.py",
                        FASTPUMP_EXPECT_BACKENDS="openssl")
     assert result.returncode == 0, result.stdout
     assert "ipsec-mb" not in result.stdout

@@ -2,7 +2,7 @@
 
 import pytest
 
-from support.packets import A4, frame, ip, partial, udp
+from support.packets import A4, flip, frame, ip, partial, udp
 from support.plainlanes import FRAME, PARTIAL, RELAY, origin, parse_relay, relay_header
 from support.pumps import START, datagrams
 from support.sites import close, network, settle
@@ -115,6 +115,6 @@ def test_all_other_bytes_count(race, protocol):
     flips = [at for at in range(6, len(data)) if at not in checksum
              and at != 6 and not 14 <= at < 18 and at not in range(20, 24)]
     for at in flips:
-        this.lie("b", data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
+        this.lie("b", flip(data, at))
     assert len(this.at("b").take()) == len(flips)
     assert this.arrive()["b"] == [data]

@@ -167,3 +167,8 @@ def framed(vnet_and_packet: bytes, link: bytes) -> bytes:
         vnet = Vnet(vnet.flags, vnet.gso_type, vnet.hdr_len and vnet.hdr_len + len(link) & 0xFFFF,
                     vnet.gso_size, vnet.csum_start + len(link) & 0xFFFF, vnet.csum_offset)
     return vnet.emit() + link + packet
+
+
+def flip(data: bytes, at: int, bits: int = 1) -> bytes:
+    """The data with bits of one byte changed."""
+    return data[:at] + bytes([data[at] ^ bits]) + data[at + 1:]

@@ -225,6 +225,16 @@ def datagrams(udp):
         found += [data[at:at + size] for at in range(0, len(data), size)]
 
 
+def on_the_wire(end):
+    """Messages that have come to an end's socket, not taken by its worker."""
+    return datagrams(end.udp)
+
+
+def closing(ends):
+    for end in ends:
+        end.close()
+
+
 def pair(**more):
     """Two connected ends."""
     one, two = End(0, **more), End(1, **more)
