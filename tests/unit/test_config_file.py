@@ -1,10 +1,8 @@
-"""Configuration files: what wg-quick takes is taken, and every complaint says where and what."""
+"""Texts of configuration files: what wg-quick takes is taken, and complaints say where and what."""
 
 import ipaddress
-import os
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -14,57 +12,23 @@ from fastpump import ratelimit
 from fastpump.config import file as config_file
 from fastpump.config.file import FileConfig, parse, tunnel_config
 from fastpump.config.file_emit import emit
-from fastpump.config.model import PeerConfig
 from fastpump.config.options import OPTIONS, PEER_OPTIONS
 from fastpump.errors import ConfigError
 from fastpump.protocol import keys
-
-PRIVATE, PSK = bytes(range(1, 33)), bytes(range(2, 34))
-A, B, C = (bytes([n]) * 32 for n in (0xA1, 0xB1, 0xC1))
-ZEROS = keys.encode(bytes(32))
-KEY, SECRET = keys.encode(A), keys.encode(PRIVATE)
-
-WHOLE = f"""\
-# of the gateway
-[interface]
-ADDRESS = 10.9.0.1/24, fd00::1/64\t10.9.0.5
-Address=10.9.1.1/24
-dns = 10.9.0.53 fd00::53,corp.example
-DNS = ~lab
-MTU = 1400
-Table = 0x100
-Queues = 4
-Pin = True
-BusyPoll = 50
-Offload = tso4=off, gro=off
-Offload = gro=on
-ResolveEvery = 30
-ratelimit = TX=1gbit, burst=10mb
-SaveConfig = TRUE
-PreUp = true
-PostUp = iptables -A FORWARD -i %i -j ACCEPT; echo a=b  # the shell's
-PostUp = echo two
-PreDown = echo "[three]"
-PostDown =
-ListenPort = 51820
-FwMark = 0xCA6C
-PrivateKey = {SECRET}
-
-[Peer] # the office
-PublicKey = {KEY}
-PresharedKey = {keys.encode(PSK)}
-AllowedIPs = 10.1.2.3/16,fd01::/48, 192.0.2.1
-AllowedIPs = 10.2.0.0/16
-Endpoint = [2001:DB8::1]:51820
-PersistentKeepalive = 25
-RateLimit = both-ops=1000
-[ PEER ]
-publickey={keys.encode(B)}
-presharedkey={ZEROS}
-endpoint=vpn.example.org:1
-persistentkeepalive=OFF\r
-"""
-
+from support.configfiles import (
+    KEY,
+    PRIVATE,
+    PSK,
+    SECRET,
+    WHOLE,
+    ZEROS,
+    A,
+    B,
+    file_of,
+    file_peer,
+    networks,
+    public,
+)
 
 TAP = """\
 [Interface]
@@ -81,28 +45,8 @@ StormLimit = off
 """
 
 
-def file_peer(public_key, preshared_key=None, endpoint=None, allowed_ips=(), keepalive_s=0,
-              rate_limits="off"):
-    return PeerConfig(public_key, endpoint, allowed_ips, preshared_key, keepalive_s,
-                      ratelimit.parse(rate_limits))
-
-
-
-def file_of(**values):
-    """A file that says these, by the names of the options."""
-    return FileConfig().having(**values)
-
-
-def networks(*texts):
-    return tuple(map(ipaddress.ip_network, texts))
-
-
 def interfaces(*texts):
     return tuple(map(ipaddress.ip_interface, texts))
-
-
-def public(key):
-    return f"PublicKey = {keys.encode(key)}\n"
 
 
 def test_a_whole_file():
@@ -394,13 +338,6 @@ def test_the_tunnel_of_a_file():
         tunnel_config("wg0", parse("[Interface]\nRelay = true", "wg0.conf"))
 
 
-def test_our_own_key_is_no_peer():
-    """So that one file can serve all sides."""
-    own = f"PublicKey = {keys.encode(keys.public_of(PRIVATE))}\n"
-    file = parse(f"[Interface]\nPrivateKey = {SECRET}\n[Peer]\n{own}[Peer]\n{public(A)}", "w.conf")
-    assert tunnel_config("wg0", file).peers == (file_peer(A),)
-
-
 def test_all_of_a_tap():
     config = parse(TAP, "vms.conf")
     assert config == file_of(
@@ -408,179 +345,6 @@ def test_all_of_a_tap():
         mac=b"\2\0\0\0\0\x0a", relay=True, mac_ageing_s=60, mac_limit=16, mac_table=1024,
         storm_limit=0)
     assert emit(config) == TAP
-
-
-def test_allowed_ips_of_a_tap_are_dropped_with_a_warning():
-    """Wherever Mode stands; and nobody loses one to anybody."""
-    peers = (f"[Peer]\n{public(A)}\nAllowedIPs = 10.0.0.0/8\nRateLimit = tx=1gbit\n"
-             f"[Peer]\n{public(B)}AllowedIPs = 10.0.0.0/8, ::/0\n")
-    config = parse(peers + "[Interface]\nMode = tap\n", "vms.conf")
-    assert config.tunnel.peers == (file_peer(A, rate_limits="tx=1gbit"), file_peer(B))
-    assert config.warnings == ("vms.conf:4: AllowedIPs have no effect with Mode = tap: frames "
-                               "go where their MAC address was learned",)
-    assert parse(emit(config), "again.conf").warnings == ()
-    without = re.sub("AllowedIPs.*", "", peers)
-    assert parse(without + "[Interface]\nMode = tap\n", "vms.conf").warnings == ()
-    with pytest.raises(ConfigError, match="allowed IP"):
-        parse(peers.replace("::/0", "x") + "[Interface]\nMode = tap\n", "vms.conf")
-
-
-def test_a_peer_in_two_sections_is_one():
-    first = (f"[Peer]\n{public(A)}PresharedKey = {keys.encode(PSK)}\nEndpoint = a:1\n"
-             "PersistentKeepalive = 9\nAllowedIPs = 10.0.0.0/8, fd00::/8\nRateLimit = tx=1gbit\n")
-    between = f"[Peer]\n{public(B)}"
-    cases = [
-        ("AllowedIPs = 10.1.0.0/16\n",
-         file_peer(A, PSK, ("a", 1), networks("10.1.0.0/16"), 9, "tx=1gbit")),
-        # wg always replaces the allowed IPs
-        ("", file_peer(A, PSK, ("a", 1), (), 9, "tx=1gbit")),
-        (f"PresharedKey = {ZEROS}\nEndpoint = b:2\nPersistentKeepalive = off\nRateLimit = off\n"
-         "AllowedIPs = 10.0.0.0/8\n", file_peer(A, None, ("b", 2), networks("10.0.0.0/8"), 0)),
-    ]
-    for lines, merged in cases:
-        config = parse(f"{first}{between}[Peer]\n{public(A)}{lines}", "wg0.conf")
-        assert config.tunnel.peers == (merged, file_peer(B))
-        (warning,) = config.warnings
-        assert re.match(r"wg0\.conf:10: the peer \S+ already has a \[Peer\] on line 1;", warning)
-
-
-def test_an_allowed_ip_goes_to_the_peer_that_named_it_last():
-    config = parse(f"[Peer]\n{public(A)}AllowedIPs = 10.0.0.0/8, fd00::/8\n"
-                   f"[Peer]\n{public(B)}\nAllowedIPs = 10.0.0.1/8, 10.0.0.0/16\n"
-                   f"[Peer]\n{public(C)}AllowedIPs = 10.0.0.0/8\n", "wg0.conf")
-    assert [peer.allowed_ips for peer in config.tunnel.peers] == [
-        networks("fd00::/8"), networks("10.0.0.0/16"), networks("10.0.0.0/8")]
-    first, second = config.warnings
-    assert re.match(r"wg0\.conf:7: the allowed IPs 10\.0\.0\.0/8 .* line 3;", first)
-    assert re.match(r"wg0\.conf:10: the allowed IPs 10\.0\.0\.0/8 .* line 7;", second)
-    again = parse(emit(config), "again.conf")
-    assert again == config
-    assert again.warnings == ()
-
-
-def test_allowed_ips_move_section_by_section():
-    """As the kernel takes them: what a replaced section once had is nobody's loss."""
-    config = parse(f"[Peer]\n{public(A)}AllowedIPs = 10.0.0.0/8\n"
-                   f"[Peer]\n{public(B)}AllowedIPs = 10.0.0.0/8\n"
-                   f"[Peer]\n{public(A)}AllowedIPs = fd00::/8\n"
-                   f"[Peer]\n{public(B)}AllowedIPs = 10.1.0.0/16\n"
-                   f"[Peer]\n{public(C)}AllowedIPs = 10.0.0.0/8\n", "wg0.conf")
-    assert config.tunnel.peers == (file_peer(A, allowed_ips=networks("fd00::/8")),
-                            file_peer(B, allowed_ips=networks("10.1.0.0/16")),
-                            file_peer(C, allowed_ips=networks("10.0.0.0/8")))
-    assert len(config.warnings) == 3        # line 6, and the peers on 7 and 10
-
-
-def test_warnings_do_not_make_files_different():
-    assert FileConfig(warnings=("odd",)) == FileConfig()
-
-
-@pytest.mark.parametrize("fields", [{"post_up": ("a\nPrivateKey = b",)}, {"table": "a # b"},
-                                    {"table": "a\0b"}, {"dns": ("a\nPin = true",)}])
-def test_what_cannot_be_read_again_is_not_written(fields):
-    with pytest.raises(ValueError, match="one line"):
-        emit(file_of(**fields))
-
-
-def test_many_peers():
-    text = "[Interface]\n" + "".join(
-        f"[Peer]\n{public(n.to_bytes(32, 'little'))}AllowedIPs = 10.{n >> 8}.{n & 255}.0/24\n"
-        for n in range(1, 10001))
-    config = parse(text, "wg0.conf")
-    assert len(config.tunnel.peers) == 10000
-    assert config.warnings == ()
-    assert parse(emit(config), "wg0.conf") == config
-
-
-@pytest.fixture
-def search(tmp_path, monkeypatch):
-    places = tmp_path / "fastpump", tmp_path / "wireguard"
-    for place in places:
-        place.mkdir()
-    monkeypatch.setattr(config_file, "SEARCH", places)
-    return places
-
-
-def test_names_are_looked_up_in_our_directory_first(search):
-    ours, theirs = (place / "wg0.conf" for place in search)
-    theirs.touch()
-    assert config_file.find("wg0") == theirs
-    ours.touch()
-    assert config_file.find("wg0") == ours
-    (search[1] / "a=b+c.conf").touch()
-    assert config_file.find("a=b+c") == search[1] / "a=b+c.conf"
-
-
-def test_a_missing_file_is_told_with_its_places(search):
-    with pytest.raises(ConfigError) as caught:
-        config_file.find("wg0")
-    for place in search:
-        assert str(place / "wg0.conf") in str(caught.value)
-    with pytest.raises(ConfigError, match=r"write \./wg0\.conf"):
-        config_file.find("wg0.conf")
-    for word in ("", "sixteen-letters-", "wg0\n", "/nonexistent/wg0.conf", "x" * 5000, "./\0"):
-        with pytest.raises(ConfigError):
-            config_file.find(word)
-
-
-def test_paths(search, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("wg1.conf").touch()
-    assert config_file.find("./wg1.conf") == Path("wg1.conf")
-    assert config_file.find(str(tmp_path / "wg1.conf")) == tmp_path / "wg1.conf"
-    for name in ("wg1.txt", "wg 1.conf", ".conf", "sixteen-letters-.conf", "wg1.conf\n"):
-        Path(name).touch()
-        with pytest.raises(ConfigError, match=r"must be NAME\.conf"):
-            config_file.find(f"./{name}")
-
-
-def test_what_cannot_be_looked_at_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(config_file, "SEARCH", (tmp_path / ("x" * 300), tmp_path))
-    with pytest.raises(ConfigError, match=r"cannot access .*: File name too long"):
-        config_file.find("wg0")
-
-
-@pytest.mark.parametrize(("path", "name"), [
-    ("/etc/wireguard/wg0.conf", "wg0"), ("a=b+c_d.e.conf", "a=b+c_d.e"), ("x.conf.conf", "x.conf"),
-    ("fifteen-letters.conf", "fifteen-letters"),
-])
-def test_interface_names(path, name):
-    assert config_file.interface_name(Path(path)) == name
-
-
-@pytest.mark.parametrize("path", ["wg0", "wg0.CONF", "..conf", "...conf", "w\u0121.conf", "/"])
-def test_bad_interface_names(path):
-    with pytest.raises(ConfigError, match="must be "):
-        config_file.interface_name(Path(path))
-
-
-def write(path, data, mode=0o600):
-    path.touch()
-    path.chmod(mode)
-    path.write_bytes(data)
-    return path
-
-
-def test_a_file_is_loaded(tmp_path):
-    path = tmp_path / "wg0.conf"
-    for data in (WHOLE.encode(), b"\xef\xbb\xbf" + WHOLE.replace("\n", "\r\n").encode()):
-        config = config_file.load(write(path, data))
-        assert config == parse(WHOLE, "wg0.conf")
-        assert config.warnings == ()
-    with pytest.raises(ConfigError, match=re.escape(f"{path}:2: invalid MTU 'x'")):
-        config_file.load(write(path, b"[Interface]\nMTU = x"))
-
-
-def test_comments_and_commands_may_have_any_bytes(tmp_path):
-    """And are written as they were."""
-    data = b"# B\xfcro\n[Interface]\nPostUp = echo \xfc # \xff\n"
-    config = config_file.load(write(tmp_path / "wg0.conf", data))
-    (command,) = config.post_up
-    assert os.fsencode(command) == b"echo \xfc # \xff"
-    assert emit(config).encode("utf-8", "surrogateescape") == data.partition(b"\n")[2]
-    for line in (b"MTU = \xfc", b"Attach = \xfc", b"\xfc = 1", b"[\xfc]"):
-        with pytest.raises(ConfigError, match=r"wg0\.conf:2: .* UTF-8"):
-            config_file.load(write(tmp_path / "wg0.conf", b"[Interface]\n" + line))
 
 
 def test_an_ipv6_endpoint_needs_no_brackets_but_gets_a_warning():
@@ -594,46 +358,15 @@ def test_an_ipv6_endpoint_needs_no_brackets_but_gets_a_warning():
         assert parse(emit(config), "again.conf").warnings == ()
 
 
-def test_signs_change_the_allowed_ips_of_an_earlier_section():
-    first = f"[Peer]\n{public(A)}AllowedIPs = 10.0.0.0/8, 11.0.0.0/8\n"
-    for lines, merged in (
-            ("+12.0.0.0/8", ["10.0.0.0/8", "11.0.0.0/8", "12.0.0.0/8"]),
-            ("12.0.0.0/8, -10.0.0.0/8", ["11.0.0.0/8", "12.0.0.0/8"]),
-            ("+12.0.0.0/8\nAllowedIPs = 13.0.0.0/8", ["12.0.0.0/8", "13.0.0.0/8"]),
-            ("13.0.0.0/8\nAllowedIPs = -11.0.0.0/8", ["10.0.0.0/8", "13.0.0.0/8"])):
-        config = parse(f"{first}[Peer]\n{public(A)}AllowedIPs = {lines}\n", "wg0.conf")
-        assert config.tunnel.peers == (file_peer(A, allowed_ips=networks(*merged)),)
-        assert len(config.warnings) == 1
-    loses = f"[Peer]\n{public(B)}AllowedIPs = -10.0.0.0/8\n"     # not what is another's
-    config = parse(first + loses, "wg0.conf")
-    assert config.tunnel.peers == (
-        file_peer(A, allowed_ips=networks("10.0.0.0/8", "11.0.0.0/8")), file_peer(B))
-    assert config.warnings == ()
+def test_warnings_do_not_make_files_different():
+    assert FileConfig(warnings=("odd",)) == FileConfig()
 
 
-@pytest.mark.parametrize(("text", "mode", "warned"), [
-    (f"[Interface]\nPrivateKey = {SECRET}", 0o604, True),
-    (f"[Interface]\nPrivateKey = {SECRET}", 0o602, True),
-    (f"[Interface]\nPrivateKey = {SECRET}", 0o640, False),
-    (f"[Peer]\n{public(A)}PresharedKey = {SECRET}", 0o644, True),
-    (f"[Peer]\n{public(A)}", 0o644, False),
-])
-def test_a_warning_about_keys_that_others_can_read(tmp_path, text, mode, warned):
-    config = config_file.load(write(tmp_path / "wg0.conf", text.encode(), mode))
-    assert ["chmod 600" in warning for warning in config.warnings] == [True] * warned
-
-
-def test_strange_files_are_refused(tmp_path):
-    os.mkfifo(tmp_path / "fifo", 0o600)
-    write(tmp_path / "binary", b"[Interface]\n\xff\xfe")
-    write(tmp_path / "big", b"#" * (config_file.MAX_FILE_LEN + 1))
-    for name, complaint in (("fifo", "regular file"), (".", "regular file"),
-                            ("missing", "cannot read"), ("binary", "binary:2: .*UTF-8"),
-                            ("big", "at most 16 MiB")):
-        with pytest.raises(ConfigError, match=complaint):
-            config_file.load(tmp_path / name)
-    big = write(tmp_path / "big", b"#" * config_file.MAX_FILE_LEN)
-    assert config_file.load(big) == FileConfig()
+@pytest.mark.parametrize("fields", [{"post_up": ("a\nPrivateKey = b",)}, {"table": "a # b"},
+                                    {"table": "a\0b"}, {"dns": ("a\nPin = true",)}])
+def test_what_cannot_be_read_again_is_not_written(fields):
+    with pytest.raises(ValueError, match="one line"):
+        emit(file_of(**fields))
 
 
 def check_text(text):
