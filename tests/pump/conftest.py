@@ -1,6 +1,8 @@
-"""Fixtures of the pump tests: two ends that speak to each other in this process."""
+"""Fixtures of the pump tests: ends and sites that speak to each other in this process."""
 
 import pytest
+
+from support.sites import close, network
 
 
 @pytest.fixture
@@ -26,3 +28,11 @@ def one(ends):
 @pytest.fixture
 def two(ends):
     return ends[1]
+
+
+@pytest.fixture
+def mesh():
+    """Three sites of a switch, all joined to each other."""
+    sites = network(*"abc")
+    yield sites
+    close(sites)

@@ -5,9 +5,8 @@ import pytest
 from support.packets import A4, flip, frame, ip, partial, udp
 from support.plainlanes import FRAME, PARTIAL, RELAY, origin, parse_relay, relay_header
 from support.pumps import START, datagrams
-from support.sites import close, network, settle
+from support.sites import ALL, close, network, settle
 
-ALL = "ff:ff:ff:ff:ff:ff"
 HOST = "02:00:00:00:00:01"
 ARP = frame(ALL, HOST, bytes(46), ethertype=0x0806)
 OTHER = frame(ALL, HOST, bytes(45) + b"x", ethertype=0x0806)

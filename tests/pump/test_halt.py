@@ -10,9 +10,7 @@ import pytest
 from support.packets import A4, B4, frame, superpacket, tcp, udp
 from support.plainlanes import parse_relay
 from support.pumps import START, datagrams, lane_pair, pair
-from support.sites import close, network, settle
-
-ALL = "ff:ff:ff:ff:ff:ff"
+from support.sites import ALL, close, network, settle
 
 
 @pytest.fixture(params=["session", "lane"])

@@ -10,6 +10,7 @@ import socket
 from fastpump._core import NewLanes, Pump, SharedTables
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME
+from support.packets import A4, B4, frame, udp
 from support.plainlanes import FRAME, PlainLane, origin
 from support.pumps import (
     ALL_FEATURES,
@@ -20,6 +21,11 @@ from support.pumps import (
     datagrams,
     udp_socket,
 )
+
+ALL = "ff:ff:ff:ff:ff:ff"
+HOST = {name: f"02:00:00:00:00:0{number}" for number, name in enumerate("abcdefg")}
+ARP = 0x0806
+PACKET = udp(A4, B4, b"inside")
 
 
 class Site(Pumped):
@@ -111,3 +117,20 @@ def settle(sites, turns=20, now=START):
 def close(sites):
     for site in sites.values():
         site.close()
+
+
+def arp(source, vlans=()):
+    """A broadcast of a host."""
+    return frame(ALL, source, bytes(46), ethertype=ARP, vlans=vlans)
+
+
+def unicast(source, destination, vlans=(), packet=PACKET):
+    return frame(destination, source, packet, vlans=vlans)
+
+
+def sent(sites, name, *frames, now=START):
+    """What each site gets of frames that enter at one."""
+    for each in frames:
+        sites[name].give(each)
+    settle(sites, now=now)
+    return {other: [data[10:] for data in site.take()] for other, site in sites.items()}
