@@ -1,5 +1,5 @@
-"""Configuration files as people have them, ways to mangle them, and where we differ from wg on
-purpose."""
+"""Configuration files as people have them, ways to mangle them, and how `wg setconf` and our parser
+are compared: where we differ from it on purpose."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fastpump.protocol import keys
-from support.setconf import Verdict
+from support.setconf import Judge, Verdict
 
 BLANKS = b"\t\n\v\f\r "
 QUICK_KEYS = frozenset((b"address", b"mtu", b"dns", b"table", b"preup", b"predown", b"postup",
@@ -313,6 +313,16 @@ NO_SIGNS = Difference("ours", rb"^allowedips=([^,]*,)*[+-]",
                       "wg before 1.0.20250521 knows no signs")
 
 
+def known_differences(judge: Judge) -> tuple[Difference, ...]:
+    """The deliberate differences from this host's wg."""
+    differences = list(DIFFERENCES)
+    if judge(f"[Peer]\nPublicKey={A}\nAllowedIPs=+::/0\n".encode()).wg is None:
+        differences.append(NO_SIGNS)
+    if judge(b"[Interface]\nListenPort=domain\n").wg is not None:
+        differences.append(SERVICE_NAMES)
+    return tuple(differences)
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """A file that was judged, after `strip`."""
@@ -320,7 +330,7 @@ class Comparison:
     data: bytes
     verdict: Verdict
 
-    def difference(self, known: tuple[Difference, ...] = DIFFERENCES) -> Difference | None:
+    def difference(self, known: tuple[Difference, ...]) -> Difference | None:
         """The deliberate difference that explains the verdict; None if none does."""
         wg, ours = self.verdict.wg, self.verdict.ours
         if wg is not None and ours is None:
@@ -335,6 +345,12 @@ class Comparison:
                 return each
         return None
 
-    def is_explained(self, known: tuple[Difference, ...] = DIFFERENCES) -> bool:
+    def is_explained(self, known: tuple[Difference, ...]) -> bool:
         """Whether both agree, or differ on purpose."""
         return self.verdict.wg == self.verdict.ours or self.difference(known) is not None
+
+
+def compare(judge: Judge, data: bytes) -> Comparison:
+    """What both make of a file, as wg-quick hands it to wg."""
+    data = strip(data)
+    return Comparison(data, judge(data))

@@ -1,5 +1,5 @@
 """Files through `wg setconf` and through our parser: both take the same ones, and understand the
-same by them. Exceptions are DIFFERENCES of support/wgfiles.py."""
+same by them. Exceptions are the deliberate differences of support/wgfiles.py."""
 
 import os
 import random
@@ -8,17 +8,7 @@ import subprocess
 import pytest
 
 from support.setconf import Judge
-from support.wgfiles import (
-    DIFFERENCES,
-    NO_SIGNS,
-    SERVICE_NAMES,
-    A,
-    Comparison,
-    mangled,
-    odd_files,
-    real_files,
-    strip,
-)
+from support.wgfiles import compare, known_differences, mangled, odd_files, real_files, strip
 
 MANGLED = 1000
 SEED = 1
@@ -32,18 +22,7 @@ def judge():
 
 @pytest.fixture(scope="module")
 def known(judge):
-    """The deliberate differences from this host's wg."""
-    differences = list(DIFFERENCES)
-    if judge(f"[Peer]\nPublicKey={A}\nAllowedIPs=+::/0\n".encode()).wg is None:
-        differences.append(NO_SIGNS)
-    if judge(b"[Interface]\nListenPort=domain\n").wg is not None:
-        differences.append(SERVICE_NAMES)
-    return tuple(differences)
-
-
-def compare(judge, data):
-    data = strip(data)
-    return Comparison(data, judge(data))
+    return known_differences(judge)
 
 
 def check(comparison, known):
