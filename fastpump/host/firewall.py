@@ -1,4 +1,5 @@
-"""nftables and resolvconf on behalf of `fastpump up`: both are other programs.
+"""nftables and resolvconf on behalf of `fastpump up`: both are other programs. They are waited for,
+for a while, but not for what they leave running in the background (hooks of resolvconf do).
 
 With the default route in the tunnel, packets to the tunnel's addresses must not come in by
 another interface (CVE-2019-14899), and replies to our own datagrams must be marked as those
@@ -8,16 +9,19 @@ marks that other programs gave them.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from fastpump.errors import SystemSetupError
 from fastpump.ip import Interface
 
 RESOLVCONF_ORDER = Path("/etc/resolvconf/interface-order")
+PROGRAM_TIMEOUT_S = 30.0
 
 
 def _run(command: Sequence[str], text: str, package: str, purpose: str) -> None:
@@ -25,10 +29,30 @@ def _run(command: Sequence[str], text: str, package: str, purpose: str) -> None:
     if shutil.which(command[0]) is None:
         raise SystemSetupError(f"{command[0]} is missing, which {purpose} needs; install it "
                                f"(Debian: apt install {package})")
-    result = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        reason = (result.stderr or result.stdout).strip().partition("\n")[0]
-        raise SystemSetupError(f"{' '.join(command)} failed: {reason or 'no reason given'}")
+    # Not pipes: those end when the last process that has them does.
+    with _memory_file("stdout") as stdout, _memory_file("stderr") as stderr:
+        try:
+            status = subprocess.run(command, input=text.encode(), stdout=stdout, stderr=stderr,
+                                    timeout=PROGRAM_TIMEOUT_S, check=False).returncode
+        except subprocess.TimeoutExpired:
+            raise SystemSetupError(f"{' '.join(command)} did not end within "
+                                   f"{PROGRAM_TIMEOUT_S:g} s; find out what it waits "
+                                   "for") from None
+        except OSError as error:
+            raise SystemSetupError(f"{command[0]} cannot be started, which {purpose} needs: "
+                                   f"{error.strerror}") from None
+        if status != 0:
+            reason = next(filter(None, map(_first_line, (stderr, stdout))), "no reason given")
+            raise SystemSetupError(f"{' '.join(command)} failed: {reason}")
+
+
+def _memory_file(name: str) -> BinaryIO:
+    return os.fdopen(os.memfd_create(name), "w+b")
+
+
+def _first_line(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace").strip().partition("\n")[0]
 
 
 # -- nftables
