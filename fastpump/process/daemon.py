@@ -125,6 +125,9 @@ def _run(work: Callable[[Foreground], None], way: socket.socket) -> None:
             foreground.fail(str(error))
         else:
             log.error("%(error)s", {"error": error})
+    except (SystemExit, KeyboardInterrupt):     # by a signal, whose handler raised it (signals.py)
+        if foreground.is_waiting:
+            foreground.fail("it was ended by a signal before it was ready")
     except BaseException:
         log.exception("this is a bug, please report it")
     finally:

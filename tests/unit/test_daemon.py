@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from fastpump.errors import SystemSetupError
 from fastpump.process.daemon import detach
+from fastpump.process.signals import unwinding
 
 GET_DUMPABLE = """
 import ctypes, os
@@ -54,6 +56,19 @@ def test_the_background_process_closes_what_its_caller_had_open(pipe):
         os.waitpid(pid, 0)
         os.close(ours)
         os.close(background)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_start_that_a_signal_ended_is_no_bug(capfd, number):
+    def work(_foreground):
+        with unwinding():
+            os.kill(os.getpid(), number)
+            signal.pause()
+
+    with pytest.raises(SystemSetupError) as caught:
+        detach(work)
+    assert str(caught.value) == "it was ended by a signal before it was ready"
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("program", [
