@@ -22,6 +22,7 @@ from fastpump.errors import SystemSetupError
 from fastpump.host.down_commands import DownCommands
 from fastpump.ipc import uapi
 from fastpump.ipc.uapi_server import UapiServer
+from fastpump.tunnel.containment import Containment
 
 log = logging.getLogger("fastpump")
 
@@ -43,7 +44,8 @@ def run_all(commands: Iterable[str], name: str, left: DownCommands) -> None:
 
 
 async def _run_with_stand_in(commands: list[str], name: str, left: DownCommands) -> None:
-    wg = UapiServer(name, partial(uapi.answer_for_ended, left.listen_port, left.fwmark))
+    wg = UapiServer(name, partial(uapi.answer_for_ended, left.listen_port, left.fwmark),
+                    Containment().report)
     try:
         await wg.start()
     except SystemSetupError as error:

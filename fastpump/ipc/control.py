@@ -4,6 +4,7 @@
     {"command": "reload"}  ->  {"reload": {...}}      (of `fastpump up` only)
     {"command": "configuration"}  ->  {"configuration": {"text": ...}}    (likewise)
     {"command": "stop"}    ->  {"stop": {"pid": N}}   the tunnel ends, and its process
+        "post_down": [...]      what the client is about to run then (of `fastpump up` only)
     {"command": "fdb", "action": ...}  ->  {"fdb": {...}}       (of a TAP; fdb.py)
     {"command": "limit", ...}  ->  {"limit": {...}}             (Tunnel.limit)
     anything else          ->  {"error": "..."}
@@ -20,6 +21,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
+import os
 import socket
 import struct
 import time
@@ -29,9 +32,18 @@ from typing import Any, Self
 
 from fastpump import paths
 from fastpump.errors import FastpumpError, SystemSetupError
-from fastpump.ipc.unix_server import AlreadyServed, UnixServer, has_left, is_answered
+from fastpump.ipc.unix_server import (
+    MAX_PATH_LEN,
+    AlreadyServed,
+    UnixServer,
+    has_left,
+    is_answered,
+)
 
-MAX_REQUEST = 65536
+log = logging.getLogger("fastpump.ipc")
+
+MAX_REQUEST = 16 << 20
+"""Of `stop`, which has all PostDown of a file."""
 REQUEST_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 3.0
 COMMAND_TIMEOUT_S = 60.0
@@ -47,8 +59,11 @@ class ControlServer:
     """Answers `fastpump status` and its like. Bad requests get an error, slow clients time
     out."""
 
-    def __init__(self, name: str, commands: dict[str, Command]) -> None:
+    def __init__(self, name: str, commands: dict[str, Command],
+                 report: Callable[[Exception], None]) -> None:
+        """`report`: logs an error of a command that nobody foresaw."""
         self._commands = commands
+        self._report = report
         self._server = UnixServer(_path(name), self._serve, limit=MAX_REQUEST)
 
     async def start(self) -> None:
@@ -67,10 +82,14 @@ class ControlServer:
 
     def rename(self, name: str, namespace: int) -> None:
         """The interface has another name, or is in another network namespace."""
-        before = self._server.path.parent
-        with contextlib.suppress(AlreadyServed, OSError):
-            self._server.rename(_path(name, namespace))
-            _remove_empty(before)
+        before, path = self._server.path, _path(name, namespace)
+        try:
+            self._server.rename(path)
+        except (AlreadyServed, OSError) as error:
+            log.warning("the control socket stays %(before)s, as it cannot become %(path)s: "
+                        "%(error)r", {"before": before, "path": path, "error": error})
+        else:
+            _remove_empty(before.parent)
 
     async def stop(self) -> None:
         """Stop listening and leave nothing behind."""
@@ -82,24 +101,33 @@ class ControlServer:
         if has_left(writer):
             return
         answer = await self._answer(line, lambda: writer.write(TAKEN))
-        writer.write(json.dumps(answer).encode() + b"\n")
+        writer.write(answer.encode() + b"\n")
         await asyncio.wait_for(writer.drain(), REQUEST_TIMEOUT_S)
 
-    async def _answer(self, line: bytes, on_taken: Callable[[], None]) -> dict[str, Any]:
+    async def _answer(self, line: bytes, on_taken: Callable[[], None]) -> str:
         """`on_taken`: it is a command, which begins now."""
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
-            return {"error": "the request is not JSON"}
+            return _error("the request is not JSON")
         name = request.get("command") if isinstance(request, dict) else None
         command = self._commands.get(name) if isinstance(name, str) else None
         if command is None:
-            return {"error": "unknown command: must be one of " + ", ".join(sorted(self._commands))}
+            return _error("unknown command: must be one of " + ", ".join(sorted(self._commands)))
         on_taken()
         try:
-            return {str(name): await command(request)}
+            return json.dumps({str(name): await command(request)})
         except FastpumpError as error:
-            return {"error": str(error)}
+            return _error(str(error))
+        except OSError as error:
+            return _error(f"system error: {str(error) or repr(error)}")
+        except Exception as error:
+            self._report(error)
+            return _error("internal error; the log has more about it")
+
+
+def _error(text: str) -> str:
+    return json.dumps({"error": text})
 
 
 def _path(name: str, namespace: int | None = None) -> Path:
@@ -147,8 +175,13 @@ class _Question:
     def send(self, command: str, arguments: dict[str, object]) -> bool:
         """Whether somebody listens there."""
         self._command = command
+        path = _path(self._name)
+        if len(os.fsencode(path)) > MAX_PATH_LEN:
+            raise SystemSetupError(
+                f"the tunnel {self._name} cannot be queried: the path {path} is too long for a "
+                "socket; name a directory with a short path in FASTPUMP_RUN")
         try:
-            self._socket.connect(str(_path(self._name)))
+            self._socket.connect(str(path))
             self._socket.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
         except (FileNotFoundError, ConnectionRefusedError):
             return False
@@ -164,11 +197,22 @@ class _Question:
         try:
             self._socket.settimeout(max(0.001, self._deadline - time.monotonic()))
             taken = self._socket.recv(1)
+        except TimeoutError:
+            raise self._no_answer() from None
+        except OSError:
+            taken = b""
+        try:
             self._socket.settimeout(COMMAND_TIMEOUT_S)
             with self._socket.makefile("rb") as rest:
                 reply = json.loads(taken + rest.readline())
+        except TimeoutError:
+            raise SystemSetupError(
+                f"the tunnel {self._name} has not done `{self._command}` within "
+                f"{COMMAND_TIMEOUT_S:g} s, and goes on with it") from None
         except (OSError, ValueError):
-            raise self._no_answer() from None
+            raise SystemSetupError(
+                f"the tunnel {self._name} has closed the connection without an answer: it has "
+                "ended, or has too many clients") from None
         if "error" in reply:
             raise SystemSetupError(f"the tunnel {self._name}: {reply['error']}")
         return reply[self._command]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -29,9 +30,12 @@ TIMEOUT_S = 60.0
 class UapiServer:
     """Serves wg's socket while the tunnel runs."""
 
-    def __init__(self, name: str, answer: Callable[[bytes, int], bytes]) -> None:
-        """`answer`: to a request at a time (CLOCK_BOOTTIME, ns), as of uapi.py."""
+    def __init__(self, name: str, answer: Callable[[bytes, int], bytes],
+                 report: Callable[[Exception], None]) -> None:
+        """`answer`: to a request at a time (CLOCK_BOOTTIME, ns), as of uapi.py. `report`: logs an
+        error of it that nobody foresaw."""
         self._answer = answer
+        self._report = report
         self._inotify = -1
         self._server = UnixServer(DIRECTORY / f"{name}.sock", self._serve, limit=MAX_REQUEST)
 
@@ -89,5 +93,12 @@ class UapiServer:
                 return
             if has_left(writer):
                 return
-            writer.write(self._answer(request, now_ns()))
+            writer.write(self._answer_contained(request))
             await asyncio.wait_for(writer.drain(), TIMEOUT_S)
+
+    def _answer_contained(self, request: bytes) -> bytes:
+        try:
+            return self._answer(request, now_ns())
+        except Exception as error:
+            self._report(error)
+            return f"errno={-errno.EIO}\n\n".encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -14,6 +15,8 @@ from pathlib import Path
 log = logging.getLogger("fastpump.ipc")
 
 MAX_CLIENTS = 32
+MAX_PATH_LEN = 107      # bytes of sockaddr_un.sun_path, less the NUL
+DIRECTORY_TRIES = 100
 RETRY_S = 1.0
 """Until a client that could not be accepted is accepted, or not."""
 
@@ -28,8 +31,9 @@ class UnixServer:
     """Serves clients at a path, mode 0600, each in a task of its own."""
 
     def __init__(self, path: Path, serve: Serve, *, limit: int) -> None:
-        """`serve` may end by any OSError, ValueError or TimeoutError: the client is
-        dropped. `limit`: bytes of one line or request."""
+        """`serve` may end by any OSError, ValueError or TimeoutError of reading or writing: the
+        client is dropped. What goes wrong with a request it reports itself. `limit`: bytes of one
+        line or request."""
         self.path = path
         self._serve = serve
         self._limit = limit
@@ -42,18 +46,13 @@ class UnixServer:
     async def start(self) -> None:
         """Listen; a socket that a killed process left behind is replaced. AlreadyServed,
         or OSError."""
-        self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _check_length(self.path)
         # Bound and listening under a name of its own before it is put at its place, which
         # fails if something is there: of two that start at once, the second fails.
         private = self.path.with_name(f".{os.getpid()}")
-        private.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            before = os.umask(0o177)
-            try:
-                listener.bind(str(private))
-            finally:
-                os.umask(before)
+            _in_directory(private.parent, lambda: _bind(listener, private))
             listener.listen(MAX_CLIENTS)
             self._inode = private.stat().st_ino
             try:
@@ -77,9 +76,9 @@ class UnixServer:
             return
         if is_answered(path):
             raise AlreadyServed
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _check_length(path)
         if self._is_ours():
-            self.path.rename(path)
+            _in_directory(path.parent, lambda: self.path.rename(path))
         self.path = path
 
     def is_there(self) -> bool:
@@ -147,6 +146,35 @@ class UnixServer:
                 await self._serve(reader, writer)
             finally:
                 writer.close()
+
+
+def _check_length(path: Path) -> None:
+    """OSError if no client can connect to that path (a link to a socket could be made there)."""
+    if len(os.fsencode(path)) > MAX_PATH_LEN:
+        raise OSError(errno.ENAMETOOLONG, "its path has more bytes than the "
+                                          f"{MAX_PATH_LEN} that a socket's may have")
+
+
+def _in_directory(directory: Path, step: Callable[[], object]) -> None:
+    """Make the directory, and do what needs it. Others remove it whenever it is empty."""
+    for tries_left in reversed(range(DIRECTORY_TRIES)):
+        try:
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            step()
+            return
+        except FileNotFoundError:
+            if not tries_left:
+                raise
+
+
+def _bind(listener: socket.socket, path: Path) -> None:
+    """Make the socket, mode 0600, in place of any other."""
+    path.unlink(missing_ok=True)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
 
 
 def has_left(writer: asyncio.StreamWriter) -> bool:

@@ -48,11 +48,12 @@ class Service:
         self._tunnel = tunnel
         self._watcher = watcher
         self._must_serve_wg = must_serve_wg
+        report = tunnel.supervisor.contained.report
         self._forwarding = Fdb(tunnel.tables, tunnel.supervisor.device, now_ns)
         self._control = ControlServer(tunnel.link.name, {
             "status": self._status, "stop": self._stop, "fdb": self._fdb, "limit": tunnel.limit,
-            **{name: self._command(command) for name, command in commands.items()}})
-        self._wg = UapiServer(tunnel.link.name, partial(uapi.answer, tunnel.supervisor))
+            **{name: self._command(command) for name, command in commands.items()}}, report)
+        self._wg = UapiServer(tunnel.link.name, partial(uapi.answer, tunnel.supervisor), report)
         self._links_changed = asyncio.Event()
         self._clones = CloneGuard(tunnel.tables, tunnel.supervisor.device)
 

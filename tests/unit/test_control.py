@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import json
+import logging
 import os
 import signal
 import socket
@@ -15,10 +17,10 @@ import pytest
 
 from fastpump import paths
 from fastpump.cli.main import main
-from fastpump.errors import SystemSetupError
+from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.ipc import control, uapi_server
 from fastpump.ipc.control import ControlServer
-from fastpump.ipc.unix_server import is_answered
+from fastpump.ipc.unix_server import MAX_PATH_LEN, UnixServer, is_answered
 
 QUICKLY_S = 0.2
 
@@ -41,11 +43,12 @@ def listening(name, *, backlog=8):
 
 @contextlib.contextmanager
 def serving(name, commands):
-    """A tunnel that serves, in a thread of its own."""
+    """A tunnel that serves, in a thread of its own; what was reported."""
+    reported = []
     loop, is_ready, ended = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
 
     async def serve():
-        server = ControlServer(name, commands)
+        server = ControlServer(name, commands, reported.append)
         await server.start()
         is_ready.set()
         await ended.wait()
@@ -55,7 +58,7 @@ def serving(name, commands):
     thread.start()
     assert is_ready.wait(20)
     try:
-        yield
+        yield reported
     finally:
         loop.call_soon_threadsafe(ended.set)
         thread.join()
@@ -64,6 +67,10 @@ def serving(name, commands):
 
 async def show(_request):
     return {"it": "works"}
+
+
+def no_report(error):
+    raise error
 
 
 def test_a_tunnel_that_does_not_answer_is_an_error_in_time():
@@ -104,6 +111,145 @@ def test_a_tunnel_with_a_full_backlog_is_an_error_at_once():
             control.ask("fp0", "status")
         assert is_answered(path)
     assert not is_answered(path)        # it was killed
+
+
+@pytest.mark.parametrize("failure, said, is_reported", [
+    (ConfigError("no such thing"), "no such thing", False),
+    (OSError(errno.ENOEXEC, "Exec format error"), "system error: [Errno 8] Exec format error",
+     False),
+    (TimeoutError(), "system error: TimeoutError()", False),
+    (ValueError("a bug"), "internal error; the log has more about it", True),
+    (KeyError("a bug"), "internal error; the log has more about it", True),
+    (None, "internal error; the log has more about it", True),      # that is no JSON
+], ids=repr)
+def test_what_goes_wrong_with_a_command_is_told(failure, said, is_reported):
+    async def reload(_request):
+        if failure is not None:
+            raise failure
+        return {"bytes": b""}
+
+    with serving("fp0", {"reload": reload, "status": show}) as reported:
+        with pytest.raises(SystemSetupError) as caught:
+            control.ask("fp0", "reload")
+        assert str(caught.value) == f"the tunnel fp0: {said}"
+        assert len(reported) == is_reported and (failure is None or not reported
+                                                 or reported == [failure])
+        assert control.ask("fp0", "status") == {"it": "works"}
+
+
+def test_a_tunnel_that_hangs_up_is_not_called_busy():
+    with listening("fp0") as path, socket.socket(socket.AF_UNIX) as listener:
+        path.unlink()
+        listener.bind(str(path))
+        listener.listen()
+
+        def hang_up(with_what):
+            client, _ = listener.accept()
+            with client:
+                client.recv(1000)
+                client.sendall(with_what)
+
+        for with_what in (b"", control.TAKEN):
+            thread = threading.Thread(target=hang_up, args=(with_what,))
+            thread.start()
+            with pytest.raises(SystemSetupError) as caught:
+                control.ask("fp0", "status")
+            thread.join()
+            assert str(caught.value) == ("the tunnel fp0 has closed the connection without an "
+                                         "answer: it has ended, or has too many clients")
+
+
+def test_a_command_that_takes_too_long_is_called_so(monkeypatch):
+    monkeypatch.setattr(control, "COMMAND_TIMEOUT_S", QUICKLY_S)
+
+    async def reload(_request):
+        await asyncio.Event().wait()
+
+    with serving("fp0", {"reload": reload}), pytest.raises(SystemSetupError) as caught:
+        control.ask("fp0", "reload")
+    assert str(caught.value) == (f"the tunnel fp0 has not done `reload` within {QUICKLY_S} s, and "
+                                 "goes on with it")
+
+
+def test_a_request_may_be_long(monkeypatch):
+    """`stop` has the file's PostDown."""
+    monkeypatch.setattr(control, "ANSWER_TIMEOUT_S", 20.0)
+
+    async def stop(request):
+        return {"count": len(request["post_down"])}
+
+    with serving("fp0", {"stop": stop}):
+        assert control.ask("fp0", "stop", post_down=["x" * 999] * 1000) == {"count": 1000}
+
+
+def test_a_path_that_is_too_long_is_called_so(monkeypatch, tmp_path):
+    """By who serves as well: it could make a socket there that nobody can connect to."""
+    inside = len(f"/{paths.namespace_inode()}/fp0.sock")
+    longest = tmp_path / ("x" * (MAX_PATH_LEN - inside - len(str(tmp_path)) - 1))
+    monkeypatch.setenv("FASTPUMP_RUN", str(longest))
+    with serving("fp0", {"status": show}):
+        assert control.ask("fp0", "status") == {"it": "works"}
+    monkeypatch.setenv("FASTPUMP_RUN", f"{longest}x")
+    with pytest.raises(SystemSetupError) as caught:
+        control.ask("fp0", "status")
+    assert str(caught.value) == (
+        f"the tunnel fp0 cannot be queried: the path {longest}x/{paths.namespace_inode()}/fp0.sock "
+        "is too long for a socket; name a directory with a short path in FASTPUMP_RUN")
+    with pytest.raises(SystemSetupError, match="its path has more bytes than the 107"):
+        asyncio.run(ControlServer("fp0", {}, no_report).start())
+
+
+def test_a_directory_that_another_tunnel_removes_is_made_again(monkeypatch, tmp_path):
+    """Its last user did so between our mkdir and our bind, or our rename."""
+    path, elsewhere = tmp_path / "run" / "1" / "fp0.sock", tmp_path / "run" / "2" / "fp1.sock"
+
+    class Raced(socket.socket):
+        def bind(self, address):
+            if removed.pop():
+                os.removedirs(path.parent)
+            super().bind(address)
+
+    monkeypatch.setattr("fastpump.ipc.unix_server.socket.socket", Raced)
+    removed = [False, True, True]
+
+    async def scenario():
+        server = UnixServer(path, None, limit=1)
+        await server.start()
+        assert is_answered(path) and not removed
+        rename = type(path).rename
+
+        def raced(self, target):
+            monkeypatch.setattr(type(path), "rename", rename)
+            elsewhere.parent.rmdir()
+            return rename(self, target)
+
+        monkeypatch.setattr(type(path), "rename", raced)
+        server.rename(elsewhere)
+        assert is_answered(elsewhere) and not path.exists()
+        await server.stop()
+
+    tmp_path.joinpath("other").touch()      # removedirs() goes no further
+    asyncio.run(scenario())
+    removed += [True] * 1000                # a directory that cannot be made to stay
+    with pytest.raises(FileNotFoundError):
+        asyncio.run(UnixServer(path, None, limit=1).start())
+
+
+def test_a_socket_that_cannot_be_renamed_is_told(caplog):
+    async def scenario():
+        servers = [ControlServer(name, {}, no_report) for name in ("fp0", "fp1")]
+        for server in servers:
+            await server.start()
+        with caplog.at_level(logging.WARNING):
+            servers[0].rename("fp1", paths.namespace_inode())
+        assert control.running() == ["fp0", "fp1"]
+        for server in servers:
+            await server.stop()
+
+    asyncio.run(scenario())
+    old, new = (paths.runtime_dir() / f"{name}.sock" for name in ("fp0", "fp1"))
+    assert caplog.messages == [f"the control socket stays {old}, as it cannot become {new}: "
+                               "AlreadyServed()"]
 
 
 def test_status_shows_the_other_tunnels(monkeypatch, capsys):
@@ -156,7 +302,7 @@ def test_nothing_is_done_for_a_client_that_left():
         return client
 
     async def scenario():
-        server = ControlServer("fp0", {"limit": limit})
+        server = ControlServer("fp0", {"limit": limit}, no_report)
         await server.start()
         # The loop does not run until the first `await`, as if it were stopped.
         send(1).close()
@@ -191,7 +337,7 @@ def test_nothing_is_done_for_a_wg_that_left(monkeypatch, tmp_path):
         return client
 
     async def scenario():
-        server = uapi_server.UapiServer("fp0", answer)
+        server = uapi_server.UapiServer("fp0", answer, no_report)
         await server.start()
         send(b"set=1\nlisten_port=1\n\n").close()
         waits = send(b"set=1\nlisten_port=2\n\n")
@@ -201,3 +347,26 @@ def test_nothing_is_done_for_a_wg_that_left(monkeypatch, tmp_path):
 
     asyncio.run(scenario())
     assert requests == [b"set=1\nlisten_port=2\n\n"]
+
+
+def test_wg_is_told_that_there_is_a_bug(monkeypatch, tmp_path):
+    def answer(request, _now):
+        if request == b"get=1\n\n":
+            raise ValueError("a bug")
+        return b"errno=0\n\n"
+
+    monkeypatch.setattr(uapi_server, "DIRECTORY", tmp_path / "wireguard")
+    reported = []
+
+    async def scenario():
+        server = uapi_server.UapiServer("fp0", answer, reported.append)
+        await server.start()
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "wireguard" / "fp0.sock")
+        for request, expected in ((b"get=1\n\n", -errno.EIO), (b"set=1\n\n", 0)):
+            writer.write(request)
+            assert await reader.readuntil(b"\n\n") == f"errno={expected}\n\n".encode()
+        writer.close()
+        await server.stop()
+
+    asyncio.run(scenario())
+    assert [str(error) for error in reported] == ["a bug"]
