@@ -116,3 +116,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+    except KeyboardInterrupt:
+        return 130

@@ -8,6 +8,7 @@ import pytest
 
 from fastpump import ratelimit
 from fastpump.cli.main import COMMANDS, main
+from fastpump.cli.wg import main as wg_main
 from fastpump.config.model import PeerConfig, TunnelConfig
 
 FASTPUMP = [sys.executable, "-m", "fastpump"]
@@ -89,6 +90,19 @@ def test_combinations_that_cannot_be(words, complaint):
     result = fastpump("tunnel", *words)
     assert result.returncode in (1, 2) and complaint in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_ctrl_c_while_fastpump_wg_starts(monkeypatch):
+    def interrupted(_work):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastpump.process.logs.set_up", lambda *_: None)
+    monkeypatch.setattr("fastpump.cli.wg.detach", interrupted)
+    try:
+        status = wg_main(["wg0"])
+    except KeyboardInterrupt:       # which would end the run of the tests
+        status = None
+    assert status == 130
 
 
 def test_all_of_a_tap_is_understood(monkeypatch):
