@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from fastpump.cli.arguments import number
+from fastpump.constants import MAX_VLAN_IN_TAG
 from fastpump.errors import ConfigError
 
 _FDB_HELP = """\
@@ -45,7 +46,7 @@ def fill_fdb(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("show", "add", "del", "flush"))
     parser.add_argument("name", metavar="NAME", help="the interface")
     parser.add_argument("mac", nargs="?", metavar="MAC", help="for add and del")
-    parser.add_argument("--vlan", type=number("VLAN", 0, 4095), metavar="N",
+    parser.add_argument("--vlan", type=number("VLAN", 0, MAX_VLAN_IN_TAG), metavar="N",
                         help="for add and del: VLAN (0: untagged frames; default: 0)")
     side = parser.add_mutually_exclusive_group()
     side.add_argument("--peer", metavar="PUBKEY", help="behind that peer")

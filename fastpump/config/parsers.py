@@ -11,13 +11,12 @@ import re
 from fastpump.config.options import MAX_U32
 from fastpump.config.values import DECIMAL, NOT_OCTAL, Number, one_of
 from fastpump.conn.endpoint import split_host_port
-from fastpump.constants import KEY_LEN
+from fastpump.constants import KEY_LEN, MAX_VLAN
 from fastpump.errors import ConfigError, invalid
 from fastpump.ip import Interface, Network
 from fastpump.protocol import keys
 from fastpump.tun.offloads import OFFLOAD_NAMES
 
-MAX_VLAN = 4094         # IEEE 802.1Q; 0 is a priority tag, 4095 reserved
 _NO_KEY = bytes(KEY_LEN)    # how wg says that there is none
 _MAC = re.compile(r"[0-9a-fA-F]{2}([:-])(?:[0-9a-fA-F]{2}\1){4}[0-9a-fA-F]{2}")
 _TABLE = re.compile(r"[a-z0-9_][a-z0-9_-]*")

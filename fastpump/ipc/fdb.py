@@ -16,12 +16,11 @@ from typing import Any
 
 from fastpump._core import LOCAL_PORT, SharedTables
 from fastpump.config.parsers import parse_mac
+from fastpump.constants import MAX_VLAN_IN_TAG
 from fastpump.device.device import Device
 from fastpump.device.peer import Peer
 from fastpump.errors import ConfigError
 from fastpump.protocol import keys
-
-MAX_VLAN = 4095
 
 
 class Fdb:
@@ -88,8 +87,8 @@ class Fdb:
 def _address(request: dict[str, Any]) -> tuple[bytes, int]:
     """(MAC address, VLAN) of a request."""
     vlan = request.get("vlan", 0)
-    if not isinstance(vlan, int) or isinstance(vlan, bool) or not 0 <= vlan <= MAX_VLAN:
-        raise ConfigError(f"invalid VLAN {vlan!r}: must be 1 to {MAX_VLAN}, or 0 for "
+    if not isinstance(vlan, int) or isinstance(vlan, bool) or not 0 <= vlan <= MAX_VLAN_IN_TAG:
+        raise ConfigError(f"invalid VLAN {vlan!r}: must be 1 to {MAX_VLAN_IN_TAG}, or 0 for "
                           "untagged frames")
     return parse_mac(str(request.get("mac"))), vlan
 
