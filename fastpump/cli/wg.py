@@ -16,9 +16,10 @@ from contextlib import ExitStack
 from fastpump import __version__
 from fastpump.cli.arguments import describe, listed
 from fastpump.cli.parser import Parser
-from fastpump.config.model import TunnelConfig
+from fastpump.config.model import TunnelConfig, check
 from fastpump.config.options import OPTIONS
 from fastpump.config.values import Switch, one_of
+from fastpump.config.wording import OptionError
 from fastpump.constants import DEFAULT_MTU
 from fastpump.errors import ConfigError, FastpumpError, invalid
 from fastpump.ip import Address
@@ -65,7 +66,12 @@ def config_of_environment(name: str) -> TunnelConfig:
             values[option.name] = option.value.parse_environment(text)
         except ConfigError as error:
             raise ConfigError(f"{option.environment}: {error}") from None
-    return TunnelConfig(name=name, listen_port=0, keeps_key=False, **values)
+    config = TunnelConfig(name=name, listen_port=0, keeps_key=False, **values)
+    try:
+        check(config)
+    except OptionError as error:
+        raise ConfigError(error.for_environment) from None
+    return config
 
 
 def _log_level() -> str:
@@ -112,9 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"fastpump-wg: system error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":
     sys.exit(main())
-    except KeyboardInterrupt:
-        return 130

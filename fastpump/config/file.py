@@ -242,7 +242,12 @@ def parse(text: str, name: str) -> FileConfig:
                 peers.append(section)
     except ConfigError as error:
         raise ConfigError(f"{name}:{number}: {hide_keys(str(error))}") from None
-    warnings = drop_allowed_ips(peers, name) if interface.get("mode") == "tap" else []
+    warnings = []
+    if interface.get("mode") == "tap":
+        warnings += drop_allowed_ips(peers, name)
+        if interface.get("table", DEFAULTS["table"]) != DEFAULTS["table"]:
+            warnings.append(f"{name}:{lines['table']}: Table has no effect with Mode = tap: no "
+                            "routes are added")
     interface["peers"], more = merge(peers, name)
     return FileConfig(
         warnings=(*warnings, *more), path=name, lines=lines, endpoint_lines={

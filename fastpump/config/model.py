@@ -15,6 +15,7 @@ from fastpump.constants import DEFAULT_NAME, MAX_DEFAULT_QUEUES, MAX_MTU, MIN_IP
 from fastpump.errors import ConfigError
 from fastpump.ip import Interface, Network
 from fastpump.ratelimit import NO_LIMITS, RateLimits
+from fastpump.tun.offloads import LANE_OFFLOADS
 from fastpump.tun.queues import check_name
 
 DEFAULTS: Mapping[str, Any] = {option.name: option.default_value for option in OPTIONS}
@@ -91,6 +92,8 @@ def check(config: TunnelConfig) -> None:
             address.version == 6 for address in config.addresses):
         raise OptionError(f"IPv6 needs an MTU of at least {MIN_IPV6_MTU}; raise <mtu>, or leave "
                           "out the IPv6 <addresses>")
+    if config.transport == "wireguard":
+        _check_without_lanes(config)
     if config.mode == "tap":
         _check_tap(config)
     else:
@@ -103,10 +106,23 @@ def check(config: TunnelConfig) -> None:
                                   "them can only go to one")
 
 
-def _check_tap(config: TunnelConfig) -> None:
-    if config.transport == "wireguard":
+def _check_without_lanes(config: TunnelConfig) -> None:
+    if config.mode == "tap":
         raise OptionError("Ethernet frames need lanes, which <transport=wireguard> disables; leave "
                           "it out, or choose lanes")
+    if config.cipher != DEFAULTS["cipher"]:
+        raise OptionError(f"<cipher={config.cipher}> is for lanes, which <transport=wireguard> "
+                          "disables; leave out one of them")
+    for name in LANE_OFFLOADS:
+        if config.offloads.get(name, False):
+            raise OptionError(f"<offloads={name}=on> is for lanes, which <transport=wireguard> "
+                              "disables; leave out one of them")
+
+
+def _check_tap(config: TunnelConfig) -> None:
+    if not config.routes:
+        raise OptionError("<routes> has no effect with <mode=tap>, which adds no routes; leave it "
+                          "out")
     if any(peer.allowed_ips for peer in config.peers):
         raise OptionError("allowed IPs have no effect with <mode=tap>: frames go where their MAC "
                           "address was learned; leave out allowed-ips")

@@ -1,5 +1,5 @@
 """Errors about options, in the operator's words: those of the command line are flags, those of a
-file are keys."""
+file are keys, those of the environment are variables."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ class OptionError(ConfigError):
         return _worded(self._sentence, _key)
 
     @property
+    def for_environment(self) -> str:
+        """The text with variables of fastpump-wg."""
+        return _worded(self._sentence, _variable)
+
+    @property
     def names(self) -> Iterator[str]:
         """The options' names, in the order of the sentence."""
         return (match[1] for match in _REFERENCE.finditer(self._sentence))
@@ -46,3 +51,7 @@ def _flag(option: Option, value: str) -> str:
 
 def _key(option: Option, value: str) -> str:
     return f"{option.key} = {value}" if value else option.key
+
+
+def _variable(option: Option, value: str) -> str:
+    return f"{option.environment}={value}" if value else option.environment

@@ -46,7 +46,8 @@ from fastpump.kernel import (
 from fastpump.protocol import lane_messages
 from fastpump.tun.queues import TunQueues
 
-OFFLOAD_NAMES = ("csum", "tso4", "tso6", "uso", "gro", "udp-gso", "udp-gro", "partial", "bundle")
+LANE_OFFLOADS = ("partial", "bundle")
+OFFLOAD_NAMES = ("csum", "tso4", "tso6", "uso", "gro", "udp-gso", "udp-gro", *LANE_OFFLOADS)
 LANE_CIPHERS = tuple(lane_messages.CIPHER_NUMBERS)
 
 

@@ -81,6 +81,8 @@ A_KEY = "oaGhoaGhoaGhoaGhoaGhoaGhoaGhoaGhoaGhoaGhoaE="
     (("--bridge", "br0"), "--bridge is for Ethernet, but this tunnel carries IP"),
     (("--mtu", "65001"), "over 65000 is for Ethernet only"),
     (("--tap", "--transport", "wireguard"), "Ethernet frames need lanes"),
+    (("--tap", "--no-routes"), "--no-routes has no effect with --tap"),
+    (("--transport", "wireguard", "--cipher", "chacha20-poly1305"), "is for lanes"),
     (("--tap", "--peer", f"{A_KEY},allowed-ips=10.0.0.0/8"), "allowed IPs have no effect"),
     (("--rate-limit", "tx=1gbit", "--rate-limit", "off"), "given twice for the interface"),
     (("--rate-limit", f"{A_KEY}:off"), "but no --peer has that key"),
@@ -90,6 +92,18 @@ def test_combinations_that_cannot_be(words, complaint):
     result = fastpump("tunnel", *words)
     assert result.returncode in (1, 2) and complaint in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_variables_that_do_not_go_together(monkeypatch, capsys):
+    """In words of the environment, before the program goes to the background."""
+    monkeypatch.setattr("fastpump.process.logs.set_up", lambda *_: None)
+    monkeypatch.setattr("fastpump.cli.wg.detach", pytest.fail)
+    for name, value in (("TRANSPORT", "wireguard"), ("OFFLOAD", "bundle=on")):
+        monkeypatch.setenv(f"FASTPUMP_{name}", value)
+    assert wg_main(["wg0"]) == 1
+    assert capsys.readouterr().err == (
+        "fastpump-wg: FASTPUMP_OFFLOAD=bundle=on is for lanes, which FASTPUMP_TRANSPORT=wireguard "
+        "disables; leave out one of them\n")
 
 
 def test_ctrl_c_while_fastpump_wg_starts(monkeypatch):

@@ -347,6 +347,24 @@ def test_all_of_a_tap():
     assert emit(config) == TAP
 
 
+def test_a_table_of_a_tap_gets_a_warning():
+    """Wherever Mode stands: it may be a habit."""
+    for table in ("off", "7"):
+        config = parse(f"[Interface]\nTable = {table}\nMode = tap\n", "vms.conf")
+        assert config.warnings == ("vms.conf:2: Table has no effect with Mode = tap: no routes are "
+                                   "added",)
+    for lines in ("Table = auto\nMode = tap", "Mode = tap\nTable =", "Table = off"):
+        assert parse(f"[Interface]\n{lines}\n", "vms.conf").warnings == ()
+
+
+def test_a_cipher_of_lanes_without_lanes():
+    file = parse("[Interface]\nTransport = wireguard\nCipher = aes-256-gcm\n", "wg0.conf")
+    with pytest.raises(ConfigError) as caught:
+        tunnel_config("wg0", file)
+    assert str(caught.value) == ("wg0.conf:3: Cipher = aes-256-gcm is for lanes, which Transport = "
+                                 "wireguard disables; leave out one of them")
+
+
 def test_an_ipv6_endpoint_needs_no_brackets_but_gets_a_warning():
     for text, host in (("2001:db8::1:51820", "2001:db8::1"), (":::51820", "::"),
                        ("::ffff:192.0.2.1:51820", "::ffff:192.0.2.1"),
