@@ -4,7 +4,8 @@ up      in the background process that runs the tunnel (tunnel/file.py): interfa
         there: keys, peers, addresses, MTU, DNS, rules, firewall, routes; PostUp, here, when packets
         can flow.
 down    PreDown; SaveConfig; the background process stops and undoes what it did; PostDown. If it
-        was killed, or ended otherwise: PreDown, the undoing and PostDown are all done here.
+        was killed, or ended otherwise: PreDown, the undoing and PostDown are all done here. What is
+        to be run is in the record of the interface (host/network.py) until it has been.
 reload  asks the background process to apply what has changed in the file.
 """
 
@@ -15,7 +16,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -134,32 +135,62 @@ def reload(word: str) -> None:
 
 def down(word: str) -> None:
     """Stop a tunnel, and leave nothing of it behind."""
-    path, file, problem = Path(), FileConfig(), None
     try:
-        path, name, file = _load(word)
-    except ConfigError as error:
-        # A tunnel whose file is gone or broken can be stopped all the same.
-        name, problem = Path(word).name.removesuffix(config_file.SUFFIX), error
+        name = config_file.interface_name(config_file.find(word))
+    except ConfigError:     # a tunnel whose file is gone can be stopped all the same
+        name = Path(word).name.removesuffix(config_file.SUFFIX)
     status = control.ask(name, "status")
     if status is None:
         if not _recover(name):
-            raise problem or ConfigError(
-                f"{name} is not up; `fastpump status` lists the tunnels that are")
+            _load(word)
+            raise ConfigError(f"{name} is not up; `fastpump status` lists the tunnels that are")
         control.forget(name)
-        return
-    if status["configuration_file"] is None:
+    elif status["configuration_file"] is None:
         _end(name)      # of `fastpump tunnel` or fastpump-wg: the file is not about it
-        return
-    commands = DownCommands(str(path), file.pre_down, file.post_down)
-    if problem is not None:
+    else:
+        path = Path(status["configuration_file"])
+        if not config_file.is_name(word) and not _is_same(path, config_file.absolute(Path(word))):
+            raise ConfigError(f"{name} runs from {path}, not from {word}: `fastpump down {name}` "
+                              "stops it")
+        _down(name, path)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Whether two paths lead to one file."""
+    try:
+        return path == other or path.samefile(other)
+    except OSError:
+        return False
+
+
+def _down(name: str, path: Path) -> None:
+    """Stop the tunnel that runs from that file."""
+    file = FileConfig()
+    try:
+        path, _, file = _load(str(path))
+        commands = DownCommands(str(path), file.pre_down, file.post_down)
+    except ConfigError as error:
         log.warning("%(problem)s; PreDown and PostDown are run as they were when it was last read",
-                    {"problem": problem})
+                    {"problem": error})
         commands = commands_of_running(name)
     hooks.run(commands.pre_down, name, commands.file)
     if file.save_config:
-        _save(path, name)
-    _end(name)
-    hooks.run(commands.post_down, name, commands.file)
+        try:
+            _save(path, name)
+        except SystemSetupError as error:
+            log.warning("the running configuration is not saved: %(error)s", {"error": error})
+    _end(name, commands.post_down)
+    left, failure = find_leftover(name), None
+    if left is not None:
+        left.undo()     # it may have been killed just now
+    try:
+        hooks.run(commands.post_down, name, commands.file)
+    except SystemSetupError as error:
+        failure = error
+    if left is not None:
+        left.forget()
+    if failure is not None:
+        raise failure
 
 
 def _recover(name: str) -> bool:
@@ -172,8 +203,8 @@ def _recover(name: str) -> bool:
         log.warning("the last tunnel %(name)s was killed; what it left behind is undone now",
                     {"name": name})
     else:
-        log.warning("the last tunnel %(name)s ended by itself; PreDown and PostDown are run now",
-                    {"name": name})
+        log.warning("the last tunnel %(name)s ended by itself, or later than `down` waited for it; "
+                    "what was not run yet of PreDown and PostDown is run now", {"name": name})
     hooks.run_all(left.commands.pre_down, name, left.commands)
     left.undo()
     hooks.run_all(left.commands.post_down, name, left.commands)
@@ -181,11 +212,14 @@ def _recover(name: str) -> bool:
     return True
 
 
-def _end(name: str) -> None:
-    """Stop the background process, and wait until it has ended."""
-    answer = control.ask(name, "stop")
+def _end(name: str, post_down: Sequence[str] = ()) -> None:
+    """Stop the background process, and wait until it has ended. What is to be run then is in the
+    record until somebody has run it."""
+    answer = control.ask(name, "stop", post_down=post_down)
     if answer is not None and not wait_for_end(answer["pid"], END_TIMEOUT_S):
-        raise SystemSetupError(f"{name} does not stop; its process is {answer['pid']}")
+        raise SystemSetupError(
+            f"{name} has not ended within {END_TIMEOUT_S:g} s; its process is {answer['pid']}"
+            + f"; once it has ended, `fastpump down {name}` runs PostDown" * bool(post_down))
 
 
 def _save(path: Path, name: str) -> None:
@@ -198,9 +232,13 @@ def _save(path: Path, name: str) -> None:
     try:
         with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.",
                                          delete=False) as file:     # mode 0600
-            file.write(answer["text"].encode("utf-8", "surrogateescape"))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).replace(path)
+            try:
+                file.write(answer["text"].encode("utf-8", "surrogateescape"))
+                file.flush()
+                os.fsync(file.fileno())
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)     # it has keys
+                raise
     except OSError as error:
         raise SystemSetupError(f"cannot write {path}: {error.strerror}") from None

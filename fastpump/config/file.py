@@ -133,10 +133,15 @@ def tunnel_config(name: str, file: FileConfig) -> TunnelConfig:
     return config
 
 
+def is_name(word: str) -> bool:
+    """Whether a word on the command line is NAME, as in `wg-quick up NAME`, and no path."""
+    return bool(_NAME.fullmatch(word))
+
+
 def find(word: str) -> Path:
-    """The file that a word on the command line stands for: NAME as in `wg-quick up NAME`, or a
-    path. ConfigError says where it was looked for."""
-    if not _NAME.fullmatch(word):
+    """The file that a word on the command line stands for: NAME or a path. ConfigError says where
+    it was looked for."""
+    if not is_name(word):
         path = Path(word)
         if not _exists(path):
             said = "of that name" if is_like_key(word) else path

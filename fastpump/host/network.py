@@ -9,7 +9,7 @@ holds a lock on that file while it lives, and undoes them however it ends; if it
 asks for its Leftover does.
 
 PreDown and PostDown are in that record, too. They are run by `down`, not by the process: so it
-leaves the record with them if it ends in any other way.
+leaves the record with those that are still to be run, and `down` removes it.
 """
 
 from __future__ import annotations
@@ -228,8 +228,9 @@ def commands_of_running(name: str) -> DownCommands:
 def _open_record(name: str) -> Record:
     record = Record.take(_record_file(name))
     if record is None:
-        raise SystemSetupError(f"the tunnel that was brought up as {name} still runs, under "
-                               "another name or in another network namespace: fastpump status")
+        raise SystemSetupError(f"the tunnel that was brought up as {name} still runs: it is just "
+                               "ending, or has another name or network namespace by now: fastpump "
+                               "status")
     return record
 
 

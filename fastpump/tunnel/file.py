@@ -9,6 +9,7 @@ and what a default route or an attached interface depends on) stays as it is, an
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -58,6 +59,8 @@ class FileTunnel:
 
     _running: Tunnel | None = None
     _was_ready: bool = False
+    _down_follows: bool = False
+    """Whether `down` runs the commands that are in the record now."""
 
     @classmethod
     def of(cls, path: Path, name: str, file: FileConfig) -> FileTunnel:
@@ -83,7 +86,8 @@ class FileTunnel:
             run(self.config, Program(
                 before_configure=pre_up if self.file.pre_up else None, configure=self._configure,
                 on_ready=on_ready, commands={
-                    "reload": self._reload, "configuration": self._configuration},
+                    "reload": self._reload, "configuration": self._configuration,
+                    "stop": self._stop},
                 configuration_file=self.path))
         except FastpumpError as error:
             raise self.file.located(error) from None
@@ -93,13 +97,26 @@ class FileTunnel:
         self.host = HostState(self.name, self._down_commands(running))
         cleanup.callback(self._undo_host)
 
+    async def _stop(self, running: Tunnel, request: dict[str, Any]) -> dict[str, Any]:
+        """End. `down` has run PreDown, and says what it will run when we have ended: that is left
+        to do until it has, which may give up waiting for us. It finds it in the record of the
+        interface's own name and network namespace."""
+        left = tuple(map(str, request.get("post_down", ())))
+        if left and self._was_ready and running.is_at_home and running.link.name == self.name:
+            assert self.host is not None
+            self.host.set_commands(replace(self._down_commands(running), pre_down=(),
+                                           post_down=left))
+            self._down_follows = True
+        running.supervisor.stop(ON_REQUEST)
+        return {"pid": os.getpid()}
+
     def _undo_host(self) -> None:
-        """Only `down` runs what the file wants at the end: if the tunnel ends in another way, that
-        is still to be done. A tunnel that has never been ready has never been up."""
+        """Only `down` runs what the file wants at the end: if it has not yet, that is still to be
+        done. A tunnel that has never been ready has never been up."""
         assert self.host is not None
         assert self._running is not None
-        self.host.undo(keeps_commands=self._was_ready
-                       and self._running.supervisor.stop_reason != ON_REQUEST)
+        self.host.undo(keeps_commands=self._was_ready and (
+            self._down_follows or self._running.supervisor.stop_reason != ON_REQUEST))
 
     def _down_commands(self, running: Tunnel) -> DownCommands:
         return DownCommands(str(self.path), self.file.pre_down, self.file.post_down,

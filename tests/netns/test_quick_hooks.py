@@ -3,11 +3,12 @@ when a tunnel does not end by `down`."""
 
 import os
 import signal
+import sys
 
 import pytest
 
 from fastpump.lab.networks import INSIDE4, OUTSIDE4
-from support.hosts import is_reachable, pids_in, until
+from support.hosts import interface_names, is_reachable, make_program, pids_in, until
 from support.quick import ADDRESSES, FAR, FULL, NEAR, a_public_key
 
 # As in wg-quick(8), but for nft: only what the tunnel sends leaves this host.
@@ -93,6 +94,61 @@ def test_a_tunnel_that_ended_by_itself_leaves_its_commands_to_down(quick, lab, h
     assert not list(quick.records.iterdir()) and "kill_0xca6c" in left["nft"]
     assert "ended by itself" in quick("down").stderr
     assert quick.state() == before and quick.hooks() == [f"PostDown {quick.name}"]
+
+
+IMPATIENTLY = ("import sys\nfrom fastpump.cli import main, quick\nquick.END_TIMEOUT_S = 0.1\n"
+               "sys.exit(main.main())")
+
+
+@pytest.mark.parametrize("then", ["down", "up"])
+def test_post_down_is_left_to_do_when_down_gave_up(quick, lab, then):
+    """What the file says at that `down`, and not before the tunnel has ended."""
+    gate = quick.directory / "gate"
+    os.mkfifo(gate)
+    resolvconf = quick.directory / "bin" / "resolvconf"
+    resolvconf.rename(resolvconf.with_name("quickly"))
+    make_program(quick.directory / "bin", "resolvconf", (
+        f'#!/bin/sh\n[ "$1" = -a ] || read line < {gate}\nexec {resolvconf.parent}/quickly "$@"\n'))
+    quick.write(ADDRESSES, "DNS = 10.9.0.2", noting(quick, "PreDown"),
+                noting(quick, "PostDown", "old"))
+    before = quick.state()
+    quick("up")
+    quick.write(ADDRESSES, "DNS = 10.9.0.2", noting(quick, "PreDown"), noting(quick, "PostDown"))
+    with gate.open("r+b", buffering=0) as opener:
+        pid = quick.pid
+        result = lab.run("a", sys.executable, "-c", IMPATIENTLY, "down", str(quick.path),
+                         check=False)
+        assert result.returncode == 1
+        assert result.stderr.splitlines()[-1] == (
+            f"fastpump: {quick.name} has not ended within 0.1 s; its process is {pid}; once it has "
+            f"ended, `fastpump down {quick.name}` runs PostDown")
+        until(lambda: not list((quick.directory / "run").rglob(f"{quick.name}.sock")))
+        assert "it is just ending" in quick.fails("down")
+        assert quick.hooks() == [f"PreDown {quick.name}"]
+        opener.write(b"open\n")
+        until(lambda: not pids_in(lab, "a"))
+        quick(then)
+        assert quick.hooks() == [f"PreDown {quick.name}", f"PostDown {quick.name}"]
+        if then == "up":
+            opener.write(b"open\n")
+            quick("down")
+    assert quick.state() == before
+    assert "is not up" in quick.fails("down")
+
+
+def test_the_commands_of_a_renamed_tunnel_run_once(quick, lab):
+    """Its record has the name that it was brought up as."""
+    quick.write(ADDRESSES, noting(quick, "PreDown"), noting(quick, "PostDown"))
+    before = quick.state()
+    quick("up")
+    with interface_names(1) as (name,):
+        lab.ip("a", "link", "set", quick.name, "down")
+        lab.ip("a", "link", "set", quick.name, "name", name)
+        until(lambda: list((quick.directory / "run").rglob(f"{name}.sock")))
+        lab.run("a", *quick.words("down"), name)
+    assert quick.hooks() == [f"PreDown {name}", f"PostDown {name}"]
+    assert quick.state() == before
+    assert "is not up" in quick.fails("down")
 
 
 def test_a_tunnel_whose_start_fails_has_never_been_up(quick):

@@ -161,6 +161,45 @@ def test_reload_reads_the_file_that_it_is_given(quick, lab):
     assert lab.status("a")["configuration_file"] == str(quick.path) != str(first)
 
 
+def test_down_goes_by_the_file_that_the_tunnel_runs_from(quick, lab):
+    """Another of that name is not its file. By name, it is found wherever it is."""
+    (quick.directory / "other").mkdir()
+    (quick.directory / "link").symlink_to(".")
+    other = quick.directory / "other" / quick.path.name
+    quick.write("SaveConfig = true", "Address = 10.44.0.1/24",
+                f"PreDown = touch {quick.directory}/ran")
+    quick.path.rename(other)
+    text = other.read_text()
+    for words in ((quick.name,), (f"{quick.directory}/link/{quick.name}.conf",)):
+        quick.write(ADDRESSES, f"PreDown = echo %i >> {quick.directory}/hooks")
+        before = quick.state()
+        quick("up")
+        result = lab.run("a", *quick.words("down"), str(other), check=False)
+        assert (result.returncode, result.stderr) == (
+            1, f"fastpump: {quick.name} runs from {quick.path}, not from {other}: `fastpump down "
+               f"{quick.name}` stops it\n")
+        assert is_reachable(lab, INSIDE4["b"])
+        lab.run("a", *quick.words("down"), *words)
+        assert quick.state() == before
+    assert quick.hooks() == [quick.name, quick.name]
+    assert other.read_text() == text and not (quick.directory / "ran").exists()
+
+
+def test_a_file_that_cannot_be_replaced_keeps_no_tunnel_from_ending(quick, lab):
+    """As one that a container has by a mount of its own."""
+    quick.write(ADDRESSES, "SaveConfig = true", f"PostDown = echo %i >> {quick.directory}/hooks")
+    before, text = quick.state(), quick.path.read_text()
+    quick("up")
+    lab.run("a", "wg", "set", quick.name, "listen-port", "4242")
+    quick.prefix = ["sh", "-euc", f'mount --bind {quick.path} {quick.path}; exec "$@"', "sh"]
+    said = quick("down").stderr
+    assert (f"the running configuration is not saved: cannot write {quick.path}: Device or "
+            "resource busy") in said
+    assert quick.state() == before and quick.hooks() == [quick.name]
+    assert quick.path.read_text() == text
+    assert not list(quick.directory.glob(f".{quick.name}*"))
+
+
 # -- a host without IPv6
 
 @pytest.mark.parametrize("peer", [NEAR, FULL], ids=["near", "full"])
