@@ -3,6 +3,10 @@
 The device knows deadlines and what it has retired, but no clock: it reports an earlier deadline,
 or something retired, by callbacks. There is one timer for the earliest deadline, and one for
 what workers may still hold.
+
+The two have different clocks: the loop's stands still while the machine sleeps, that of deadlines
+(CLOCK_BOOTTIME) does not. So after a sleep the timer would fire too late, by as long as that took:
+whoever has a turn once a second calls `on_turn`, which sets it anew.
 """
 
 from __future__ import annotations
@@ -27,7 +31,6 @@ class Alarms:
         self._device: Device | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0
         self._reclaimer: asyncio.TimerHandle | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop, device: Device) -> None:
@@ -44,19 +47,22 @@ class Alarms:
                 timer.cancel()
 
     def on_deadline(self) -> None:
-        """The device's next deadline may be earlier than it was."""
+        """The device's next deadline may be earlier than it was, as the loop's clock has it."""
         if self._loop is None or self._device is None:
             return
         deadline = self._device.next_deadline()
         if deadline is None:
             return
+        delay = max(0, deadline - now_ns()) / SECOND
+        when = self._loop.time() + delay
         if self._timer is not None:
-            if self._timer_at <= deadline:
+            if self._timer.when() <= when:
                 return
             self._timer.cancel()
-        self._timer_at = deadline
-        delay = max(0, deadline - now_ns()) / SECOND
-        self._timer = self._loop.call_later(delay, self._tick)
+        self._timer = self._loop.call_at(when, self._tick)
+
+    on_turn = on_deadline
+    """To be called once a second."""
 
     def on_retired(self) -> None:
         """Something waits in the shared tables to be wiped, once no worker can hold it."""

@@ -97,7 +97,7 @@ class Supervisor:
             on_event=self._on_worker_event, on_exit=self._on_worker_exit,
             on_all_running=self._ready.set,
             on_interface_gone=lambda: self.stop("because the interface was deleted"),
-            on_cannot_start=self._fail), options.workers)
+            on_cannot_start=self._fail, on_turn=self._alarms.on_turn), options.workers)
         self.check_pins = self._workers.check_pins
         self.family = preferred_family()
         self.drops = SocketDrops(tables.queue_count)

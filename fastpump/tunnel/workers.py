@@ -34,6 +34,7 @@ log = logging.getLogger("fastpump.workers")
 QUICK_EXIT_S = 1.0
 """A worker that ran for less counts towards the back-off."""
 QUICK_EXITS_ALLOWED = 3
+MIN_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 5.0
 
 
@@ -81,6 +82,12 @@ class WorkerProcess:
         return None if self.process is None else self.process.pid
 
 
+def _backoff_s(quick_exits: int) -> float:
+    """Twice as long after each quick exit that is not allowed any more; after thousands, too."""
+    doublings = min(max(0, quick_exits - QUICK_EXITS_ALLOWED), 10)
+    return min(MAX_BACKOFF_S, MIN_BACKOFF_S * (1 << doublings))
+
+
 def _stderr_tail(process: subprocess.Popen[bytes]) -> str:
     """What a process that exited had written to stderr: one line, which can forge no others in the
     log and no escapes on a terminal."""
@@ -105,6 +112,8 @@ class WorkersCallbacks:
     """A worker found its queue detached."""
     on_cannot_start: Callable[[str], None]
     """A worker cannot set itself up; the sentence says why."""
+    on_turn: Callable[[], None] = lambda: None
+    """A second has passed, in which the machine may have slept for long."""
 
 
 class Workers:
@@ -233,8 +242,8 @@ class Workers:
     def _start_later(self, worker: WorkerProcess) -> None:
         assert self._loop is not None
         worker.quick_exits += 1
-        delay = min(MAX_BACKOFF_S, 0.1 * 2 ** max(0, worker.quick_exits - QUICK_EXITS_ALLOWED))
-        worker.restart_timer = self._loop.call_later(delay, self._start, worker)
+        worker.restart_timer = self._loop.call_later(_backoff_s(worker.quick_exits), self._start,
+                                                     worker)
 
     def _end(self, worker: WorkerProcess) -> None:
         """Kill a worker that is not needed any more."""
@@ -303,6 +312,7 @@ class Workers:
             if worker.process is not None:
                 self._feel_pulse(worker, worker.process)
         self.ring()
+        self._callbacks.on_turn()
 
     def _feel_pulse(self, worker: WorkerProcess, process: subprocess.Popen[bytes]) -> None:
         finding = worker.pulse.turn(self._tables.workers.epoch(worker.number),

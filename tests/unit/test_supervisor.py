@@ -10,10 +10,10 @@ import pytest
 from fastpump._core import SharedTables
 from fastpump.clock import now_ns
 from fastpump.conn.endpoint import Endpoint
-from fastpump.constants import SECOND
+from fastpump.constants import SECOND, ZERO_KEYS_AFTER_TIME
 from fastpump.device.peer_change import PeerChange, PrefixChange, Presence
 from fastpump.protocol import keys
-from fastpump.tunnel import alarms
+from fastpump.tunnel import alarms, workers
 from fastpump.tunnel.supervisor import Supervisor, SupervisorOptions
 
 PEER = keys.public_of(bytes([64]) * 32)
@@ -95,3 +95,36 @@ def test_what_a_change_makes_due_is_done(supervisor, is_before):
     if is_before:
         make()
     run(supervisor, scenario)
+
+
+def test_what_became_due_while_the_machine_slept_is_done_soon_after(supervisor, monkeypatch):
+    """The clock of deadlines went on meanwhile, that of the event loop did not."""
+    slept = 0
+    monkeypatch.setattr(alarms, "now_ns", lambda: now_ns() + slept)
+    monkeypatch.setattr(workers, "TURN_S", 0.001)
+
+    async def scenario():
+        nonlocal slept
+        supervisor.device.start(now_ns())
+        peer = change(supervisor, MAKE)
+        peer.timers.session_derived(now_ns())
+        change(supervisor, MAKE)        # looks at the timers
+        ticks = []
+        monkeypatch.setattr(supervisor.device, "tick", lambda now, tick=supervisor.device.tick: (
+            ticks.append(now), tick(now)))
+        turns = workers_turns(supervisor, monkeypatch)
+        await until(lambda: len(turns) > 3)
+        assert not ticks and peer.timers.zero_keys_at is not None       # it is early yet
+        slept = ZERO_KEYS_AFTER_TIME
+        await until(lambda: peer.timers.zero_keys_at is None)
+        assert len(ticks) == 1 and supervisor.device.next_deadline() is None
+
+    run(supervisor, scenario)
+
+
+def workers_turns(supervisor, monkeypatch):
+    """The turns that follow, one by one."""
+    turns, ring = [], supervisor._workers.ring
+    monkeypatch.setattr(supervisor._workers, "ring", lambda *numbers: (
+        turns.append(True), ring(*numbers)))
+    return turns

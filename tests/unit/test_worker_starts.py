@@ -9,7 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from fastpump._core import SharedTables
-from fastpump.tunnel.workers import WorkerOptions, Workers, WorkersCallbacks
+from fastpump.tunnel.workers import (
+    MAX_BACKOFF_S,
+    WorkerOptions,
+    Workers,
+    WorkersCallbacks,
+)
 
 
 @pytest.fixture
@@ -55,3 +60,18 @@ def test_a_tunnel_that_has_run_tries_again(workers, monkeypatch):
     made.start([0, 0], [])
     assert said == ["run"]
     assert all(worker.restart_timer is not None for worker in made.processes)
+
+
+@pytest.mark.parametrize(("exits", "delay"), [
+    (3, 0.2), (4, 0.4), (7, 3.2), (8, MAX_BACKOFF_S), (1100, MAX_BACKOFF_S),
+    (10 ** 9, MAX_BACKOFF_S)])
+def test_a_worker_that_has_failed_often_is_tried_again(workers, monkeypatch, exits, delay):
+    """After an hour and a half it has failed more than a thousand times."""
+    made, _, loop = workers
+    made._has_run = True
+    worker = made.processes[0]
+    worker.quick_exits = exits
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    before = loop.time()
+    made.start([0, 0], [])
+    assert before <= worker.restart_timer.when() - delay <= loop.time()
