@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 
 from fastpump._core import SharedTables
 from fastpump.conn.endpoint import Endpoint
@@ -294,13 +295,15 @@ class Device:
         if verdict is not None:
             self.verdicts[peer.drop(verdict)] += 1
 
-    def on_worker_exit(self, worker: int, now: int) -> None:
-        """A worker's process has ended; its events were handed over. It may have died while it
-        wrote an endpoint, or before it reported that a peer moved, or that nothing can be sent."""
-        for slot in self._tables.workers.exited(worker):
-            peer = self._by_slot.get(slot)
-            if peer is not None:
-                self.endpoints.rewrite(peer)
+    def on_workers_exit(self, workers: Iterable[int], now: int) -> None:
+        """Workers' processes have ended; their events were handed over. They may have died while
+        they wrote an endpoint, or before they reported that a peer moved, or that nothing can be
+        sent. All peers are looked at, once."""
+        for worker in workers:
+            for slot in self._tables.workers.exited(worker):
+                peer = self._by_slot.get(slot)
+                if peer is not None:
+                    self.endpoints.rewrite(peer)
         for peer in self.peers.values():
             self.endpoints.follow(peer)
             self.endpoints.rewrite_lanes(peer)

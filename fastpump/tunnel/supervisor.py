@@ -20,7 +20,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from fastpump import cpus
@@ -94,7 +94,7 @@ class Supervisor:
         """Of `stop`; empty before."""
         self.failure: str | None = None
         self._workers = Workers(tables, tun, WorkersCallbacks(
-            on_event=self._on_worker_event, on_exit=self._on_worker_exit,
+            on_event=self._on_worker_event, on_exit=self._on_workers_exit,
             on_all_running=self._ready.set,
             on_interface_gone=lambda: self.stop("because the interface was deleted"),
             on_cannot_start=self._fail, on_turn=self._alarms.on_turn), options.workers)
@@ -320,12 +320,12 @@ class Supervisor:
         for number in range(self._tables.queue_count):
             self._hand_over_events(number)
 
-    def _on_worker_exit(self, number: int) -> None:
-        """A worker's process has ended."""
+    def _on_workers_exit(self, numbers: Sequence[int]) -> None:
+        """Workers' processes have ended."""
         if self._stopped.is_set():
             return
         with self.contained:
-            self.device.on_worker_exit(number, now_ns())
+            self.device.on_workers_exit(numbers, now_ns())
 
     # -- handshakes
 

@@ -104,8 +104,8 @@ class WorkersCallbacks:
 
     on_event: Callable[[int], None]
     """The worker's rings may hold something: events, control packets, misdelivered datagrams."""
-    on_exit: Callable[[int], None]
-    """The worker's process has exited; `on_event` was called for what it had left."""
+    on_exit: Callable[[Sequence[int]], None]
+    """The processes of these workers have exited; `on_event` was called for what they had left."""
     on_all_running: Callable[[], None]
     """Every worker's loop runs."""
     on_interface_gone: Callable[[], None]
@@ -157,8 +157,11 @@ class Workers:
 
     def end(self) -> None:
         """Kill all that run."""
+        running = [worker.number for worker in self.processes if worker.process is not None]
         for worker in self.processes:
             self._end(worker)
+        if running:
+            self._callbacks.on_exit(running)
 
     def close(self) -> None:
         """Close the eventfds, after `end`."""
@@ -270,7 +273,6 @@ class Workers:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(worker.event_fd)    # not to be taken for the next process's
         self._callbacks.on_event(worker.number)
-        self._callbacks.on_exit(worker.number)
         return status, stderr
 
     def _on_stdout(self, worker: WorkerProcess) -> None:
@@ -284,6 +286,7 @@ class Workers:
         assert worker.process is not None
         pid = worker.process.pid
         status, stderr = self._reap(worker)
+        self._callbacks.on_exit([worker.number])
         if status == EXIT_INTERFACE_GONE and self._tun.current_name() is None:
             self._callbacks.on_interface_gone()
             return

@@ -321,7 +321,7 @@ def supervise(rng, world):
             device.on_control(ControlPacket(*packet), world.now)
     what = rng.randrange(5)
     if what == 0:
-        device.on_worker_exit(rng.randrange(side.tables.queue_count), world.now)
+        device.on_workers_exit([rng.randrange(side.tables.queue_count)], world.now)
     elif what == 1:
         device.start(world.now)
     elif what == 2:

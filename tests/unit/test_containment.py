@@ -154,7 +154,7 @@ def test_a_message_from_an_address_of_the_other_family_is_malformed(monkeypatch)
         await until(lambda: tunnel.supervisor.verdicts["DROP_MALFORMED_HANDSHAKE"] == 1)
         elsewhere = Endpoint.from_python(("2001:db8::1", 9))
         tunnel.tables.peers.set_endpoint(peer.slot, elsewhere.sockaddr(socket.AF_INET6))
-        tunnel.device.on_worker_exit(0, now_ns())
+        tunnel.device.on_workers_exit([0], now_ns())
         assert peer.endpoint == PLACE["b"]
         assert tunnel.tables.peers.endpoint(peer.slot)[0] == PLACE["b"].sockaddr(socket.AF_INET)
         assert tunnel.errors == 0

@@ -86,7 +86,7 @@ def test_events_in_the_wrong_order_and_lost_ones_do_no_harm(world, caplog):
     assert a.device.send_errors.of(a.peer) == UNREACHABLE
     world.pass_time(HOLD)
     a.tables.peers.record_send_outcome(a.peer.slot, 0, world.now)
-    a.device.on_worker_exit(0, world.now)       # it died before it told
+    a.device.on_workers_exit([0], world.now)       # it died before it told
     assert a.device.send_errors.of(a.peer) is None
     a.event("send_error", error=NET)
     assert a.device.send_errors.of(a.peer) is None and len(said(caplog)) == 2

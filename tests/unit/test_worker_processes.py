@@ -27,7 +27,8 @@ def make_workers(tables, seen, *, interface="wg0"):
         return lambda *told: seen.extend((name, *told))
 
     return Workers(tables, SimpleNamespace(fds=[], name="wg0", current_name=lambda: interface),
-                   WorkersCallbacks(on_event=note("event"), on_exit=note("exit"),
+                   WorkersCallbacks(on_event=note("event"),
+                                    on_exit=lambda numbers: note("exit")(tuple(numbers)),
                                     on_all_running=note("running"),
                                     on_interface_gone=note("gone"),
                                     on_cannot_start=note("cannot start")), WorkerOptions())
@@ -81,3 +82,27 @@ def test_what_a_worker_leaves_on_stderr_is_one_line(tables, monkeypatch):
              rf"printf 'first\nfastpump: forged\033[2J\n' >&2; exit {EXIT_SETUP}")
     assert seen[seen.index("cannot start") + 1] \
         == "worker 0 cannot start: first fastpump: forged [2J"
+
+
+def test_the_end_of_all_workers_is_told_once(monkeypatch):
+    """After what each of them had left: whoever is told looks at all peers."""
+    seen, programs, popen = [], [], subprocess.Popen
+    monkeypatch.setattr(workers_module.subprocess, "Popen", lambda _, **options: popen(
+        ["/bin/cat"], **{**options, "stdin": subprocess.PIPE, "pass_fds": ()}))
+    tables = SharedTables.create(3, 4, 64)
+    workers = make_workers(tables, seen)
+    loop = asyncio.new_event_loop()
+    try:
+        workers.attach(loop)
+        workers.start([0, 0, 0], [])
+        programs += [worker.process for worker in workers.processes]
+        workers.end()
+        assert seen == ["event", 0, "event", 1, "event", 2, "exit", (0, 1, 2)]
+        workers.end()               # there are none any more
+        assert len(seen) == 8
+    finally:
+        for program in programs:
+            program.stdin.close()
+        workers.close()
+        loop.close()
+        tables.close()
