@@ -8,6 +8,10 @@ bounded        Of one kind of line about one peer there are BURST at once, and t
 non-blocking   What stderr or syslog does not take at once is lost, and counted: whoever reads them
                may be slow, or stopped.
 
+Stderr is shared with others, who may have it blocking: it is not changed, but a terminal or pipe is
+opened anew for each line. What cannot be opened anew (a terminal of another user, a socket) is
+asked whether there is room first; then a line can still block, if somebody else takes the room.
+
 Every line names the interface of the tunnel that the process runs. The values of a line have names,
 by logging's own means: log.info("%(peer)s is at %(endpoint)s", {"peer": peer, "endpoint": where}).
 In JSON they are members of the object, beside the sentence. An object that has a `json_value` is
@@ -22,8 +26,11 @@ import logging.handlers
 import os
 import re
 import select
+import socket
+import stat
 import time
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +84,32 @@ def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
     return record.args if isinstance(record.args, Mapping) else {}
 
 
+class _Losses:
+    """How many lines a handler has lost; the next that is not lost is preceded by one that says
+    so."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def emit(self, record: logging.LogRecord,
+             write: Callable[[logging.LogRecord], bool]) -> None:
+        """Write a line; `write` says whether it was taken."""
+        if self._count and write(logging.makeLogRecord({
+                "name": record.name, "levelno": logging.WARNING, "levelname": "WARNING",
+                "msg": "%(lost)d log lines were lost, as nobody read them",
+                "args": {"lost": self._count}})):
+            self._count = 0
+        self._count += not write(record)
+
+
 class StreamHandler(logging.StreamHandler):     # type: ignore[type-arg]
     """Writes lines to a stream, and loses those that would block."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._lost = 0
+        self._losses = _Losses()
+        self._is_cut = False
+        """The last bytes that were written are a part of a line that was lost."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line."""
@@ -91,25 +118,39 @@ class StreamHandler(logging.StreamHandler):     # type: ignore[type-arg]
         except (OSError, ValueError):       # not a file: a test's
             super().emit(record)
             return
-        if self._lost and self._write(fd, logging.makeLogRecord({
-                "name": record.name, "levelno": logging.WARNING, "levelname": "WARNING",
-                "msg": "%(lost)d log lines were lost, as nobody read them",
-                "args": {"lost": self._lost}})):
-            self._lost = 0
-        self._lost += not self._write(fd, record)
+        own = _open_anew(fd)
+        try:
+            self._losses.emit(record, partial(self._write, fd if own is None else own))
+        finally:
+            if own is not None:
+                os.close(own)
 
     def _write(self, fd: int, record: logging.LogRecord) -> bool:
-        """Whether there was room. A pipe that is writable has room for PIPE_BUF bytes (pipe(7))."""
+        """Whether there was room. A pipe takes PIPE_BUF bytes as a whole, and if it is writable it
+        has room for them (pipe(7)); a terminal may take a part, and be writable without room."""
         line = (self.format(record) + self.terminator).encode(errors="backslashreplace")
+        line = b"\n" * self._is_cut + line
         while line:
             if not _is_writable(fd):
                 return False
             try:
-                os.write(fd, line[:select.PIPE_BUF])
-            except OSError:                 # the reader is gone
+                line = line[os.write(fd, line[:select.PIPE_BUF]):]
+            except OSError:                 # no room after all, or the reader is gone
                 return False
-            line = line[select.PIPE_BUF:]
+            self._is_cut = bool(line)
         return True
+
+
+def _open_anew(fd: int) -> int | None:
+    """The same terminal or pipe, with a file status of our own: non-blocking. None for what is
+    something else, and for what may not be opened."""
+    try:
+        if os.isatty(fd) or stat.S_ISFIFO(os.fstat(fd).st_mode):
+            return os.open(f"/proc/self/fd/{fd}",
+                           os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        pass
+    return None
 
 
 def _is_writable(fd: int) -> bool:
@@ -122,16 +163,36 @@ class SyslogHandler(logging.handlers.SysLogHandler):
     """Sends lines to syslog, and loses those that would block."""
 
     def __init__(self) -> None:
+        self._losses = _Losses()
+        self._is_lost = False
         super().__init__(str(SYSLOG))
         self.ident = f"fastpump[{os.getpid()}]: "
         self.setFormatter(_LineFormatter(with_level=False))
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a line."""
+        self._losses.emit(record, self._send)
+
+    def _send(self, record: logging.LogRecord) -> bool:
+        self._is_lost = False
+        super().emit(record)
+        return not self._is_lost
+
     def _connect_unixsocket(self, address: str) -> None:
-        super()._connect_unixsocket(address)    # type: ignore[misc]
-        self.socket.setblocking(False)      # type: ignore[attr-defined]
+        """By datagrams, or a stream; that may have no room for us either, hence non-blocking."""
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+            self.socket = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+            try:
+                self.socket.connect(address)
+                return
+            except OSError:
+                self.socket.close()
+                if kind == socket.SOCK_STREAM:
+                    raise
 
     def handleError(self, record: logging.LogRecord) -> None:
         """It is lost."""
+        self._is_lost = True
 
 
 class _Process:

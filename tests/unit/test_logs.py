@@ -1,10 +1,16 @@
 """The log: what a line says, in words and as JSON; bounded, whoever causes the lines, and never
 waited for."""
 
+import contextlib
+import errno
 import io
+import itertools
 import json
 import logging
 import os
+import pty
+import re
+import select
 import socket
 from types import SimpleNamespace
 
@@ -178,6 +184,92 @@ def test_a_pipe_that_nobody_reads_is_not_waited_for(monkeypatch, as_json):
     assert f"{1001 - len(lines)} log lines were lost" in lost
 
 
+@pytest.fixture
+def terminal():
+    """(its reader's end, what is written to)"""
+    reading, writing = pty.openpty()
+    with os.fdopen(reading, "rb", buffering=0) as master, os.fdopen(writing, "w") as stream:
+        yield master, stream
+
+
+def read_all(file):
+    """What waits."""
+    os.set_blocking(file.fileno(), False)
+    found = b""
+    while part := file.read(1 << 20):
+        found += part
+    return found.decode()
+
+
+def test_a_terminal_that_nobody_reads_is_not_waited_for(monkeypatch, terminal):
+    """A terminal is writable as long as it has room for a byte."""
+    master, stream = terminal
+    log_to(monkeypatch, stream)
+    for number in range(2000):
+        log.info("line %(number)4d %(text)s", {"number": number, "text": "x" * 60})
+    shown, again = read_all(master), 0
+    while not shown.endswith("INFO after that\r\n"):     # a terminal takes its time
+        log.info("after that")
+        again += 1
+        select.select([master], [], [], 0.01)
+        shown += read_all(master)
+    lines = shown.replace("\r", "").splitlines()
+    whole = [line for line in lines if re.fullmatch("INFO (line .... x{60}|after that)", line)]
+    lost = [int(line.split()[1]) for line in lines if line.endswith(" as nobody read them")]
+    # One that was written but for its end counts as lost.
+    assert 0 <= len(whole) + sum(lost) - (2000 + again) <= len(lost) and sum(lost) > 100
+    assert max(map(len, lines)) == max(map(len, whole))     # none begins at the end of a lost one
+    assert os.get_blocking(stream.fileno())                 # others write there, too
+
+
+def test_a_pipe_that_another_fills_is_not_waited_for(monkeypatch):
+    """In the moment after it was found to have room."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb", buffering=0) as pipe, os.fdopen(writing, "w") as stream:
+        log_to(monkeypatch, stream)
+
+        def is_writable(fd):
+            os.set_blocking(writing, False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(writing, b"y" * 4096)
+            os.set_blocking(writing, True)
+            return True
+
+        with monkeypatch.context() as patch:
+            patch.setattr(logs, "_is_writable", is_writable)
+            log.info("a line")
+        assert set(read_all(pipe)) == {"y"}
+        log.info("another")
+        assert read_all(pipe).splitlines() == [
+            "WARNING 1 log lines were lost, as nobody read them", "INFO another"]
+
+
+def test_a_log_keeps_no_file_open(monkeypatch):
+    """Whoever reads it would wait for ever for its end."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        with os.fdopen(writing, "w") as stream:
+            log_to(monkeypatch, stream)
+            log.info("a line")
+        assert pipe.read() == b"INFO a line\n" and pipe.read() == b""
+
+
+def test_a_terminal_that_may_not_be_opened_is_written_to(monkeypatch, terminal):
+    """Another user's, say."""
+    master, stream = terminal
+    log_to(monkeypatch, stream)
+
+    def refuse(*_arguments):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        log.info("a line")
+    select.select([master], [], [])
+    assert read_all(master) == "INFO a line\r\n"
+
+
 def test_a_long_line_is_written_whole(monkeypatch):
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb", buffering=0) as pipe, os.fdopen(writing, "w") as stream:
@@ -206,6 +298,50 @@ def test_a_syslog_that_does_not_read_is_not_waited_for(monkeypatch, tmp_path):
         assert syslog.recv(1000).endswith(b"line 0\0")
         assert b": line 1\0" in syslog.recv(1000) and b"fastpump[" in syslog.recv(1000)
     log.info("nobody is there")
+
+
+def received(sock):
+    """The messages that wait in a syslog's socket."""
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while message := sock.recv(1 << 20):
+            found += [part.partition(b"]: ")[2].decode() for part in message.split(b"\0") if part]
+    return found
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM],
+                         ids=["datagrams", "a stream"])
+def test_what_a_syslog_does_not_read_is_counted(monkeypatch, tmp_path, kind):
+    monkeypatch.setattr(logs, "SYSLOG", tmp_path / "log")
+    with contextlib.ExitStack() as opened:
+        syslog = opened.enter_context(socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK))
+        syslog.bind(str(logs.SYSLOG))
+        if kind == socket.SOCK_STREAM:
+            syslog.listen(1)
+        logs.set_up("info")
+        logs.to_syslog()
+        (handler,) = logging.getLogger("fastpump").handlers
+        opened.callback(handler.close)
+        handler.filters.clear()
+
+        def read():
+            if kind == socket.SOCK_DGRAM:
+                return received(syslog)
+            found = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    connection = opened.enter_context(syslog.accept()[0])
+                    connection.setblocking(False)
+                    found += received(connection)
+            return found
+
+        numbers = itertools.count()
+        while handler._losses._count < 3:
+            log.info("line %(number)d %(text)s", {"number": next(numbers), "text": "x" * 1000})
+        lines = read()
+        assert [line.split()[1] for line in lines] == [str(n) for n in range(next(numbers) - 3)]
+        log.info("after that")
+        assert read() == ["3 log lines were lost, as nobody read them", "after that"]
 
 
 def test_without_a_syslog_there_is_no_log(monkeypatch, tmp_path):
