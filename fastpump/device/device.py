@@ -216,7 +216,8 @@ class Device:
 
     def start(self, now: int) -> None:
         """The interface is up. A peer that had a session with us before still has it, and would
-        use it in vain until its timers expire: start a new one with each, one after the other."""
+        use it in vain until its timers expire: start a new one with each, one after the other. A
+        handshake that was under way, or about to be, had its reason, too."""
         self.is_up = True
         delay = 0
         for peer in self.peers.values():
@@ -231,7 +232,8 @@ class Device:
         """The interface is down. Drops all sessions."""
         self.is_up = False
         for peer in self.peers.values():
-            peer.lost_session = peer.keypairs.current is not None
+            peer.lost_session = (peer.keypairs.current is not None
+                                 or peer.timers.retransmit_at is not None)
             self._forget_sessions(peer)
             peer.timers.stop()
         self._report_retired()

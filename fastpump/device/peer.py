@@ -57,7 +57,7 @@ class Peer:
     cookie: bytes | None = None
     cookie_at: int = 0
     lost_session: bool = False
-    """It had a session when the interface was set down."""
+    """It had a session, or a handshake was due or under way, when the interface was set down."""
     watched_at: int | None = None
     """When the device looks at the timers next."""
     latest_handshake_unix_ns: int = 0

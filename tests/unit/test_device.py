@@ -330,6 +330,35 @@ def test_down_means_no_sessions_and_silence():
     assert world.a.kinds == [1]
 
 
+@pytest.mark.parametrize("is_sent", [False, True], ids=["not yet begun", "not yet answered"])
+def test_a_session_that_was_lost_is_made_anew_also_after_a_second_interruption(is_sent):
+    """Of the interface, or by a clone."""
+    world = World()
+    world.handshake(world.a, world.b)
+    world.pass_time(REKEY_TIMEOUT)
+    world.a.device.stop()
+    world.a.device.start(world.now)
+    if is_sent:
+        world.advance(0)
+        assert world.a.kinds == [1]
+        world.drop(world.a)
+    world.a.device.stop()
+    world.pass_time(REKEY_TIMEOUT)
+    world.a.device.start(world.now)
+    world.advance(0)
+    assert world.deliver(world.a, world.b) == [1]
+    assert world.deliver(world.b, world.a) == [2] and world.a.has_session
+
+
+def test_a_peer_without_a_session_gets_none_when_the_interface_comes_up():
+    world = World()
+    for _ in range(2):
+        world.a.device.stop()
+        world.a.device.start(world.now)
+        world.advance(0)
+    assert world.a.kinds == []
+
+
 def test_messages_leave_from_the_address_that_was_spoken_to():
     world = World()
     home = bytes(10) + b"\xff\xff" + bytes([192, 0, 2, 77])
