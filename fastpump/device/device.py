@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from fastpump._core import SharedTables
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import KEY_LEN, REKEY_TIMEOUT_JITTER, RESTART_INTERVAL, SECOND
-from fastpump.device import rate_limits
+from fastpump.device import rate_limits, reported
 from fastpump.device.allowed_ips import AllowedIps
 from fastpump.device.callbacks import DeviceCallbacks
 from fastpump.device.deadlines import Deadlines
@@ -279,7 +279,7 @@ class Device:
         if peer is None or not self.is_up:
             return
         try:
-            self._events.handle(peer, event, now)
+            self._events.handle(peer, event._replace(at_ns=min(event.at_ns, now)), now)
         finally:
             self._watch(peer)
 
@@ -333,7 +333,7 @@ class Device:
             self._watch(peer)
 
     def _run_timers(self, peer: Peer, now: int) -> None:
-        activity = self._activity(peer)
+        activity = reported.activity(self._tables, peer.slot, now)
         for action in peer.timers.expire(now, activity):
             self._act(peer, action, now, activity)
         self.lanes.of(peer).tick(now)
@@ -347,26 +347,23 @@ class Device:
             case Action.KEEPALIVE:
                 self._handshakes.keepalive(peer, now)
             case Action.REARM_TX:
-                self._rearm(peer, "unanswered_tx", activity.first_unanswered_tx_ns)
+                self._rearm(peer, "unanswered_tx", activity.first_unanswered_tx_ns, now)
             case Action.REARM_RX:
-                self._rearm(peer, "unanswered_rx", activity.first_unanswered_rx_ns)
+                self._rearm(peer, "unanswered_rx", activity.first_unanswered_rx_ns, now)
             case Action.GIVE_UP:
                 self._handshakes.give_up(peer, now)
             case Action.ZERO_KEYS:
                 self._handshakes.clear(peer)
 
-    def _rearm(self, peer: Peer, event: str, handled_ns: int) -> None:
+    def _rearm(self, peer: Peer, event: str, handled_ns: int, now: int) -> None:
         """Let workers report the next unanswered packet. One may have passed just before."""
         self._tables.peers.rearm(peer.slot, event, handled_ns)
-        activity = self._activity(peer)
+        activity = reported.activity(self._tables, peer.slot, now)
         if activity.first_unanswered_tx_ns:
             peer.timers.unanswered_tx(activity.first_unanswered_tx_ns,
                                       self._callbacks.jitter(REKEY_TIMEOUT_JITTER))
         if activity.first_unanswered_rx_ns:
             peer.timers.unanswered_rx(activity.first_unanswered_rx_ns)
-
-    def _activity(self, peer: Peer) -> Activity:
-        return Activity(*self._tables.peers.activity(peer.slot))
 
     def _watch(self, peer: Peer, not_before: int = 0) -> None:
         """The last step of whatever may have changed a peer's timers or lanes, or retired

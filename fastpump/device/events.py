@@ -33,6 +33,7 @@ class WorkerEvent(NamedTuple):
     error: int = 0
     """An errno."""
     at_ns: int = 0
+    """As the worker says, but not after Device.on_event was called."""
 
 
 class ControlPacket(NamedTuple):
@@ -109,8 +110,8 @@ class PeerEvents:
     def _send_error(self, peer: Peer, _event: WorkerEvent, now: int) -> None:
         self._send_errors.look(peer, now)
 
-    def _lane_usable(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
-        self._lanes.of(peer).on_lane_usable(event.detail)
+    def _lane_usable(self, peer: Peer, event: WorkerEvent, now: int) -> None:
+        self._lanes.of(peer).on_lane_usable(event.detail, now)
 
     def _lane_echo_request(self, peer: Peer, event: WorkerEvent, now: int) -> None:
         self._lanes.of(peer).on_lane_echo_request(event.detail, now)

@@ -36,6 +36,7 @@ from fastpump.constants import (
     LANE_UNANSWERED_TIME,
     SECOND,
 )
+from fastpump.device import reported
 from fastpump.device.peer import Peer
 from fastpump.protocol import wire
 
@@ -209,7 +210,8 @@ class Lane:
     def answer(self, now: int) -> None:
         """Answer an echo request, unless data or an answer has just left. An echo request of ours
         is no answer: two that cross have one each."""
-        data_at = self._owner.tables.lanes.status(self.slot)["last_data_ns"]
+        status = self._owner.tables.lanes.status(self.slot)
+        data_at = reported.past(status["last_data_ns"], now)
         if now >= max(data_at, self._answered_at) + LANE_ANSWER_INTERVAL:
             self._answered_at = now
             self._owner.send(self.number, 0, now)
@@ -222,9 +224,9 @@ class Lane:
         """Its set is new."""
         self._step(Event.OPENED if self._owner.is_opener else Event.AWAITED, now)
 
-    def on_usable(self) -> None:
+    def on_usable(self, now: int) -> None:
         """A worker received the peer on it, and sends on it from now on."""
-        self._step(Event.USABLE)
+        self._step(Event.USABLE, now)
 
     def on_unanswered(self, since: int) -> None:
         """Data left on it at `since`, the first since the peer was received there."""
@@ -234,19 +236,23 @@ class Lane:
         """Another lane of the set has not answered its first probe. If this one does not, both die
         at once: so it gets one probe less."""
         if self.state is State.UP:
-            tables = self._owner.tables
-            tables.lanes.expect_answer(self.slot, now)
-            self._probed_since = tables.lanes.status(self.slot)["first_unanswered_tx_ns"]
+            self._owner.tables.lanes.expect_answer(self.slot, now)
+            self._probed_since = self._unanswered_since(now)
             self._probes_sent = 1
             self._step(Event.DOUBTED, now)
 
     def on_timer(self, now: int) -> None:
         """Its timer has fired."""
-        status = self._owner.tables.lanes.status(self.slot)
-        since = status["first_unanswered_tx_ns"]
-        if status["is_usable"] and self.state is not State.SUSPECT:
+        since = self._unanswered_since(now)
+        is_usable = self._owner.tables.lanes.status(self.slot)["is_usable"]
+        if is_usable and self.state is not State.SUSPECT:
             self._step(Event.FOUND_USABLE)
         self._step(self._find(since, now), now, since)
+
+    def _unanswered_since(self, now: int) -> int:
+        """When the first data left that is not answered; 0 for none."""
+        status = self._owner.tables.lanes.status(self.slot)
+        return reported.past(status["first_unanswered_tx_ns"], now)
 
     def _find(self, since: int, now: int) -> Event:
         """What a timer finds; `since`: when the first data that is not answered left, or 0."""
@@ -283,14 +289,14 @@ class Lane:
             case Action.AWAIT_ANSWER:
                 self._owner.due[self] = since + LANE_UNANSWERED_TIME
             case Action.WATCH:
-                self._watch()
+                self._watch(now)
             case Action.DECLARE_DEAD:
                 self._declare_dead(before, now, since)
             case Action.LOG_BACK:
                 self._log_back()
             case Action.LOG_BACK_AND_WATCH:
                 self._log_back()
-                self._watch()
+                self._watch(now)
 
     # -- actions
 
@@ -302,11 +308,10 @@ class Lane:
         self._owner.due[self] = now + interval
         self.ask(now)
 
-    def _watch(self) -> None:
-        tables = self._owner.tables
-        tables.lanes.rearm(self.slot, "unanswered_reported")
+    def _watch(self, now: int) -> None:
+        self._owner.tables.lanes.rearm(self.slot, "unanswered_reported")
         # A packet may have passed just before the report was cleared.
-        since = tables.lanes.status(self.slot)["first_unanswered_tx_ns"]
+        since = self._unanswered_since(now)
         if since:
             self.on_unanswered(since)
 

@@ -25,13 +25,14 @@ from fastpump.constants import (
     REKEY_AFTER_TIME,
     REKEY_TIMEOUT,
 )
+from fastpump.device import reported
 from fastpump.device.lane_context import LanesContext
 from fastpump.device.lane_probes import Lane
 from fastpump.device.peer import Peer
 from fastpump.protocol import lane_messages
 from fastpump.protocol.keypairs import Keypair
 from fastpump.protocol.lane_messages import Mode, Terms
-from fastpump.protocol.timers import Activity, earliest
+from fastpump.protocol.timers import earliest
 
 log = logging.getLogger("fastpump.lanes")
 
@@ -152,7 +153,7 @@ class LaneSet:
         """A lane has died. If all have, or nothing of the peer was received since, it may have been
         restarted, and know neither our session nor where we are. Not if all lanes of a young set
         are dead: they seem to be blocked, and a new set would have the same fate."""
-        received_at = Activity(*self.tables.peers.activity(self.peer.slot)).last_rx_ns
+        received_at = reported.activity(self.tables, self.peer.slot, now).last_rx_ns
         is_young = now < self.created_ns + KEEPALIVE_TIMEOUT
         if received_at <= since or (not is_young and all(lane.is_dead for lane in self.lanes)):
             self._context.callbacks.want_session(self.peer, now)
@@ -190,7 +191,7 @@ class LaneSet:
         due."""
         oldest = now
         for lane in self.lanes:
-            last = self.tables.lanes.status(lane.slot)["last_tx_ns"]
+            last = reported.past(self.tables.lanes.status(lane.slot)["last_tx_ns"], now)
             if now >= last + interval_ns:
                 lane.ask(now)
                 last = now

@@ -284,13 +284,13 @@ class PeerLanes:
 
     # -- events of lanes
 
-    def on_lane_usable(self, slot: int) -> None:
+    def on_lane_usable(self, slot: int, now: int) -> None:
         """The peer was received on a lane: workers send there from now on."""
         lane = self.sets.find(slot)
         if lane is None:
             return
         self._tables.lanes.rearm(slot, "usable_reported")
-        lane.on_usable()
+        lane.on_usable(now)
         if self._context.is_lanes_only:
             self._context.callbacks.ring()
 

@@ -1,22 +1,26 @@
 """What workers report to a device, and what a device tells whoever runs it."""
 
 import errno
+import os
 import socket
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from fastpump._core import EVENT_NAMES, NO_SLOT, OFFLOAD_BITS
+from fastpump._core import EVENT_NAMES, NO_SLOT, OFFLOAD_BITS, Pump
 from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
 from fastpump.constants import (
     KEEPALIVE_TIMEOUT,
     MAX_HANDSHAKE_ATTEMPTS,
     REKEY_AFTER_TIME,
     REKEY_TIMEOUT,
+    SECOND,
     ZERO_KEYS_AFTER_TIME,
 )
+from fastpump.device.events import WorkerEvent
 from fastpump.device.peer_change import PrefixChange
-from support.devices import PLACE, Clock, Side, World
+from support.devices import PLACE, TRANSPORT, Clock, Side, World
+from support.packets import A4, B4, PLAIN, udp
 
 
 def test_each_event_of_a_worker_is_handled():
@@ -188,3 +192,48 @@ def test_an_earlier_deadline_is_told():
     world.a.alarm = None
     world.a.event("unanswered_tx")          # later than that
     assert world.a.alarm is None
+
+
+# -- times that no honest worker writes
+
+NEVER = (1 << 64) - 1
+
+
+@pytest.mark.parametrize(("name", "delay"), [
+    ("unanswered_tx", KEEPALIVE_TIMEOUT + REKEY_TIMEOUT), ("unanswered_rx", KEEPALIVE_TIMEOUT)])
+def test_an_event_that_is_yet_to_happen_has_happened_now(name, delay):
+    world = World()
+    world.a.device.on_event(WorkerEvent(name, world.a.peer.slot, at_ns=NEVER), world.now)
+    assert world.a.alarm == world.now + delay
+
+
+def test_traffic_that_is_yet_to_come_keeps_no_keepalive_away():
+    world = World(keepalive_s=25)
+    world.handshake(world.a, world.b)
+    world.advance(0)
+    world.drop(world.a)
+    world.a.tables.peers.record_sent(world.a.peer.slot, NEVER, 0)
+    world.a.tables.peers.record_received(world.a.peer.slot, NEVER, 0)
+    for _ in range(50):
+        world.advance(SECOND)
+    assert world.a.kinds == [TRANSPORT] * 2
+
+
+def test_data_that_is_yet_to_leave_hides_none_that_is_not_answered():
+    """A worker forges when it sent, and is gone; the next one is honest."""
+    world = World(allowed_ips=(PrefixChange((bytes([10, 9, 0, 2]), 32)),))
+    world.handshake(world.a, world.b)
+    side, worker, ahead = world.a, world.a.peer.worker, 100 * SECOND
+    interface, queue = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    bells = [os.fdopen(os.eventfd(0, os.EFD_NONBLOCK), "rb", buffering=0) for _ in range(2)]
+    with interface, queue, bells[0], bells[1], \
+            socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as udp_socket:
+        queue.setblocking(False)
+        pump = Pump(side.tables, worker, [queue.fileno()] * 4, udp_socket.fileno(),
+                    *(bell.fileno() for bell in bells))
+        for second in range(40):
+            interface.send(PLAIN + udp(A4, B4, b"x"))
+            pump.poll(world.now + (ahead if second == 0 else 0))
+            side.hand_over_events(worker)
+            world.advance(SECOND)
+    assert 1 in side.kinds

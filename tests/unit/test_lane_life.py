@@ -334,12 +334,17 @@ def test_two_openers_do_not_ask_each_other_for_ever(worlds):
                    for each in side.sets for slot in each.slots)
 
 
-def test_keepalives_keep_each_lane_open(worlds):
+@pytest.mark.parametrize("is_forged", [False, True])
+def test_keepalives_keep_each_lane_open(worlds, is_forged):
+    """Also if a worker wrote that it sends there in 500 years."""
     world = worlds()
     a, b = world.a, world.b
     for side, other in ((a, b), (b, a)):
         side.configure(other, keepalive_s=25)
     world.connect()
+    if is_forged:
+        for slot in a.newest.slots:
+            a.tables.lanes.seal(slot, 0, (1 << 64) - 1)
     a.lane_sent.clear()
     sent_at = {0: [], 1: []}
     for now in world.steps(60, a):

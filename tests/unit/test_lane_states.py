@@ -318,7 +318,7 @@ class Set:
     def usable(self):
         """The worker has received the peer there, and reports it."""
         self.tables.is_usable, self.tables.since = True, 0
-        self.lane.on_usable()
+        self.lane.on_usable(START)
 
     def unanswered(self, at):
         """The worker has sent data, and reports it."""
@@ -403,6 +403,14 @@ def test_a_lane_is_probed_often_then_slowly_until_it_is_usable():
     each.usable()
     assert each.logged[1:] == ["lane 0 of peer is back"]
     assert not each.lane.is_dead and not each.due
+
+
+def test_data_that_is_yet_to_leave_puts_no_timer_off():
+    """No honest worker says so."""
+    each = living(Life.SUSPECT)
+    each.tables.since = (1 << 64) - 1
+    each.run(START + SECOND)
+    assert each.lane.state is Life.UP and not each.due
 
 
 def test_a_lane_that_is_not_answered_when_it_opens_is_dead_in_time():
@@ -503,7 +511,7 @@ def test_a_lane_that_works_again_is_watched_again(state):
 def test_data_that_left_before_the_report_was_cleared_is_not_overlooked():
     each = living(Life.DEAD)
     each.tables.is_usable, each.tables.since = True, START + 100 * SECOND
-    each.lane.on_usable()
+    each.lane.on_usable(START + 100 * SECOND)
     assert each.lane.state is Life.SUSPECT
     assert each.due == {each.lane: START + 100 * SECOND + LANE_UNANSWERED_TIME}
 
