@@ -1,13 +1,14 @@
-"""Signals while a tunnel is made and unmade: before and after the event loop, which has handlers of
-its own."""
+"""Signals while a tunnel is made, while it runs, and while it is unmade. At no moment do they do
+what they do by default: end the program, and leave what it made."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -29,6 +30,17 @@ def unwinding() -> Iterator[None]:
     finally:
         for number, handler in zip(_NUMBERS, before, strict=True):
             signal.signal(number, handler)
+
+
+def tell(loop: asyncio.AbstractEventLoop, callback: Callable[[str], None]) -> None:
+    """Signals call back in the event loop, by their name, as long as it runs. Afterwards they do
+    nothing. (Those that are the loop's own do what is the default once it is closed.)"""
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(RuntimeError):     # it is closed
+            loop.call_soon_threadsafe(callback, signal.Signals(number).name)
+
+    for number in _NUMBERS:
+        signal.signal(number, on_signal)
 
 
 def ignore() -> None:

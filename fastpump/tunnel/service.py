@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -20,7 +19,7 @@ from fastpump.ipc import uapi
 from fastpump.ipc.control import Command, ControlServer
 from fastpump.ipc.fdb import Fdb
 from fastpump.ipc.uapi_server import UapiServer
-from fastpump.process import logs
+from fastpump.process import logs, signals
 from fastpump.tun.linkwatch import LinkWatcher
 from fastpump.tunnel.clones import CloneGuard
 from fastpump.tunnel.loop_watch import LoopWatch
@@ -63,8 +62,7 @@ class Service:
         there; `on_ready` is called once."""
         loop = asyncio.get_running_loop()
         supervisor = self._tunnel.supervisor
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, supervisor.stop, f"on {signal.Signals(number).name}")
+        signals.tell(loop, lambda name: supervisor.stop(f"on {name}"))
         self._links_changed.set()
         chores: list[asyncio.Task[None]] = []
         loop.add_reader(self._watcher, self._on_link)
