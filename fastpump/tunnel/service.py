@@ -177,6 +177,7 @@ class Service:
         try:
             await asyncio.to_thread(join.check, self._tunnel.link.index, self._tunnel.link.mtu)
         except (FastpumpError, OSError) as error:
+            self._links_changed.set()       # again, at the next turn
             log.debug("cannot check what the tunnel is joined to: %(error)s", {"error": error})
 
     def _look_for_loops(self, loops: LoopWatch) -> None:
