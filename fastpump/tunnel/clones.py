@@ -16,8 +16,10 @@ A thread of its own waits for both, since the event loop may be busy for long. I
 event loop then drops the keys and lets sending go on. What leaves between the clone and `halt` is
 not prevented: docs/ARCHITECTURE.md has how long that takes.
 
-Who may forge this: a line of the kernel's log nobody; the uevent whoever has CAP_SYS_ADMIN over the
-network namespace, who could do worse than to make us shake hands.
+Who may forge this: a line of the kernel's log nobody, since it has to begin so: what the kernel
+repeats there of others (the name of a USB device, say) stands behind words of its own; the uevent
+whoever has CAP_SYS_ADMIN over the network namespace, who could do worse than to make us shake
+hands.
 """
 
 from __future__ import annotations
@@ -43,17 +45,18 @@ log = logging.getLogger("fastpump")
 
 KERNEL_LOG = Path("/dev/kmsg")
 _KERNEL_LOG_DEVICE = os.makedev(1, 11)
-_FORK_LINE = b";random: crng reseeded due to virtual machine fork"
+_FORK_LINE = b"random: crng reseeded due to virtual machine fork"
 _FORK_FIELD = b"NEW_VMGENID=1"
 _RECEIVE_BUFFER_LEN = 1 << 20
 _MESSAGE_LEN = 1 << 16
 
 
 def is_fork_record(record: bytes) -> bool:
-    """Whether a record of /dev/kmsg ("priority,number,time,flags;text") says so, and is the
-    kernel's: what programs write there has another facility."""
-    priority = record.partition(b",")[0]
-    return priority.isdigit() and int(priority) >> 3 == 0 and _FORK_LINE in record
+    """Whether a record of /dev/kmsg ("priority,number,time,flags;text") says so from its beginning,
+    and is the kernel's: what programs write there has another facility."""
+    head, _, text = record.partition(b";")
+    priority = head.partition(b",")[0]
+    return priority.isdigit() and int(priority) >> 3 == 0 and text.startswith(_FORK_LINE)
 
 
 def is_fork_uevent(message: bytes, sender_pid: int) -> bool:
@@ -87,7 +90,11 @@ def open_uevents() -> socket.socket | None:
         return None
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _RECEIVE_BUFFER_LEN)
-    sock.bind((0, UEVENT_GROUP_KERNEL))
+    try:
+        sock.bind((0, UEVENT_GROUP_KERNEL))
+    except OSError:
+        sock.close()
+        return None
     return sock
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import socket
 
 import pytest
 
@@ -20,6 +21,8 @@ LINE = b"random: crng reseeded due to virtual machine fork\n"
     (b"13,1234,98765432,-;" + LINE, False),         # LOG_USER: a program wrote it
     (b"30,1234,98765432,-;" + LINE, False),
     (b"5,1234,98765432,-;systemd[1]: " + LINE, False),
+    (b"6,1234,98765432,-;usb 1-1: Product: x;" + LINE, False),       # a device's own words
+    (b"6,1234,98765432,-;x\n SUBSYSTEM=usb;" + LINE, False),
     (b"5,1234,98765432,-;random: crng init done\n", False),
     (b"-5,1,2,-;" + LINE, False), (b"", False), (b";" + LINE, False),
 ])
@@ -48,6 +51,17 @@ def test_what_is_not_the_kernel_s_log_is_not_read(monkeypatch, tmp_path, what):
         path.symlink_to(what)
     monkeypatch.setattr(clones, "KERNEL_LOG", path)
     assert clones.open_kernel_log() is None
+
+
+def test_uevents_that_are_forbidden_are_not_waited_for(monkeypatch):
+    """The socket is, or only its group."""
+    def refuse(*_arguments):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    assert clones.open_uevents() is None
+    monkeypatch.setattr(socket, "socket", refuse)
+    assert clones.open_uevents() is None
 
 
 class Uevents:
