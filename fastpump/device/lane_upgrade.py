@@ -352,19 +352,23 @@ class Upgrade:
         ours = self._owner.abilities()
         terms = lane_messages.agree(hello.abilities, ours)
         assert isinstance(terms, Terms)
+        kem_key = lane_messages.generate_kem_key()
         try:
             reservation = self._owner.sets.reserve(terms.lanes)
         except MemoryError:
             return Verdict.DROP_TABLE_FULL
-        kem_key = lane_messages.generate_kem_key()
-        self._offered = _Offered(reservation, terms, self._owner.sets.is_opener,
-                                 hello.abilities.features, kem_key)
+        is_opener = self._owner.sets.is_opener
+        try:
+            self.offer = self._sent = Offer(ours, reservation.index, is_opener,
+                                            kem_key.public_key().public_bytes_raw()).emit()
+            self._send(now)
+        except BaseException:
+            self._owner.sets.release(reservation)
+            raise
+        self._offered = _Offered(reservation, terms, is_opener, hello.abilities.features, kem_key)
         self.hello = whole
-        self.offer = self._sent = Offer(ours, reservation.index, self._offered.is_opener,
-                                        kem_key.public_key().public_bytes_raw()).emit()
         self._tries_left = UPGRADE_ATTEMPTS - 1
         self._retry_at = now + HELLO_TIMEOUT
-        self._send(now)
         return None
 
     def _send_refuse(self, received: Received, now: int) -> None:

@@ -256,6 +256,27 @@ def test_the_end_of_a_session_releases_what_is_not_used(state, reserved):
     assert owner.sets.reserved == reserved
 
 
+@pytest.mark.parametrize("what", ["the KEM", "sending"])
+def test_a_hello_whose_answer_fails_reserves_nothing_and_may_come_again(monkeypatch, what):
+    session = Session()
+    session.go("H")
+    side, owner = session.sides[1], session.owners[1]
+
+    def fail(*_arguments):
+        raise RuntimeError("no random numbers")
+
+    with monkeypatch.context() as patch:
+        if what == "the KEM":
+            patch.setattr(lane_messages, "generate_kem_key", fail)
+        else:
+            patch.setattr(owner, "send_control", fail)
+        with pytest.raises(RuntimeError):
+            receive(side, session.owners[0].sent[-1])
+    assert (side.state, owner.sets.reserved) == (State.LISTENING, 0)
+    receive(side, session.owners[0].sent[-1])
+    assert (side.state, owner.sets.reserved) == (State.OFFER_SENT, 1)
+
+
 # -- one lane
 
 Life, Happening = lane_probes.State, lane_probes.Event
