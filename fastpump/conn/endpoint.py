@@ -54,8 +54,6 @@ class Endpoint:
         if not self.is_of(family):
             raise ConfigError(f"the endpoint {self} is IPv6, which this host does not have")
         if family == socket.AF_INET:
-            if not self.is_of(family):
-                raise ConfigError(f"the endpoint {self} is IPv6, which this host does not have")
             return _SOCKADDR_IN.pack(socket.AF_INET, port, self.address.packed)
         packed = self.address.packed
         if self.address.version == 4:

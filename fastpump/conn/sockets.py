@@ -214,19 +214,20 @@ class SocketGroup:
         """The first socket claims the port for itself, and only then lets others join:
         joining the group of another process would steal its datagrams."""
         sock = self._make()
+        port = DEFAULT_PORT if wanted is None else wanted
         try:
-            sock.bind(("", DEFAULT_PORT if wanted is None else wanted))
+            sock.bind(("", port))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise SystemSetupError(
-                    f"the UDP port {wanted} cannot be bound: {error.strerror}") from None
+                    f"the UDP port {port} cannot be bound: {error.strerror}") from None
             if wanted is not None:
                 raise SystemSetupError(
                     f"the UDP port {wanted} is in use; choose another, or "
                     f"see who has it: ss -lunp 'sport = :{wanted}'") from None
             sock.bind(("", 0))
             log.warning("the UDP port %(wanted)d is in use: this tunnel has port %(port)d",
-                        {"wanted": DEFAULT_PORT, "port": sock.getsockname()[1]})
+                        {"wanted": port, "port": sock.getsockname()[1]})
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         return sock
 

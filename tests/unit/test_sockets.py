@@ -1,10 +1,13 @@
 """Which datagrams the kernel lets through to which socket."""
 
+import errno
+import os
 import socket
 
 import pytest
 
 from fastpump.conn.sockets import SocketGroup, preferred_family
+from fastpump.errors import SystemSetupError
 
 
 @pytest.fixture
@@ -32,3 +35,13 @@ def test_each_socket_gets_the_types_that_are_its(group):
                 sender.sendto(bytes([kind]) + bytes(99), ("127.0.0.1", port))
     assert {name: first_bytes(sock) for name, sock in sockets.items()} == {
         "handshake": [1, 2, 3], "worker": [4, 5], "lane": [5]}
+
+
+@pytest.mark.parametrize(("wanted", "named"), [(None, 51820), (4711, 4711)])
+def test_a_port_that_cannot_be_bound_is_named(monkeypatch, wanted, named):
+    def refuse(_sock, _address):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(SystemSetupError, match=f"the UDP port {named} cannot be bound: Perm"):
+        SocketGroup(1, wanted, socket.AF_INET)
