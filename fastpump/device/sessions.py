@@ -30,11 +30,6 @@ class Sessions:
         """The peer of a receiver index that we gave out: a session's or a handshake's."""
         return self._by_index.get(index)
 
-    @property
-    def receiver_indices(self) -> set[int]:
-        """All that we gave out and have not taken back."""
-        return set(self._by_index)
-
     def begin(self, peer: Peer) -> tuple[int, int]:
         """(slot, receiver index) for a handshake; MemoryError when the table is full."""
         slot, index = self._tables.keypairs.reserve(peer.worker)

@@ -19,17 +19,14 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from pathlib import Path
 
 from fastpump.constants import MIN_IPV6_MTU
 from fastpump.errors import SystemSetupError
+from fastpump.host.ipv6 import SETTINGS
 from fastpump.netlink import links
 from fastpump.netlink.links import Link
 
 log = logging.getLogger("fastpump")
-
-SETTINGS = Path("/proc/sys/net/ipv6/conf")
-"""A directory for each interface that has IPv6; none on a host without."""
 
 
 def quieten_tun(tun: Link) -> None:

@@ -124,7 +124,7 @@ class Side(devices.Side):
             expected |= {keypair.local_index for keypair in self.keypairs(peer)}
             if peer.handshake is not None:
                 expected.add(peer.handshake.local_index)
-        assert self.device.sessions.receiver_indices == expected
+        assert set(self.device.sessions._by_index) == expected
         assert self.device.verdicts["DROP_TABLE_FULL"] == 0
         assert len(self.device.deadlines) < 64
         self.check_callbacks()

@@ -190,7 +190,7 @@ def test_a_handshake_that_fails_gives_its_slot_back(monkeypatch, step):
         world.a.want_session()
         world.deliver(world.a, world.b)
     failed = world.a if step == "create_initiation" else world.b
-    assert failed.device.sessions.receiver_indices == set()
+    assert failed.device.sessions._by_index == {}
 
 
 @pytest.mark.parametrize("which", [1, 2], ids=["the OFFER", "the ACCEPT"])
