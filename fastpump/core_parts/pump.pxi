@@ -14,7 +14,7 @@ from fastpump.hot.constants cimport (
     SHAPER_BIG, SHAPER_SMALL, SHAPER_SMALL_LEN, STAGED_SLOTS,
 )
 from fastpump.hot.ingress_delayed cimport ingress_reordered
-from fastpump.hot.linux cimport munmap, now_ns
+from fastpump.hot.linux cimport close, munmap, now_ns
 from fastpump.hot.loop cimport (
     loop_doorbell, loop_init, loop_receive, loop_release, loop_run, loop_snapshot,
 )
@@ -127,7 +127,7 @@ cdef class Pump:
         if self.worker != NULL:
             aead_free(&self.worker.aead)
             if self.worker.epoll_fd >= 0:
-                os.close(self.worker.epoll_fd)
+                close(self.worker.epoll_fd)     # libc's: Python may be ending
             munmap(self.arena.memory, self.arena.used)
 
     def run(self):

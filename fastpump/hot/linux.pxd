@@ -33,6 +33,7 @@ cdef extern from "<sys/uio.h>" nogil:
 
 
 cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
     long read(int fd, void *buf, size_t count)                      # read
     long write(int fd, const void *buf, size_t count)               # write
 
