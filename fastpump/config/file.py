@@ -250,7 +250,7 @@ def parse(text: str, name: str) -> FileConfig:
     warnings = []
     if interface.get("mode") == "tap":
         warnings += drop_allowed_ips(peers, name)
-        if interface.get("table", DEFAULTS["table"]) != DEFAULTS["table"]:
+        if interface.pop("table", DEFAULTS["table"]) != DEFAULTS["table"]:
             warnings.append(f"{name}:{lines['table']}: Table has no effect with Mode = tap: no "
                             "routes are added")
     interface["peers"], more = merge(peers, name)
