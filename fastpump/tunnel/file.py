@@ -36,7 +36,6 @@ from fastpump.netlink.default_routes import TABLE_MAIN
 from fastpump.process.daemon import Foreground
 from fastpump.ratelimit import NO_LIMITS
 from fastpump.tunnel.peer_changes import peer_change_of
-from fastpump.tunnel.resolver import look_up
 from fastpump.tunnel.run import Program, run
 from fastpump.tunnel.supervisor import ON_REQUEST
 from fastpump.tunnel.tunnel import Tunnel
@@ -284,7 +283,13 @@ class FileTunnel:
                  if peer.endpoint is not None
                  and (peer.public_key not in present or peer.public_key not in known
                       or peer.endpoint != known[peer.public_key].endpoint)}
-        found = await asyncio.gather(*(look_up(*endpoint) for endpoint in moved.values()))
+        lookups = [asyncio.ensure_future(running.resolver.look_up(*endpoint))
+                   for endpoint in moved.values()]
+        try:
+            found = await asyncio.gather(*lookups)
+        finally:
+            for lookup in lookups:      # after an error, those that wait for their turn
+                lookup.cancel()
         return dict(zip(moved, found, strict=True))
 
     def change_interface(self, running: Tunnel, new: TunnelConfig) -> list[str]:

@@ -1,5 +1,5 @@
-"""Endpoints that were given as host names: resolved again when an initiation has no answer, for
-the name may mean another address by now (dynamic DNS)."""
+"""Endpoints that were given as host names: looked up at a reload, and again when an initiation has
+no answer, for the name may mean another address by now (dynamic DNS)."""
 
 from __future__ import annotations
 
@@ -15,36 +15,12 @@ from fastpump.conn.endpoint import Endpoint
 from fastpump.device.device import Device
 from fastpump.device.peer import HostAndPort, Peer
 from fastpump.device.peer_change import PeerChange, Presence
-from fastpump.errors import ConfigError
+from fastpump.errors import ConfigError, FastpumpError, SystemSetupError
 
 log = logging.getLogger("fastpump")
 
-
-def look_up(host: str, port: int) -> asyncio.Future[Endpoint]:
-    """Resolve a name; ConfigError. A daemon thread asks: an answer that does not come must not
-    keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[Endpoint] = loop.create_future()
-
-    def deliver(found: Endpoint | ConfigError) -> None:
-        if answer.done():
-            return
-        if isinstance(found, ConfigError):
-            answer.set_exception(found)
-        else:
-            answer.set_result(found)
-
-    def ask() -> None:
-        found: Endpoint | ConfigError
-        try:
-            found = endpoint.resolve(host, port)
-        except ConfigError as error:
-            found = error
-        with contextlib.suppress(RuntimeError):     # the loop has ended
-            loop.call_soon_threadsafe(deliver, found)
-
-    threading.Thread(target=ask, daemon=True).start()
-    return answer
+MAX_LOOKUPS = 16
+"""At a time; each has a thread."""
 
 
 class Resolver:
@@ -57,6 +33,41 @@ class Resolver:
         self._resolved_at: weakref.WeakKeyDictionary[Peer, float] = weakref.WeakKeyDictionary()
         self._errors: weakref.WeakKeyDictionary[Peer, str] = weakref.WeakKeyDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._free_lookups = asyncio.Semaphore(MAX_LOOKUPS)
+
+    async def look_up(self, host: str, port: int) -> Endpoint:
+        """Resolve a name; ConfigError, and SystemSetupError if the system cannot do it now. A
+        daemon thread asks: an answer that does not come must not keep the process from ending."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Endpoint] = loop.create_future()
+
+        def deliver(found: Endpoint | ConfigError) -> None:
+            self._free_lookups.release()        # with the thread, whoever still waits
+            if answer.done():
+                return
+            if isinstance(found, ConfigError):
+                answer.set_exception(found)
+            else:
+                answer.set_result(found)
+
+        def ask() -> None:
+            found: Endpoint | ConfigError
+            try:
+                found = endpoint.resolve(host, port)
+            except ConfigError as error:
+                found = error
+            with contextlib.suppress(RuntimeError):     # the loop has ended
+                loop.call_soon_threadsafe(deliver, found)
+
+        await self._free_lookups.acquire()
+        try:
+            threading.Thread(target=ask, daemon=True).start()
+        except RuntimeError:
+            self._free_lookups.release()
+            raise SystemSetupError(f"the endpoint host {host!r} cannot be resolved: no thread can "
+                                   "be started; raise the limit of processes (ulimit -u, "
+                                   "pids.max)") from None
+        return await answer
 
     def note_resolved(self, peer: Peer) -> None:
         """The peer's name was resolved just now."""
@@ -78,7 +89,7 @@ class Resolver:
 
     async def _resolve(self, peer: Peer, name: HostAndPort) -> None:
         try:
-            found = await look_up(*name)
+            found = await self.look_up(*name)
             if self._is_news(peer, name, found):
                 assert self.device is not None
                 self.device.configure_peer(
@@ -86,7 +97,7 @@ class Resolver:
                 log.info("%(host)s is %(address)s now: %(peer)s",
                          {"host": name[0], "address": found.address, "peer": peer})
             self._errors.pop(peer, None)
-        except ConfigError as error:
+        except FastpumpError as error:
             is_known = self._errors.get(peer) == str(error)
             log.log(logging.DEBUG if is_known else logging.WARNING, "%(error)s", {"error": error})
             self._errors[peer] = str(error)

@@ -2,13 +2,14 @@
 
 import asyncio
 import socket
+import threading
 from ipaddress import ip_address
 
 import pytest
 
 from fastpump.conn import endpoint
 from fastpump.conn.endpoint import Endpoint
-from fastpump.errors import ConfigError
+from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.tunnel.resolver import Resolver
 from support.devices import Clock, Side
 
@@ -113,3 +114,17 @@ def test_another_address_keeps_the_name(monkeypatch):
 def test_a_name_whose_address_cannot_be_reached_changes_nothing(monkeypatch):
     world = World(monkeypatch, 30, Endpoint(ip_address("2001:db8::1"), 9), family=socket.AF_INET)
     assert world.run(one_failure) == OLD and len(world.asked) == 1
+
+
+def test_a_thread_that_cannot_be_started_is_explained(monkeypatch):
+    def start(_thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+    async def ask(resolver):
+        for _ in range(50):         # none of them is counted as under way
+            with pytest.raises(SystemSetupError, match="limit of processes"):
+                await resolver.look_up("vpn.example.net", 9)
+
+    asyncio.run(ask(Resolver(0)))
