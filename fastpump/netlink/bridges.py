@@ -72,7 +72,7 @@ def remove_port(link: Link) -> None:
 def add_vlans(bridge: Link, port: Link, ranges: Iterable[VlanRange]) -> None:
     """Have a port carry VLANs, tagged, besides those that it has. A kernel without VLAN filtering
     refuses; there every bridge passes all of them anyway."""
-    with IPRoute() as netlink:
+    with explaining(f"the VLANs of {port.name} cannot be changed"), IPRoute() as netlink:
         for first, last in ranges:
             vlan = str(first) if first == last else f"{first}-{last}"
             try:

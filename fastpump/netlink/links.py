@@ -132,7 +132,7 @@ class Change:
 
 def change_all(changes: Iterable[Change]) -> None:
     """Change interfaces, each by one message, until one is refused."""
-    with IPRoute() as netlink:
+    with explaining("the interfaces cannot be changed"), IPRoute() as netlink:
         for change in changes:
             attributes = change.attributes()
             if attributes:

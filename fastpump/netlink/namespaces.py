@@ -11,6 +11,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from fastpump import paths
 from fastpump.netlink.links import Link, text_of
+from fastpump.netlink.refusal import explaining
 
 NETNSA_NSID_NOT_ASSIGNED = (-1, 0xFFFFFFFF)
 """linux/net_namespace.h; pyroute2 reads it without its sign."""
@@ -37,7 +38,7 @@ def names_of_lower(links: Iterable[Link]) -> dict[int, str]:
     """What interfaces in other namespaces are called that these stand on or are the other end of,
     by the index here; only those that we may know."""
     found = {}
-    with IPRoute() as netlink:
+    with explaining("the other ends of interfaces cannot be read"), IPRoute() as netlink:
         for link in links:
             if link.lower and link.lower_namespace is not None:
                 with contextlib.suppress(OSError, NetlinkError):

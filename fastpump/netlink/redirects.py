@@ -83,14 +83,14 @@ def remove_unused_qdisc(link: Link) -> bool:
 
 def read(link: Link) -> list[Redirect]:
     """Ours of an interface."""
-    with IPRoute() as netlink:
+    with explaining(f"the filters of {link.name} cannot be read"), IPRoute() as netlink:
         return list(_redirects(_filters(netlink, link, AT_INGRESS)))
 
 
 def add(source: Link, target: Link) -> None:
     """Have everything that comes in at `source` leave at `target`."""
     failure = f"{source.name} cannot be redirected to {target.name} (tc, mirred)"
-    with IPRoute() as netlink:
+    with explaining(failure), IPRoute() as netlink:
         used = {message["info"] >> 16 for message in _filters(netlink, source, AT_INGRESS)}
         priority = next(each for each in range(LOWEST_PRIORITY, 0, -1) if each not in used)
         for kind, match in MATCHES.items():
