@@ -1,12 +1,18 @@
 """What a tunnel of a file changes on the host: addresses, MTU, routes, rules, firewall, DNS.
 
 The wanted state is described whole (HostNet), and the host is changed to it step by step; so coming
-up, a reload, and going on after a failed step are the same.
+up, a reload, and going on after a failed step are the same. A step that failed may be half done:
+the next change does all of it.
 
 Addresses and routes go away with the interface. Rules, firewall and DNS do not: they are written
 down in /run/fastpump/<network namespace>/<interface>.json before they are made. The process
 holds a lock on that file while it lives, and undoes them however it ends; if it is killed, whoever
-asks for its Leftover does.
+asks for its Leftover does. All of it means something in that network namespace only: what a record
+says of another one, which is gone, is passed over.
+
+Several tunnels, and wg-quick(8), may have a default route at the same time. Each has a routing
+table of its own: it is taken from those that no route, rule or record names, by one process at a
+time, and is in the record from then on. Their rules differ in priority, by which they are removed.
 
 PreDown and PostDown are in that record, too. They are run by `down`, not by the process: so it
 leaves the record with those that are still to be run, and `down` removes it.
@@ -14,8 +20,12 @@ leaves the record with those that are still to be run, and `down` removes it.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
-from collections.abc import Callable
+import os
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +40,10 @@ from fastpump.netlink import links, routes
 
 log = logging.getLogger("fastpump")
 
+SUFFIX = ".json"
+# The steps of a change, as `reload` names them.
+ADDRESSES, FIREWALL, MTU, DNS, RULES, ROUTES = (
+    "the addresses", "the firewall", "the MTU", "DNS", "the rules", "the routes")
 SRC_VALID_MARK = Path("/proc/sys/net/ipv4/conf/all/src_valid_mark")
 
 
@@ -65,42 +79,74 @@ class HostState:
         self._commands = commands
         self._name = name
         self._record = _open_record(name)
-        self._ruled: tuple[int, ...] = ()
-        """IP versions that have rules."""
+        self._writing = threading.Lock()
+        """`set_commands` may come while a thread changes the host."""
+        self._rules: dict[int, int] = {}
+        """IP versions that have rules, and the priority of these."""
+        self._protected: tuple[tuple[Interface, ...], int] | None = None
+        """What the firewall was made of."""
         self._may_lack_routes = False
         """They go with the last address of an IP version."""
+        self._half_done: set[str] = set()
+        """The steps that failed when they were last done."""
         self.done = HostNet()
-        self._write(self.done)
+        """Where a step failed: what is there at most."""
+        self._wanted = self.done
+        self._write()
 
     def set_commands(self, commands: DownCommands) -> None:
         """What `down` is to run."""
         self._commands = commands
-        self._write(self.done)
+        self._write()
+
+    def take_table(self, fixed: int, first: int) -> int:
+        """The routing table for default routes: `fixed`, else the first unused one from `first`
+        on. It is ours from now on, also while nothing is in it."""
+        with _locked(self._record.path.parent):
+            table = fixed or routes.unused_table(first, _tables_of_others(self._record.path))
+            self.done = replace(self.done, default_table=table)
+            self._write()
+        return table
 
     def change(self, index: int, wanted: HostNet) -> list[str]:
         """Do what is missing, undo what is too much: what was changed, in words.
         SystemSetupError when a step fails; those before it are done, and recorded."""
         changed = []
-        self._write(wanted)
+        self._wanted = wanted
+        self._write()
         # Rules before routes: a rule that leads to a table without routes leads nowhere, but with
-        # the default route there, only both rules together leave the other networks alone.
-        for what, step in (("the addresses", self._change_addresses), ("the MTU", self._change_mtu),
-                           ("DNS", self._change_dns), ("the rules", self._change_rules),
-                           ("the routes", self._change_routes)):
-            if step(index, wanted):
-                changed.append(what)
-        self._write(wanted)
+        # the default route there, only both rules together leave the other networks alone. And the
+        # firewall before both: no default route without it.
+        for what, step in ((ADDRESSES, self._change_addresses), (FIREWALL, self._change_firewall),
+                           (MTU, self._change_mtu), (DNS, self._change_dns),
+                           (RULES, self._change_rules), (ROUTES, self._change_routes)):
+            try:
+                if step(index, wanted):
+                    changed.append(what)
+            except BaseException:
+                self._half_done.add(what)
+                raise
+            self._half_done.discard(what)
+        self._write()
         return changed
 
     def _change_addresses(self, index: int, wanted: HostNet) -> bool:
         old, new = self.done.addresses, wanted.addresses
-        if old == new:
+        if old == new and ADDRESSES not in self._half_done:
             return False
+        self.done = replace(self.done, addresses=(*old, *new))
+        self._may_lack_routes = True
         routes.change_addresses(index, [each for each in old if each not in new], new)
         self.done = replace(self.done, addresses=new)
-        self._may_lack_routes = True
-        if self._ruled:
-            firewall.protect(self._name, new, self.done.default_table)
+        return True
+
+    def _change_firewall(self, _index: int, wanted: HostNet) -> bool:
+        """As long as there are rules: `_change_rules` removes it after them."""
+        protected = wanted.addresses, wanted.default_table
+        if not (wanted.versions or self._rules) or self._protected == protected:
+            return False
+        firewall.protect(self._name, *protected)        # all of it, or nothing
+        self._protected = protected
         return True
 
     def _change_mtu(self, index: int, wanted: HostNet) -> bool:
@@ -111,7 +157,8 @@ class HostState:
         return True
 
     def _change_dns(self, _index: int, wanted: HostNet) -> bool:
-        if (self.done.dns, self.done.dns_search) == (wanted.dns, wanted.dns_search):
+        if (self.done.dns, self.done.dns_search) == (wanted.dns, wanted.dns_search) \
+                and DNS not in self._half_done:
             return False
         if wanted.has_dns:
             firewall.set_dns(self._name, wanted.dns, wanted.dns_search)
@@ -120,45 +167,55 @@ class HostState:
         self.done = replace(self.done, dns=wanted.dns, dns_search=wanted.dns_search)
         return True
 
+    def _change_rules(self, _index: int, wanted: HostNet) -> bool:
+        gone = [version for version in self._rules if version not in wanted.versions]
+        missing = [version for version in wanted.versions if version not in self._rules]
+        for version in gone:
+            routes.remove_default_rules(version, self.done.default_table, self._rules[version])
+            del self._rules[version]
+        self.done = replace(self.done, default_table=wanted.default_table)
+        if self._protected is not None and not wanted.versions:
+            firewall.unprotect(self._name)
+            self._protected = None
+        if 4 in missing:
+            _validate_sources_by_mark()
+        for version in missing:
+            self._add_rules(version, wanted.default_table)
+        return bool(gone or missing)
+
+    def _add_rules(self, version: int, table: int) -> None:
+        try:
+            is_added = False
+            while not is_added:     # other tunnels may come up just now
+                priority = self._rules[version] = routes.unused_priority(version)
+                self._write()
+                is_added = routes.add_default_rules(version, table, priority)
+        except BaseException:
+            self._rules.pop(version, None)
+            raise
+
     def _change_routes(self, index: int, wanted: HostNet) -> bool:
         old, new = self.done.routes, wanted.routes
-        if old == new and not self._may_lack_routes:
+        is_half_done = ROUTES in self._half_done
+        if old == new and not self._may_lack_routes and not is_half_done:
             return False
         kept = set(new)
+        self.done = replace(self.done, routes=(*old, *new))
         routes.change_routes(index, [each for each in old if each not in kept], new)
         self.done = replace(self.done, routes=new)
         self._may_lack_routes = False
-        return set(old) != kept
+        return is_half_done or set(old) != kept
 
-    def _change_rules(self, _index: int, wanted: HostNet) -> bool:
-        if self._ruled == wanted.versions:
-            return False
-        for version in self._ruled:
-            if version not in wanted.versions:
-                routes.remove_default_rules(version, self.done.default_table)
-                self._ruled = tuple(each for each in self._ruled if each != version)
-        self.done = replace(self.done, default_table=wanted.default_table)
-        if not wanted.versions:
-            firewall.unprotect(self._name)
-            return True
-        if 4 in wanted.versions:
-            _validate_sources_by_mark()
-        # Before the rules: no default route without it, also when a step fails.
-        firewall.protect(self._name, wanted.addresses, wanted.default_table)
-        for version in wanted.versions:
-            if version not in self._ruled:
-                routes.add_default_rules(version, wanted.default_table)
-                self._ruled = tuple(sorted((*self._ruled, version)))
-        return True
-
-    def _write(self, wanted: HostNet) -> None:
+    def _write(self) -> None:
         """Write down what must be undone if we are killed: what is done, and what is about
         to be."""
-        self._record.write({
-            "namespace": namespace_cookie(), "commands": self._commands.to_json(),
-            "table": wanted.default_table or self.done.default_table,
-            "versions": sorted({*self._ruled, *wanted.versions}),
-            "has_dns": self.done.has_dns or wanted.has_dns})
+        with self._writing:
+            self._record.write({
+                "namespace": namespace_cookie(), "commands": self._commands.to_json(),
+                "table": self.done.default_table or self._wanted.default_table,
+                "rules": sorted(self._rules.items()),
+                "is_protected": self._protected is not None or bool(self._wanted.versions),
+                "has_dns": self.done.has_dns or self._wanted.has_dns or DNS in self._half_done})
 
     def undo(self, *, keeps_commands: bool) -> None:
         """Undo what does not go away with the interface, and give up the record. It stays if there
@@ -235,12 +292,42 @@ def _open_record(name: str) -> Record:
 
 
 def _record_file(name: str) -> Path:
-    return paths.runtime_dir() / f"{name}.json"
+    return paths.runtime_dir() / f"{name}{SUFFIX}"
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """No other process is in a block like this one, for the same directory."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _tables_of_others(own: Path) -> set[int]:
+    """The routing tables that are in other records, of living tunnels and killed ones."""
+    found = set()
+    for path in own.parent.glob(f"*{SUFFIX}"):
+        record = None if path == own else Record.peek(path)
+        if record is not None:
+            said = record.read()
+            record.release()
+            if _is_of_here(said):
+                found.add(said.get("table", 0))
+    return found
+
+
+def _is_of_here(said: dict[str, Any]) -> bool:
+    """Whether a record is of this network namespace. Another one, which is gone, may have had its
+    inode, and so its directory."""
+    return said.get("namespace") == namespace_cookie()
 
 
 def _commands(record: Record, said: dict[str, Any]) -> DownCommands:
     """Those in a record; none of a namespace that is gone, or that others can have written."""
-    if "commands" not in said or said.get("namespace") != namespace_cookie():
+    if "commands" not in said or not _is_of_here(said):
         return DownCommands()
     if not record.is_trusted:
         log.warning("%(file)s can be written by others: the commands in it are not run",
@@ -256,10 +343,11 @@ def _commands(record: Record, said: dict[str, Any]) -> DownCommands:
 
 def _undo(name: str, said: dict[str, Any]) -> None:
     """Undo what a record says, as far as it is there; errors go to the log."""
-    versions = said.get("versions", [])
-    for version in versions:
-        _tolerate(routes.remove_default_rules, version, said.get("table", 0))
-    if versions:
+    if not _is_of_here(said):
+        return
+    for version, priority in said.get("rules", []):
+        _tolerate(routes.remove_default_rules, version, said["table"], priority)
+    if said.get("is_protected", False):
         _tolerate(firewall.unprotect, name)
     if said.get("has_dns", False):
         _tolerate(firewall.unset_dns, name)
@@ -268,5 +356,5 @@ def _undo(name: str, said: dict[str, Any]) -> None:
 def _tolerate(step: Callable[..., None], *args: object) -> None:
     try:
         step(*args)
-    except SystemSetupError as error:
+    except Exception as error:      # whatever it is, the other steps are undone
         log.warning("%(error)s", {"error": error})

@@ -47,12 +47,12 @@ def configure(link: Link, addresses: Iterable[Interface], mtu: int,
     """
     addresses = list(addresses)
     links.set_mtu(link, mtu)
-    with IPRoute() as netlink:
+    with explaining("the addresses cannot be set"), IPRoute() as netlink:
         for address in addresses:
             _address(netlink, "add", link.index, address)
     links.set_up(link)
     connected = {address.network for address in addresses}
-    with IPRoute() as netlink:
+    with explaining("the routes cannot be set"), IPRoute() as netlink:
         for network in networks:
             if network not in connected:
                 _route(netlink, "add", link.index, network, TABLE_MAIN)
@@ -71,7 +71,7 @@ def change_addresses(index: int, gone: Iterable[Interface], wanted: Iterable[Int
     first: without any IPv4 address it would lose its IPv4 routes. And again afterwards: with the
     first address of a network go the others of it."""
     wanted = list(wanted)
-    with IPRoute() as netlink:
+    with explaining("the addresses cannot be set"), IPRoute() as netlink:
         def add_missing() -> None:
             there = _addresses(netlink, index)
             for address in wanted:
@@ -89,7 +89,7 @@ def change_addresses(index: int, gone: Iterable[Interface], wanted: Iterable[Int
 def addresses_of(index: int, *, link_local: bool = False) -> list[Interface]:
     """The addresses of an interface. `link_local`: with the link-local ones, which the kernel
     gives to most interfaces, though not to our TUNs."""
-    with IPRoute() as netlink:
+    with explaining("the addresses cannot be read"), IPRoute() as netlink:
         found = _addresses(netlink, index)
     return [address for address in found
             if link_local or address.version == 4 or not address.is_link_local]
@@ -110,6 +110,7 @@ def _addresses(netlink: IPRoute, index: int) -> list[Interface]:
 
 
 def _interface(message: Any) -> Interface:
+    # IFA_ADDRESS is the other end's on a point-to-point link.
     address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
     return ipaddress.ip_interface(f"{address}/{message['prefixlen']}")
 
@@ -123,9 +124,9 @@ def likely_address(but_not_of: int, but_not: Collection[Address] = ()) -> str | 
         default = {message.get_attr("RTA_OIF")
                    for version in FAMILIES for message in default_routes.read(version)}
         found = [(message["index"] in tunnels, message["index"] not in default,
-                  message["family"] != socket.AF_INET, message.get_attr("IFA_ADDRESS"))
+                  message["family"] != socket.AF_INET, str(_interface(message).ip))
                  for message in netlink.get_addr(scope=0) if message["index"] != but_not_of
-                 and ipaddress.ip_address(message.get_attr("IFA_ADDRESS")) not in but_not]
+                 and _interface(message).ip not in but_not]
     return min(found)[3] if found else None
 
 
@@ -148,7 +149,8 @@ def change_routes(index: int, gone: Iterable[tuple[Network, int]],
                   wanted: Iterable[tuple[Network, int]]) -> None:
     """Remove routes through an interface if they exist, and add those that do not: (destination,
     table)."""
-    with IPRoute(strict_check=_kernel_filters()) as netlink:
+    with explaining("the routes cannot be read"), \
+            IPRoute(strict_check=_kernel_filters()) as netlink:
         there = _routes(netlink, index)
         for network, table in gone:
             if (network, table) in there:
@@ -217,46 +219,85 @@ def table_number(name: str) -> int:
     return known[name]
 
 
-def unused_table(first: int) -> int:
-    """The first routing table without routes, from `first` on."""
-    with IPRoute(strict_check=_kernel_filters()) as netlink:
-        return next(table for table in itertools.count(first) if not any(
-            True for version in FAMILIES for _ in _dump(netlink, version, table=table)))
+def unused_table(first: int, taken: Collection[int]) -> int:
+    """The first routing table, from `first` on, that has no routes, that no rule leads to, and that
+    is not in `taken`. (A tunnel's routes go when its interface is set down, its rules do not.)"""
+    with explaining("the routing tables cannot be read"):
+        with IPRoute() as netlink:
+            used = {*taken, *(rule.get_attr("FRA_TABLE", rule["table"])
+                              for version in FAMILIES for rule in _rules(netlink, version))}
+        with IPRoute(strict_check=_kernel_filters()) as netlink:
+            return next(table for table in itertools.count(first) if table not in used and not any(
+                True for version in FAMILIES for _ in _dump(netlink, version, table=table)))
 
 
-def add_default_rules(version: int, table: int) -> None:
+def unused_priority(version: int) -> int:
+    """The priority for the rule that leads to a tunnel's table. It comes before all others, and
+    right before it the one that leads to the main table."""
+    with explaining("the routing rules cannot be read"), IPRoute() as netlink:
+        first = min((_priority(rule) for rule in _rules(netlink, version) if _priority(rule)),
+                    default=RULE_PRIORITY_MAIN)
+    if first < 3:
+        raise SystemSetupError("there is a routing rule of priority 1 or 2 already, and those "
+                               "of the tunnel must come before it; ip rule shows it")
+    return first - 1
+
+
+def add_default_rules(version: int, table: int, priority: int) -> bool:
     """Route everything by `table`, except what is marked with that number, and what the main
-    table routes by more than a default route. The rules come before all others."""
-    family = FAMILIES[version]
-    with IPRoute() as netlink:
-        first = min([rule.get_attr("FRA_PRIORITY") or RULE_PRIORITY_MAIN
-                     for rule in netlink.get_rules(family=family)
-                     if rule.get_attr("FRA_PRIORITY")], default=RULE_PRIORITY_MAIN)
-        if first < 3:
-            raise SystemSetupError("there is a routing rule of priority 1 or 2 already, and those "
-                                   "of the tunnel must come before it; ip rule shows it")
-        with explaining(f"a rule for the routing table {table} cannot be added"):
-            netlink.rule("add", family=family, table=table, fwmark=table, flags=FIB_RULE_INVERT,
-                         priority=first - 1)
-        with explaining("a rule for the routing table main cannot be added"):
-            netlink.rule("add", family=family, table=TABLE_MAIN, FRA_SUPPRESS_PREFIXLEN=0,
-                         priority=first - 2)
+    table routes by more than a default route. Both rules are added, or none: False if another
+    program has taken the priority meanwhile."""
+    to_main, to_table = _default_rules(version, table, priority)
+    with explaining(f"the rules for the routing table {table} cannot be added"), \
+            IPRoute() as netlink:
+        try:
+            netlink.rule("add", **to_main)      # of two tunnels at once, one has it
+        except NetlinkError as error:
+            if error.code == errno.EEXIST:
+                return False
+            raise
+        try:
+            netlink.rule("add", **to_table)
+        except BaseException:
+            netlink.rule("del", **to_main)
+            raise
+    return True
 
 
-def remove_default_rules(version: int, table: int) -> None:
-    """Undo `add_default_rules`, as far as it is there."""
+def remove_default_rules(version: int, table: int, priority: int) -> None:
+    """Undo `add_default_rules`, if what is at that priority is ours. Other tunnels have rules like
+    these at others."""
+    to_main, to_table = _default_rules(version, table, priority)
+    with explaining(f"the rules for the routing table {table} cannot be removed"), \
+            IPRoute() as netlink:
+        if any(_priority(rule) == priority and rule.get_attr("FRA_TABLE") == table
+               and rule.get_attr("FRA_FWMARK") == table and rule["flags"] & FIB_RULE_INVERT
+               for rule in _rules(netlink, version)):
+            netlink.rule("del", **to_table)
+            with contextlib.suppress(NetlinkError):     # wg-quick(8) removes all of this kind
+                netlink.rule("del", **to_main)
+
+
+def _default_rules(version: int, table: int, priority: int) -> tuple[dict[str, Any], ...]:
+    """The rule that leads to the main table, and the one that leads to the tunnel's."""
     family = FAMILIES[version]
-    with IPRoute() as netlink:
-        ours = [rule.get_attr("FRA_PRIORITY") for rule in netlink.get_rules(family=family)
-                if rule.get_attr("FRA_TABLE") == table and rule["flags"] & FIB_RULE_INVERT
-                and rule.get_attr("FRA_FWMARK") == table and rule.get_attr("FRA_PRIORITY")]
-        for priority in ours:
-            with explaining("a rule cannot be removed"):
-                netlink.rule("del", family=family, table=table, fwmark=table,
-                             flags=FIB_RULE_INVERT, priority=priority)
-            with contextlib.suppress(NetlinkError):
-                netlink.rule("del", family=family, table=TABLE_MAIN, FRA_SUPPRESS_PREFIXLEN=0,
-                             priority=priority - 1)
+    return ({"family": family, "table": TABLE_MAIN, "FRA_SUPPRESS_PREFIXLEN": 0,
+             "priority": priority - 1},
+            {"family": family, "table": table, "fwmark": table, "flags": FIB_RULE_INVERT,
+             "priority": priority})
+
+
+def _rules(netlink: IPRoute, version: int) -> Iterator[Any]:
+    """The rules of an IP version; none if the kernel lacks it, or rules altogether."""
+    try:
+        yield from netlink.get_rules(family=FAMILIES[version])
+    except NetlinkError as error:
+        if error.code not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+            raise
+
+
+def _priority(rule: Any) -> int:
+    return int(rule.get_attr("FRA_PRIORITY") or 0)
 
 
 # -- path MTUs

@@ -130,7 +130,7 @@ class FileTunnel:
         if _has_default_route(file):
             # The mark keeps our own datagrams out of the tunnel; the table has the same number.
             supervisor = running.supervisor
-            self.default_table = supervisor.fwmark or routes.unused_table(DEFAULT_PORT)
+            self.default_table = self.host.take_table(supervisor.fwmark, DEFAULT_PORT)
             supervisor.set_fwmark(self.default_table)
         self.host.set_commands(self._down_commands(running))
         if self.config.mode == "tap":

@@ -85,7 +85,8 @@ decode, decoded = rtmsg.decode, []
 rtmsg.decode = lambda self: (decoded.append(self), decode(self))
 index = int(sys.argv[1])
 routes.change_routes(index, [], [])
-print(routes.unused_table(51820), routes.fitting_mtu([]), routes.likely_address(0), len(decoded))
+print(routes.unused_table(51820, ()), routes.fitting_mtu([]), routes.likely_address(0))
+print(len(decoded))
 """
 
 
@@ -97,6 +98,13 @@ def test_the_routes_of_others_are_not_looked_at(lab):
     index = lab.run("a", "cat", "/sys/class/net/wire/ifindex").stdout.strip()
     *said, decoded = lab.run("a", *FASTPUMP[:1], "-c", COUNTING, index).stdout.split()
     assert said == ["51820", "1320", OUTSIDE4["a"]] and int(decoded) < 50
+
+
+def test_the_address_that_others_may_reach_is_ours_on_a_point_to_point_link(lab):
+    lab.ip("a", "address", "flush", "dev", "wire")
+    lab.ip("a", "address", "add", "192.0.2.78", "peer", "192.0.2.79", "dev", "wire")
+    ask = "from fastpump.netlink import routes; print(routes.likely_address(0))"
+    assert lab.run("a", *FASTPUMP[:1], "-c", ask).stdout == "192.0.2.78\n"
 
 
 # -- a file behind a link

@@ -1,0 +1,59 @@
+"""Routing rules, as far as they need no kernel."""
+
+import contextlib
+import errno
+import os
+from types import SimpleNamespace
+
+import pytest
+from pyroute2.netlink.exceptions import NetlinkError
+
+from fastpump.errors import SystemSetupError
+from fastpump.netlink import links, routes
+
+
+def refuse(number):
+    def request(*_words, **_what):
+        raise NetlinkError(number, os.strerror(number))
+        yield
+
+    return request
+
+
+def netlink(monkeypatch, **requests):
+    monkeypatch.setattr(routes, "IPRoute", lambda **_: contextlib.nullcontext(
+        SimpleNamespace(**requests)))
+
+
+@pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EOPNOTSUPP])
+def test_a_kernel_without_rules_has_none(monkeypatch, number):
+    """CONFIG_IP_MULTIPLE_TABLES, that is; or without that IP version."""
+    netlink(monkeypatch, get_rules=refuse(number), route=lambda *_, **__: iter(()))
+    assert routes.unused_table(51820, {51820}) == 51821
+    assert routes.unused_priority(4) == 32765
+    routes.remove_default_rules(4, 51820, 32765)
+
+
+def test_what_the_kernel_refuses_is_explained(monkeypatch):
+    def rule(*_words, **_what):
+        raise NetlinkError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    netlink(monkeypatch, get_rules=refuse(errno.EPERM), rule=rule)
+    for ask in (lambda: routes.unused_table(51820, ()), lambda: routes.unused_priority(4),
+                lambda: routes.add_default_rules(4, 51820, 32765),
+                lambda: routes.remove_default_rules(4, 51820, 32765)):
+        with pytest.raises(SystemSetupError, match=r"cannot be \w+: Operation not "):
+            ask()
+
+
+def test_no_socket_to_the_kernel_is_explained(monkeypatch):
+    def no_socket(**_options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    for module in (routes, links):
+        monkeypatch.setattr(module, "IPRoute", no_socket)
+    for ask in (lambda: routes.change_routes(1, [], []), lambda: routes.addresses_of(1),
+                lambda: routes.change_addresses(1, [], []), lambda: links.change_all([]),
+                lambda: routes.unused_priority(4)):
+        with pytest.raises(SystemSetupError, match="Too many open files"):
+            ask()
