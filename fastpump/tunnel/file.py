@@ -1,18 +1,25 @@
 """A tunnel of a configuration file, in the background process that `fastpump up` starts: what it
 sets up on the host, and what `fastpump reload` and SaveConfig do by the control socket.
 
-`reload` reads the file, and compares it with what it read before: what differs is changed, all else
-is left alone, including what wg(8) changed meanwhile. What only `up` can set (Option.needs_restart,
-and what a default route or an attached interface depends on) stays as it is, and is reported.
+`reload` reads the file, and compares it with what is applied of what it read before: what differs
+is changed, all else is left alone, also what wg(8) changed meanwhile. But a peer that differs is
+made what the file says, with its allowed IPs, and one that is not in the file is removed, whoever
+added it. What only `up` can set (Option.needs_restart, and what a default route or an attached
+interface depends on) stays as it is, and is reported.
+
+Reloads are done one after the other, each to its end, and none before the tunnel is up. One that
+fails leaves what it had done: that is applied from then on, so another reload goes on, or back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +33,7 @@ from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import DEFAULT_PORT
 from fastpump.device.peer import Peer
 from fastpump.device.peer_change import PeerChange, Presence
-from fastpump.errors import ConfigError, FastpumpError
+from fastpump.errors import ConfigError, FastpumpError, SystemSetupError
 from fastpump.host import attach, ethernet, ipv6
 from fastpump.host.down_commands import DownCommands
 from fastpump.host.network import HostNet, HostState
@@ -40,6 +47,8 @@ from fastpump.tunnel.run import Program, run
 from fastpump.tunnel.supervisor import ON_REQUEST
 from fastpump.tunnel.tunnel import Tunnel
 
+log = logging.getLogger("fastpump")
+
 
 @dataclass(slots=True)
 class FileTunnel:
@@ -50,7 +59,8 @@ class FileTunnel:
     file: FileConfig
     """As it was last read."""
     applied: FileConfig
-    """The same, but with what only `up` can set as it was then."""
+    """The same, but with what only `up` can set as it was then. After a reload that failed: what
+    it has done."""
     config: TunnelConfig
     default_table: int = 0
     """Where default routes go; 0 if there were none, or the file names a table."""
@@ -60,6 +70,10 @@ class FileTunnel:
     _was_ready: bool = False
     _down_follows: bool = False
     """Whether `down` runs the commands that are in the record now."""
+    _has_failed: bool = False
+    """The last change of peers: an allowed IP may have left one peer, and not come to another."""
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Of whoever reads or changes what is applied."""
 
     @classmethod
     def of(cls, path: Path, name: str, file: FileConfig) -> FileTunnel:
@@ -75,9 +89,7 @@ class FileTunnel:
             self._take_host(running, cleanup)
             await foreground.take_turn()
 
-        def on_ready(running: Tunnel) -> None:
-            assert self.host is not None
-            self.host.set_commands(self._down_commands(running))    # the port is known now
+        def on_ready(_running: Tunnel) -> None:
             foreground.ready()
             self._was_ready = True
 
@@ -95,6 +107,18 @@ class FileTunnel:
         self._running = running
         self.host = HostState(self.name, self._down_commands(running))
         cleanup.callback(self._undo_host)
+        running.supervisor.on_port_or_mark = self._note_commands
+
+    def _note_commands(self) -> None:
+        """What `down` is to run if we are killed; it may ask for the port and the mark then."""
+        assert self.host is not None
+        assert self._running is not None
+        if self._down_follows:
+            return
+        try:
+            self.host.set_commands(self._down_commands(self._running))
+        except OSError as error:
+            log.warning("PreDown and PostDown cannot be written down: %(error)s", {"error": error})
 
     async def _stop(self, running: Tunnel, request: dict[str, Any]) -> dict[str, Any]:
         """End. `down` has run PreDown, and says what it will run when we have ended: that is left
@@ -132,7 +156,6 @@ class FileTunnel:
             supervisor = running.supervisor
             self.default_table = self.host.take_table(supervisor.fwmark, DEFAULT_PORT)
             supervisor.set_fwmark(self.default_table)
-        self.host.set_commands(self._down_commands(running))
         if self.config.mode == "tap":
             ethernet.configure(self.config, index, cleanup, endpoints)
             self.host.change(index, self._host_net(file, None))
@@ -185,7 +208,13 @@ class FileTunnel:
     # -- SaveConfig
 
     async def _configuration(self, running: Tunnel, _request: dict[str, Any]) -> dict[str, Any]:
-        """The file as it would be written now."""
+        """The file as it would be written now. Before the tunnel is up, that is as it was read."""
+        if not self._was_ready:
+            return {"text": emit(self.file)}
+        async with self._turn:
+            return {"text": emit(await self._saved(running))}
+
+    async def _saved(self, running: Tunnel) -> FileConfig:
         device, supervisor = running.supervisor.device, running.supervisor
         tunnel, known = self.file.tunnel, _by_key(self.applied)
         addresses = tunnel.addresses
@@ -196,13 +225,13 @@ class FileTunnel:
             addresses = tuple(address for address in found if self.config.mode == "tun"
                               or address in tunnel.addresses or address.version == 4
                               or not address.is_link_local)
-        return {"text": emit(replace(self.file, tunnel=replace(
+        return replace(self.file, tunnel=replace(
             tunnel, addresses=addresses, listen_port=supervisor.listen_port or None,
             private_key=device.private_key if any(device.private_key) else None,
             fwmark=tunnel.fwmark if self.default_table else supervisor.fwmark,
             mtu=None if tunnel.mtu is None else running.link.mtu,
             peers=tuple(self._peer_config(peer, known.get(peer.public_key))
-                        for peer in device.peers.values()))))}
+                        for peer in device.peers.values())))
 
     def _peer_config(self, peer: Peer, applied: PeerConfig | None) -> PeerConfig:
         """A peer as it is now; its rate limits as they are in the file."""
@@ -222,6 +251,17 @@ class FileTunnel:
     async def _reload(self, running: Tunnel, request: dict[str, Any]) -> dict[str, Any]:
         """Apply the file as it is now; what changed, and what needs down and up. The request may
         name another file than before."""
+        if not self._was_ready:
+            raise ConfigError("it is not up yet, and will be what its file said when "
+                              "`fastpump up` began; reload it when it is up")
+        # Whoever asked for it may be gone before its end.
+        return await asyncio.shield(self._reload_in_turn(running, request))
+
+    async def _reload_in_turn(self, running: Tunnel, request: dict[str, Any]) -> dict[str, Any]:
+        async with self._turn:
+            return await self._reload_now(running, request)
+
+    async def _reload_now(self, running: Tunnel, request: dict[str, Any]) -> dict[str, Any]:
         if not running.is_at_home:
             raise ConfigError("the interface is not in the network namespace that it was brought "
                               "up in; change its peers with `wg syncconf`")
@@ -266,15 +306,19 @@ class FileTunnel:
         endpoints = await self._look_up(running, new)
         changed = self.change_interface(running, new.tunnel)
         changed += self.change_peers(running, new, endpoints)
-        old, self.file, self.applied = self.applied, file, new
-        assert self.host is not None
-        self.host.set_commands(self._down_commands(running))
+        self.file = file
+        self._note_commands()
         # An MTU that was found stays, though the paths to the peers may differ by now.
-        fitted = None if old.tunnel.mtu is None or self.config.mode == "tap" else [
+        fitted = None if self.applied.tunnel.mtu is None or self.config.mode == "tap" else [
             peer.endpoint.address for peer in running.supervisor.device.peers.values()
             if peer.endpoint is not None]
+        if new.tunnel.mtu is not None:
+            self.applied = self.applied.having(mtu=new.tunnel.mtu)
+        assert self.host is not None
         host_net = await asyncio.to_thread(self._host_net, new, fitted)
-        return changed + await asyncio.to_thread(self.host.change, running.link.index, host_net)
+        changed += await asyncio.to_thread(self.host.change, running.link.index, host_net)
+        self.applied = new
+        return changed
 
     async def _look_up(self, running: Tunnel, new: FileConfig) -> dict[bytes, Endpoint]:
         """The endpoints that the file changed, by public key."""
@@ -294,38 +338,47 @@ class FileTunnel:
 
     def change_interface(self, running: Tunnel, new: TunnelConfig) -> list[str]:
         """Change what the file changes of the interface; what that is, in words."""
-        supervisor, old, changed = running.supervisor, self.applied.tunnel, []
-        if new.private_key is not None and new.private_key != old.private_key:
-            supervisor.set_private_key(new.private_key)
-            changed.append("the private key")
-        if new.listen_port is not None and new.listen_port != old.listen_port:
-            supervisor.set_listen_port(new.listen_port)
-            changed.append("the port")
-        if new.fwmark != old.fwmark:
-            supervisor.set_fwmark(new.fwmark)
-            changed.append("the firewall mark")
-        if new.rate_limits != old.rate_limits:
-            running.set_rate_limits(None, new.rate_limits)
-            changed.append("the rate limits")
+        supervisor, changed = running.supervisor, []
+        for name, what, change in (
+                ("private_key", "the private key", supervisor.set_private_key),
+                ("listen_port", "the port", supervisor.set_listen_port),
+                ("fwmark", "the firewall mark", supervisor.set_fwmark),
+                ("rate_limits", "the rate limits", partial(running.set_rate_limits, None))):
+            value = getattr(new, name)
+            if value is not None and value != getattr(self.applied.tunnel, name):
+                change(value)
+                self.applied = self.applied.having(**{name: value})
+                changed.append(what)
         running.resolver.interval_s = new.resolve_every_s
         return changed
 
     def change_peers(self, running: Tunnel, new: FileConfig,
                       endpoints: dict[bytes, Endpoint]) -> list[str]:
         """Change what the file changes, and nothing else: a peer keeps its session, and the
-        endpoint that it roamed to."""
+        endpoint that it roamed to. After a failure all allowed IPs are set again."""
         device, known, changed = running.supervisor.device, _by_key(self.applied), []
         wanted = {key: peer for key, peer in _by_key(new).items() if key != device.public_key}
-        for peer in list(device.peers.values()):
-            if peer.public_key not in wanted:
-                changed.append(f"{peer} removed")
-                running.configure_peer(PeerChange(peer.public_key, Presence.REMOVE))
-        for key, config in wanted.items():
-            is_new = key not in device.peers
-            before = None if is_new else known.get(key)
-            if config != before:
-                running.configure_peer(peer_change_of(config, endpoints.get(key), before=before))
-                changed.append(f"{device.peers[key]} {'added' if is_new else 'changed'}")
+        had_failed, self._has_failed = self._has_failed, True
+        try:
+            for peer in list(device.peers.values()):
+                if peer.public_key not in wanted:
+                    changed.append(f"{peer} removed")
+                    running.configure_peer(PeerChange(peer.public_key, Presence.REMOVE))
+            for key, config in wanted.items():
+                is_new = key not in device.peers
+                before = None if is_new else known.get(key)
+                if had_failed or config != before:
+                    try:
+                        running.configure_peer(
+                            peer_change_of(config, endpoints.get(key), before=before))
+                    except SystemSetupError:
+                        known[key] = config     # but for some of its allowed IPs
+                        raise
+                    known[key] = config
+                    changed.append(f"{device.peers[key]} {'added' if is_new else 'changed'}")
+        finally:
+            self.applied = self.applied.having(peers=tuple(known.values()))
+        self._has_failed = False
         return changed
 
 

@@ -80,6 +80,8 @@ class Supervisor:
         self._options = options
         self._wanted_port = options.listen_port
         self._fwmark = options.fwmark
+        self.on_port_or_mark: Callable[[], None] = lambda: None
+        """Called when `listen_port` or `fwmark` may be another."""
         self._last_port = 0
         self._sockets: SocketGroup | None = None
         self._is_wanted_up = False
@@ -132,6 +134,7 @@ class Supervisor:
                 except SystemSetupError:
                     self._wanted_port = before
                     raise
+            self.on_port_or_mark()
             return
         old, self._sockets = self._sockets, self._open_sockets(port)
         self._wanted_port = port
@@ -149,6 +152,7 @@ class Supervisor:
         if self._sockets is not None:
             self._sockets.set_fwmark(fwmark)
         self._fwmark = fwmark
+        self.on_port_or_mark()
 
     def set_private_key(self, private_key: bytes) -> None:
         """Set the static private key; zeros: none."""
@@ -238,6 +242,7 @@ class Supervisor:
         self._loop.add_reader(self._sockets.handshake, self._on_handshake)
         self._workers.start([sock.fileno() for sock in self._sockets.workers],
                             [sock.fileno() for sock in self._sockets.lanes])
+        self.on_port_or_mark()
 
     def _leave(self, sockets: SocketGroup) -> None:
         """Stop receiving, and close the sockets."""

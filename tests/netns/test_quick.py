@@ -7,17 +7,14 @@ import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from fastpump.config.file import parse, tunnel_config
-from fastpump.device.peer_change import UNCHANGED, PeerChange
 from fastpump.errors import ConfigError
 from fastpump.lab.networks import INSIDE4, INSIDE6
 from fastpump.protocol import keys
 from fastpump.ratelimit import emit
-from fastpump.tunnel.file import FileTunnel
 from support.hosts import (
     FASTPUMP,
     Pings,
@@ -375,47 +372,6 @@ def test_reload_to_another_mode_applies_nothing_else(quick, lab):
     assert (quick.state(), quick.peers()) == before and is_reachable(lab, INSIDE4["b"])
 
 
-class Running:
-    """A stand-in for a tunnel whose rate limits are set."""
-
-    def __init__(self, *public_keys):
-        self.limits, self.supervisor, self.resolver = [], self, SimpleNamespace()
-        self.device = SimpleNamespace(peers={}, public_key=bytes(32))
-        for public_key in public_keys:
-            self.configure_peer(PeerChange(public_key))
-
-    def configure_peer(self, change):
-        self.device.peers.setdefault(
-            change.public_key, SimpleNamespace(public_key=change.public_key))
-        if change.rate_limits is not UNCHANGED:
-            self.set_rate_limits(change.public_key, change.rate_limits)
-
-    def set_rate_limits(self, public_key, limits):
-        self.limits.append((public_key, emit(limits)))
-
-
-def test_reload_sets_the_rate_limits_that_changed():
-    a, b, c = (bytes([number]) * 32 for number in (1, 2, 3))
-
-    def file(interface, **limits):
-        return parse("".join((f"[Interface]\nRateLimit = {interface}\n", *(
-            f"[Peer]\nPublicKey = {keys.encode(key)}\nRateLimit = {said}\n"
-            for key, said in zip((a, b, c), limits.values(), strict=False)))), "wg0.conf")
-
-    old = file("tx=1gbit", a="tx=1mbit", b="rx=1mbit", c="off")
-    loaded = FileTunnel.of(Path(), "wg0", old)
-    for new, present, expected in (
-            (old, (a, b, c), []),
-            (file("rx=1gbit", a="tx=1mbit", b="off", c="both=1mbit"), (a, b, c),
-             [(None, "rx=1gbit"), (b, "off"), (c, "both=1mbit")]),
-            # wg(8) removed these; they come back with their limits.
-            (old, (), [(a, "tx=1mbit"), (b, "rx=1mbit")])):
-        running = Running(*present)
-        loaded.change_interface(running, new.tunnel)
-        loaded.change_peers(running, new, {})
-        assert running.limits == expected
-
-
 def test_reload_of_a_broken_file_changes_nothing(quick, lab):
     quick("up")
     before = quick.state(), quick.peers()
@@ -437,6 +393,30 @@ def test_a_reload_that_failed_can_be_done_again(quick, lab):
     quick("reload")
     assert "10.50.0.0/16" in quick.routes() and "10.8.0.0/24" in quick.routes()
     assert is_reachable(lab, INSIDE4["b"])
+
+
+def test_a_reload_that_failed_can_be_gone_back_from(quick, lab):
+    quick.write(ADDRESSES, "ListenPort = 4242")
+    quick("up")
+    key = lab.run("a", "wg", "show", quick.name, "private-key").stdout
+    lab.spawn("a", sys.executable, "-c", "import socket, time\n"
+              "taken = socket.socket(type=socket.SOCK_DGRAM)\n"
+              "taken.bind(('', 4243))\ntime.sleep(1000)")
+    until(lambda: ":4243 " in lab.run("a", "ss", "-lunH").stdout)
+    lab.ip("a", "route", "add", "10.50.0.0/16", "dev", "wire")
+    good = quick.private
+    quick.private = keys.encode(bytes([7]) * 32)
+    quick.write(ADDRESSES, "ListenPort = 4243")
+    assert "4243" in quick.fails("reload")
+    quick.private = good
+    quick.write(f"{ADDRESSES}, 10.8.0.1/24", "ListenPort = 4242",
+                peer=(NEAR, "AllowedIPs = 10.40.0.0/16, 10.50.0.0/16"))
+    assert "10.50.0.0/16" in quick.fails("reload")
+    quick.write(ADDRESSES, "ListenPort = 4242")
+    quick("reload")
+    assert lab.run("a", "wg", "show", quick.name, "private-key").stdout == key
+    assert quick.routes() == {"10.9.0.0/24", "fd00:9::/64"} and is_reachable(lab, INSIDE4["b"])
+    assert quick("reload").stdout == "changed: nothing\n"
 
 
 def test_reload_of_what_somebody_removed_by_hand(quick, lab):

@@ -170,6 +170,16 @@ def test_a_command_that_fails_after_a_crash_keeps_none_from_running(quick):
     assert quick.state() == before
 
 
+def test_what_wg_set_meanwhile_is_what_the_commands_see_after_a_crash(quick, lab):
+    quick.write(ADDRESSES, "ListenPort = 31000", "FwMark = 8", noting(
+        quick, "PostDown", "$(wg show %i listen-port) $(wg show %i fwmark)"))
+    quick("up")
+    lab.run("a", "wg", "set", quick.name, "listen-port", "31777", "fwmark", "9")
+    kill(quick)
+    quick("down")
+    assert quick.hooks() == ["PostDown 31777 0x9"]
+
+
 def test_commands_that_others_can_have_written_are_not_run(quick):
     quick.write(ADDRESSES, noting(quick, "PreDown"))
     quick("up")
@@ -226,6 +236,23 @@ def test_one_file_serves_all_sides_also_if_pre_up_sets_the_key(quick, lab):
     quick.path.write_text(quick.path.read_text().replace(f"PrivateKey = {quick.private}\n", ""))
     assert quick("reload").stdout == "changed: the MTU\n"
     assert set(quick.peers()) == {quick.public_b} and is_reachable(lab, INSIDE4["b"])
+
+
+def test_a_reload_has_to_wait_for_the_end_of_pre_up(quick, lab):
+    started, go_on = (quick.directory / name for name in ("started", "go_on"))
+    quick.write(ADDRESSES,
+                f"PreUp = touch {started}; until [ -e {go_on} ]; do sleep 0.02; done")
+    up = lab.spawn("a", *quick.words("up"), str(quick.path))
+    try:
+        until(started.exists)
+        assert "not up yet" in quick.fails("reload")
+        assert not quick.peers()
+    finally:
+        go_on.touch()
+    said = up.communicate(timeout=60)[0]
+    assert up.returncode == 0, said
+    assert set(quick.peers()) == {quick.public_b} and is_reachable(lab, INSIDE4["b"])
+    assert quick("reload").stdout == "changed: nothing\n"
 
 
 def test_names_are_looked_up_after_pre_up(quick, lab):
