@@ -52,7 +52,9 @@ def is_reachable(lab, host, side="a", timeout_s=5):
 
 
 def transfer(lab, sender, host, size, port="7000", seconds=0):
-    """Send `size` random bytes over TCP, evenly over `seconds`; whether their hash arrived."""
+    """Send `size` random bytes over TCP, evenly over `seconds`; whether their hash arrived. What is
+    sent at once then fits into the default buffer of a peer's socket, also after the CPU was
+    somebody else's for a while."""
     receiver = lab.spawn("a" if sender == "b" else "b", sys.executable, "-c", (
         "import hashlib, socket, sys\n"
         "family = socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET\n"
@@ -68,12 +70,14 @@ def transfer(lab, sender, host, size, port="7000", seconds=0):
         "import hashlib, os, socket, sys, time\n"
         "connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)\n"
         "digest = hashlib.sha256()\n"
-        "pieces = int(sys.argv[3]) >> 16\n"
+        "seconds = float(sys.argv[4])\n"
+        "piece = 1 << 13 if seconds else 1 << 16\n"
+        "pieces = int(sys.argv[3]) // piece\n"
         "for _ in range(pieces):\n"
-        "    data = os.urandom(1 << 16)\n"
+        "    data = os.urandom(piece)\n"
         "    digest.update(data)\n"
         "    connection.sendall(data)\n"
-        "    time.sleep(float(sys.argv[4]) / pieces)\n"
+        "    time.sleep(seconds / pieces)\n"
         "connection.close()\n"
         "print(digest.hexdigest())\n"), host, port, str(size), str(seconds),
         timeout=seconds + 60).stdout.strip()
