@@ -4,11 +4,11 @@
 # sent with UDP_SEGMENT: the segments of a superpacket, and just as well small
 # packets that happen to have one size. A datagram joins the latest message of its
 # path or opens a new one, so a path's datagrams leave in the order they came.
-# The endpoint is copied when a message opens. Messages of one socket that stand in a
-# row, mostly all, leave by one call.
+# They have one TOS, too (hot/ecn.pxd). The endpoint is copied when a message opens. Messages
+# of one socket that stand in a row, mostly all, leave by one call.
 #
-# Control messages: the source address ends at PKTINFO_LEN, the segment size follows,
-# so that each, both or none is one run of bytes.
+# Control messages: the source address ends at CONTROL_AT, the segment size follows, the TOS
+# stands before both, so that any of them are one run of bytes.
 #
 # Errors of sendmmsg concern its first message:
 #   EAGAIN, ENOBUFS, ENOMEM   no room: dropped and counted, never spun on
@@ -38,7 +38,7 @@ from fastpump.hot.linux cimport (
     ENOMEM, MSG_DONTWAIT, SOL_UDP, UDP_SEGMENT, cmsghdr, errno, iovec, mmsghdr, sendmmsg,
     sockaddr_in6,
 )
-from fastpump.hot.pktinfo cimport PKTINFO_LEN, pktinfo_write
+from fastpump.hot.pktinfo cimport TOS_LEN, pktinfo_write, tos_write
 from fastpump.hot.send_errors cimport send_error_changes, send_error_set
 from fastpump.hot.shm cimport (
     EVENT_GSO_REFUSED, EVENT_SEND_ERROR, EVENT_SOURCE_ADDRESS_GONE, OFFLOAD_UDP_GSO,
@@ -52,13 +52,15 @@ from fastpump.hot.verdict cimport (
 
 cdef enum:
     SEGMENT_CMSG_LEN = 24           # CMSG_SPACE(sizeof(uint16_t))
-    SEND_CMSG_LEN = 64              # and PKTINFO_LEN
+    CONTROL_AT = 64                 # TOS_LEN and PKTINFO_LEN
+    SEND_CMSG_LEN = 88              # and SEGMENT_CMSG_LEN
 
 cdef struct Path:
     # Where a datagram goes: by a peer's session, or on a lane.
     uint32_t id                     # no two paths have the same
     uint32_t peer
     int fd
+    uint32_t tos                    # or traffic class
     Endpoint *endpoint
 
 cdef struct SendMessage:
@@ -69,6 +71,7 @@ cdef struct SendMessage:
     uint32_t length
     uint32_t segment_len
     uint32_t segment_count
+    uint32_t tos
     uint32_t pktinfo_len            # of the control message; 0: no source address given
     bint is_open
     bint is_gso_retry               # the path has refused such a message
@@ -110,7 +113,7 @@ cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
     cdef uint32_t i, name_len
     cdef uint8_t source_address[SOURCE_ADDRESS_LEN]
     cdef uint8_t *room
-    if info != NULL and send_message_fits(info, length):
+    if info != NULL and send_message_fits(info, path.tos, length):
         room = <uint8_t *>self.iov[info - self.info].iov_base + info.length
         info.length += length
         info.segment_count += 1
@@ -130,6 +133,7 @@ cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
     info.peer = path.peer
     info.fd = path.fd
     info.endpoint = path.endpoint
+    info.tos = path.tos
     info.length = length
     info.segment_len = length
     info.segment_count = 1
@@ -138,8 +142,9 @@ cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
     if gso_is_refused(path.endpoint, length) and info.is_open:
         info.is_open = info.is_gso_retry = gso_may_retry(path.endpoint, send_now_s(self))
     self.messages[i].msg_hdr.msg_namelen = name_len
-    info.pktinfo_len = pktinfo_write(self.control[i], source_address, self.names[i].sin6_family)
-    control = <cmsghdr *>(self.control[i] + PKTINFO_LEN)
+    info.pktinfo_len = pktinfo_write(self.control[i] + TOS_LEN, source_address,
+                                     self.names[i].sin6_family)
+    control = <cmsghdr *>(self.control[i] + CONTROL_AT)
     control.cmsg_level = SOL_UDP
     control.cmsg_type = UDP_SEGMENT
     control.cmsg_len = CMSG_LEN(sizeof(uint16_t))
@@ -156,9 +161,10 @@ cdef inline SendMessage *send_latest(SendBatch *self, uint32_t path_id) noexcept
     return NULL
 
 
-cdef inline bint send_message_fits(const SendMessage *self, uint32_t length) noexcept nogil:
+cdef inline bint send_message_fits(const SendMessage *self, uint32_t tos,
+                                   uint32_t length) noexcept nogil:
     """Whether a datagram can join the message."""
-    return self.is_open and length <= self.segment_len \
+    return self.is_open and length <= self.segment_len and tos == self.tos \
         and self.length + length <= MAX_UDP_PAYLOAD
 
 
@@ -170,7 +176,7 @@ cdef inline void send_flush(SendBatch *self) noexcept nogil:
         send_discard(self)
     for i in range(self.count):
         self.iov[i].iov_len = self.info[i].length
-        memcpy(CMSG_DATA(<cmsghdr *>(self.control[i] + PKTINFO_LEN)),
+        memcpy(CMSG_DATA(<cmsghdr *>(self.control[i] + CONTROL_AT)),
                &self.info[i].segment_len, 2)
         send_control_set(self, i, self.info[i].segment_count > 1)
     while sent < self.count:
@@ -216,10 +222,13 @@ cdef inline void send_discard(SendBatch *self) noexcept nogil:
 
 cdef inline void send_control_set(SendBatch *self, uint32_t which, bint is_gso) noexcept nogil:
     cdef SendMessage *info = &self.info[which]
-    cdef uint32_t length = info.pktinfo_len + (SEGMENT_CMSG_LEN if is_gso else 0)
+    cdef uint32_t before = info.pktinfo_len
+    if info.tos:
+        before += TOS_LEN
+        tos_write(self.control[which] + CONTROL_AT - before, &self.names[which], info.tos)
     self.messages[which].msg_hdr.msg_control = (
-        self.control[which] + PKTINFO_LEN - info.pktinfo_len if length else NULL)
-    self.messages[which].msg_hdr.msg_controllen = length
+        self.control[which] + CONTROL_AT - before if before or is_gso else NULL)
+    self.messages[which].msg_hdr.msg_controllen = before + (SEGMENT_CMSG_LEN if is_gso else 0)
 
 
 cdef inline bint send_handle_error(SendBatch *self, uint32_t which, int error) noexcept nogil:

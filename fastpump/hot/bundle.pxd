@@ -3,9 +3,9 @@
 # payload:  [length, flag][packet] [length, flag][packet] ...
 #
 # A small packet is copied here instead of being sealed. It is sealed when the iteration ends,
-# when the next one does not fit or is for another lane, or before a larger packet of the lane: so
-# nothing waits for what has not come yet, and the order on a lane stays. One that stayed alone
-# leaves as a plain lane message.
+# when the next one does not fit, is for another lane or has another TOS, or before a larger packet
+# of the lane: so nothing waits for what has not come yet, and the order on a lane stays. One that
+# stayed alone leaves as a plain lane message.
 
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
@@ -35,17 +35,19 @@ cdef inline bint bundle_takes(const Lane *lane, uint32_t packet_len) noexcept no
 
 
 cdef inline void bundle_add(Worker *worker, const Lane *lane, const uint8_t *packet,
-                            uint32_t packet_len, uint32_t flags) noexcept nogil:
-    """Put a packet (of `bundle_takes`) behind those of its lane. `flags`: as if it went alone."""
+                            uint32_t packet_len, uint32_t flags, uint32_t tos) noexcept nogil:
+    """Put a packet (of `bundle_takes`) behind those of its lane. `flags`, `tos`: as if it went
+    alone."""
     cdef Bundle *self = &worker.bundle
     cdef uint32_t needed = packet_len + BUNDLE_ENTRY_HEADER
-    if self.count and (self.lane != lane or self.count == BUNDLE_PACKETS
+    if self.count and (self.lane != lane or self.tos != tos or self.count == BUNDLE_PACKETS
                        or self.length + needed > worker.mtu):
         bundle_flush(worker)
     if self.count == 0:
         self.lane = lane
         self.length = 0
         self.first_flags = flags
+        self.tos = tos
     store_le16(self.buffer + self.length,
                packet_len | (BUNDLE_ENTRY_PARTIAL if flags & LANE_FLAG_PARTIAL else 0))
     memcpy(self.buffer + self.length + BUNDLE_ENTRY_HEADER, packet, packet_len)
@@ -66,6 +68,7 @@ cdef inline void bundle_flush(Worker *worker) noexcept nogil:
     self.count = 0
     state = lane_state(&worker.tables, lane)
     lane_path(worker, lane, &path)
+    path.tos = self.tos
     counter = add64(&state.send_counter, 1, RELAXED)
     if count == 1:
         sealed_len = seal_on_lane(worker, lane, &path, counter, self.first_flags,

@@ -33,6 +33,7 @@ from fastpump.hot.constants cimport (
     PADDING_MULTIPLE, READ_HEADROOM, REJECT_AFTER_MESSAGES, RELAY_HEADER_LEN, TRANSPORT_OVERHEAD,
     VNET_HEADER_LEN,
 )
+from fastpump.hot.ecn cimport ecn_of
 from fastpump.hot.events cimport event_push_once
 from fastpump.hot.fence cimport fence_raise
 from fastpump.hot.ip cimport ip_destination, ip_is_link_local
@@ -195,7 +196,7 @@ cdef inline Verdict egress_transmit_on_lane(Worker *worker, const Lane *lane,
         fence_raise(worker, lane, peer)
     flags = (LANE_FLAG_PARTIAL if is_partial else 0) | (LANE_FLAG_FRAME if worker.is_tap else 0)
     if not is_super and not word and bundle_takes(lane, packet.length):
-        bundle_add(worker, lane, packet.start, packet.length, flags)
+        bundle_add(worker, lane, packet.start, packet.length, flags, ecn_of(packet))
         activity_lane_sent(worker, lane, peer, load64(&state.send_counter, RELAXED))
         return PASS
     if worker.bundle.count and worker.bundle.lane == lane:
@@ -204,6 +205,7 @@ cdef inline Verdict egress_transmit_on_lane(Worker *worker, const Lane *lane,
         flags |= LANE_FLAG_RELAY
         before = RELAY_HEADER_LEN
     lane_path(worker, lane, &path)
+    path.tos = ecn_of(packet)
     # lane_is_usable() leaves room between LANE_REJECT_AFTER_MESSAGES and what GCM bears.
     counter = add64(&state.send_counter, splitter.count, RELAXED)
     if is_super:
@@ -237,7 +239,7 @@ cdef inline Verdict egress_transmit_on_session(Worker *worker, uint32_t index,
     cdef Splitter splitter
     cdef Verdict verdict
     cdef uint8_t *segment
-    cdef uint32_t segment_len, sealed_len, count
+    cdef uint32_t segment_len, sealed_len, count, tos = ecn_of(packet)
     cdef uint64_t counter, wire_bytes = 0
     cdef bint is_partial
     verdict = egress_prepare(&splitter, vnet, packet, False, &is_partial)
@@ -249,11 +251,13 @@ cdef inline Verdict egress_transmit_on_session(Worker *worker, uint32_t index,
     counter = add64(&state.send_counter, count, RELAXED)
     activity_session_used(worker, keypair, counter)
     if count == 1 and vnet.gso_type == VIRTIO_NET_HDR_GSO_NONE:
-        wire_bytes = seal_on_session(worker, index, keypair, counter, packet.start, packet.length)
+        wire_bytes = seal_on_session(worker, index, keypair, counter, tos, packet.start,
+                                     packet.length)
     else:
         segment_len = splitter_next(&splitter, &segment)
         while segment_len:
-            sealed_len = seal_on_session(worker, index, keypair, counter, segment, segment_len)
+            sealed_len = seal_on_session(worker, index, keypair, counter, tos, segment,
+                                         segment_len)
             if sealed_len == 0:
                 break
             wire_bytes += sealed_len

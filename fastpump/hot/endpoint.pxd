@@ -16,9 +16,8 @@ from libc.stdint cimport uint16_t, uint32_t, uint8_t
 from libc.string cimport memcmp, memcpy, memset
 
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, cas32, fence, load32, store32
-from fastpump.hot.bytes cimport load_be32, load_be64
 from fastpump.hot.linux cimport AF_INET, AF_INET6, sched_yield, sockaddr_in6
-from fastpump.hot.pktinfo cimport source_address_is_known
+from fastpump.hot.pktinfo cimport SIN6_ADDR_AT, address_is_v4, source_address_is_known
 from fastpump.hot.shm cimport ADDRESS_LEN, SOURCE_ADDRESS_LEN, Endpoint
 
 cdef enum:
@@ -33,7 +32,6 @@ cdef enum:
     ENDPOINT_READS = 10000          # some microseconds, until its readers do without
     ENDPOINT_TRIES = 2              # of the supervisor, between which it lets others run
     SOCKADDR_IN_LEN = 16
-    SIN6_ADDR_AT = 8                # in a struct sockaddr_in6
 
 
 cdef inline bint endpoint_write(Endpoint *self, uint32_t owner, const void *address,
@@ -122,11 +120,6 @@ cdef inline bint endpoint_takes_source(const Endpoint *self,
     """Whether both are of one IP version; an AF_INET socket knows only one."""
     return self.length < sizeof(sockaddr_in6) or not source_address_is_known(source_address) \
         or address_is_v4(self.address + SIN6_ADDR_AT) == address_is_v4(source_address)
-
-
-cdef inline bint address_is_v4(const uint8_t *address) noexcept nogil:
-    """Whether 16 bytes are a v4-mapped address."""
-    return load_be64(address) == 0 and load_be32(address + 8) == 0xffff
 
 
 # -- the supervisor's side; it believes no length, no family, and waits for nobody: a process that

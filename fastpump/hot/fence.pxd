@@ -92,7 +92,7 @@ cdef inline bint end_marker_send_on_session(Worker *worker, const Lane *lane) no
     if load64(&state.send_counter, RELAXED) >= REJECT_AFTER_MESSAGES - 1:
         return False
     end_marker_write(marker, lane)
-    return seal_on_session(worker, lane.peer, keypair, add64(&state.send_counter, 1, RELAXED),
+    return seal_on_session(worker, lane.peer, keypair, add64(&state.send_counter, 1, RELAXED), 0,
                            marker, END_MARKER_LEN) != 0
 
 

@@ -49,6 +49,7 @@ from fastpump.hot.constants cimport (
     RECV_MESSAGES, RELAY_HEADER_LEN, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN,
     TRANSPORT_TYPE,
 )
+from fastpump.hot.ecn cimport ECN_MASK, ecn_leave
 from fastpump.hot.egress cimport egress_flush
 from fastpump.hot.fence cimport fence_is_end_marker, fence_check_lanes, fence_lift
 from fastpump.hot.gro cimport Candidate, gro_is_full, gro_receive, gro_reset
@@ -69,7 +70,7 @@ from fastpump.hot.switch cimport switch_from_peer
 from fastpump.hot.tun_write cimport tun_write_flush
 from fastpump.hot.upcall cimport handshake_has_length, upcall_take
 from fastpump.hot.verdict cimport (
-    DROP_CONTROL_FULL, DROP_CONTROL_RATE, DROP_CONTROL_UNWANTED, DROP_EXPIRED_KEYPAIR,
+    DROP_CONTROL_FULL, DROP_CONTROL_RATE, DROP_CONTROL_UNWANTED, DROP_ECN, DROP_EXPIRED_KEYPAIR,
     DROP_HOLD_FULL, DROP_LINK_LOCAL, DROP_MALFORMED_BUNDLE, DROP_MALFORMED_INNER,
     DROP_MALFORMED_MESSAGE, DROP_MALFORMED_PARTIAL, DROP_MISDELIVERED, DROP_NOT_IN_LANES,
     DROP_REPLAYED, DROP_SOURCE_NOT_ALLOWED, DROP_TRUNCATED, DROP_UNAUTHENTIC, DROP_UNKNOWN_INDEX,
@@ -106,6 +107,7 @@ cdef inline uint32_t ingress_train(Worker *worker, uint32_t which) noexcept nogi
     cdef uint32_t length, datagrams = 0
     recv_train(&worker.recv, which, &train)
     worker.train_peer = NONE
+    worker.outer_ecn = train.tos & ECN_MASK
     if train.is_truncated:
         worker.shared.verdicts[DROP_TRUNCATED] += 1
         return 0
@@ -324,6 +326,8 @@ cdef inline Verdict ingress_packet(Worker *worker, uint32_t peer, uint8_t *start
                    candidate.packet.ip.is_v6) != peer:
         return DROP_LINK_LOCAL if ip_is_link_local(
             ip_source(&candidate.packet.ip), candidate.packet.ip.is_v6) else DROP_SOURCE_NOT_ALLOWED
+    if not ecn_leave(&candidate.packet, worker.outer_ecn):
+        return DROP_ECN
     ingress_coalesce(worker, &candidate, peer, is_partial)
     return PASS
 
@@ -337,6 +341,8 @@ cdef inline Verdict ingress_frame(Worker *worker, uint32_t peer, uint8_t *start,
     cdef bint is_for_us
     if not packet_parse_frame(&candidate.packet, start, length):
         return DROP_MALFORMED_INNER
+    if not ecn_leave(&candidate.packet, worker.outer_ecn):
+        return DROP_ECN
     memset(&vnet, 0, sizeof(VnetHeader))
     if is_partial:
         if not ip_can_be_partial(&candidate.packet.ip):

@@ -12,6 +12,7 @@ from libc.stdint cimport uint32_t, uint8_t
 
 from fastpump.hot.atomics cimport ACQUIRE, load32
 from fastpump.hot.constants cimport MISDELIVERED_LEN
+from fastpump.hot.ecn cimport ECN_NOT_ECT
 from fastpump.hot.ingress cimport (
     ingress_datagram, ingress_finish, ingress_lane_inner, ingress_lane_open,
 )
@@ -34,6 +35,7 @@ cdef inline void ingress_misdelivered(Worker *worker) noexcept nogil:
     cdef Sender sender
     cdef uint32_t length, _
     worker.train_peer = NONE
+    worker.outer_ecn = ECN_NOT_ECT          # it did not come with them
     for _ in range(misdelivered_count(&worker.shared.down)):
         datagram = misdelivered_first(&worker.shared.down)
         if datagram == NULL:
@@ -78,6 +80,7 @@ cdef inline Verdict ingress_reordered_message(Worker *worker, ReorderEntry *entr
     if lane == NULL:
         return DROP_UNKNOWN_INDEX
     state = lane_state(&worker.tables, lane)
+    worker.outer_ecn = entry.outer_ecn
     if state.reorder_count:
         state.reorder_count -= 1
     if load32(&lane.state, ACQUIRE) != LANE_LIVE:

@@ -77,8 +77,10 @@ cdef extern from "<netinet/in.h>" nogil:
         SOL_UDP "IPPROTO_UDP"
         IPPROTO_IP
         IP_PKTINFO
+        IP_TOS
         IPPROTO_IPV6
         IPV6_PKTINFO
+        IPV6_TCLASS
     struct in_addr:
         uint32_t s_addr
     struct in_pktinfo:

@@ -55,6 +55,7 @@ cdef inline bint reorder_add(Worker *worker, const Lane *lane, const uint8_t *da
     entry.is_opened = is_opened
     entry.at = self.bytes
     entry.length = length
+    entry.outer_ecn = worker.outer_ecn
     entry.sender_len = sender.address_len
     memcpy(&entry.sender, sender.address, sender.address_len)
     memcpy(entry.source_address, sender.source_address, SOURCE_ADDRESS_LEN)

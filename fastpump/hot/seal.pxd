@@ -38,9 +38,10 @@ cdef inline uint32_t seal_on_lane(Worker *worker, const Lane *lane, const Path *
 
 
 cdef inline uint32_t seal_on_session(Worker *worker, uint32_t peer, const Keypair *keypair,
-                                     uint64_t counter, uint8_t *packet,
+                                     uint64_t counter, uint32_t tos, uint8_t *packet,
                                      uint32_t packet_len) noexcept nogil:
-    """Seal one packet; the datagram's length, 0 if the peer's endpoint is unknown."""
+    """Seal one packet into a datagram with this TOS; its length, 0 if the peer's endpoint is
+    unknown."""
     cdef uint32_t padding = seal_padding_len(packet_len, worker.mtu)
     cdef uint32_t sealed_len = packet_len + padding
     cdef uint8_t behind[PADDING_MULTIPLE]
@@ -49,6 +50,7 @@ cdef inline uint32_t seal_on_session(Worker *worker, uint32_t peer, const Keypai
     cdef Path path
     path.id = path.peer = peer
     path.fd = worker.udp_fd
+    path.tos = tos
     path.endpoint = &worker.tables.peer_states[peer].endpoint
     message = send_reserve(&worker.send, &path, sealed_len + TRANSPORT_OVERHEAD)
     if message == NULL:

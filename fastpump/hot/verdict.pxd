@@ -40,6 +40,7 @@ cdef enum:
     DROP_MALFORMED_BUNDLE           # an entry that is empty, or longer than what is left
     DROP_NOT_IN_LANES               # lanes are required, and this came by the session
     DROP_HOLD_FULL                  # a lane message came too early, and there was no room
+    DROP_ECN                        # a router marked a datagram whose packet knows no ECN
     DROP_SOURCE_NOT_ALLOWED         # inner source address not in the peer's allowed IPs
     DROP_MAC_LOCKED  # a frame whose source is locked to another port, either direction
     DROP_DUPLICATE_FRAME            # a flooded frame that came by another route before

@@ -48,6 +48,7 @@ cdef struct ReorderEntry:
     bint may_pass                   # of the iteration
     uint32_t at                     # in the buffer
     uint32_t length
+    uint32_t outer_ecn
     uint32_t sender_len
     sockaddr_in6 sender
     uint8_t source_address[SOURCE_ADDRESS_LEN]
@@ -68,6 +69,7 @@ cdef struct Bundle:
     uint32_t count
     uint32_t length
     uint32_t first_flags            # of the first packet, should it stay alone
+    uint32_t tos
     uint8_t *buffer                 # BUFFER_STRIDE
 
 cdef struct ShaperEntry:
@@ -124,6 +126,7 @@ cdef struct Worker:
     SendBatch send
     RecvBatch recv
     ReceiveRun receive_run
+    uint32_t outer_ecn              # of the message that is looked at (hot/ecn.pxd)
     uint32_t train_peer             # whose authentic messages the train holds so far; or NONE
     uint64_t *upcalls_full_at_ns    # by peer: its share of what goes up; see hot/upcall.pxd
     uint64_t strangers_full_at_ns
