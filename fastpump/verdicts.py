@@ -27,6 +27,9 @@ class Verdict(StrEnum):
     DROP_INVALID_COOKIE = auto()        # the reply is not authentic
     DROP_TABLE_FULL = auto()            # no slot for a session, or for lanes
 
+    # Datagrams
+    DROP_LOOP = auto()                  # the kernel kept ours out of the interface
+
     # Any message or timer
     FAILED_INTERNALLY = auto()          # a bug; the log has it
 

@@ -210,6 +210,11 @@ class SocketGroup:
             self.close()
             raise
 
+    @property
+    def all(self) -> list[socket.socket]:
+        """Those of the workers, of lanes, and for handshakes."""
+        return list(self._open)
+
     def _bind_first(self, wanted: int | None) -> socket.socket:
         """The first socket claims the port for itself, and only then lets others join:
         joining the group of another process would steal its datagrams."""

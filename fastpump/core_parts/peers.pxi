@@ -10,8 +10,8 @@ from fastpump.hot.endpoint cimport endpoint_unset_source_address
 from fastpump.hot.fdb cimport fdb_flush
 from fastpump.hot.send_errors cimport send_error_changes, send_error_set
 from fastpump.hot.shm cimport (
-    NONE, POLICY_ANY, POLICY_LANES, POLICY_NOTHING, REPORTED_GSO_REFUSED, REPORTED_ROAM,
-    REPORTED_SOURCE_ADDRESS_GONE, REPORTED_UNANSWERED_RX, REPORTED_UNANSWERED_TX,
+    NONE, POLICY_ANY, POLICY_LANES, POLICY_NOTHING, REPORTED_GSO_REFUSED, REPORTED_LOOP,
+    REPORTED_ROAM, REPORTED_SOURCE_ADDRESS_GONE, REPORTED_UNANSWERED_RX, REPORTED_UNANSWERED_TX,
     REPORTED_WANT_SESSION, SOURCE_ADDRESS_LEN, PeerSlot, PeerState,
 )
 from fastpump.hot.verdict cimport VERDICT_COUNT
@@ -24,6 +24,7 @@ REPORTED_BITS = {
     "roam": REPORTED_ROAM,
     "source_address_gone": REPORTED_SOURCE_ADDRESS_GONE,
     "gso_refused": REPORTED_GSO_REFUSED,
+    "loop": REPORTED_LOOP,
 }
 NO_SLOT = NONE
 

@@ -15,12 +15,17 @@ import logging
 
 from fastpump._core import SharedTables
 from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
+from fastpump.constants import SECOND
 from fastpump.device.callbacks import DeviceCallbacks
 from fastpump.device.lanes import Lanes
 from fastpump.device.peer import Peer
 from fastpump.device.send_errors import SendErrors
+from fastpump.ip import Address
 
 log = logging.getLogger("fastpump.device")
+
+LOOP_TOLD_FOR = 3600 * SECOND
+"""A loop of a peer at one endpoint is told no more often."""
 
 
 class Endpoints:
@@ -59,6 +64,7 @@ class Endpoints:
         self._tables.peers.set_endpoint(peer.slot, endpoint.sockaddr(self._family))
         has_moved = self._lanes.of(peer).sets.set_endpoint(endpoint, was_there=was_there)
         peer.endpoint, peer.source_address = endpoint, NO_SOURCE_ADDRESS
+        peer.configured_endpoint = endpoint
         if not was_there:
             self._callbacks.on_endpoint(before, endpoint)
         return has_moved or not was_there
@@ -74,6 +80,50 @@ class Endpoints:
     def forget(self, peer: Peer) -> None:
         """The peer is about to go."""
         self._callbacks.on_endpoint(peer.endpoint, None)
+
+    def addresses(self, peer: Peer) -> frozenset[Address]:
+        """Where the peer is, by its session and on its lanes."""
+        self.follow(peer)
+        found = frozenset(self._lanes.of(peer).sets.addresses())
+        return found if peer.endpoint is None else found | {peer.endpoint.address}
+
+    def give_up(self, peer: Peer, address: Address, now: int) -> None:
+        """The way to where the peer is leads into the tunnel: nothing that is sent there leaves the
+        host. It may have moved there because of a datagram that somebody on the path has changed.
+        So it is where the operator said, or nowhere until it sends again."""
+        self.follow(peer)
+        wanted = peer.configured_endpoint
+        was_there = peer.endpoint is not None and peer.endpoint.address == address
+        if wanted is None or wanted.address != address:
+            was_there |= self._lanes.of(peer).sets.leave(address)
+            if wanted is not None:
+                self.configure(peer, wanted)
+            elif peer.endpoint is not None and peer.endpoint.address == address:
+                self._unknown(peer)
+        if was_there:
+            self._tell_loop(peer, address, now)
+
+    def _unknown(self, peer: Peer) -> None:
+        self._tables.peers.set_endpoint(peer.slot, b"")
+        self._callbacks.on_endpoint(peer.endpoint, None)
+        peer.endpoint, peer.source_address = None, NO_SOURCE_ADDRESS
+
+    @staticmethod
+    def _tell_loop(peer: Peer, address: Address, now: int) -> None:
+        if peer.looped_at is not None and peer.looped_at[0] == address \
+                and now < peer.looped_at[1] + LOOP_TOLD_FOR:
+            return
+        peer.looped_at = address, now
+        if peer.endpoint is not None and peer.endpoint.address == address:
+            log.error("datagrams to %(peer)s are dropped: the way to %(address)s leads into this "
+                      "tunnel; give it another route (see: ip route get %(address)s), or take it "
+                      "out of AllowedIPs", {"peer": peer, "address": address})
+        else:
+            log.warning("%(peer)s was heard from %(address)s, but the way there leads into this "
+                        "tunnel: it is %(where)s",
+                        {"peer": peer, "address": address,
+                         "where": f"at {peer.endpoint} again" if peer.endpoint else
+                         "nowhere until it is heard from elsewhere"})
 
     def forget_source(self, peer: Peer) -> None:
         """Let the kernel choose the session's source address until the peer sends again."""

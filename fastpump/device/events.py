@@ -79,6 +79,7 @@ class PeerEvents:
             "lane_roam": self._lane_roam,
             "lane_unanswered": self._lane_unanswered,
             "gso_refused": self._gso_refused,
+            "loop": self._loop,
         }
 
     def handle(self, peer: Peer, event: WorkerEvent, now: int) -> None:
@@ -121,6 +122,12 @@ class PeerEvents:
 
     def _lane_unanswered(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
         self._lanes.of(peer).on_lane_unanswered(event.detail, event.at_ns)
+
+    def _loop(self, peer: Peer, _event: WorkerEvent, now: int) -> None:
+        endpoint = self._endpoints.of_data(peer)
+        if endpoint is not None:
+            self._endpoints.give_up(peer, endpoint.address, now)
+        self._tables.peers.rearm(peer.slot, "loop")
 
     def _gso_refused(self, peer: Peer, _event: WorkerEvent, _now: int) -> None:
         """Said once for each place where the peer is: a new set of lanes finds it out again."""

@@ -29,6 +29,7 @@ from fastpump.device import reported
 from fastpump.device.lane_context import LanesContext
 from fastpump.device.lane_probes import Lane
 from fastpump.device.peer import Peer
+from fastpump.ip import Address
 from fastpump.protocol import lane_messages
 from fastpump.protocol.keypairs import Keypair
 from fastpump.protocol.lane_messages import Mode, Terms
@@ -375,6 +376,23 @@ class LaneSets:
                     self._tables.lanes.set_endpoint(slot, endpoint.sockaddr(self._context.family))
                     has_moved = True
         return has_moved
+
+    def addresses(self) -> set[Address]:
+        """Where lanes are."""
+        found = (lane_set.endpoint(slot) for lane_set in self._live for slot in lane_set.slots)
+        return {endpoint.address for endpoint in found if endpoint is not None}
+
+    def leave(self, address: Address) -> bool:
+        """Nothing can be sent to that address: where lanes are that were there is unknown. Whether
+        there were any."""
+        were_there = False
+        for lane_set in self._live:
+            for slot in lane_set.slots:
+                endpoint = lane_set.endpoint(slot)
+                if endpoint is not None and endpoint.address == address:
+                    self._tables.lanes.set_endpoint(slot, b"")
+                    were_there = True
+        return were_there
 
     def endpoint_changed(self, before: Endpoint | None, after: Endpoint,
                          source_address: bytes) -> None:

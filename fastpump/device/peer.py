@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
 from fastpump.constants import COOKIE_MAX_AGE, KEY_LEN, SECOND, TIMESTAMP_LEN
-from fastpump.ip import Prefix
+from fastpump.ip import Address, Prefix
 from fastpump.protocol import keys, noise
 from fastpump.protocol.keypairs import Keypairs
 from fastpump.protocol.timers import Timers
@@ -26,6 +26,10 @@ class Peer:
     mac1_key: bytes
     preshared_key: bytes = bytes(KEY_LEN)
     endpoint: Endpoint | None = None
+    configured_endpoint: Endpoint | None = None
+    """What the operator said last; None: nothing."""
+    looped_at: tuple[Address, int] | None = None
+    """Where it was when the way there led into the tunnel, and when that was told."""
     endpoint_name: HostAndPort | None = None
     """If the endpoint was configured by a host name."""
     source_address: bytes = NO_SOURCE_ADDRESS

@@ -40,19 +40,21 @@ from fastpump.hot.ip cimport ip_destination, ip_is_link_local
 from fastpump.hot.lane cimport lane_path
 from fastpump.hot.linux cimport VIRTIO_NET_HDR_GSO_NONE
 from fastpump.hot.lookup cimport lookup_peer
+from fastpump.hot.loops cimport loops_back
 from fastpump.hot.packet cimport Packet, packet_parse, packet_parse_ip
 from fastpump.hot.seal cimport seal_on_lane, seal_on_session
 from fastpump.hot.shaper cimport shaper_buffer, shaper_is_used, shaper_push, shaper_schedule
 from fastpump.hot.shm cimport (
-    DIRECTION_TX, EVENT_WANT_SESSION, NONE, POLICY_NOTHING, REPORTED_WANT_SESSION, Keypair,
+    DIRECTION_TX, EVENT_LOOP, EVENT_WANT_SESSION, NONE, POLICY_NOTHING, REPORTED_LOOP,
+    REPORTED_WANT_SESSION, Keypair,
     KeypairState, Lane, LaneState, PeerState, keypair_state, lane_state,
 )
 from fastpump.hot.split cimport Splitter, splitter_init, splitter_next
 from fastpump.hot.staged cimport staged_add, staged_packet, staged_purge, staged_remove
 from fastpump.hot.tx_route cimport TxRoute, tx_route_choose, tx_route_session
 from fastpump.hot.verdict cimport (
-    DROP_COUNTER_LIMIT, DROP_LINK_LOCAL, DROP_MALFORMED_PACKET, DROP_NO_ENDPOINT, DROP_NO_LANES,
-    DROP_NO_PEER, DROP_RATE_LIMIT, DROP_STAGED_TIMEOUT, DROP_TOO_BIG, PASS, Verdict,
+    DROP_COUNTER_LIMIT, DROP_LINK_LOCAL, DROP_LOOP, DROP_MALFORMED_PACKET, DROP_NO_ENDPOINT,
+    DROP_NO_LANES, DROP_NO_PEER, DROP_RATE_LIMIT, DROP_STAGED_TIMEOUT, DROP_TOO_BIG, PASS, Verdict,
 )
 from fastpump.hot.vnet cimport (
     VnetHeader, vnet_checksum_complete, vnet_is_plain_partial, vnet_load, vnet_segment_count,
@@ -169,6 +171,12 @@ cdef inline void egress_dispatch_staged(Worker *worker, uint32_t only_peer) noex
 cdef inline Verdict egress_transmit(Worker *worker, uint32_t index, const TxRoute *route,
                                     const VnetHeader *vnet, Packet *packet,
                                     const Relay *relay) noexcept nogil:
+    if loops_back(&packet.ip, route.keypair.remote_index if route.lane == NULL
+                  else route.lane.remote_index):
+        worker.send.has_events |= event_push_once(
+            worker.shared, &worker.tables.peer_states[index].reported, REPORTED_LOOP, EVENT_LOOP,
+            index, 0, worker.now_ns)
+        return DROP_LOOP
     if route.lane != NULL:
         return egress_transmit_on_lane(worker, route.lane, vnet, packet, relay)
     return egress_transmit_on_session(worker, index, route.keypair, vnet, packet)

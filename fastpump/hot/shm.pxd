@@ -67,6 +67,7 @@ cdef enum:
     REPORTED_ROAM = 8
     REPORTED_SOURCE_ADDRESS_GONE = 16
     REPORTED_GSO_REFUSED = 32
+    REPORTED_LOOP = 64
 
 # Bits of KeypairState.flags.
 cdef enum:
@@ -122,6 +123,7 @@ cdef enum:
     EVENT_LANE_ECHO_REQUEST         # the peer wants an echo reply on it
     EVENT_LANE_UNANSWERED           # data left on it, the first since the peer last sent on it
     EVENT_LANE_ROAM                 # the peer sends on it from another address
+    EVENT_LOOP                      # a datagram to the peer came back into the interface
     EVENT_GSO_REFUSED               # the way to the peer takes no UDP GSO (EIO)
     EVENT_COUNT
 

@@ -12,6 +12,7 @@ cdef enum:
     DROP_MALFORMED_PACKET           # not an IP packet, or an inconsistent vnet header
     DROP_NO_PEER                    # no allowed IPs cover the destination
     DROP_LINK_LOCAL                 # the same of link-local ones, either direction
+    DROP_LOOP                       # a datagram of ours, on its way into the tunnel again
     DROP_NO_ENDPOINT                # the peer's address is not known yet
     DROP_STAGED_FULL                # the oldest packet that waited for a session was dropped
     DROP_STAGED_TIMEOUT             # the handshake failed; what waited for it is gone

@@ -41,8 +41,9 @@ from fastpump.ip import Address
 from fastpump.netlink import links
 from fastpump.process import logs, memory, signals
 from fastpump.protocol import keys, lane_messages
-from fastpump.tun import steering
+from fastpump.tun import loop_guard, steering
 from fastpump.tun.linkwatch import LinkWatcher, TunState
+from fastpump.tun.loop_guard import LoopGuard
 from fastpump.tun.offloads import Offloads, lane_ciphers, probe
 from fastpump.tun.queues import TunQueues
 from fastpump.tunnel import peer_changes
@@ -98,6 +99,7 @@ def run(config: TunnelConfig, program: Program) -> None:
         start.probe_offloads()
         start.create_tables()
         start.steer_flows()
+        start.guard_against_loops()
         start.watch_interface()
         try:
             asyncio.run(start.serve())
@@ -159,6 +161,7 @@ class _Start:
         self._is_tap = config.mode == "tap"
         self._private_key = bytes(KEY_LEN)
         self._is_steered = False
+        self._loop_guard: LoopGuard | None = None
         # Made by the steps.
         self._queues: TunQueues
         self._offloads: Offloads
@@ -212,6 +215,12 @@ class _Start:
                 is_relay=config.relay, ageing_s=config.mac_ageing_s,
                 limit_per_peer=config.mac_limit, storm_limit=config.storm_limit)
         self._tables.offloads = self._offloads.hot
+
+    def guard_against_loops(self) -> None:
+        """Have the kernel drop our own datagrams before the interface, where it lets us."""
+        self._loop_guard = loop_guard.guard(self._queues)
+        if self._loop_guard is not None:
+            self.cleanup.callback(self._loop_guard.close)
 
     def steer_flows(self) -> None:
         """Give both directions of a flow to one queue, where the kernel lets us."""
@@ -296,7 +305,7 @@ class _Start:
         config = self._config
         return SupervisorOptions(
             listen_port=config.listen_port, fwmark=config.fwmark, gro=self._offloads.has_udp_gro,
-            lanes=self._lane_options(), is_steered=self._is_steered,
+            lanes=self._lane_options(), is_steered=self._is_steered, loop_guard=self._loop_guard,
             workers=WorkerOptions(pin=config.pin, busy_poll_us=config.busy_poll_us))
 
     def _lane_options(self) -> Options | None:

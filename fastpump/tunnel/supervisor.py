@@ -36,9 +36,11 @@ from fastpump.device.lane_context import Options
 from fastpump.device.peer import Peer
 from fastpump.errors import SystemSetupError
 from fastpump.protocol import cookie
+from fastpump.tun.loop_guard import LoopGuard
 from fastpump.tun.queues import TunQueues
 from fastpump.tunnel.alarms import Alarms
 from fastpump.tunnel.containment import Containment
+from fastpump.tunnel.loops import Loops
 from fastpump.tunnel.workers import WorkerOptions, WorkerProcess, Workers, WorkersCallbacks
 from fastpump.verdicts import Verdict
 
@@ -67,6 +69,7 @@ class SupervisorOptions:
     """None: WireGuard only."""
     is_steered: bool = False
     """A program gives both directions of a flow to one queue (tun/steering.py)."""
+    loop_guard: LoopGuard | None = None
     workers: WorkerOptions = field(default_factory=WorkerOptions)
 
 
@@ -111,6 +114,7 @@ class Supervisor:
             on_endpoint=self._on_endpoint, on_unanswered=on_unanswered,
         ), self.family, cpu_count=cpus.usable_count(), lanes=options.lanes,
             is_steered=options.is_steered)
+        self.loops = Loops(options.loop_guard, self.device, self.contained)
         self._handshakes = HandshakeQueue(self.device, self._admission, QueueCallbacks(
             on_slice=self._hand_over_all_events, on_passed_on=self._workers.ring))
 
@@ -173,7 +177,8 @@ class Supervisor:
         """Handshake messages and control packets by what became of them."""
         return (self.device.verdicts + self._handshakes.verdicts
                 + Counter(self._admission.verdicts)
-                + Counter({Verdict.FAILED_INTERNALLY: self.contained.count}))
+                + Counter({Verdict.FAILED_INTERNALLY: self.contained.count,
+                           Verdict.DROP_LOOP: self.loops.dropped}))
 
     # -- life
 
@@ -185,6 +190,7 @@ class Supervisor:
             loop.set_exception_handler(self._on_exception)
             self._workers.attach(loop)
             self._alarms.start(loop, self.device)
+            self.loops.start(loop)
             if is_up:
                 self._is_wanted_up = True
                 self._bring_up()
@@ -239,6 +245,7 @@ class Supervisor:
         assert self._loop is not None
         assert self._sockets is not None
         self.drops.follow(self._sockets)
+        self.loops.enter(self._sockets)
         self._loop.add_reader(self._sockets.handshake, self._on_handshake)
         self._workers.start([sock.fileno() for sock in self._sockets.workers],
                             [sock.fileno() for sock in self._sockets.lanes])
@@ -286,6 +293,7 @@ class Supervisor:
     def _shut_down(self) -> None:
         self._stopped.set()             # whatever is called back from now on does nothing
         self._alarms.stop()
+        self.loops.stop()
         assert self._loop is not None
         if self._sockets is not None:
             self._leave(self._sockets)

@@ -50,7 +50,7 @@ class Tunnel:
         in_use = [name for name in self.offloads.names if name not in failed]
         file = None if self.configuration_file is None else str(self.configuration_file)
         return {**status.gather(self.link, in_use, self.tables, self.supervisor),
-                "tun_rx_dropped": self.watcher.dropped(),
+                "tun_rx_dropped": max(0, self.watcher.dropped() - self.supervisor.loops.dropped),
                 "attachment": ethernet.attachment_of(self.config).to_json(),
                 "rate_limits": self.rate_limits.to_json(), "configuration_file": file}
 

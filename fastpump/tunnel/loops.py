@@ -1,0 +1,68 @@
+"""Whether our own datagrams are about to enter the tunnel, and what is done about it.
+
+The kernel drops them (tun/loop_guard.py); here it is noticed, once a second, and the peers that are
+where they were to go are given up there (device/endpoints.py). Workers notice what comes back by a
+detour, and report it themselves (hot/loops.pxd).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastpump.clock import now_ns
+from fastpump.conn.sockets import SocketGroup
+from fastpump.device.device import Device
+from fastpump.tun.loop_guard import LoopGuard
+from fastpump.tunnel.containment import Containment
+
+LOOK_S = 1.0
+
+
+class Loops:
+    """Looks after a device's peers while a loop runs."""
+
+    def __init__(self, guard: LoopGuard | None, device: Device, contained: Containment) -> None:
+        """`guard`: None where the kernel has no filter for us."""
+        self._guard = guard
+        self._device = device
+        self._contained = contained
+        self._seen = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def dropped(self) -> int:
+        """Datagrams that the kernel has dropped."""
+        return 0 if self._guard is None else self._guard.dropped
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Look from now on."""
+        if self._guard is not None:
+            self._loop = loop
+            self._turn()
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def enter(self, sockets: SocketGroup) -> None:
+        """These are the tunnel's now."""
+        if self._guard is not None:
+            self._guard.watch(sockets.all)
+
+    def _turn(self) -> None:
+        assert self._loop is not None
+        self._timer = self._loop.call_later(LOOK_S, self._turn)
+        with self._contained:
+            self.look()
+
+    def look(self) -> None:
+        """Give up the peers whose datagrams were dropped since the last time."""
+        if self._guard is None or self.dropped == self._seen:
+            return
+        self._seen = self.dropped
+        there = self._guard.destinations()
+        for peer in list(self._device.peers.values()):
+            for address in self._device.endpoints.addresses(peer) & there:
+                self._device.endpoints.give_up(peer, address, now_ns())
