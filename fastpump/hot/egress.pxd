@@ -36,6 +36,7 @@ from fastpump.hot.constants cimport (
 from fastpump.hot.ecn cimport ecn_of
 from fastpump.hot.events cimport event_push_once
 from fastpump.hot.fence cimport fence_raise
+from fastpump.hot.icmp cimport icmp_unreachable
 from fastpump.hot.ip cimport ip_destination, ip_is_link_local
 from fastpump.hot.lane cimport lane_path
 from fastpump.hot.linux cimport VIRTIO_NET_HDR_GSO_NONE
@@ -72,8 +73,10 @@ cdef inline Verdict egress_packet(Worker *worker, const VnetHeader *vnet, uint8_
         return DROP_MALFORMED_PACKET
     index = lookup_peer(&worker.tables, ip_destination(&packet.ip), packet.ip.is_v6)
     if index == NONE:
-        return DROP_LINK_LOCAL if ip_is_link_local(
-            ip_destination(&packet.ip), packet.ip.is_v6) else DROP_NO_PEER
+        if ip_is_link_local(ip_destination(&packet.ip), packet.ip.is_v6):
+            return DROP_LINK_LOCAL
+        icmp_unreachable(worker, &packet.ip)
+        return DROP_NO_PEER
     relay.word = 0
     return egress_shape(worker, index, vnet, &packet, &relay)
 
@@ -135,6 +138,8 @@ cdef inline Verdict egress_dispatch(Worker *worker, uint32_t index, const VnetHe
     if tx_route_choose(worker, index, packet, &route):
         return egress_transmit(worker, index, &route, vnet, packet, relay)
     if peer.endpoint.length == 0:
+        if not worker.is_tap:
+            icmp_unreachable(worker, &packet.ip)
         return DROP_NO_ENDPOINT
     if tx_route_session(worker, index) == NULL:     # else lanes are waited for
         worker.send.has_events |= event_push_once(

@@ -81,5 +81,6 @@ cdef enum:
     MACS_LEARNED
     MACS_MOVED
     SHAPED_PACKETS                  # waited for a rate limit
+    ICMP_ERRORS                     # written to the interface, for packets without a way
     WAKEUPS                         # returns of the wait
     COUNTER_COUNT

@@ -131,6 +131,7 @@ cdef struct Worker:
     uint64_t *upcalls_full_at_ns    # by peer: its share of what goes up; see hot/upcall.pxd
     uint64_t strangers_full_at_ns
     uint64_t *roams_full_at_ns      # by peer
+    uint64_t icmp_full_at_ns        # the answers of hot/icmp.pxd
     Staged staged
     ReorderBuffer reorder
     Bundle bundle
