@@ -100,6 +100,7 @@ class SharedTables(AttachedTables):
     spread_queues: int
     takes_control_packets: bool
     has_send_errors: bool
+    def set_dscp(self, dscp: int | str) -> None: ...
     @property
     def configuration_fd(self) -> int: ...
     @property

@@ -197,6 +197,11 @@ OPTIONS = (
                    "csum, tso4, tso6, uso, gro (superpackets to the interface), udp-gso, "
                    "udp-gro; on lanes: partial (checksums), bundle (small packets share "
                    "datagrams)"),
+    Option(name="dscp", value=Parsed(lazily("fastpump.config.parsers.parse_dscp")), default="0",
+           flag="--dscp", key="DSCP", environment="FASTPUMP_DSCP", metavar="N|copy",
+           needs_restart=True, is_own=True,
+           summary="traffic class (DSCP) of the datagrams that carry data: 0 to 63, or copy: that "
+                   "of the packet inside, which the network can see then (default: {default})"),
     Option(name="resolve_every_s", value=Number("number of seconds", 5, 86400, has_off=True),
            default="off", key="ResolveEvery", metavar="SECONDS", is_own=True,
            summary="when a handshake fails, resolve the endpoint's name again, at most this often "

@@ -20,6 +20,7 @@ from fastpump.tun.offloads import OFFLOAD_NAMES
 _NO_KEY = bytes(KEY_LEN)    # how wg says that there is none
 _MAC = re.compile(r"[0-9a-fA-F]{2}([:-])(?:[0-9a-fA-F]{2}\1){4}[0-9a-fA-F]{2}")
 _TABLE = re.compile(r"[a-z0-9_][a-z0-9_-]*")
+_DSCP = Number("DSCP", 0, 63)
 _TABLE_NUMBER = Number("routing table", 1, MAX_U32, notation=NOT_OCTAL)
 _LIKE_NUMBER = re.compile(r"[0-9]+|0x.*")
 _HOST = re.compile(r"[\w.-]+", re.ASCII)
@@ -121,6 +122,16 @@ def parse_dns(text: str) -> str:
             raise invalid("DNS entry", text,
                           "the IP address of a server, or a search domain") from None
         return text
+
+
+def parse_dscp(text: str) -> int | str:
+    """A differentiated services codepoint (RFC 2474), or "copy"."""
+    if text.lower() == "copy":
+        return "copy"
+    try:
+        return _DSCP.parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or copy") from None
 
 
 def parse_table(text: str) -> str:

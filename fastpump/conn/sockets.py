@@ -47,6 +47,7 @@ from fastpump.protocol.wire import INITIATION_TYPE, LANE_TYPE, TRANSPORT_TYPE
 log = logging.getLogger("fastpump")
 
 HANDSHAKE_TOS = 0x88        # AF41, as the kernel's WireGuard
+OTHER_TOS = 0x90            # AF42, if data has that
 _PKTINFO4 = struct.Struct("=i4s4s")
 _PKTINFO6 = struct.Struct("=16si")
 _UINT = struct.Struct("=I")
@@ -169,11 +170,12 @@ class SocketGroup:
     """The workers' sockets, the handshake socket, and their common port; the lane sockets."""
 
     def __init__(self, queue_count: int, port: int | None, family: int, *, fwmark: int = 0,
-                 gro: bool = True, lane_sockets: int = 0) -> None:
+                 gro: bool = True, lane_sockets: int = 0, dscp: int = 0) -> None:
         """`port`: None for 51820, or any free one when that is taken; 0 for any. `family`:
-        see `preferred_family`. `lane_sockets`: how many of those."""
+        see `preferred_family`. `lane_sockets`: how many of those. `dscp`: of data."""
         self.family = family
         self._fwmark = fwmark
+        self._tos = dscp << 2
         self.workers: list[socket.socket] = []
         self.lanes: list[socket.socket] = []
         self._open: list[socket.socket] = []
@@ -183,9 +185,8 @@ class SocketGroup:
             for _ in range(1, queue_count):
                 self.workers.append(self._bind(self.port))
             self.handshake = self._bind(self.port)
-            self.handshake.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, HANDSHAKE_TOS)
-            if self.family == socket.AF_INET6:
-                self.handshake.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, HANDSHAKE_TOS)
+            self._set_tos(self.handshake, OTHER_TOS if self._tos == HANDSHAKE_TOS
+                          else HANDSHAKE_TOS)
             for _ in range(lane_sockets):
                 sock = self._make()
                 sock.bind(("", 0))
@@ -209,6 +210,11 @@ class SocketGroup:
         except BaseException:
             self.close()
             raise
+
+    def _set_tos(self, sock: socket.socket, tos: int) -> None:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
+        if self.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, tos)
 
     @property
     def all(self) -> list[socket.socket]:
@@ -256,6 +262,8 @@ class SocketGroup:
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
         # As the kernel's WireGuard: outer packets may be fragmented on the way.
         sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
+        if self._tos:
+            self._set_tos(sock, self._tos)
         if self._fwmark:
             _mark(sock, self._fwmark)
         for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF),

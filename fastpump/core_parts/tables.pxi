@@ -9,6 +9,7 @@ from libc.string cimport memset
 
 from fastpump.hot.atomics cimport RELAXED, SEQ_CST, load32, store32, store64
 from fastpump.hot.constants cimport FDB_WAYS, MAX_QUEUES
+from fastpump.hot.ecn cimport ECN_MASK
 from fastpump.hot.halt cimport halt_begin, halt_end, halt_number
 from fastpump.hot.layout cimport configuration_lay_out, state_lay_out
 from fastpump.hot.shm cimport (
@@ -189,6 +190,15 @@ cdef class SharedTables(AttachedTables):
     def takes_control_packets(self, bint value):
         store32(&self.mapping.configuration.header.takes_control_packets, value, RELAXED)
 
+    def set_dscp(self, dscp):
+        """What datagrams have besides the packet's ECN: its DSCP ("copy"), or that number."""
+        cdef uint32_t copied = 0xff if dscp == "copy" else ECN_MASK
+        cdef uint32_t fixed = 0 if dscp == "copy" else dscp << 2
+        if fixed & ~0xfc:
+            raise ValueError(f"a DSCP is 0 to 63, not {dscp}")
+        store32(&self.mapping.configuration.header.tos_copied, copied, RELAXED)
+        store32(&self.mapping.configuration.header.tos_fixed, fixed, RELAXED)
+
     @property
     def has_send_errors(self):
         """Whether workers are to look for the end of a peer's send errors."""
@@ -254,6 +264,7 @@ cdef int header_fill(Header *header, uint32_t queue_count, uint32_t peer_capacit
     header.worker_bits = (queue_count - 1).bit_length()
     header.slot_bits = (header.keypair_capacity - 1).bit_length()
     header.takes_control_packets = True
+    header.tos_copied = ECN_MASK
     return 0
 
 

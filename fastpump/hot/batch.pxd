@@ -81,6 +81,7 @@ cdef struct SendBatch:
     WorkerShared *shared
     uint64_t now_ns
     uint32_t halt_number            # of the iteration
+    uint32_t tos_fixed              # of the iteration; the sockets have it
     bint has_send_errors            # of the iteration: some peer's messages were refused
     bint has_events                 # something went into the event ring
     uint32_t count
@@ -223,7 +224,7 @@ cdef inline void send_discard(SendBatch *self) noexcept nogil:
 cdef inline void send_control_set(SendBatch *self, uint32_t which, bint is_gso) noexcept nogil:
     cdef SendMessage *info = &self.info[which]
     cdef uint32_t before = info.pktinfo_len
-    if info.tos:
+    if info.tos != self.tos_fixed:
         before += TOS_LEN
         tos_write(self.control[which] + CONTROL_AT - before, &self.names[which], info.tos)
     self.messages[which].msg_hdr.msg_control = (

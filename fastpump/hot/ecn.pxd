@@ -1,8 +1,8 @@
 # Explicit congestion notification through the tunnel: RFC 6040, normal mode.
 #
-# In:   a datagram has the ECN field of what is in it. So packets of different ECN never share a
-#       bundle (hot/bundle.pxd) or a GSO send (hot/batch.pxd). What is no packet (handshakes,
-#       probes, keepalives, control packets) or no IP (frames) is Not-ECT.
+# In:   a datagram has the ECN field of what is in it (hot/tos.pxd). So packets of different ECN
+#       never share a bundle (hot/bundle.pxd) or a GSO send (hot/batch.pxd). What is no packet
+#       (handshakes, probes, keepalives, control packets) or no IP (frames) is Not-ECT.
 # Out:  what a router on the way has marked is put into the packet, into each one of a bundle:
 #
 #         inside \ outside   Not-ECT   ECT(0)    ECT(1)    CE

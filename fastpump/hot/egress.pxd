@@ -33,7 +33,6 @@ from fastpump.hot.constants cimport (
     PADDING_MULTIPLE, READ_HEADROOM, REJECT_AFTER_MESSAGES, RELAY_HEADER_LEN, TRANSPORT_OVERHEAD,
     VNET_HEADER_LEN,
 )
-from fastpump.hot.ecn cimport ecn_of
 from fastpump.hot.events cimport event_push_once
 from fastpump.hot.fence cimport fence_raise
 from fastpump.hot.icmp cimport icmp_unreachable
@@ -52,6 +51,7 @@ from fastpump.hot.shm cimport (
 )
 from fastpump.hot.split cimport Splitter, splitter_init, splitter_next
 from fastpump.hot.staged cimport staged_add, staged_packet, staged_purge, staged_remove
+from fastpump.hot.tos cimport tos_of
 from fastpump.hot.tx_route cimport TxRoute, tx_route_choose, tx_route_session
 from fastpump.hot.verdict cimport (
     DROP_COUNTER_LIMIT, DROP_LINK_LOCAL, DROP_LOOP, DROP_MALFORMED_PACKET, DROP_NO_ENDPOINT,
@@ -209,7 +209,8 @@ cdef inline Verdict egress_transmit_on_lane(Worker *worker, const Lane *lane,
         fence_raise(worker, lane, peer)
     flags = (LANE_FLAG_PARTIAL if is_partial else 0) | (LANE_FLAG_FRAME if worker.is_tap else 0)
     if not is_super and not word and bundle_takes(lane, packet.length):
-        bundle_add(worker, lane, packet.start, packet.length, flags, ecn_of(packet))
+        bundle_add(worker, lane, packet.start, packet.length, flags,
+                   tos_of(worker, packet))
         activity_lane_sent(worker, lane, peer, load64(&state.send_counter, RELAXED))
         return PASS
     if worker.bundle.count and worker.bundle.lane == lane:
@@ -218,7 +219,7 @@ cdef inline Verdict egress_transmit_on_lane(Worker *worker, const Lane *lane,
         flags |= LANE_FLAG_RELAY
         before = RELAY_HEADER_LEN
     lane_path(worker, lane, &path)
-    path.tos = ecn_of(packet)
+    path.tos = tos_of(worker, packet)
     # lane_is_usable() leaves room between LANE_REJECT_AFTER_MESSAGES and what GCM bears.
     counter = add64(&state.send_counter, splitter.count, RELAXED)
     if is_super:
@@ -252,7 +253,7 @@ cdef inline Verdict egress_transmit_on_session(Worker *worker, uint32_t index,
     cdef Splitter splitter
     cdef Verdict verdict
     cdef uint8_t *segment
-    cdef uint32_t segment_len, sealed_len, count, tos = ecn_of(packet)
+    cdef uint32_t segment_len, sealed_len, count, tos = tos_of(worker, packet)
     cdef uint64_t counter, wire_bytes = 0
     cdef bint is_partial
     verdict = egress_prepare(&splitter, vnet, packet, False, &is_partial)

@@ -92,8 +92,8 @@ cdef inline bint end_marker_send_on_session(Worker *worker, const Lane *lane) no
     if load64(&state.send_counter, RELAXED) >= REJECT_AFTER_MESSAGES - 1:
         return False
     end_marker_write(marker, lane)
-    return seal_on_session(worker, lane.peer, keypair, add64(&state.send_counter, 1, RELAXED), 0,
-                           marker, END_MARKER_LEN) != 0
+    return seal_on_session(worker, lane.peer, keypair, add64(&state.send_counter, 1, RELAXED),
+                           worker.send.tos_fixed, marker, END_MARKER_LEN) != 0
 
 
 cdef inline void end_marker_write(uint8_t *marker, const Lane *lane) noexcept nogil:

@@ -132,7 +132,7 @@ cdef inline void lane_path(Worker *worker, const Lane *lane, Path *path) noexcep
     path.id = PATH_IS_LANE | lane_slot(&worker.tables, lane)
     path.peer = lane.peer
     path.fd = worker.udp_fd if lane.socket == NONE else worker.lane_fds[lane.socket]
-    path.tos = 0
+    path.tos = worker.send.tos_fixed
     path.endpoint = &lane_state(&worker.tables, lane).endpoint
 
 

@@ -109,6 +109,8 @@ cdef inline void loop_snapshot(Worker *worker) noexcept nogil:
     worker.mtu = load32(&worker.tables.header.mtu, RELAXED)
     worker.spread_queues = load32(&worker.tables.header.spread_queues, RELAXED)
     worker.send.has_send_errors = load32(&worker.tables.header.has_send_errors, RELAXED) != 0
+    worker.tos_copied = load32(&worker.tables.header.tos_copied, RELAXED)
+    worker.send.tos_fixed = load32(&worker.tables.header.tos_fixed, RELAXED)
     worker.has_rate_limits = load32(&worker.tables.header.has_rate_limits, RELAXED) != 0
     worker.takes_control_packets = load32(
         &worker.tables.header.takes_control_packets, RELAXED) != 0

@@ -118,6 +118,7 @@ cdef struct Worker:
     uint32_t mtu                    # of the iteration
     bint has_rate_limits            # of the iteration
     bint takes_control_packets      # of the iteration
+    uint32_t tos_copied             # of the iteration
     bint is_tap
     uint32_t lane_flags             # that lane messages may have
     bint is_interface_gone

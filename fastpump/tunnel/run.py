@@ -304,7 +304,8 @@ class _Start:
     def _supervisor_options(self) -> SupervisorOptions:
         config = self._config
         return SupervisorOptions(
-            listen_port=config.listen_port, fwmark=config.fwmark, gro=self._offloads.has_udp_gro,
+            listen_port=config.listen_port, fwmark=config.fwmark, dscp=config.dscp,
+            gro=self._offloads.has_udp_gro,
             lanes=self._lane_options(), is_steered=self._is_steered, loop_guard=self._loop_guard,
             workers=WorkerOptions(pin=config.pin, busy_poll_us=config.busy_poll_us))
 

@@ -63,6 +63,8 @@ class SupervisorOptions:
     listen_port: int | None = None
     """As for SocketGroup."""
     fwmark: int = 0
+    dscp: int | str = 0
+    """Of data: a number, or "copy"."""
     gro: bool = True
     """Receive trains of datagrams (UDP GRO)."""
     lanes: Options | None = None
@@ -82,6 +84,8 @@ class Supervisor:
         self._tables = tables
         self._options = options
         self._wanted_port = options.listen_port
+        self._fixed_dscp = options.dscp if isinstance(options.dscp, int) else 0
+        tables.set_dscp(options.dscp)
         self._fwmark = options.fwmark
         self.on_port_or_mark: Callable[[], None] = lambda: None
         """Called when `listen_port` or `fwmark` may be another."""
@@ -230,7 +234,7 @@ class Supervisor:
         def open_group(port: int | None) -> SocketGroup:
             lanes = self._options.lanes
             return SocketGroup(self._tables.queue_count, port, self.family, fwmark=self._fwmark,
-                               gro=self._options.gro,
+                               gro=self._options.gro, dscp=self._fixed_dscp,
                                lane_sockets=0 if lanes is None else lanes.socket_count)
 
         if not port and self._last_port:

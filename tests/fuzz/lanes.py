@@ -14,7 +14,22 @@ from fastpump import _core
 from fastpump.protocol import lane_messages
 from fuzz.common import mutated, telling
 from support import plainlanes
-from support.packets import A4, A6, B4, B6, TCP, UDP, ip, parse_vnet, partial, superpacket, tcp, udp
+from support.packets import (
+    A4,
+    A6,
+    B4,
+    B6,
+    TCP,
+    UDP,
+    checksum,
+    ip,
+    parse_vnet,
+    partial,
+    pseudo,
+    superpacket,
+    tcp,
+    udp,
+)
 from support.plainlanes import ASK, BUNDLE, FENCE, PARTIAL
 from support.pumps import START, lane_pair, message
 
@@ -175,7 +190,24 @@ def check_egress(rng):
                 if is_partial:
                     assert protocol in (TCP, UDP)
                     assert len(packet) >= header_len + (20 if protocol == TCP else 8)
+        for data in one.take():
+            check_answer(data)
         one.events()
+
+
+def check_answer(data):
+    """Nobody is there: that is all that may be written for a packet from the interface."""
+    vnet, packet = data[:10], data[10:]
+    assert vnet == bytes(10)
+    if packet[0] == 0x45:
+        assert len(packet) == int.from_bytes(packet[2:4], "big") <= 576
+        assert packet[9] == 1 and packet[20:22] == b"\3\1"
+        assert checksum(packet[:20]) == checksum(packet[20:]) == 0
+    else:
+        assert len(packet) == 40 + int.from_bytes(packet[4:6], "big") <= 1280
+        assert packet[0] >> 4 == 6 and packet[6] == 58 and packet[40:42] == b"\1\3"
+        assert checksum(pseudo(packet[8:24], packet[24:40], 58, len(packet) - 40)
+                        + packet[40:]) == 0
 
 
 def random_read(rng):

@@ -240,3 +240,56 @@ def test_a_relay_passes_a_mark_on():
     assert seen == CE
     settle(sites)
     close(sites)
+
+
+# -- DSCP
+
+AF41, AF42 = 0x88, 0x90
+
+
+def dscp_seen(one, two, packet):
+    """The TOS of the datagram that a packet leaves in."""
+    one.give(packet)
+    one.poll()
+    ((_, seen),) = outside(two)
+    return seen
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_packet_s_dscp_stays_inside(ends, version):
+    one, two = ends
+    assert dscp_seen(one, two, marked(version, ECT0)) == ECT0
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_copied_dscp(ends, version):
+    one, two = ends
+    one.tables.set_dscp("copy")
+    assert dscp_seen(one, two, marked(version, ECT0)) == DSCP | ECT0
+    assert dscp_seen(one, two, udp(A4, B4, SMALL)) == 0
+    # That of handshakes is theirs.
+    assert dscp_seen(one, two, udp(A4, B4, SMALL, tos=AF41 | CE)) == AF42 | CE
+    assert dscp_seen(one, two, udp(A4, B4, SMALL, tos=AF42)) == AF42
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_fixed_dscp(ends, version):
+    """The socket has it, so that only ECN costs a control message."""
+    one, two = ends
+    one.tables.set_dscp(46)
+    for sock in (one.udp, *one.lane_sockets):
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 46 << 2)
+    assert dscp_seen(one, two, marked(version, NOT_ECT)) == 46 << 2
+    assert dscp_seen(one, two, marked(version, ECT1)) == 46 << 2 | ECT1
+    with pytest.raises(ValueError, match="0 to 63"):
+        one.tables.set_dscp(64)
+
+
+def test_packets_of_different_dscp_share_no_gso_send(ends):
+    one, two = ends
+    one.tables.set_dscp("copy")
+    fields = [DSCP, DSCP, 0, DSCP]
+    for number, tos in enumerate(fields):
+        one.give(udp(A4, B4, LARGE, tos=tos, dport=3000 + number))
+    one.poll()
+    assert [tos for _, tos in outside(two)] == fields
