@@ -91,8 +91,9 @@ class HashMap:
 
     def remove(self, key: int) -> None:
         """It may be gone already."""
-        with contextlib.suppress(FileNotFoundError):
-            self._element(BPF_MAP_DELETE_ELEM, key)
+        keys = ctypes.c_uint64(key)
+        with contextlib.suppress(FileNotFoundError):    # fields that it does not use must be 0
+            _bpf(BPF_MAP_DELETE_ELEM, struct.pack("=IIQ", self.fd, 0, ctypes.addressof(keys)))
 
     def _element(self, command: int, key: int, value: bytes = b"") -> bytes:
         keys = ctypes.c_uint64(key)

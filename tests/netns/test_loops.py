@@ -111,6 +111,20 @@ def test_when_the_route_is_gone_the_tunnel_works(lab, tmp_path, transport):
     assert is_reachable(lab, INSIDE4["b"])
 
 
+def test_sockets_that_come_later_are_guarded_too(lab, tmp_path):
+    """Of another port, and after the interface was down."""
+    process = start(lab, tmp_path, "--transport", "wireguard")
+    lab.run("a", "wg", "set", "fp0", "listen-port", "4242")
+    lab.ip("a", "link", "set", "fp0", "down")
+    lab.ip("a", "link", "set", "fp0", "up")
+    lab.ip("a", "address", "replace", f"{INSIDE6['a']}/64", "dev", "fp0", "nodad")
+    assert is_reachable(lab, INSIDE4["b"])
+    before = sent(lab)
+    more_specific(lab)
+    pings(lab, INSIDE4["b"])
+    ends_without(lab, process, before, INTO_THE_TUNNEL)
+
+
 @TRANSPORTS
 def test_over_ipv6(lab, tmp_path, transport):
     process = start(lab, tmp_path, "--transport", transport, v6_outside=True)
