@@ -81,9 +81,11 @@ NL_ATTRIBUTE = struct.Struct("=HH")         # length, type
 # linux/rtnetlink.h
 RTMGRP_LINK = 1
 RTM_NEWSTATS = 92
+RTM_NEWLINK = 16
 RTM_GETSTATS = 94
 
 # linux/if_link.h
+IFINFO = struct.Struct("=BxHiII")           # struct ifinfomsg: family, type, index, flags, change
 IF_STATS = struct.Struct("=B3xII")          # struct if_stats_msg: family, index, filter
 IFLA_STATS_LINK_64 = 1
 LINK_STATS64 = struct.Struct("=56xQ")       # struct rtnl_link_stats64, up to tx_dropped

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
+import socket
 import sys
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from fastpump.cli.leftovers import recover
 from fastpump.config.command_line import with_default_allowed_ips
 from fastpump.config.model import TunnelConfig, check
 from fastpump.constants import DEFAULT_MTU, DEFAULT_NAME, DEFAULT_PORT
 from fastpump.host import ethernet, ipv6
+from fastpump.host.down_commands import DownCommands
+from fastpump.host.network import HostNet, table_of_closed
 from fastpump.ip import Address, Interface
 from fastpump.netlink import links, routes
+from fastpump.netlink.default_routes import TABLE_MAIN
+from fastpump.tunnel.host_changes import HostChanges
 from fastpump.tunnel.run import Program, run
 from fastpump.tunnel.tunnel import Tunnel
 
@@ -24,8 +32,11 @@ def run_in_foreground(config: TunnelConfig, *, as_json: bool = False) -> None:
     """`fastpump tunnel`: prints one line to stdout when it is ready."""
     check(config)
     foreground = _Foreground(with_default_allowed_ips(config), as_json)
+    if config.name not in (name for _, name in socket.if_nameindex()):  # else it may be running
+        recover(config.name, takes_over=config.mode == "tun")
     run(foreground.config, Program(configure=foreground.configure, on_ready=foreground.on_ready,
-                                   must_reach_endpoints=True))
+                                   must_reach_endpoints=True,
+                                   closed_table=table_of_closed(config.name)))
 
 
 @dataclass(slots=True)
@@ -36,6 +47,7 @@ class _Foreground:
     as_json: bool
     host: str | None = None
     """Without peers: where another host would find this one."""
+    changes: HostChanges | None = None
 
     def configure(self, tunnel: Tunnel, cleanup: ExitStack,
                   endpoints: Collection[Address]) -> None:
@@ -44,20 +56,35 @@ class _Foreground:
         if config.mode == "tap":
             ethernet.configure(config, index, cleanup, endpoints)
         else:
-            networks = [network for peer in config.peers for network in peer.allowed_ips or ()
-                        if config.routes]
-            versions = (4,) if ipv6.is_left_out(config.name, (*config.addresses, *networks)) else (
-                4, 6)
-            routes.configure(links.get(index),
-                             [each for each in config.addresses if each.version in versions],
-                             DEFAULT_MTU if config.mtu is None else config.mtu,
-                             [each for each in networks if each.version in versions])
+            links.set_up(links.get(index))
+            changes = self.changes = HostChanges(
+                tunnel, config.name, DownCommands(), asyncio.Lock(), self._host_net)
+            cleanup.callback(partial(changes.end, keeps_commands=False))
+            changes.state.change(index, self._host_net())
         if not config.peers:
             self.host = routes.likely_address(
                 index, [address.ip for address in config.addresses]) or "THIS_HOST"
 
+    def _host_net(self) -> HostNet:
+        assert self.changes is not None
+        config = self.config
+        networks = [network for peer in config.peers for network in peer.allowed_ips or ()
+                    if config.routes]
+        versions = (4,) if ipv6.is_left_out(config.name, (*config.addresses, *networks)) else (4, 6)
+        connected = {address.network for address in config.addresses}
+        networks = [each for each in networks
+                    if each.version in versions and each not in connected]
+        apart = self.changes.apart(networks)
+        return HostNet(
+            tuple(each for each in config.addresses if each.version in versions),
+            DEFAULT_MTU if config.mtu is None else config.mtu,
+            tuple((each, self.changes.table if each in apart else TABLE_MAIN) for each in networks),
+            self.changes.table)
+
     def on_ready(self, tunnel: Tunnel) -> None:
         """Say so, and what to type on the other host."""
+        if self.changes is not None:
+            self.changes.ready()
         status = tunnel.status()
         hint = None if self.host is None else other_side_command(self.config, status, self.host)
         _say_ready(status, hint, as_json=self.as_json)

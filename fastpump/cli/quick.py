@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from fastpump.cli import hooks
+from fastpump.cli.leftovers import recover
 from fastpump.config import file as config_file
 from fastpump.config.file import FileConfig
 from fastpump.config.model import TunnelConfig
@@ -28,7 +29,7 @@ from fastpump.conn import endpoint
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import taps
 from fastpump.host.down_commands import DownCommands
-from fastpump.host.network import commands_of_running, find_leftover
+from fastpump.host.network import commands_of_running, find_leftover, table_of_closed
 from fastpump.ipc import control
 from fastpump.netlink import links
 from fastpump.process import memory
@@ -100,16 +101,17 @@ def up(word: str) -> None:
         hint = (f"`fastpump reload {word}` applies a changed file" if status["configuration_file"]
                 else "it was not brought up from a file")
         raise ConfigError(f"{name} is already up: {hint}, `fastpump down {word}` stops it")
-    _recover(name)
+    recover(name, takes_over=True)
     if name in (each for _, each in socket.if_nameindex()):
         raise ConfigError(f"an interface {name} already exists; rename the file"
                           + taps.how_to_delete(links.find(name)))
+    was_closed = bool(table_of_closed(name))
     detach(FileTunnel.of(path, name, file).serve,
            on_turn=partial(hooks.run, file.pre_up, name, str(path)))
     try:
         hooks.run(file.post_up, name, str(path))
     except BaseException:
-        _end(name)
+        _end(name, stays_closed=was_closed)
         raise
     status = control.ask(name, "status")
     if status is not None:
@@ -141,7 +143,7 @@ def down(word: str) -> None:
         name = Path(word).name.removesuffix(config_file.SUFFIX)
     status = control.ask(name, "status")
     if status is None:
-        if not _recover(name):
+        if not recover(name, takes_over=False):
             _load(word)
             raise ConfigError(f"{name} is not up; `fastpump status` lists the tunnels that are")
         control.forget(name)
@@ -193,29 +195,10 @@ def _down(name: str, path: Path) -> None:
         raise failure
 
 
-def _recover(name: str) -> bool:
-    """Undo what the last tunnel of that name left behind, if it did not end by `down`; whether
-    there was anything. SystemSetupError if its process lives."""
-    left = find_leftover(name)
-    if left is None:
-        return False
-    if left.was_killed:
-        log.warning("the last tunnel %(name)s was killed; what it left behind is undone now",
-                    {"name": name})
-    else:
-        log.warning("the last tunnel %(name)s ended by itself, or later than `down` waited for it; "
-                    "what was not run yet of PreDown and PostDown is run now", {"name": name})
-    hooks.run_all(left.commands.pre_down, name, left.commands)
-    left.undo()
-    hooks.run_all(left.commands.post_down, name, left.commands)
-    left.forget()
-    return True
-
-
-def _end(name: str, post_down: Sequence[str] = ()) -> None:
+def _end(name: str, post_down: Sequence[str] = (), *, stays_closed: bool = False) -> None:
     """Stop the background process, and wait until it has ended. What is to be run then is in the
-    record until somebody has run it."""
-    answer = control.ask(name, "stop", post_down=post_down)
+    record until somebody has run it. `stays_closed`: as a killed one before it left it."""
+    answer = control.ask(name, "stop", post_down=post_down, stays_closed=stays_closed)
     if answer is not None and not wait_for_end(answer["pid"], END_TIMEOUT_S):
         raise SystemSetupError(
             f"{name} has not ended within {END_TIMEOUT_S:g} s; its process is {answer['pid']}"

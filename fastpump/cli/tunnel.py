@@ -18,7 +18,8 @@ A peer is PUBKEY[@HOST:PORT][,allowed-ips=CIDR+CIDR...][,psk=FILE][,keepalive=SE
   PUBKEY        the peer's public key, as `fastpump pubkey` or `wg pubkey` prints it
   @HOST:PORT    its address; without it, the peer must contact this host. IPv6: @[ADDRESS]:PORT
   allowed-ips   the networks behind it: packets to them go to this peer, and packets from it
-                must come from them. With one peer the default is the networks of --address
+                must come from them. With one peer the default is the networks of --address.
+                0.0.0.0/0+::/0 is everything, a full tunnel
   psk           file with a preshared key (`fastpump genpsk`)
   keepalive     send a packet at least this often, to keep a NAT mapping open
 

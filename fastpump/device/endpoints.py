@@ -12,6 +12,7 @@ us a moment later: what is sent or changed here begins with what the tables say.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from fastpump._core import SharedTables
 from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
@@ -39,6 +40,8 @@ class Endpoints:
         self._send_errors = send_errors
         self._callbacks = callbacks
         self._family = family
+        self.on_given: Callable[[Endpoint], None] = lambda _: None
+        """Called when the operator, or the name that he gave, says where a peer is."""
 
     def check(self, endpoint: Endpoint) -> None:
         """ConfigError for one that our sockets cannot reach."""
@@ -67,6 +70,7 @@ class Endpoints:
         peer.configured_endpoint = endpoint
         if not was_there:
             self._callbacks.on_endpoint(before, endpoint)
+        self.on_given(endpoint)
         return has_moved or not was_there
 
     def set(self, peer: Peer, endpoint: Endpoint, source_address: bytes) -> None:

@@ -187,7 +187,7 @@ def join(attachment: Attachment, tap: Link, cleanup: ExitStack, *,
     check(attachment)
     recover()
     if not attachment:
-        routes.configure(tap, addresses, mtu, ())
+        routes.configure(tap, addresses, mtu)
         return
     bridge_name = _bridge_name(attachment)
     others = _inspect(attachment, bridge_name, tap.name)

@@ -1,4 +1,4 @@
-"""What a tunnel of a file changes on the host: addresses, MTU, routes, rules, firewall, DNS.
+"""What a tunnel of IP packets changes on the host: addresses, MTU, routes, rules, firewall, DNS.
 
 The wanted state is described whole (HostNet), and the host is changed to it step by step; so coming
 up, a reload, and going on after a failed step are the same. A step that failed may be half done:
@@ -11,8 +11,15 @@ asks for its Leftover does. All of it means something in that network namespace 
 says of another one, which is gone, is passed over.
 
 Several tunnels, and wg-quick(8), may have a default route at the same time. Each has a routing
-table of its own: it is taken from those that no route, rule or record names, by one process at a
-time, and is in the record from then on. Their rules differ in priority, by which they are removed.
+table of its own (host/full_tunnel.py: which routes are there): it is taken from those that no
+route, rule or record names, by one process at a time, and is in the record from then on. Their
+rules differ in priority, by which they are removed.
+
+Such a tunnel fails closed. Before rules lead to its table, each of its networks has an unreachable
+route there, which is worse than that through the interface, and stays when that goes: when it is
+set down, or its process is killed. Who takes the record of a killed tunnel over has what is in it
+from then on, rules and all, and changes it to what is wanted: in between, nothing goes in clear.
+The order of the steps sees to it, too: closed first, then rules, then routes; and back again.
 
 PreDown and PostDown are in that record, too. They are run by `down`, not by the process: so it
 leaves the record with those that are still to be run, and `down` removes it.
@@ -22,6 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import ipaddress
 import logging
 import os
 import threading
@@ -37,6 +45,7 @@ from fastpump.host.down_commands import DownCommands
 from fastpump.host.undo_record import Record, namespace_cookie
 from fastpump.ip import Interface, Network
 from fastpump.netlink import links, routes
+from fastpump.netlink.routes import TableRules
 
 log = logging.getLogger("fastpump")
 
@@ -44,13 +53,14 @@ SUFFIX = ".json"
 # The steps of a change, as `reload` names them.
 ADDRESSES, FIREWALL, MTU, DNS, RULES, ROUTES = (
     "the addresses", "the firewall", "the MTU", "DNS", "the rules", "the routes")
+CLOSED, OPENED = "unreachable routes", "the rules that are not needed any more"     # not named
 SRC_VALID_MARK = Path("/proc/sys/net/ipv4/conf/all/src_valid_mark")
 
 
 @dataclass(frozen=True, slots=True)
 class HostNet:
     """`mtu` 0: left alone. `routes`: (destination, routing table). `default_table`: where
-    default routes are that rules lead to; 0: nowhere."""
+    routes are that rules lead to; 0: nowhere."""
 
     addresses: tuple[Interface, ...] = ()
     mtu: int = 0
@@ -60,10 +70,18 @@ class HostNet:
     dns_search: tuple[str, ...] = ()
 
     @property
-    def versions(self) -> tuple[int, ...]:
-        """IP versions whose default route needs rules."""
-        return tuple(sorted({network.version for network, table in self.routes
-                             if self.default_table and table == self.default_table}))
+    def closed(self) -> frozenset[tuple[Network, int]]:
+        """The routes that rules lead to, as (destination, table)."""
+        return frozenset((network, table) for network, table in self.routes
+                         if self.default_table and table == self.default_table)
+
+    @property
+    def lengths(self) -> dict[int, tuple[int, ...]]:
+        """The lengths of their prefixes by IP version, the longest first."""
+        networks = [network for network, _ in self.closed]
+        return {version: tuple(sorted({network.prefixlen for network in networks
+                                       if network.version == version}, reverse=True))
+                for version in sorted({network.version for network in networks})}
 
     @property
     def has_dns(self) -> bool:
@@ -81,15 +99,23 @@ class HostState:
         self._record = _open_record(name)
         self._writing = threading.Lock()
         """`set_commands` may come while a thread changes the host."""
-        self._rules: dict[int, int] = {}
-        """IP versions that have rules, and the priority of these."""
-        self._protected: tuple[tuple[Interface, ...], int] | None = None
+        left = self._record.read()
+        if not _is_of_here(left):
+            left = {}
+        self._rules: list[TableRules] = _rules_of(left)
+        self._closed: set[tuple[Network, int]] = _closed_of(left)
+        """Networks that have an unreachable route, and in which table."""
+        self._protected: tuple[tuple[Interface, ...], int] | None = (
+            ((), 0) if left.get("is_protected", False) else None)
         """What the firewall was made of."""
+        self.is_taken_over = bool(self._rules or self._closed)
+        """Whether a killed tunnel left it closed."""
+        self._is_checked = not self.is_taken_over
         self._may_lack_routes = False
         """They go with the last address of an IP version."""
-        self._half_done: set[str] = set()
+        self._half_done: set[str] = {DNS} if left.get("has_dns", False) else set()
         """The steps that failed when they were last done."""
-        self.done = HostNet()
+        self.done = HostNet(default_table=left.get("table", 0) if self.is_taken_over else 0)
         """Where a step failed: what is there at most."""
         self._wanted = self.done
         self._write()
@@ -100,8 +126,10 @@ class HostState:
         self._write()
 
     def take_table(self, fixed: int, first: int) -> int:
-        """The routing table for default routes: `fixed`, else the first unused one from `first`
-        on. It is ours from now on, also while nothing is in it."""
+        """The routing table that rules lead to: `fixed`, else the one that we have, else the first
+        unused one from `first` on. It is ours from now on, also while nothing is in it."""
+        if self.done.default_table and fixed in (0, self.done.default_table):
+            return self.done.default_table
         with _locked(self._record.path.parent):
             table = fixed or routes.unused_table(first, _tables_of_others(self._record.path))
             self.done = replace(self.done, default_table=table)
@@ -114,21 +142,26 @@ class HostState:
         changed = []
         self._wanted = wanted
         self._write()
-        # Rules before routes: a rule that leads to a table without routes leads nowhere, but with
-        # the default route there, only both rules together leave the other networks alone. And the
-        # firewall before both: no default route without it.
+        # Rules before routes: with the default route there, only all rules together leave the other
+        # networks alone. And the firewall before both: no default route without it.
         for what, step in ((ADDRESSES, self._change_addresses), (FIREWALL, self._change_firewall),
                            (MTU, self._change_mtu), (DNS, self._change_dns),
-                           (RULES, self._change_rules), (ROUTES, self._change_routes)):
+                           (CLOSED, self._close), (RULES, self._change_rules),
+                           (ROUTES, self._change_routes), (OPENED, self._reopen)):
             try:
-                if step(index, wanted):
-                    changed.append(what)
+                if step(index, wanted) and what != CLOSED:
+                    changed.append(RULES if what == OPENED else what)
             except BaseException:
                 self._half_done.add(what)
                 raise
             self._half_done.discard(what)
         self._write()
-        return changed
+        return list(dict.fromkeys(changed))
+
+    def restore(self, index: int) -> None:
+        """Put back what the kernel has taken away when the interface was set down."""
+        self._half_done |= {ADDRESSES, ROUTES}
+        self.change(index, self._wanted)
 
     def _change_addresses(self, index: int, wanted: HostNet) -> bool:
         old, new = self.done.addresses, wanted.addresses
@@ -141,9 +174,9 @@ class HostState:
         return True
 
     def _change_firewall(self, _index: int, wanted: HostNet) -> bool:
-        """As long as there are rules: `_change_rules` removes it after them."""
+        """As long as there are rules: `_reopen` removes it after them."""
         protected = wanted.addresses, wanted.default_table
-        if not (wanted.versions or self._rules) or self._protected == protected:
+        if not wanted.closed or self._protected == protected:
             return False
         firewall.protect(self._name, *protected)        # all of it, or nothing
         self._protected = protected
@@ -167,32 +200,76 @@ class HostState:
         self.done = replace(self.done, dns=wanted.dns, dns_search=wanted.dns_search)
         return True
 
+    def _close(self, _index: int, wanted: HostNet) -> bool:
+        there = {(network, table) for table in {table for _, table in wanted.closed}
+                 for network in routes.closed(table)}
+        missing = sorted(wanted.closed - (self._closed & there), key=str)
+        for network, table in missing:
+            if (network, table) in there:
+                raise SystemSetupError(
+                    f"the routing table {table} has routes of another tunnel (there is one already "
+                    f"to {network}): choose another firewall mark, whose number the table has")
+            self._closed.add((network, table))
+            self._write()
+            try:
+                routes.close(network, table)
+            except BaseException:
+                self._closed.discard((network, table))
+                self._write()
+                raise
+        return bool(missing)
+
     def _change_rules(self, _index: int, wanted: HostNet) -> bool:
-        gone = [version for version in self._rules if version not in wanted.versions]
-        missing = [version for version in wanted.versions if version not in self._rules]
-        for version in gone:
-            routes.remove_default_rules(version, self.done.default_table, self._rules[version])
-            del self._rules[version]
-        self.done = replace(self.done, default_table=wanted.default_table)
-        if self._protected is not None and not wanted.versions:
-            firewall.unprotect(self._name)
-            self._protected = None
+        """Add those that are missing."""
+        if not self._is_checked:        # those of a killed tunnel: somebody may have removed some
+            for rules in [each for each in self._rules if not routes.has_rules(each)]:
+                routes.remove_rules(rules)
+                self._rules.remove(rules)
+            self._is_checked = True
+        self.done = replace(self.done, default_table=wanted.default_table
+                            or self.done.default_table)
+        missing = {version: lengths for version, lengths in wanted.lengths.items()
+                   if not any(self._are_wanted(rules, wanted) for rules in self._rules
+                              if rules.version == version)}
         if 4 in missing:
             _validate_sources_by_mark()
-        for version in missing:
-            self._add_rules(version, wanted.default_table)
-        return bool(gone or missing)
+        for version, lengths in missing.items():
+            self._add_rules(version, wanted.default_table, lengths)
+        return bool(missing)
 
-    def _add_rules(self, version: int, table: int) -> None:
-        try:
-            is_added = False
-            while not is_added:     # other tunnels may come up just now
-                priority = self._rules[version] = routes.unused_priority(version)
+    @staticmethod
+    def _are_wanted(rules: TableRules, wanted: HostNet) -> bool:
+        return (rules.table, rules.lengths) == (wanted.default_table,
+                                                wanted.lengths.get(rules.version))
+
+    def _add_rules(self, version: int, table: int, lengths: tuple[int, ...]) -> None:
+        is_added = False
+        while not is_added:     # other programs may add theirs just now
+            with _locked(self._record.path.parent):     # and other tunnels
+                rules = TableRules(version, table, routes.unused_priority(version, len(lengths)),
+                                   lengths)
+                self._rules.append(rules)
                 self._write()
-                is_added = routes.add_default_rules(version, table, priority)
-        except BaseException:
-            self._rules.pop(version, None)
-            raise
+                try:
+                    is_added = routes.add_rules(rules)
+                finally:
+                    if not is_added:
+                        self._rules.remove(rules)
+
+    def _reopen(self, _index: int, wanted: HostNet) -> bool:
+        """Remove the rules, the firewall and the unreachable routes that are not wanted any
+        more."""
+        gone = [rules for rules in self._rules if not self._are_wanted(rules, wanted)]
+        for rules in gone:
+            routes.remove_rules(rules)
+            self._rules.remove(rules)
+        if self._protected is not None and not wanted.closed:
+            firewall.unprotect(self._name)
+            self._protected = None
+        for each in sorted(self._closed - wanted.closed, key=str):
+            routes.reopen(*each)
+            self._closed.remove(each)
+        return bool(gone)
 
     def _change_routes(self, index: int, wanted: HostNet) -> bool:
         old, new = self.done.routes, wanted.routes
@@ -213,8 +290,9 @@ class HostState:
             self._record.write({
                 "namespace": namespace_cookie(), "commands": self._commands.to_json(),
                 "table": self.done.default_table or self._wanted.default_table,
-                "rules": sorted(self._rules.items()),
-                "is_protected": self._protected is not None or bool(self._wanted.versions),
+                "rules": [rules.to_json() for rules in self._rules],
+                "closed": sorted((str(network), table) for network, table in self._closed),
+                "is_protected": self._protected is not None or bool(self._wanted.closed),
                 "has_dns": self.done.has_dns or self._wanted.has_dns or DNS in self._half_done})
 
     def undo(self, *, keeps_commands: bool) -> None:
@@ -227,6 +305,18 @@ class HostState:
             self._record.release()
         else:
             self._record.remove()
+
+    def leave_closed(self, *, keeps_commands: bool) -> None:
+        """Undo nothing, as if we were killed, and give up the record. `keeps_commands`: whether
+        those in it are to be run still."""
+        if not keeps_commands:
+            self.set_commands(DownCommands())
+        self._record.release()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether anything is that others would route otherwise."""
+        return bool(self._rules)
 
 
 def _validate_sources_by_mark() -> None:
@@ -251,16 +341,30 @@ class Leftover:
         self._record = record
         self._said = {} if record is None else record.read()
         self.was_killed = not self._said.get("has_ended", False)
+        self.is_closed = bool(self._said.get("rules")) and _is_of_here(self._said)
+        """Whether it keeps packets from going in clear."""
         self.commands = DownCommands() if record is None else _commands(record, self._said)
 
     def undo(self) -> None:
         """Undo what does not go away with the interface."""
         _undo(self._name, self._said)
 
+    def keep(self) -> None:
+        """The commands were run; the next tunnel of that name takes all else over."""
+        if self._record is not None:
+            self._record.write({**self._said, "commands": DownCommands().to_json()})
+            self._record.release()
+
     def forget(self) -> None:
         """All is undone, and the commands were run."""
         if self._record is not None:
             self._record.remove()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is of a `fastpump tunnel` that has left nothing."""
+        return self._record is not None and not self.commands.file and not any(
+            self._said.get(each) for each in ("rules", "closed", "is_protected", "has_dns"))
 
 
 def find_leftover(name: str) -> Leftover | None:
@@ -269,6 +373,19 @@ def find_leftover(name: str) -> Leftover | None:
     if not _record_file(name).exists():
         return Leftover(name, None) if was_attached else None
     return Leftover(name, _open_record(name))
+
+
+def table_of_closed(name: str) -> int:
+    """The routing table of a killed tunnel of that name that is still closed, which is the mark of
+    what may leave; 0: none."""
+    record = Record.peek(_record_file(name))
+    if record is None:
+        return 0
+    try:
+        said = record.read()
+    finally:
+        record.release()
+    return int(said.get("table", 0)) if said.get("rules") and _is_of_here(said) else 0
 
 
 def commands_of_running(name: str) -> DownCommands:
@@ -315,7 +432,7 @@ def _tables_of_others(own: Path) -> set[int]:
             said = record.read()
             record.release()
             if _is_of_here(said):
-                found.add(said.get("table", 0))
+                found |= {said.get("table", 0), *(rules.table for rules in _rules_of(said))}
     return found
 
 
@@ -345,12 +462,25 @@ def _undo(name: str, said: dict[str, Any]) -> None:
     """Undo what a record says, as far as it is there; errors go to the log."""
     if not _is_of_here(said):
         return
-    for version, priority in said.get("rules", []):
-        _tolerate(routes.remove_default_rules, version, said["table"], priority)
+    for rules in _rules_of(said):
+        _tolerate(routes.remove_rules, rules)
+    for network, table in _closed_of(said):
+        _tolerate(routes.reopen, network, table)
     if said.get("is_protected", False):
         _tolerate(firewall.unprotect, name)
     if said.get("has_dns", False):
         _tolerate(firewall.unset_dns, name)
+
+
+def _rules_of(said: dict[str, Any]) -> list[TableRules]:
+    """Those in a record."""
+    return [TableRules(version, table, priority, tuple(lengths))
+            for version, table, priority, lengths in said.get("rules", [])]
+
+
+def _closed_of(said: dict[str, Any]) -> set[tuple[Network, int]]:
+    """The unreachable routes in a record: (destination, table)."""
+    return {(ipaddress.ip_network(network), table) for network, table in said.get("closed", [])}
 
 
 def _tolerate(step: Callable[..., None], *args: object) -> None:

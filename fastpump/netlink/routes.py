@@ -13,13 +13,14 @@ import ipaddress
 import itertools
 import socket
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink import NETLINK_GET_STRICT_CHK, SOL_NETLINK
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl import rt_proto, rt_scope
+from pyroute2.netlink.rtnl import rt_proto, rt_scope, rt_type
 
 from fastpump.constants import ETHERNET_MTU
 from fastpump.errors import ConfigError, SystemSetupError
@@ -33,29 +34,23 @@ from fastpump.netlink.refusal import Refusal, explaining
 TABLE_DEFAULT, TABLE_LOCAL = 253, 255
 FIB_RULE_INVERT = 2
 RULE_PRIORITY_MAIN = 32766      # net/ipv4/fib_rules.c
+CLOSED_METRIC = 4278198272      # worse than any that others choose; usual for VRFs, too
 
 OUTER_OVERHEAD = 80     # IPv6, UDP, WireGuard's 32
 TABLE_NAMES = (Path("/etc/iproute2/rt_tables"), Path("/usr/share/iproute2/rt_tables"),
                Path("/usr/lib/iproute2/rt_tables"))
 
 
-def configure(link: Link, addresses: Iterable[Interface], mtu: int,
-              networks: Iterable[Network]) -> None:
-    """Set the MTU, add addresses, set the interface up, add routes to networks through it.
+def configure(link: Link, addresses: Iterable[Interface], mtu: int) -> None:
+    """Set the MTU, add addresses, set the interface up.
 
     Everything is the interface's own, and goes with it.
     """
-    addresses = list(addresses)
     links.set_mtu(link, mtu)
     with explaining("the addresses cannot be set"), IPRoute() as netlink:
         for address in addresses:
             _address(netlink, "add", link.index, address)
     links.set_up(link)
-    connected = {address.network for address in addresses}
-    with explaining("the routes cannot be set"), IPRoute() as netlink:
-        for network in networks:
-            if network not in connected:
-                _route(netlink, "add", link.index, network, TABLE_MAIN)
 
 
 # -- addresses
@@ -134,10 +129,16 @@ def likely_address(but_not_of: int, but_not: Collection[Address] = ()) -> str | 
 
 def _route(netlink: IPRoute, verb: str, index: int, network: Network, table: int) -> None:
     scope = {"scope": rt_scope["link"]} if network.version == 4 else {}
+    with _explaining_route(f"cannot {verb} the route to {network} through the tunnel"):
+        netlink.route(verb, dst=str(network), oif=index, family=FAMILIES[network.version],
+                      table=table, **scope)
+
+
+@contextlib.contextmanager
+def _explaining_route(failure: str) -> Iterator[None]:
     try:
-        with explaining(f"cannot {verb} the route to {network} through the tunnel"):
-            netlink.route(verb, dst=str(network), oif=index, family=FAMILIES[network.version],
-                          table=table, **scope)
+        with explaining(failure):
+            yield
     except Refusal as error:
         if error.errno != errno.EEXIST:
             raise
@@ -164,13 +165,17 @@ def _routes(netlink: IPRoute, index: int) -> set[tuple[Network, int]]:
     """The routes through an interface that we, or a user, added: (destination, table)."""
     found = set()
     for version in FAMILIES:
-        everything = "0.0.0.0" if version == 4 else "::"
         for message in _dump(netlink, version, oif=index):
             if message["proto"] == rt_proto["static"]:
-                network = ipaddress.ip_network(
-                    f"{message.get_attr('RTA_DST') or everything}/{message['dst_len']}")
-                found.add((network, message.get_attr("RTA_TABLE", message["table"])))
+                found.add((_destination(message, version),
+                           message.get_attr("RTA_TABLE", message["table"])))
     return found
+
+
+def _destination(message: Any, version: int) -> Network:
+    everything = "0.0.0.0" if version == 4 else "::"
+    return ipaddress.ip_network(
+        f"{message.get_attr('RTA_DST') or everything}/{message['dst_len']}")
 
 
 @functools.cache
@@ -231,61 +236,133 @@ def unused_table(first: int, taken: Collection[int]) -> int:
                 True for version in FAMILIES for _ in _dump(netlink, version, table=table)))
 
 
-def unused_priority(version: int) -> int:
-    """The priority for the rule that leads to a tunnel's table. It comes before all others, and
-    right before it the one that leads to the main table."""
+def unused_priority(version: int, pairs: int = 1) -> int:
+    """The priority for the last of a tunnel's rules, which come before all others."""
     with explaining("the routing rules cannot be read"), IPRoute() as netlink:
         first = min((_priority(rule) for rule in _rules(netlink, version) if _priority(rule)),
                     default=RULE_PRIORITY_MAIN)
-    if first < 3:
-        raise SystemSetupError("there is a routing rule of priority 1 or 2 already, and those "
-                               "of the tunnel must come before it; ip rule shows it")
+    if first < 2 * pairs + 1:
+        raise SystemSetupError(f"there is a routing rule of a priority below {2 * pairs + 1} "
+                               "already, and those of the tunnel must come before it; ip rule "
+                               "shows it")
     return first - 1
 
 
-def add_default_rules(version: int, table: int, priority: int) -> bool:
-    """Route everything by `table`, except what is marked with that number, and what the main
-    table routes by more than a default route. Both rules are added, or none: False if another
-    program has taken the priority meanwhile."""
-    to_main, to_table = _default_rules(version, table, priority)
-    with explaining(f"the rules for the routing table {table} cannot be added"), \
+@dataclass(frozen=True, slots=True)
+class TableRules:
+    """The rules that lead everything but what has the table's number as its mark to a tunnel's
+    table, so that among the routes there and in the main table the longest prefix wins, and the
+    tunnel's of two equal ones.
+
+    A pair for each length of a prefix in the table, the longest first: the main table, for what it
+    has a longer prefix for; then the table, for what it has a prefix of that length for. With a
+    default route alone that is the pair of wg-quick(8)."""
+
+    version: int
+    table: int
+    priority: int
+    """Of the last one; the others are right before it."""
+    lengths: tuple[int, ...]
+
+    def pairs(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """The rule that leads to the main table, and the one that leads to the tunnel's, of each
+        length; for pyroute2."""
+        found = []
+        for number, length in enumerate(self.lengths, 1):
+            priority = self.priority - 2 * (len(self.lengths) - number)
+            to_table = {"table": self.table, "fwmark": self.table, "flags": FIB_RULE_INVERT,
+                        "family": FAMILIES[self.version], "priority": priority}
+            if number < len(self.lengths):
+                to_table["FRA_SUPPRESS_PREFIXLEN"] = length - 1
+            found.append(({"table": TABLE_MAIN, "FRA_SUPPRESS_PREFIXLEN": length,
+                           "family": FAMILIES[self.version], "priority": priority - 1}, to_table))
+        return found
+
+    def to_json(self) -> list[Any]:
+        """For a record."""
+        return [self.version, self.table, self.priority, list(self.lengths)]
+
+
+def add_rules(rules: TableRules) -> bool:
+    """Add all of them, or none: False if another program has taken the priority meanwhile."""
+    to_main, to_table = zip(*rules.pairs(), strict=True)
+    added: list[dict[str, Any]] = []
+    with explaining(f"the rules for the routing table {rules.table} cannot be added"), \
             IPRoute() as netlink:
         try:
-            netlink.rule("add", **to_main)      # of two tunnels at once, one has it
-        except NetlinkError as error:
-            if error.code == errno.EEXIST:
+            # The last pair first: of two tunnels at once, one has it. And those to the main table
+            # before all others, so that what it routes never goes astray.
+            for rule in (*reversed(to_main), *to_table):
+                netlink.rule("add", **rule)
+                added.append(rule)
+        except BaseException as error:
+            for rule in added:
+                netlink.rule("del", **rule)
+            if not added and isinstance(error, NetlinkError) and error.code == errno.EEXIST:
                 return False
-            raise
-        try:
-            netlink.rule("add", **to_table)
-        except BaseException:
-            netlink.rule("del", **to_main)
             raise
     return True
 
 
-def remove_default_rules(version: int, table: int, priority: int) -> None:
-    """Undo `add_default_rules`, if what is at that priority is ours. Other tunnels have rules like
-    these at others."""
-    to_main, to_table = _default_rules(version, table, priority)
-    with explaining(f"the rules for the routing table {table} cannot be removed"), \
+def has_rules(rules: TableRules) -> bool:
+    """Whether all of them are there."""
+    with explaining("the routing rules cannot be read"), IPRoute() as netlink:
+        there = {(_priority(rule), rule.get_attr("FRA_TABLE", rule["table"]))
+                 for rule in _rules(netlink, rules.version)}
+    return {(rule["priority"], rule["table"]) for pair in rules.pairs() for rule in pair} <= there
+
+
+def remove_rules(rules: TableRules) -> None:
+    """Remove those of them that are ours and are there. Other tunnels have rules like these at
+    other priorities."""
+    with explaining(f"the rules for the routing table {rules.table} cannot be removed"), \
             IPRoute() as netlink:
-        if any(_priority(rule) == priority and rule.get_attr("FRA_TABLE") == table
-               and rule.get_attr("FRA_FWMARK") == table and rule["flags"] & FIB_RULE_INVERT
-               for rule in _rules(netlink, version)):
+        ours = {_priority(rule) for rule in _rules(netlink, rules.version)
+                if rule.get_attr("FRA_TABLE") == rules.table
+                and rule.get_attr("FRA_FWMARK") == rules.table and rule["flags"] & FIB_RULE_INVERT}
+        there = [pair for pair in rules.pairs() if pair[1]["priority"] in ours]
+        for _, to_table in there:
             netlink.rule("del", **to_table)
+        for to_main, _ in there:
             with contextlib.suppress(NetlinkError):     # wg-quick(8) removes all of this kind
                 netlink.rule("del", **to_main)
 
 
-def _default_rules(version: int, table: int, priority: int) -> tuple[dict[str, Any], ...]:
-    """The rule that leads to the main table, and the one that leads to the tunnel's."""
-    family = FAMILIES[version]
-    return ({"family": family, "table": TABLE_MAIN, "FRA_SUPPRESS_PREFIXLEN": 0,
-             "priority": priority - 1},
-            {"family": family, "table": table, "fwmark": table, "flags": FIB_RULE_INVERT,
-             "priority": priority})
+# -- what is closed
 
+def closed(table: int) -> set[Network]:
+    """The networks that have an unreachable route of ours in a table."""
+    with explaining("the routes cannot be read"), \
+            IPRoute(strict_check=_kernel_filters()) as netlink:
+        return {_destination(message, version) for version in FAMILIES
+                for message in _dump(netlink, version, table=table)
+                if message["type"] == rt_type["unreachable"]
+                and message.get_attr("RTA_PRIORITY") == CLOSED_METRIC}
+
+
+def close(network: Network, table: int) -> None:
+    """Make a network unreachable for what a table routes, as long as no interface has a route to it
+    there. Such a route stays when the interface goes."""
+    _change_closed("add", network, table)
+
+
+def reopen(network: Network, table: int) -> None:
+    """Undo `close`."""
+    try:
+        _change_closed("del", network, table)
+    except Refusal as error:
+        if error.errno != errno.ESRCH:      # somebody else has
+            raise
+
+
+def _change_closed(verb: str, network: Network, table: int) -> None:
+    with IPRoute() as netlink, \
+            _explaining_route(f"cannot {verb} the unreachable route to {network}"):
+        netlink.route(verb, dst=str(network), type="unreachable", table=table,
+                      family=FAMILIES[network.version], priority=CLOSED_METRIC)
+
+
+# -- reading rules
 
 def _rules(netlink: IPRoute, version: int) -> Iterator[Any]:
     """The rules of an IP version; none if the kernel lacks it, or rules altogether."""
@@ -302,19 +379,22 @@ def _priority(rule: Any) -> int:
 
 # -- path MTUs
 
-def fitting_mtu(endpoints: Iterable[Address]) -> int:
+def fitting_mtu(endpoints: Iterable[Address], mark: int = 0) -> int:
     """An MTU for the tunnel with which datagrams to these endpoints are not fragmented: the
-    smallest of the path MTUs, or that of the default route, less what WireGuard adds."""
+    smallest of the path MTUs, or that of the default route, less what WireGuard adds. `mark`: of
+    the datagrams."""
     with explaining("the path MTUs cannot be read"), IPRoute() as netlink:
-        mtus = [_path_mtu(netlink, address) for address in endpoints]
+        mtus = [_path_mtu(netlink, address, mark) for address in endpoints]
         if not any(mtus):
             mtus = [_message_mtu(netlink, message) for message in default_routes.read(4)]
     return min([mtu for mtu in mtus if mtu], default=ETHERNET_MTU) - OUTER_OVERHEAD
 
 
-def _path_mtu(netlink: IPRoute, address: Address) -> int | None:
+def _path_mtu(netlink: IPRoute, address: Address, mark: int) -> int | None:
+    marked = {"RTA_MARK": mark} if mark else {}
     try:
-        answer = list(netlink.route("get", dst=str(address), family=FAMILIES[address.version]))
+        answer = list(netlink.route("get", dst=str(address), family=FAMILIES[address.version],
+                                    **marked))
     except NetlinkError:
         return None
     return _message_mtu(netlink, answer[0]) if answer else None

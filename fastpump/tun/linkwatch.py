@@ -24,6 +24,7 @@ from fastpump.kernel import (
     CLONE_NEWNET,
     IF_STATS,
     IFF_UP,
+    IFINFO,
     IFLA_STATS_LINK_64,
     IFREQ_FLAGS,
     IFREQ_INT,
@@ -32,6 +33,7 @@ from fastpump.kernel import (
     NLM_F_REQUEST,
     NLMSG_HEADER,
     RTM_GETSTATS,
+    RTM_NEWLINK,
     RTM_NEWSTATS,
     RTMGRP_LINK,
     SIOCGIFFLAGS,
@@ -61,6 +63,7 @@ class LinkWatcher:
         self._tun = tun
         self._on_moved = on_moved
         self._last: TunState | None = None
+        self._was_down = False
         self._namespace = paths.namespace_inode()
         self._open()
 
@@ -104,11 +107,25 @@ class LinkWatcher:
     def _drain(self) -> None:
         while True:
             try:
-                self._notifications.recv(1 << 16)
+                notification = self._notifications.recv(1 << 16)
             except BlockingIOError:
                 return
-            except OSError:
-                pass            # ENOBUFS: some were lost, and we read the state anyway
+            except OSError:     # ENOBUFS: some were lost, and we read the state anyway
+                self._was_down = True
+            else:
+                self._was_down |= self._says_down(notification)
+
+    def _says_down(self, notification: bytes) -> bool:
+        """Whether the interface was down then; by now it may be up again."""
+        _, kind, *_ = NLMSG_HEADER.unpack_from(notification)
+        _, _, index, flags, _ = IFINFO.unpack_from(notification, NLMSG_HEADER.size)
+        return kind == RTM_NEWLINK and self._last is not None and index == self._last.index \
+            and not flags & IFF_UP
+
+    def take_down(self) -> bool:
+        """Whether the interface may have been down since the last time that this was asked."""
+        was_down, self._was_down = self._was_down, False
+        return was_down
 
     def _ask(self, name: str) -> TunState:
         def ask(number: int, layout: struct.Struct) -> int:

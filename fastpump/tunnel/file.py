@@ -30,18 +30,18 @@ from fastpump.config.model import PeerConfig, TunnelConfig
 from fastpump.config.options import OPTIONS, Option
 from fastpump.config.wording import OptionError
 from fastpump.conn.endpoint import Endpoint
-from fastpump.constants import DEFAULT_PORT
 from fastpump.device.peer import Peer
 from fastpump.device.peer_change import PeerChange, Presence
 from fastpump.errors import ConfigError, FastpumpError, SystemSetupError
 from fastpump.host import attach, ethernet, ipv6
 from fastpump.host.down_commands import DownCommands
-from fastpump.host.network import HostNet, HostState
+from fastpump.host.network import HostNet, HostState, table_of_closed
 from fastpump.ip import Address, Network, network_of
 from fastpump.netlink import links, routes
 from fastpump.netlink.default_routes import TABLE_MAIN
 from fastpump.process.daemon import Foreground
 from fastpump.ratelimit import NO_LIMITS
+from fastpump.tunnel.host_changes import HostChanges
 from fastpump.tunnel.peer_changes import peer_change_of
 from fastpump.tunnel.run import Program, run
 from fastpump.tunnel.supervisor import ON_REQUEST
@@ -62,10 +62,9 @@ class FileTunnel:
     """The same, but with what only `up` can set as it was then. After a reload that failed: what
     it has done."""
     config: TunnelConfig
-    default_table: int = 0
-    """Where default routes go; 0 if there were none, or the file names a table."""
     host: HostState | None = None
 
+    _changes: HostChanges | None = None
     _running: Tunnel | None = None
     _was_ready: bool = False
     _down_follows: bool = False
@@ -92,6 +91,8 @@ class FileTunnel:
         def on_ready(_running: Tunnel) -> None:
             foreground.ready()
             self._was_ready = True
+            assert self._changes is not None
+            self._changes.ready()
 
         try:
             run(self.config, Program(
@@ -99,13 +100,15 @@ class FileTunnel:
                 on_ready=on_ready, commands={
                     "reload": self._reload, "configuration": self._configuration,
                     "stop": self._stop},
-                configuration_file=self.path))
+                configuration_file=self.path, closed_table=table_of_closed(self.name)))
         except FastpumpError as error:
             raise self.file.located(error) from None
 
     def _take_host(self, running: Tunnel, cleanup: ExitStack) -> None:
         self._running = running
-        self.host = HostState(self.name, self._down_commands(running))
+        self._changes = HostChanges(running, self.name, self._down_commands(running), self._turn,
+                                    lambda: self._host_net(self.applied, None))
+        self.host = self._changes.state
         cleanup.callback(self._undo_host)
         running.supervisor.on_port_or_mark = self._note_commands
 
@@ -124,6 +127,8 @@ class FileTunnel:
         """End. `down` has run PreDown, and says what it will run when we have ended: that is left
         to do until it has, which may give up waiting for us. It finds it in the record of the
         interface's own name and network namespace."""
+        if self._changes is not None:
+            self._changes.stays_closed = bool(request.get("stays_closed", False))
         left = tuple(map(str, request.get("post_down", ())))
         if left and self._was_ready and running.is_at_home and running.link.name == self.name:
             assert self.host is not None
@@ -136,9 +141,9 @@ class FileTunnel:
     def _undo_host(self) -> None:
         """Only `down` runs what the file wants at the end: if it has not yet, that is still to be
         done. A tunnel that has never been ready has never been up."""
-        assert self.host is not None
+        assert self._changes is not None
         assert self._running is not None
-        self.host.undo(keeps_commands=self._was_ready and (
+        self._changes.end(keeps_commands=self._was_ready and (
             self._down_follows or self._running.supervisor.stop_reason != ON_REQUEST))
 
     def _down_commands(self, running: Tunnel) -> DownCommands:
@@ -151,11 +156,6 @@ class FileTunnel:
             self._take_host(running, cleanup)
         assert self.host is not None
         file, index = self._with_peers_of(running), running.link.index
-        if _has_default_route(file):
-            # The mark keeps our own datagrams out of the tunnel; the table has the same number.
-            supervisor = running.supervisor
-            self.default_table = self.host.take_table(supervisor.fwmark, DEFAULT_PORT)
-            supervisor.set_fwmark(self.default_table)
         if self.config.mode == "tap":
             ethernet.configure(self.config, index, cleanup, endpoints)
             self.host.change(index, self._host_net(file, None))
@@ -178,16 +178,21 @@ class FileTunnel:
         of_ip = (*addresses, *(network for network, _ in wanted))
         mtu = file.tunnel.mtu or 0
         if not mtu and endpoints is not None:
-            mtu = ipv6.fitting_mtu(routes.fitting_mtu(endpoints), of_ip)
+            mtu = ipv6.fitting_mtu(routes.fitting_mtu(endpoints, self._table), of_ip)
         if ipv6.is_left_out(self.name, of_ip):
             addresses = tuple(each for each in addresses if each.version == 4)
             wanted = tuple(each for each in wanted if each[0].version == 4)
-        return HostNet(addresses, mtu, wanted, self.default_table, file.dns_servers,
+        return HostNet(addresses, mtu, wanted, self._table, file.dns_servers,
                        file.dns_search)
 
     @property
     def _is_attached(self) -> bool:
         return bool(ethernet.attachment_of(self.config))
+
+    @property
+    def _table(self) -> int:
+        """Where the routes are that rules lead to; 0: nowhere."""
+        return 0 if self._changes is None else self._changes.table
 
     def _routes(self, file: FileConfig) -> Iterator[tuple[Network, int]]:
         """(destination, routing table) of all routes, the longest prefixes first."""
@@ -196,14 +201,13 @@ class FileTunnel:
         table = TABLE_MAIN if file.table == "auto" else _table_number(file)
         connected = {address.network for address in file.tunnel.addresses}
         networks = {network for peer in file.tunnel.peers for network in peer.allowed_ips or ()}
+        apart: Collection[Network] = ()
+        if file.table == "auto":
+            assert self._changes is not None
+            networks -= connected
+            apart = self._changes.apart(networks)
         for network in sorted(networks, key=lambda each: (-each.prefixlen, each.version, each)):
-            if file.table != "auto":
-                yield network, table
-            elif network.prefixlen == 0:
-                if self.default_table:
-                    yield network, self.default_table
-            elif network not in connected:
-                yield network, table
+            yield network, self._table if network in apart else table
 
     # -- SaveConfig
 
@@ -228,7 +232,7 @@ class FileTunnel:
         return replace(self.file, tunnel=replace(
             tunnel, addresses=addresses, listen_port=supervisor.listen_port or None,
             private_key=device.private_key if any(device.private_key) else None,
-            fwmark=tunnel.fwmark if self.default_table else supervisor.fwmark,
+            fwmark=tunnel.fwmark if self._table else supervisor.fwmark,
             mtu=None if tunnel.mtu is None else running.link.mtu,
             peers=tuple(self._peer_config(peer, known.get(peer.public_key))
                         for peer in device.peers.values())))
@@ -288,15 +292,12 @@ class FileTunnel:
                  if self._is_fixed(option) and file.get(option) != self.applied.get(option)]
         new = file.having(peers=config.peers, **{
             option.name: self.applied.get(option) for option in fixed})
-        names = [option.name for option in fixed]
-        if _has_default_route(new) and not self.default_table:
-            names.append("the default route")
-        return new, names
+        return new, [option.name for option in fixed]
 
     def _is_fixed(self, option: Option) -> bool:
         """Whether an option cannot be changed while the tunnel runs."""
         if option.name == "fwmark":
-            return bool(self.default_table)     # the rules have it
+            return bool(self._table)            # the rules have it
         if option.name == "addresses":
             return self._is_attached            # the bridge has them
         return option.needs_restart
@@ -404,10 +405,3 @@ def _table_number(file: FileConfig) -> int:
 
 def _by_key(file: FileConfig) -> dict[bytes, PeerConfig]:
     return {peer.public_key: peer for peer in file.tunnel.peers}
-
-
-def _has_default_route(file: FileConfig) -> bool:
-    """Whether all traffic goes through the tunnel, by rules of ours."""
-    return file.table == "auto" and any(
-        network.prefixlen == 0 for peer in file.tunnel.peers
-        for network in peer.allowed_ips or ())

@@ -77,6 +77,9 @@ class Program:
     configuration_file: Path | None = None
     must_serve_wg: bool = False
     """Fail if another WireGuard has wg's socket of that name, and stop when it is removed."""
+    closed_table: int = 0
+    """The routing table of a killed tunnel of that name, which this one will take over: until then
+    only what has that number as its mark leaves."""
     must_reach_endpoints: bool = False
     """Fail if there is no route to an endpoint; else that is a warning."""
 
@@ -293,7 +296,8 @@ class _Start:
         assert self._endpoints is not None
         for public_key, where in list(self._endpoints.items()):
             try:
-                check_route(where, supervisor.family, supervisor.fwmark)
+                check_route(where, supervisor.family,
+                            supervisor.fwmark or self._program.closed_table)
             except SystemSetupError as error:
                 if self._program.must_reach_endpoints:
                     raise

@@ -144,6 +144,8 @@ class Service:
                      {"name": link.name, "namespace": link.namespace})
             self._control.rename(link.name, link.namespace)
         self._tunnel.supervisor.interface_changed(is_up=link.is_up)
+        if link.is_up and (self._watcher.take_down() or not before.is_up):
+            self._tunnel.on_link_up()
 
     def _chores(self) -> Iterator[Coroutine[Any, Any, None]]:
         """What is to be done from time to time."""

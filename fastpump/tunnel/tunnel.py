@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class Tunnel:
     configuration_file: Path | None = None
     rate_limits: RateLimits = NO_LIMITS
     """Of the interface; a peer's are its own."""
+    on_link_up: Callable[[], None] = lambda: None
+    """Called when the interface was set down, and is up again: its routes are gone."""
 
     @property
     def is_at_home(self) -> bool:

@@ -24,14 +24,16 @@ class World:
     fails, and does nothing or, of several things, the first one."""
 
     def __init__(self, monkeypatch):
-        self.addresses, self.routes, self.rules = set(), set(), {}
+        self.addresses, self.routes, self.rules, self.closed = set(), set(), {}, set()
         self.protected = self.dns = None
         self.hosts = []
         self.failing, self.priority = set(), 32765
         monkeypatch.setattr(network, "SRC_VALID_MARK", SimpleNamespace(read_text=lambda: "1"))
+        monkeypatch.setattr(routes, "closed", lambda table: {
+            network for network, where in self.closed if where == table})
         for module, *names in (
                 (routes, "change_addresses", "change_routes", "unused_priority", "unused_table",
-                 "add_default_rules", "remove_default_rules"),
+                 "add_rules", "remove_rules", "has_rules", "close", "reopen"),
                 (firewall, "protect", "unprotect", "set_dns", "unset_dns")):
             for name in names:
                 monkeypatch.setattr(module, name, getattr(self, name))
@@ -59,24 +61,35 @@ class World:
             there.add(each)
             self._may_fail(what)
 
-    def unused_priority(self, _version):
+    def close(self, network, table):
+        self._may_fail("closing")
+        self.closed.add((network, table))
+
+    def reopen(self, network, table):
+        self.closed.remove((network, table))
+
+    def unused_priority(self, _version, _pairs):
         return self.priority
 
     def unused_table(self, first, taken):
         return next(table for table in range(first, first + 99) if table not in taken)
 
-    def add_default_rules(self, version, table, priority):
+    def add_rules(self, rules):
         self._may_fail("rules")
-        if (version, priority) in self.rules:
+        if (rules.version, rules.priority) in self.rules:
             self.priority -= 2      # as the other one has it, the next search finds another
             return False
-        self.rules[version, priority] = table
+        assert any(table == rules.table for _, table in self.closed)
+        self.rules[rules.version, rules.priority] = rules.table
         return True
 
-    def remove_default_rules(self, version, table, priority):
+    def has_rules(self, rules):
+        return self.rules.get((rules.version, rules.priority)) == rules.table
+
+    def remove_rules(self, rules):
         self._may_fail("removal", lambda text: NetlinkError(95, text))
-        if self.rules.get((version, priority)) == table:
-            del self.rules[version, priority]
+        if self.has_rules(rules):
+            del self.rules[rules.version, rules.priority]
 
     def protect(self, _name, addresses, mark):
         self._may_fail("nft")
@@ -163,9 +176,9 @@ def test_rules_that_could_not_be_added_are_added_by_the_next_change(world):
     world.failing.add("rules")
     with pytest.raises(SystemSetupError):
         host.change(5, net(ONE))
-    assert record()["rules"] == [[4, 32765]] or world.rules == {}
+    assert record()["closed"] == [["0.0.0.0/0", 51820]] and world.rules == {}
     host.change(5, net(ONE))
-    assert world.state() == expected(ONE) and record()["rules"] == [[4, 32765]]
+    assert world.state() == expected(ONE) and record()["rules"] == [[4, 51820, 32765, [0]]]
 
 
 def test_tunnels_at_once_have_their_own_tables_and_priorities(world):
@@ -184,9 +197,10 @@ def test_tunnels_at_once_have_their_own_tables_and_priorities(world):
 def test_rules_are_written_down_before_they_are_there(world, monkeypatch):
     host, _ = world.host()
     seen = []
-    monkeypatch.setattr(routes, "add_default_rules", lambda *_: not seen.append(record()["rules"]))
+    monkeypatch.setattr(routes, "close", lambda *_: seen.append(record()["closed"]))
+    monkeypatch.setattr(routes, "add_rules", lambda _: not seen.append(record()["rules"]))
     host.change(5, net(ONE))
-    assert seen == [[[4, 32765]]]
+    assert seen == [[["0.0.0.0/0", 51820]], [[4, 51820, 32765, [0]]]]
 
 
 def test_commands_that_change_meanwhile_take_nothing_from_the_record(world, monkeypatch):
@@ -215,6 +229,7 @@ def test_what_a_killed_tunnel_left_is_undone_in_its_namespace_only(world, monkey
     left = find_leftover(NAME)
     left.undo()
     left.forget()
+    assert (world.closed == set()) == is_of_here
     assert world.state()[2:] == (({}, None, None) if is_of_here else before[2:])
 
 
@@ -225,3 +240,89 @@ def test_an_error_of_any_kind_keeps_nothing_else_from_being_undone(world):
     world.failing.add("removal")
     host.undo(keeps_commands=False)
     assert world.state()[3:] == (None, None) and not (paths.runtime_dir() / f"{NAME}.json").exists()
+
+
+def killed(world, wanted):
+    """A tunnel whose process was killed: its routes went with the interface."""
+    host, _ = world.host()
+    host.change(5, wanted)
+    host._record.release()
+    world.routes.clear()
+    world.addresses.clear()
+
+
+def taken_over(world):
+    left = find_leftover(NAME)
+    assert left.is_closed and not left.is_empty
+    left.keep()
+    return world.host()
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_a_killed_tunnel_is_taken_over_rule_by_rule(world, monkeypatch, flushed):
+    killed(world, net(ONE, dns=("10.0.0.1",)))
+    if flushed:
+        world.rules.clear()
+        world.closed.clear()
+    else:       # nothing of it is touched
+        monkeypatch.setattr(routes, "add_rules", None)
+        monkeypatch.setattr(routes, "remove_rules", None)
+        monkeypatch.setattr(routes, "close", None)
+    host, table = taken_over(world)
+    assert table == 51820 and host.is_taken_over
+    host.change(6, net(ONE))
+    assert world.state() == expected(ONE) and world.closed == {(ALL, 51820)}
+    monkeypatch.undo()
+
+
+def test_another_table_is_closed_before_the_one_of_a_killed_tunnel_is_opened(world):
+    killed(world, net(ONE))
+    host, _ = taken_over(world)
+    world.priority = 32763
+    assert host.take_table(77, 51820) == 77
+    remove, seen = routes.remove_rules, []
+
+    def look(rules):
+        seen.append((dict(world.rules), set(world.closed), set(world.routes)))
+        remove(rules)
+
+    routes.remove_rules = look          # World's monkeypatch takes it back
+    host.change(6, net(ONE, table=77))
+    assert seen == [({(4, 32765): 51820, (4, 32763): 77}, {(ALL, 51820), (ALL, 77)}, {(ALL, 77)})]
+    assert world.rules == {(4, 32763): 77} and world.closed == {(ALL, 77)}
+    assert record()["rules"] == [[4, 77, 32763, [0]]]
+
+
+def test_a_start_that_fails_leaves_a_killed_tunnel_closed(world):
+    killed(world, net(ONE))
+    host, _ = taken_over(world)
+    host.set_commands(DownCommands("wg0.conf", ("false",)))
+    world.failing.add("nft")
+    with pytest.raises(SystemSetupError):
+        host.change(6, net(ONE))
+    host.leave_closed(keeps_commands=False)
+    assert network.table_of_closed(NAME) == 51820
+    left = find_leftover(NAME)
+    assert left.is_closed and not left.commands
+    left.undo()
+    left.forget()
+    assert (world.rules, world.closed, world.protected) == ({}, set(), None)
+
+
+def test_an_unreachable_route_of_somebody_else_is_not_ours_to_remove(world):
+    host, _ = world.host()
+    world.closed.add((ALL, 51820))
+    with pytest.raises(SystemSetupError, match="there is one already"):
+        host.change(5, net(ONE))
+    assert record()["closed"] == []
+    host.undo(keeps_commands=False)
+    assert world.closed == {(ALL, 51820)}
+
+
+def test_a_killed_tunnel_without_commands_and_changes_has_left_nothing(world):
+    host, _ = world.host()
+    host.change(5, net(ONE, full=False, near=(NEAR,)))
+    host._record.release()
+    left = find_leftover(NAME)
+    assert left.is_empty and network.table_of_closed(NAME) == 0
+    left.forget()

@@ -106,12 +106,13 @@ def a_file(*interface, **allowed_ips):
 def tunnel(monkeypatch):
     """A tunnel of a file, which is up: `reload(file)` reads that file."""
     monkeypatch.setattr("fastpump.host.ipv6.is_left_out", lambda *_: False)
-    monkeypatch.setattr("fastpump.netlink.routes.fitting_mtu", lambda _: 1420)
+    monkeypatch.setattr("fastpump.netlink.routes.fitting_mtu", lambda *_: 1420)
 
     def up(file, **files):
         made = FileTunnel.of(Path("wg0"), "wg0", file)
         running = Running(*(peer.public_key for peer in file.tunnel.peers))
         made.host, made._running, made._was_ready = Host(), running, True
+        made._changes = SimpleNamespace(apart=lambda _: frozenset(), table=0)
         files |= {"wg0": file}
         monkeypatch.setattr("fastpump.config.file.load", lambda path: files[path.name])
 

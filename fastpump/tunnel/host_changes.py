@@ -1,0 +1,124 @@
+"""What a running tunnel has changed on the host, and when that is changed again: at `reload`, when
+an endpoint is given that a route covers, and when the interface was set down and up again, which
+takes its routes away. One change is made after the other, each in a thread, as it may take long.
+
+At the end all is undone, if the end was wanted: a signal, `down`, the interface deleted. If it was
+an error of ours, the host stays as it would be after a SIGKILL (host/network.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+
+from fastpump.conn.endpoint import Endpoint
+from fastpump.constants import DEFAULT_PORT
+from fastpump.errors import FastpumpError
+from fastpump.host import full_tunnel
+from fastpump.host.down_commands import DownCommands
+from fastpump.host.network import HostNet, HostState
+from fastpump.ip import Address, Network
+from fastpump.tunnel.tunnel import Tunnel
+
+log = logging.getLogger("fastpump")
+
+
+class HostChanges:
+    """The changes for one tunnel."""
+
+    def __init__(self, running: Tunnel, name: str, commands: DownCommands, turn: asyncio.Lock,
+                 wanted: Callable[[], HostNet]) -> None:
+        """Takes the record of the interface, which has that name. `turn`: of whoever changes the
+        host, or what is wanted of it. `wanted`: what that is by now; called in a thread."""
+        self._running = running
+        self._name = name
+        self._wanted = wanted
+        self.state = HostState(name, commands)
+        self.table = 0
+        """What rules lead to; 0: nothing, so far."""
+        self._turn = turn
+        self.stays_closed = False
+        """At the end: the command that started it has failed."""
+        self._networks: Collection[Network] = ()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Once the tunnel is up."""
+        self._has_warned = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        running.supervisor.device.endpoints.on_given = self._on_endpoint
+        running.on_link_up = self._on_link_up
+
+    def ready(self) -> None:
+        """The tunnel is up: from now on its changes are followed."""
+        self._loop = asyncio.get_running_loop()
+
+    # -- which routes
+
+    def apart(self, networks: Collection[Network]) -> frozenset[Network]:
+        """Those of the tunnel's networks whose routes are to be in its own table. The mark of our
+        datagrams, which keeps them out of the tunnel, is its number. In a thread."""
+        found = full_tunnel.apart(networks, self._endpoints())
+        self._networks = networks
+        if found and not self.table:
+            self.table = self.state.take_table(self._running.supervisor.fwmark, DEFAULT_PORT)
+            self._set_mark(self.table)
+        warning = "" if self._has_warned else full_tunnel.warning(networks)
+        if warning:
+            log.warning("%(warning)s", {"warning": warning})
+            self._has_warned = True
+        return found
+
+    def _set_mark(self, mark: int) -> None:
+        if self._loop is None:
+            self._running.supervisor.set_fwmark(mark)
+            return
+
+        async def set_mark() -> None:       # where the sockets are changed otherwise
+            self._running.supervisor.set_fwmark(mark)
+
+        asyncio.run_coroutine_threadsafe(set_mark(), self._loop).result()
+
+    def _endpoints(self) -> set[Address]:
+        return {peer.configured_endpoint.address
+                for peer in list(self._running.supervisor.device.peers.values())
+                if peer.configured_endpoint is not None}
+
+    # -- when
+
+    def _on_endpoint(self, endpoint: Endpoint) -> None:
+        """Of a peer, by the operator or the resolver."""
+        if any(endpoint.address in network for network in self._networks):
+            self._soon(lambda: self.state.change(self._running.link.index, self._wanted()))
+
+    def _on_link_up(self) -> None:
+        self._soon(lambda: self.state.restore(self._running.link.index))
+
+    def _soon(self, change: Callable[[], object]) -> None:
+        if self._loop is None or not self._running.is_at_home:
+            return
+        task = self._loop.create_task(self._in_turn(change))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _in_turn(self, change: Callable[[], object]) -> None:
+        async with self._turn:
+            try:
+                await asyncio.shield(asyncio.to_thread(change))
+            except (FastpumpError, OSError) as error:
+                log.error("what the tunnel needs on this host cannot be restored: %(error)s",
+                          {"error": error})
+
+    # -- end
+
+    def end(self, *, keeps_commands: bool) -> None:
+        """Undo what does not go away with the interface, unless the tunnel has failed."""
+        supervisor, was_ready = self._running.supervisor, self._loop is not None
+        has_failed = not supervisor.stop_reason or supervisor.failure is not None
+        if self.stays_closed or (has_failed and (
+                self.state.is_taken_over or (was_ready and self.state.is_closed))):
+            log.warning("nothing leaves in clear of what was to go through the tunnel, until "
+                        "`fastpump down %(name)s`", {"name": self._name})
+            self.state.leave_closed(
+                keeps_commands=keeps_commands and was_ready and not self.stays_closed)
+        else:
+            self.state.undo(keeps_commands=keeps_commands)
