@@ -40,7 +40,11 @@ def add_option(group: Any, option: Option) -> None:
         group.add_argument(option.flag, action="store_const", const=option.constant,
                            default=option.default_value, **common)
         return
-    if isinstance(option.value, Items):
+    if option.bare:
+        common["help"] += "; may be repeated"
+        common |= {"action": "extend", "nargs": "?", "const": option.value.parse(option.bare),
+                   "type": configured(option.value.parse), "default": []}
+    elif isinstance(option.value, Items):
         common["help"] += "; may be repeated"
         common |= {"action": "append", "type": configured(option.value.item.parse), "default": []}
     else:

@@ -34,6 +34,12 @@ Link two networks: add the far network to the peer's allowed-ips
   fastpump tunnel --address 10.9.0.1/24 --peer B_KEY@b.example.net:51820,\\
 allowed-ips=10.9.0.0/24+192.168.7.0/24
 
+Reach a network whose hosts know no way back, or the internet: by a gateway, which has its own
+address stand for those of its clients
+  gateway  fastpump tunnel --gateway --address 10.9.0.1/24 --peer CLIENT_KEY
+  client   fastpump tunnel --address 10.9.0.2/24 --peer GATEWAY_KEY@vpn.example.net:51820,\\
+allowed-ips=10.9.0.0/24+192.168.7.0/24
+
 Connect VMs: --tap joins the bridges of all hosts into one Ethernet network
   host A   fastpump tunnel vms --tap --bridge br0
   host B   fastpump tunnel vms --tap --bridge br0 --peer A_KEY@a.example.net:51820

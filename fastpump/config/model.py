@@ -61,6 +61,7 @@ class TunnelConfig:
     rate_limits: RateLimits = DEFAULTS["rate_limits"]
     listen_port: int | None = DEFAULTS["listen_port"]
     fwmark: int = DEFAULTS["fwmark"]
+    gateway: tuple[str, ...] = DEFAULTS["gateway"]
     private_key: bytes | None = field(default=DEFAULTS["private_key"], repr=False)
     private_key_file: Path | None = DEFAULTS["private_key_file"]
 
@@ -125,6 +126,9 @@ def _check_tap(config: TunnelConfig) -> None:
     if not config.routes:
         raise OptionError("<routes> has no effect with <mode=tap>, which adds no routes; leave it "
                           "out")
+    if config.gateway:
+        raise OptionError("<gateway> is for IP packets, but <mode=tap> carries Ethernet frames: "
+                          "leave it out, and let the hosts of that Ethernet route")
     if any(peer.allowed_ips for peer in config.peers):
         raise OptionError("allowed IPs have no effect with <mode=tap>: frames go where their MAC "
                           "address was learned; leave out allowed-ips")
@@ -138,6 +142,10 @@ def _check_tun(config: TunnelConfig) -> None:
         if option.needs_tap and getattr(config, option.name) != DEFAULTS[option.name]:
             raise OptionError(f"<{option.name}> is for Ethernet, but this tunnel carries IP "
                               "packets; add <mode=tap>, or leave it out")
+    names = [part for part in config.gateway if part.startswith("nat:")]
+    if names and "nat" in config.gateway:
+        raise OptionError(f"<gateway=nat> is for all ways out, <gateway={names[0]}> for one; leave "
+                          "out one of them")
     if config.mtu is not None and config.mtu > MAX_MTU:
         raise OptionError(f"an <mtu> over {MAX_MTU} is for Ethernet only; lower it, or add "
                           "<mode=tap>")

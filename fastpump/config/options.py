@@ -70,6 +70,8 @@ class Option:
     """Of `fastpump tunnel`."""
     constant: Any = None
     """What a flag without an argument sets."""
+    bare: str = ""
+    """What a flag that may have an argument stands for if it has none."""
     key: str = ""
     """In a file."""
     may_be_empty: bool = False
@@ -221,6 +223,12 @@ OPTIONS = (
            may_be_empty=True, is_own=True,
            summary="limit the interface, or in [Peer] that peer: tx=1gbit,burst=10mb (default: "
                    "{default})"),
+    Option(name="gateway", value=Items(Parsed(lazily("fastpump.config.gateway.parse_part"))),
+           flag="--gateway", bare="forward, nat, mss", key="Gateway",
+           metavar="forward,nat[:IFACE],mss", needs_restart=True, is_own=True,
+           summary="be a gateway for what comes out of the tunnel: forward it, masquerade it (nat; "
+                   "nat:IFACE: only there), and clamp the segment size of TCP (mss); by itself: "
+                   "all three"),
     *ETHERNET_OPTIONS,
     Option(name="save_config", value=Switch(), default="false", key="SaveConfig"),
     Option(name="pre_up", value=Commands(), key="PreUp"),

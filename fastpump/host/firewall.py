@@ -24,8 +24,8 @@ RESOLVCONF_ORDER = Path("/etc/resolvconf/interface-order")
 PROGRAM_TIMEOUT_S = 30.0
 
 
-def _run(command: Sequence[str], text: str, package: str, purpose: str) -> None:
-    """Run a program with `text` on its stdin; SystemSetupError."""
+def _run(command: Sequence[str], text: str, package: str, purpose: str) -> str:
+    """Run a program with `text` on its stdin; what it prints. SystemSetupError."""
     if shutil.which(command[0]) is None:
         raise SystemSetupError(f"{command[0]} is missing, which {purpose} needs; install it "
                                f"(Debian: apt install {package})")
@@ -44,6 +44,8 @@ def _run(command: Sequence[str], text: str, package: str, purpose: str) -> None:
         if status != 0:
             reason = next(filter(None, map(_first_line, (stderr, stdout))), "no reason given")
             raise SystemSetupError(f"{' '.join(command)} failed: {reason}")
+        stdout.seek(0)
+        return stdout.read().decode(errors="replace")
 
 
 def _memory_file(name: str) -> BinaryIO:
@@ -57,6 +59,11 @@ def _first_line(file: BinaryIO) -> str:
 
 # -- nftables
 
+def run_nft(script: str, purpose: str, *options: str) -> str:
+    """Run a script of nft, all of it or nothing; what it prints. SystemSetupError."""
+    return _run(["nft", *options, "-f", "-"], script, "nftables", purpose)
+
+
 def _table(name: str) -> str:
     """The nftables table of an interface; names there have fewer characters."""
     return "fastpump-" + re.sub(r"[^a-zA-Z0-9_.-]", lambda char: f"_{ord(char[0]):x}", name)
@@ -69,7 +76,7 @@ def protect(name: str, addresses: Iterable[Interface], mark: int) -> None:
         f'    iifname != "{name}" {"ip" if address.version == 4 else "ip6"} daddr {address.ip} '
         "fib saddr type != local drop\n" for address in addresses)
     # `add` first: deleting what is not there would be an error.
-    _run(["nft", "-f", "-"], f"""\
+    run_nft(f"""\
 add table inet {_table(name)}
 delete table inet {_table(name)}
 table inet {_table(name)} {{
@@ -85,13 +92,13 @@ table inet {_table(name)} {{
     meta l4proto udp meta mark {mark} ct mark set meta mark
   }}
 }}
-""", "nftables", "a default route through the tunnel")
+""", "a default route through the tunnel")
 
 
 def unprotect(name: str) -> None:
     """Remove that table."""
-    _run(["nft", "-f", "-"], f"add table inet {_table(name)}\ndelete table inet {_table(name)}\n",
-         "nftables", "a default route through the tunnel")
+    run_nft(f"add table inet {_table(name)}\ndelete table inet {_table(name)}\n",
+            "a default route through the tunnel")
 
 
 # -- resolvconf

@@ -28,21 +28,19 @@ leaves the record with those that are still to be run, and `down` removes it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import ipaddress
 import logging
-import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fastpump import paths
 from fastpump.errors import SystemSetupError
-from fastpump.host import attach_undo, firewall
+from fastpump.host import attach_undo, firewall, gateway
 from fastpump.host.down_commands import DownCommands
-from fastpump.host.undo_record import Record, namespace_cookie
+from fastpump.host.undo_record import Record, locked, namespace_cookie
 from fastpump.ip import Interface, Network
 from fastpump.netlink import links, routes
 from fastpump.netlink.routes import TableRules
@@ -130,7 +128,7 @@ class HostState:
         unused one from `first` on. It is ours from now on, also while nothing is in it."""
         if self.done.default_table and fixed in (0, self.done.default_table):
             return self.done.default_table
-        with _locked(self._record.path.parent):
+        with locked(self._record.path.parent):
             table = fixed or routes.unused_table(first, _tables_of_others(self._record.path))
             self.done = replace(self.done, default_table=table)
             self._write()
@@ -369,9 +367,9 @@ class Leftover:
 
 def find_leftover(name: str) -> Leftover | None:
     """What is left of the tunnel that was called so. SystemSetupError if its process lives."""
-    was_attached = attach_undo.recover(name)
+    was_there = [recover(name) for recover in (attach_undo.recover, gateway.recover)]
     if not _record_file(name).exists():
-        return Leftover(name, None) if was_attached else None
+        return Leftover(name, None) if any(was_there) else None
     return Leftover(name, _open_record(name))
 
 
@@ -410,17 +408,6 @@ def _open_record(name: str) -> Record:
 
 def _record_file(name: str) -> Path:
     return paths.runtime_dir() / f"{name}{SUFFIX}"
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """No other process is in a block like this one, for the same directory."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def _tables_of_others(own: Path) -> set[int]:

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -110,3 +111,14 @@ def namespace_cookie() -> int:
                                   "little")
     except OSError:
         return 0
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """No other process is in a block like this one, for the same directory."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

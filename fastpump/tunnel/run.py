@@ -29,6 +29,7 @@ from fastpump._core import (
     backend_problem,
     default_backend,
 )
+from fastpump.config.gateway import Gateway
 from fastpump.config.model import TunnelConfig, check
 from fastpump.config.wording import OptionError
 from fastpump.conn import endpoint
@@ -36,8 +37,8 @@ from fastpump.conn.sockets import check_route, lane_socket_count
 from fastpump.constants import KEY_LEN
 from fastpump.device.lane_context import Options
 from fastpump.errors import ConfigError, SystemSetupError
-from fastpump.host import attach, ethernet, own_ipv6, taps
-from fastpump.ip import Address
+from fastpump.host import attach, ethernet, gateway, own_ipv6, taps
+from fastpump.ip import Address, network_of
 from fastpump.netlink import links
 from fastpump.process import logs, memory, signals
 from fastpump.protocol import keys, lane_messages
@@ -97,6 +98,7 @@ def run(config: TunnelConfig, program: Program) -> None:
     _set_rlimits()
     with start.cleanup:
         start.cleanup.enter_context(signals.unwinding())
+        gateway.recover(config.name)
         start.open_queues()
         start.read_private_key()
         start.probe_offloads()
@@ -258,7 +260,7 @@ class _Start:
 
     async def _configure(self, tunnel: Tunnel) -> None:
         """Add what the configuration says to what the tunnel is by now, as `wg addconf` does."""
-        supervisor, program = tunnel.supervisor, self._program
+        config, program, supervisor = self._config, self._program, tunnel.supervisor
         if program.before_configure is not None:
             if not await supervisor.unless_stopped(
                     program.before_configure(tunnel, self.cleanup)):
@@ -268,9 +270,19 @@ class _Start:
         self._check_routes(supervisor)
         self._configure_peers(tunnel)
         # Not to be interrupted: what is made must be noted, to be undone.
+        if config.gateway:      # before a packet can come
+            await asyncio.to_thread(
+                gateway.set_up, Gateway.of(config.gateway), tunnel.link.index,
+                self._versions(supervisor), self.cleanup)
         await asyncio.to_thread(program.configure, tunnel, self.cleanup, [
             peer.endpoint.address for peer in supervisor.device.peers.values()
             if peer.endpoint is not None])
+
+    def _versions(self, supervisor: Supervisor) -> set[int]:
+        """The IP versions that the tunnel carries."""
+        prefixes = [prefix for peer in supervisor.device.peers.values()
+                    for prefix in peer.allowed_ips]
+        return {each.version for each in (*self._config.addresses, *map(network_of, prefixes))}
 
     def _configure_interface(self, tunnel: Tunnel) -> None:
         config, supervisor = self._config, tunnel.supervisor

@@ -142,6 +142,18 @@ def test_a_gateway(stage, command):
     assert stage.run("a", "fastpump status").count("peer: ") == 2
 
 
+@runs("fastpump tunnel --gateway --address 10.9.0.1/24 --peer KEY1",
+      "fastpump tunnel --address 10.9.0.2/24 --peer KEY2@vpn.example.net:51820,"
+      "allowed-ips=10.9.0.0/24+192.168.7.0/24")
+def test_a_router_and_its_client(stage, gateway, client):
+    for word in TWO_PEERS:
+        stage.make_key(word)
+    stage.start("a", gateway)
+    assert "masquerade" in stage.run("a", "nft list ruleset")
+    stage.start("b", client)
+    assert "192.168.7.0/24" in stage.run("b", "ip route show dev fp0")
+
+
 @runs("fastpump tunnel vms --tap --bridge br0 --rate-limit both=1gbit --peer "
       "KEY1@one.example.net:51820 --peer KEY2@two.example.net:51820",
       "fastpump limit vms @/srv/vm1/interface.json", "fastpump limit vms KEY1 off")

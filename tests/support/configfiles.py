@@ -30,6 +30,8 @@ Offload = tso4=off, gro=off
 Offload = gro=on
 ResolveEvery = 30
 ratelimit = TX=1gbit, burst=10mb
+Gateway = forward
+Gateway = nat:eth0, mss
 SaveConfig = TRUE
 PreUp = true
 PostUp = iptables -A FORWARD -i %i -j ACCEPT; echo a=b  # the shell's

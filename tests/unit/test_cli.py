@@ -62,6 +62,12 @@ USAGE_ERRORS = [
     (("tunnel", "--tap", "--storm-limit", "-1"), "0 to 10000000, or off"),
     (("tunnel", "--rate-limit", "fast"), "items like tx=1gbit"),
     (("tunnel", "--rate-limit", "KEY:tx=1gbit"), "invalid public key before the colon: must be"),
+    (("tunnel", "--gateway", "vpn0"), "invalid part of a gateway 'vpn0': must be forward, nat, "
+                                      "nat:IFACE or mss"),
+    (("tunnel", "--gateway", "mss:eth0"), "nat:IFACE or mss"),
+    (("tunnel", "--gateway", "forward,nat:"), "nat:IFACE or mss"),
+    (("tunnel", "--gateway", "nat:a/b"), "invalid interface name"),
+    (("tunnel", "--gateway", "nat:eth*"), "rename the interface"),
     (("demo", "--seconds", "0"), "1 to 3600"),
 ]
 
@@ -84,6 +90,9 @@ A_KEY = "oaGhoaGhoaGhoaGhoaGhoaGhoaGhoaGhoaGhoaGhoaE="
     (("--tap", "--no-routes"), "--no-routes has no effect with --tap"),
     (("--transport", "wireguard", "--cipher", "chacha20-poly1305"), "is for lanes"),
     (("--tap", "--peer", f"{A_KEY},allowed-ips=10.0.0.0/8"), "allowed IPs have no effect"),
+    (("--tap", "--gateway"), "--gateway is for IP packets, but --tap carries Ethernet frames"),
+    (("--gateway", "--gateway", "nat:eth0"), "--gateway nat is for all ways out, --gateway "
+                                             "nat:eth0 for one; leave out one of them"),
     (("--rate-limit", "tx=1gbit", "--rate-limit", "off"), "given twice for the interface"),
     (("--rate-limit", f"{A_KEY}:off"), "but no --peer has that key"),
     (("--rate-limit", "@/nonexistent"), "cannot read"),
@@ -141,6 +150,20 @@ def test_all_of_a_tap_is_understood(monkeypatch):
         peers=(PeerConfig(b"\xa1" * 32, rate_limits=ratelimit.parse("rx-ops=100")),))]
     assert main(["tunnel", "--queues", "1"]) == 0
     assert ran[1] == TunnelConfig(queues=1)
+
+
+@pytest.mark.parametrize(("words", "parts"), [
+    (["--gateway"], ("forward", "nat", "mss")), (["--gateway", "forward"], ("forward",)),
+    (["--gateway", "forward,nat:eth0"], ("forward", "nat:eth0")),
+    (["--gateway", "mss", "--gateway=nat:eth0"], ("mss", "nat:eth0")), ([], ()),
+])
+def test_the_parts_of_a_gateway(monkeypatch, words, parts):
+    ran = []
+    monkeypatch.setattr("fastpump.cli.foreground.run_in_foreground",
+                        lambda config, **_: ran.append(config.gateway))
+    monkeypatch.setattr("fastpump.process.logs.set_up", lambda *_, **__: None)
+    assert main(["tunnel", "vpn0", *words]) == 0
+    assert ran == [parts]
 
 
 def test_help_teaches():

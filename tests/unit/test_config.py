@@ -96,6 +96,8 @@ def test_combinations_that_cannot_be():
         ({"bridge": "br0"}, "--bridge is for Ethernet, .* add --tap"),
         ({"attach": ("eth1",)}, "--attach is for"),
         ({"attach_mode": "tc"}, "--attach-mode"), ({"mac": bytes(6)}, "--mac "),
+        ({"mode": "tap", "gateway": ("mss",)}, "--gateway is for IP packets, but --tap"),
+        ({"gateway": ("nat", "nat:a")}, "--gateway nat is for all ways out"),
         ({"relay": True}, "--relay"), ({"mac_ageing_s": 10}, "--mac-ageing"),
         ({"mac_limit": 1}, "--mac-limit"), ({"mac_table": 1}, "--mac-table"),
         ({"storm_limit": 0}, "--storm-limit"),

@@ -63,7 +63,8 @@ def test_a_whole_file():
                         "both-ops=1k"),
                file_peer(B, None, ("vpn.example.org", 1), (), 0)),
         queues=4, pin=True, busy_poll_us=50, offloads={"tso4": False, "gro": True},
-        resolve_every_s=30, rate_limits=ratelimit.parse("tx=1gbit,burst=10mb"))
+        resolve_every_s=30, rate_limits=ratelimit.parse("tx=1gbit,burst=10mb"),
+        gateway=("forward", "nat:eth0", "mss"))
     assert config.dns_servers == ("10.9.0.53", "fd00::53")
     assert config.dns_search == ("corp.example", "~lab")
     assert config.warnings == ()
@@ -88,6 +89,7 @@ BusyPoll = 50
 Offload = tso4=off, gro=on
 ResolveEvery = 30
 RateLimit = tx=1gbit,burst=10mb
+Gateway = forward, nat:eth0, mss
 SaveConfig = true
 PreUp = true
 PostUp = iptables -A FORWARD -i %i -j ACCEPT; echo a=b  # the shell's

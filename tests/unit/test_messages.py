@@ -69,6 +69,8 @@ def test_wrong_usage_of_fastpump_wg_is_one_line(capsys):
 COMBINATIONS = [
     ("Relay = true", "2: Relay is for Ethernet, but this tunnel carries IP packets; add Mode = "
                      "tap, or leave it out"),
+    ("Mode = tap\nGateway = nat", "3: Gateway is for IP packets, but Mode = tap carries Ethernet "
+                                  "frames: leave it out, and let the hosts of that Ethernet route"),
     ("Queues = 2\nMacLimit = 5", "3: MacLimit is for Ethernet, but this"),
     ("Address = fd00::1/64\nMTU = 1279", "3: IPv6 needs an MTU of at least 1280; raise MTU, or "
                                          "leave out the IPv6 Address"),

@@ -30,6 +30,7 @@ EXAMPLES = {
     "attach": "eth1,tap0", "attach_mode": "tc", "bridge_vlans": "10, 100-4094",
     "mac": "02-00-00-00-00-0A", "relay": "true",
     "mac_ageing_s": "60", "mac_limit": "16", "mac_table": "1024", "storm_limit": "off",
+    "gateway": "forward, nat:eth0, mss",
     "save_config": "true", "pre_up": "true", "post_up": "echo a=b", "pre_down": "x; y",
     "post_down": "[", "listen_port": "0", "fwmark": "51820", "private_key": KEY,
     "private_key_file": "/etc/key", "public_key": KEY, "preshared_key": KEY,

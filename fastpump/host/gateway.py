@@ -1,0 +1,126 @@
+"""The tunnel as a gateway: what it takes on the host to forward packets between the tunnel and the
+other interfaces.
+
+First the nftables table (host/gateway_table.py), then forwarding (host/forwarding.py): nothing
+leaves before it is masqueraded. All of it is in a record, `<interface>@<index>.gateway`, before it
+is done, and undone in the reverse order however the process ends. If it was killed, `recover` does
+that: at the next start of a tunnel of that name or of another gateway, and at `down`.
+
+Records are the only place where tunnels learn of each other's settings. Whoever reads those of
+others, and changes a setting or its record by what they say, holds the lock of their directory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
+from typing import Any
+
+from fastpump import paths
+from fastpump.config.gateway import Gateway
+from fastpump.config.wording import OptionError
+from fastpump.errors import SystemSetupError
+from fastpump.host import forwarding, gateway_table
+from fastpump.host.forwarding import Setting, Step
+from fastpump.host.undo_record import Record, locked, namespace_cookie
+from fastpump.netlink import links
+from fastpump.netlink.links import Link
+
+log = logging.getLogger("fastpump")
+
+SUFFIX = ".gateway"
+
+
+def set_up(gateway: Gateway, index: int, versions: Collection[int], cleanup: ExitStack) -> None:
+    """Make the host a gateway for the tunnel of that interface, which carries these IP versions;
+    how to undo it goes on the stack. OptionError or SystemSetupError."""
+    tun = links.get(index)
+    interfaces = _interfaces(gateway, tun)
+    recover()
+    path = paths.runtime_dir() / f"{tun.name}@{tun.index}{SUFFIX}"
+    record = Record.take(path)
+    if record is None:
+        raise SystemSetupError(f"{path} is locked by another process; end that first")
+    cleanup.callback(_undo, tun.name, record)
+    has_table = gateway.masquerades or gateway.clamps
+    content: dict[str, Any] = {"namespace": namespace_cookie(), "has_table": has_table}
+    record.write(content)
+    if has_table:
+        gateway_table.make(tun.name, tun.index, gateway)
+    if gateway.forwards:
+        with locked(path.parent):
+            steps = forwarding.plan(interfaces, versions, _steps_of_others(record))
+            record.write(content | {"steps": [step.to_json() for step in steps]})
+            forwarding.switch_on(steps)
+    hindrance = gateway_table.hindrance(tun.name, tun.index)
+    if hindrance is not None:
+        log.warning("%(warning)s", {"warning": hindrance})
+
+
+def _interfaces(gateway: Gateway, tun: Link) -> list[int]:
+    """The interfaces that packets of a gateway come from: the tunnel's, and the ways out. What is
+    in a bridge is no way out, the bridge is."""
+    there = links.read_all()
+    for name in gateway.ways_out:
+        if name not in {link.name for link in there}:
+            raise OptionError(f"<gateway=nat:{name}>: there is no interface {name}; `ip link` "
+                              "lists those that there are")
+    bridges = {link.index for link in there if link.is_bridge}
+    return [tun.index, *(link.index for link in there if link.index != tun.index and (
+        link.name in gateway.ways_out if gateway.ways_out
+        else not link.is_loopback and link.master not in bridges))]
+
+
+def recover(name: str | None = None) -> bool:
+    """Undo what killed processes left behind in this network namespace, or only the one whose
+    interface was called so; whether there was anything."""
+    was_any = False
+    for path in sorted(paths.runtime_dir().glob(f"*{SUFFIX}")):
+        owner = path.name.rpartition("@")[0]
+        if name is not None and owner != name:
+            continue
+        record = Record.take(path)
+        if record is None:
+            continue        # its process lives
+        if record.read():
+            log.warning("%(name)s was killed when it last ran; undoing what it left behind",
+                        {"name": owner})
+            was_any = True
+        _undo(owner, record)
+    return was_any
+
+
+def _undo(name: str, record: Record) -> None:
+    """Undo what a record says, and remove it; errors go to the log."""
+    said = record.read()
+    with locked(record.path.parent):
+        if said.get("namespace") == namespace_cookie():     # else all of it is gone
+            _tolerate(lambda: forwarding.switch_off(_steps(said), _steps_of_others(record)))
+            if said.get("has_table", False):
+                _tolerate(lambda: gateway_table.remove(name))
+        record.remove()
+
+
+def _tolerate(step: Callable[[], None]) -> None:
+    try:
+        step()
+    except Exception as error:      # whatever it is, the other steps are undone
+        log.warning("%(error)s", {"error": error})
+
+
+def _steps(said: dict[str, Any]) -> list[Step]:
+    return [Step.from_json(step) for step in said.get("steps", [])]
+
+
+def _steps_of_others(own: Record) -> dict[Setting, Step]:
+    """What the other gateways of this network namespace have changed, living and killed ones."""
+    found: dict[Setting, Step] = {}
+    for path in own.path.parent.glob(f"*{SUFFIX}"):
+        record = None if path == own.path else Record.peek(path)
+        if record is not None:
+            said = record.read()
+            record.release()
+            if said.get("namespace") == namespace_cookie():
+                found |= {step.setting: step for step in _steps(said)}
+    return found

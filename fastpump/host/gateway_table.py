@@ -1,0 +1,157 @@
+"""The nftables table of a gateway, and the chains of others that drop what it forwards.
+
+    clamp     forward: a TCP connection through the tunnel, either way, is told the segment size
+              that fits. `rt mtu` is the smaller of the MTUs of the way on and the way back, so one
+              rule does for both; SYN and SYN-ACK, so both ends are told.
+    leaving   postrouting: what comes from the tunnel and leaves by another interface is masqueraded
+              (`iif` in postrouting: Linux 5.7).
+
+The tunnel is named by its index: that stays when it is renamed, and no later interface has it. Ways
+out are named: an uplink may come back with another index.
+
+An accept of ours ends our table only: packets pass those of others, too, and a drop there is final.
+So if a chain there would drop, all that can be done is to say so. It would if that is its policy,
+or its last rule drops or rejects everything, unless in its table something from the tunnel's
+interface is accepted, and something to it.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable
+from typing import Any
+
+from fastpump.config.gateway import Gateway
+from fastpump.errors import SystemSetupError
+from fastpump.host.firewall import run_nft
+
+PURPOSE = "a gateway"
+OURS = "fastpump"       # what the names of all our tables begin with
+
+
+def table_of(name: str) -> str:
+    """The table of a tunnel. Another underscore than that of firewall.py's, and different names
+    never give the same."""
+    return "fastpump_gateway-" + "".join(
+        char if char.isascii() and (char.isalnum() or char in ".-")
+        else "__" if char == "_" else f"_{ord(char):x}_" for char in name)
+
+
+def make(name: str, index: int, gateway: Gateway) -> None:
+    """Make the table of the tunnel with that index, in place of what it was before."""
+    ways_out = ", ".join(f'"{each}"' for each in gateway.ways_out)
+    only = f" oifname {{ {ways_out} }}" if ways_out else ""
+    syn = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+    chains = f"""\
+  chain clamp {{
+    type filter hook forward priority mangle
+    iif {index} {syn}
+    oif {index} {syn}
+  }}
+""" * gateway.clamps + f"""\
+  chain leaving {{
+    type nat hook postrouting priority srcnat
+    iif {index} oif != {index}{only} masquerade
+  }}
+""" * gateway.masquerades
+    run_nft(f"{_removal(name)}table inet {table_of(name)} {{\n{chains}}}\n", PURPOSE)
+
+
+def remove(name: str) -> None:
+    """Remove that table, if it is there."""
+    run_nft(_removal(name), PURPOSE)
+
+
+def _removal(name: str) -> str:
+    # `add` first: deleting what is not there would be an error.
+    return f"add table inet {table_of(name)}\ndelete table inet {table_of(name)}\n"
+
+
+# -- others
+
+def hindrance(name: str, index: int) -> str | None:
+    """A sentence if chains of others would drop what the tunnel forwards, with the command that
+    lets it pass. None also where nft cannot tell (it may be built without JSON)."""
+    try:
+        chains = [chain for chain in _listed("chain", "chains", None)
+                  if chain["family"] in ("ip", "ip6", "inet")
+                  and not chain["table"].startswith(OURS)]
+        dropping = [chain for chain in chains if chain.get("hook") == "forward"
+                    and _would_drop(chain, {name, str(index)})]
+    except (SystemSetupError, ValueError, KeyError):
+        return None
+    if not dropping:
+        return None
+    where = " and ".join(" ".join((chain["family"], chain["table"], chain["name"]))
+                         for chain in dropping)
+    return (f"what {name} forwards is dropped by another firewall here (nftables chain {where}); "
+            f"let it pass: {_allowing(dropping, chains, name)}")
+
+
+def _listed(kind: str, what: str, which: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The objects of a kind that `nft list WHAT WHICH` shows."""
+    command = json.dumps({"nftables": [{"list": {what: which}}]})
+    shown = json.loads(run_nft(command, PURPOSE, "-j"))
+    return [item[kind] for item in shown["nftables"] if kind in item]
+
+
+def _would_drop(chain: dict[str, Any], tunnel: set[str]) -> bool:
+    place = {"family": chain["family"], "table": chain["table"]}
+    if chain.get("policy") != "drop":
+        own = _listed("rule", "chain", place | {"name": chain["name"]})
+        if not own or not _drops_all(own[-1]["expr"]):
+            return False
+    rules = _listed("rule", "table", {"family": chain["family"], "name": chain["table"]})
+    accepted = [rule["expr"] for rule in rules if {"accept": None} in rule["expr"]]
+    return not all(any(_is_about(expressions, keys, tunnel) for expressions in accepted)
+                   for keys in (("iifname", "iif"), ("oifname", "oif")))
+
+
+def _drops_all(expressions: list[dict[str, Any]]) -> bool:
+    """Whether a rule drops whatever comes to it."""
+    kinds = {kind for each in expressions for kind in each}
+    return bool(kinds & {"drop", "reject"}) and kinds <= {
+        "drop", "reject", "counter", "log", "comment", "xt"}
+
+
+def _is_about(expressions: list[dict[str, Any]], keys: Iterable[str], tunnel: set[str]) -> bool:
+    """Whether a rule is for packets of the tunnel's interface alone, among others."""
+    for each in expressions:
+        match = each.get("match", {})
+        left, right = match.get("left"), match.get("right")
+        if match.get("op") == "==" and isinstance(left, dict) \
+                and left.get("meta", {}).get("key") in keys:
+            names = right.get("set", []) if isinstance(right, dict) else [right]
+            if any(_fits(str(name), tunnel) for name in names):
+                return True
+    return False
+
+
+def _fits(pattern: str, tunnel: set[str]) -> bool:
+    """Whether a name in a rule, which may end in a wildcard, is the tunnel's."""
+    return pattern in tunnel or (pattern.endswith("*") and any(
+        name.startswith(pattern[:-1]) for name in tunnel))
+
+
+def _allowing(dropping: list[dict[str, Any]], chains: list[dict[str, Any]], name: str) -> str:
+    """The command that lets through what these chains drop. Where a program makes the rules, its
+    own command, or the next start of that program would undo it."""
+    commands: dict[str, None] = {}      # each once, in order
+    inserts: list[str] = []
+    word = shlex.quote(name)
+    for chain in dropping:
+        place = family, table = chain["family"], chain["table"]
+        beside = {each["name"] for each in chains if (each["family"], each["table"]) == place}
+        if table == "firewalld":
+            commands[f"firewall-cmd --zone=trusted --add-interface={word}"] = None
+        elif any(each.startswith("ufw") for each in beside):
+            commands[f"ufw route allow in on {word} && ufw route allow out on {word}"] = None
+        else:
+            # Docker leaves this one to others; in its own, rules come and go.
+            target = "DOCKER-USER" if "DOCKER-USER" in beside else chain["name"]
+            inserts += [f'insert rule {family} {table} {target} {key} "{name}" accept'
+                        for key in ("iifname", "oifname")]
+    if inserts:
+        commands[f"nft {shlex.quote('; '.join(inserts))}"] = None
+    return " && ".join(commands)
