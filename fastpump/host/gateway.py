@@ -53,7 +53,7 @@ def set_up(gateway: Gateway, index: int, versions: Collection[int], cleanup: Exi
             steps = forwarding.plan(interfaces, versions, _steps_of_others(record))
             record.write(content | {"steps": [step.to_json() for step in steps]})
             forwarding.switch_on(steps)
-    hindrance = gateway_table.hindrance(tun.name, tun.index)
+    hindrance = gateway_table.hindrance(tun.name, tun.index, versions)
     if hindrance is not None:
         log.warning("%(warning)s", {"warning": hindrance})
 

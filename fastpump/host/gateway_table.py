@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from fastpump.config.gateway import Gateway
@@ -70,12 +70,14 @@ def _removal(name: str) -> str:
 
 # -- others
 
-def hindrance(name: str, index: int) -> str | None:
-    """A sentence if chains of others would drop what the tunnel forwards, with the command that
-    lets it pass. None also where nft cannot tell (it may be built without JSON)."""
+def hindrance(name: str, index: int, versions: Collection[int]) -> str | None:
+    """A sentence if chains of others would drop what the tunnel forwards, which is of these IP
+    versions, with the command that lets it pass. None also where nft cannot tell (it may be built
+    without JSON)."""
+    families = {"inet", *("ip" if version == 4 else "ip6" for version in versions)}
     try:
         chains = [chain for chain in _listed("chain", "chains", None)
-                  if chain["family"] in ("ip", "ip6", "inet")
+                  if chain["family"] in families
                   and not chain["table"].startswith(OURS)]
         dropping = [chain for chain in chains if chain.get("hook") == "forward"
                     and _would_drop(chain, {name, str(index)})]

@@ -3,6 +3,7 @@ the tunnel ends."""
 
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -196,6 +197,14 @@ def test_what_a_killed_gateway_left_is_undone_by_the_next_start(site, program, t
     assert site.state() == before
 
 
+def test_a_record_that_somebody_removed_is_not_needed(site):
+    before = site.state()
+    site.start("tunnel")
+    shutil.rmtree(os.environ["FASTPUMP_RUN"])
+    site.end("tunnel")
+    assert site.state() == before
+
+
 def test_ctrl_c(site):
     before = site.state()
     site.start("tunnel")
@@ -287,9 +296,12 @@ def test_an_interface_that_was_a_router_by_itself_is_one_again(site, lab):
 
 def test_a_tunnel_without_ipv6_leaves_ipv6_alone(site, lab):
     site.prefix = as_before_linux_6_17(site)
+    lab.run("a", "nft", "-f", "-", input=(
+        "table ip6 filter {\nchain forward {\ntype filter hook forward priority 0\n"
+        "policy drop\n}\n}\n"))
     process = site.lab.spawn("a", *site.prefix, *FASTPUMP, "tunnel", site.names[2], "--queues", "1",
                              "--address", "10.7.0.1/24", "--gateway")
-    read_until_ready(process)
+    assert not read_until_ready(process)
     assert site.sysctls()["ipv4/conf/way/forwarding"] == "1"
     assert site.sysctls()["ipv6/conf/all/forwarding"] == "0"
     end(site, process)
