@@ -53,6 +53,9 @@ For QEMU, with four queues; prints arguments for its command line:
 
 A thousand, in a bridge, usable by the group kvm:
   fastpump tap create --count 1000 --prefix vm --bridge br0 --group kvm
+
+Routed, without a bridge: the guest is 172.16.0.2, and the internet sees the host's address:
+  fastpump tap create vm0 --address 172.16.0.1/30 --nat
 """
 
 _DELETE_HELP = """\
@@ -87,6 +90,20 @@ def fill_tap(parser: argparse.ArgumentParser) -> None:
                        "Show the persistent TAPs of this network namespace, and which process has "
                        "each open.", _list)
     listed.add_argument("--json", action="store_true", help="print JSON (keys: see the manual)")
+    for verb in (delete, listed):
+        _add_netns(verb)
+
+
+def _add_netns(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--netns", metavar="NETNS", help="in this network namespace: its name, or "
+                        "the path where it is mounted")
+
+
+def _enter(args: argparse.Namespace) -> None:
+    if args.netns is not None:
+        from fastpump.netlink import namespaces
+
+        namespaces.enter(args.netns)
 
 
 def _add_verb(verbs: Any, name: str, help_text: str, description: str,
@@ -99,7 +116,9 @@ def _add_verb(verbs: Any, name: str, help_text: str, description: str,
 
 
 def _add_create(verbs: Any) -> None:
-    add = _add_verb(verbs, "create", "create persistent TAPs", _CREATE_HELP, _create).add_argument
+    parser = _add_verb(verbs, "create", "create persistent TAPs", _CREATE_HELP, _create)
+    _add_netns(parser)
+    add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="a name for each TAP")
     add("--count", type=number("number of TAPs", 1, 10_000), metavar="N",
         help="instead of names: N TAPs, PREFIX0 to PREFIX(N-1)")
@@ -109,6 +128,12 @@ def _add_create(verbs: Any) -> None:
     add("--group", type=lazily("fastpump.host.taps.parse_group"), metavar="GROUP",
         help="group that may; with both, only that user, if in that group")
     add("--bridge", metavar="BR", help="make it a port of this bridge, which must exist")
+    add("--address", type=lazily("fastpump.config.parsers.parse_address"), action="append",
+        default=[], metavar="CIDR",
+        help="address of the host's end, such as 172.16.0.1/30, for a guest without a bridge; with "
+        "several TAPs, that of the first, the others' in the networks that follow; may be repeated")
+    add("--nat", action="store_true",
+        help="with --address: forward what the guest sends, masqueraded by the host's addresses")
     add("--mac", type=lazily("fastpump.host.taps.parse_mac"), metavar="MAC",
         help="the TAP's own MAC (default: chosen by the kernel); with several TAPs, that of the "
         "first, counting up")
@@ -154,12 +179,14 @@ def _create(args: argparse.Namespace) -> int:
 
     _check_create(args)
     limiters = monitors.rate_limiters(args.rate_limit)
+    _enter(args)
     exit_on_signals()       # what was made is removed then, too
     made = taps.create(taps.TapConfig(
         names=taps.numbered(args.prefix, args.count) if args.count else tuple(args.names),
         owner=args.user, group=args.group, bridge=args.bridge, mac=args.mac,
         guest_mac=args.guest_mac, mtu=args.mtu, is_multi_queue=args.multi_queue,
-        has_vnet_header=args.vnet_hdr, is_up=not args.down))
+        has_vnet_header=args.vnet_hdr, is_up=not args.down, addresses=tuple(args.address),
+        has_nat=args.nat))
     if args.firecracker:
         print(monitors.firecracker_json(made, limiters))
     elif args.qemu:
@@ -183,6 +210,12 @@ def _check_create(args: argparse.Namespace) -> None:
         raise ConfigError("--firecracker and --qemu cannot be combined; give one of them")
     if args.firecracker and args.multi_queue:
         raise ConfigError("Firecracker cannot open a multi-queue TAP; leave out --multi-queue")
+    if args.address and args.bridge is not None:
+        raise ConfigError("a port of a bridge needs no --address: give it to the bridge, or leave "
+                          "out --bridge")
+    if args.nat and not args.address:
+        raise ConfigError("--nat is for a guest that is routed: give --address too, like "
+                          "172.16.0.1/30, or leave it out")
     if args.queues and not (args.multi_queue and args.qemu):
         raise ConfigError("--queues is for what --qemu prints of a multi-queue TAP: give "
                           "--multi-queue and --qemu too, or leave it out")
@@ -200,6 +233,7 @@ def _delete(args: argparse.Namespace) -> int:
 
     if bool(args.names) == bool(args.prefix):
         raise ConfigError("give either the TAPs' names, or --prefix PREFIX")
+    _enter(args)
     exit_on_signals()
     print(f"deleted {_names(taps.delete(args.names, args.prefix, args.force))}")
     return 0
@@ -215,6 +249,7 @@ def _names(names: list[str]) -> str:
 def _list(args: argparse.Namespace) -> int:
     from fastpump.host import taps
 
+    _enter(args)
     found = taps.gather()
     _print(json.dumps({"taps": found}, indent=2) if args.json else taps.show(found))
     return 0

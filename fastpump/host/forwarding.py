@@ -26,12 +26,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastpump.config.wording import OptionError
+from fastpump.host.undo_record import Record, namespace_cookie
 
 log = logging.getLogger("fastpump")
 
 SYSCTLS = Path("/proc/sys")
 ALL = 0     # in place of an interface's index
 FORWARDING, FORCE_FORWARDING, ACCEPT_RA = "forwarding", "force_forwarding", "accept_ra"
+GATEWAY, GUESTS = ".gateway", ".guests"     # records that may have steps
 _FOR_CONTAINERS = {4: "net.ipv4.ip_forward=1", 6: "net.ipv6.conf.all.forwarding=1"}
 
 
@@ -134,8 +136,9 @@ def _takes_advertisements(index: int) -> bool:
             and Setting(6, index, FORWARDING).read() == 0)
 
 
-def switch_on(steps: Iterable[Step]) -> None:
-    """Make the settings what the steps say; OptionError for one that cannot be changed."""
+def switch_on(steps: Iterable[Step], option: str) -> None:
+    """Make the settings what the steps say; OptionError for one that cannot be changed, though
+    that option needs it."""
     for setting, before, ours, _ in steps:
         if setting.read() == ours or before > ours:
             continue    # the latter is only to be restored
@@ -144,9 +147,9 @@ def switch_on(steps: Iterable[Step]) -> None:
         except OSError as error:
             sysctl = (setting.name or "").replace("/", ".")
             raise OptionError(
-                f"<gateway=forward> needs {sysctl} = {ours}, which cannot be set here "
+                f"{option} needs {sysctl} = {ours}, which cannot be set here "
                 f"({error.strerror}); set {_FOR_CONTAINERS[setting.version]} where this container "
-                f"is started (--sysctl {_FOR_CONTAINERS[setting.version]}), or leave out forward"
+                f"is started (--sysctl {_FOR_CONTAINERS[setting.version]}), or leave out {option}"
             ) from None
 
 
@@ -162,3 +165,23 @@ def switch_off(steps: Iterable[Step], others: Collection[Setting]) -> None:
         except OSError as error:
             log.warning("%(setting)s stays %(value)d: %(error)s",
                         {"setting": setting.name, "value": ours, "error": error.strerror})
+
+
+def steps_in(said: Mapping[str, Any]) -> list[Step]:
+    """The steps in a record."""
+    return [Step.from_json(step) for step in said.get("steps", [])]
+
+
+def steps_of_others(own: Record) -> dict[Setting, Step]:
+    """What the other records of this network namespace say that was changed, also those of killed
+    processes."""
+    found: dict[Setting, Step] = {}
+    for path in own.path.parent.iterdir():
+        record = (Record.peek(path) if path.suffix in (GATEWAY, GUESTS) and path != own.path
+                  else None)
+        if record is not None:
+            said = record.read()
+            record.release()
+            if said.get("namespace") == namespace_cookie():
+                found |= {step.setting: step for step in steps_in(said)}
+    return found

@@ -22,14 +22,12 @@ from fastpump.config.gateway import Gateway
 from fastpump.config.wording import OptionError
 from fastpump.errors import SystemSetupError
 from fastpump.host import forwarding, gateway_table
-from fastpump.host.forwarding import Setting, Step
+from fastpump.host.forwarding import GATEWAY
 from fastpump.host.undo_record import Record, locked, namespace_cookie
 from fastpump.netlink import links
 from fastpump.netlink.links import Link
 
 log = logging.getLogger("fastpump")
-
-SUFFIX = ".gateway"
 
 
 def set_up(gateway: Gateway, index: int, versions: Collection[int], cleanup: ExitStack) -> None:
@@ -38,7 +36,7 @@ def set_up(gateway: Gateway, index: int, versions: Collection[int], cleanup: Exi
     tun = links.get(index)
     interfaces = _interfaces(gateway, tun)
     recover()
-    path = paths.runtime_dir() / f"{tun.name}@{tun.index}{SUFFIX}"
+    path = paths.runtime_dir() / f"{tun.name}@{tun.index}{GATEWAY}"
     record = Record.take(path)
     if record is None:
         raise SystemSetupError(f"{path} is locked by another process; end that first")
@@ -50,9 +48,9 @@ def set_up(gateway: Gateway, index: int, versions: Collection[int], cleanup: Exi
         gateway_table.make(tun.name, tun.index, gateway)
     if gateway.forwards:
         with locked(path.parent):
-            steps = forwarding.plan(interfaces, versions, _steps_of_others(record))
+            steps = forwarding.plan(interfaces, versions, forwarding.steps_of_others(record))
             record.write(content | {"steps": [step.to_json() for step in steps]})
-            forwarding.switch_on(steps)
+            forwarding.switch_on(steps, "<gateway=forward>")
     hindrance = gateway_table.hindrance(tun.name, tun.index, versions)
     if hindrance is not None:
         log.warning("%(warning)s", {"warning": hindrance})
@@ -76,7 +74,7 @@ def recover(name: str | None = None) -> bool:
     """Undo what killed processes left behind in this network namespace, or only the one whose
     interface was called so; whether there was anything."""
     was_any = False
-    for path in sorted(paths.runtime_dir().glob(f"*{SUFFIX}")):
+    for path in sorted(paths.runtime_dir().glob(f"*{GATEWAY}")):
         owner = path.name.rpartition("@")[0]
         if name is not None and owner != name:
             continue
@@ -96,7 +94,8 @@ def _undo(name: str, record: Record) -> None:
     said = record.read()
     with locked(record.path.parent):
         if said.get("namespace") == namespace_cookie():     # else all of it is gone
-            _tolerate(lambda: forwarding.switch_off(_steps(said), _steps_of_others(record)))
+            _tolerate(lambda: forwarding.switch_off(forwarding.steps_in(said),
+                                                    forwarding.steps_of_others(record)))
             if said.get("has_table", False):
                 _tolerate(lambda: gateway_table.remove(name))
         record.remove()
@@ -107,20 +106,3 @@ def _tolerate(step: Callable[[], None]) -> None:
         step()
     except Exception as error:      # whatever it is, the other steps are undone
         log.warning("%(error)s", {"error": error})
-
-
-def _steps(said: dict[str, Any]) -> list[Step]:
-    return [Step.from_json(step) for step in said.get("steps", [])]
-
-
-def _steps_of_others(own: Record) -> dict[Setting, Step]:
-    """What the other gateways of this network namespace have changed, living and killed ones."""
-    found: dict[Setting, Step] = {}
-    for path in own.path.parent.glob(f"*{SUFFIX}"):
-        record = None if path == own.path else Record.peek(path)
-        if record is not None:
-            said = record.read()
-            record.release()
-            if said.get("namespace") == namespace_cookie():
-                found |= {step.setting: step for step in _steps(said)}
-    return found

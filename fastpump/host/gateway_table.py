@@ -27,6 +27,7 @@ from fastpump.errors import SystemSetupError
 from fastpump.host.firewall import run_nft
 
 PURPOSE = "a gateway"
+_CLAMP = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
 OURS = "fastpump"       # what the names of all our tables begin with
 
 
@@ -42,12 +43,11 @@ def make(name: str, index: int, gateway: Gateway) -> None:
     """Make the table of the tunnel with that index, in place of what it was before."""
     ways_out = ", ".join(f'"{each}"' for each in gateway.ways_out)
     only = f" oifname {{ {ways_out} }}" if ways_out else ""
-    syn = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
     chains = f"""\
   chain clamp {{
     type filter hook forward priority mangle
-    iif {index} {syn}
-    oif {index} {syn}
+    iif {index} {_CLAMP}
+    oif {index} {_CLAMP}
   }}
 """ * gateway.clamps + f"""\
   chain leaving {{
@@ -55,25 +55,54 @@ def make(name: str, index: int, gateway: Gateway) -> None:
     iif {index} oif != {index}{only} masquerade
   }}
 """ * gateway.masquerades
-    run_nft(f"{_removal(name)}table inet {table_of(name)} {{\n{chains}}}\n", PURPOSE)
+    _replace(table_of(name), chains)
 
 
 def remove(name: str) -> None:
     """Remove that table, if it is there."""
-    run_nft(_removal(name), PURPOSE)
+    run_nft(_removal(table_of(name)), PURPOSE)
 
 
-def _removal(name: str) -> str:
+def make_for_guests(table: str, guests: Iterable[int]) -> None:
+    """Make the table for guests behind the TAPs with these indices, in place of what it was before.
+    From one guest to another, nothing is masqueraded."""
+    _replace(table, f"""\
+  set guests {{
+    type iface_index
+    elements = {{ {", ".join(map(str, guests))} }}
+  }}
+  chain clamp {{
+    type filter hook forward priority mangle
+    iif @guests {_CLAMP}
+    oif @guests {_CLAMP}
+  }}
+  chain leaving {{
+    type nat hook postrouting priority srcnat
+    iif @guests oif != @guests masquerade
+  }}
+""")
+
+
+def remove_for_guests(table: str) -> None:
+    """Remove that table, if it is there."""
+    run_nft(_removal(table), PURPOSE)
+
+
+def _replace(table: str, content: str) -> None:
+    run_nft(f"{_removal(table)}table inet {table} {{\n{content}}}\n", PURPOSE)
+
+
+def _removal(table: str) -> str:
     # `add` first: deleting what is not there would be an error.
-    return f"add table inet {table_of(name)}\ndelete table inet {table_of(name)}\n"
+    return f"add table inet {table}\ndelete table inet {table}\n"
 
 
 # -- others
 
 def hindrance(name: str, index: int, versions: Collection[int]) -> str | None:
-    """A sentence if chains of others would drop what the tunnel forwards, which is of these IP
-    versions, with the command that lets it pass. None also where nft cannot tell (it may be built
-    without JSON)."""
+    """A sentence if chains of others would drop what is forwarded from an interface of ours, or to
+    it, in these IP versions; with the command that lets it pass. None also where nft cannot tell
+    (it may be built without JSON)."""
     families = {"inet", *("ip" if version == 4 else "ip6" for version in versions)}
     try:
         chains = [chain for chain in _listed("chain", "chains", None)
@@ -87,8 +116,8 @@ def hindrance(name: str, index: int, versions: Collection[int]) -> str | None:
         return None
     where = " and ".join(" ".join((chain["family"], chain["table"], chain["name"]))
                          for chain in dropping)
-    return (f"what {name} forwards is dropped by another firewall here (nftables chain {where}); "
-            f"let it pass: {_allowing(dropping, chains, name)}")
+    return (f"forwarded packets of {name} are dropped by another firewall here (nftables chain "
+            f"{where}); let them pass: {_allowing(dropping, chains, name)}")
 
 
 def _listed(kind: str, what: str, which: dict[str, Any] | None) -> list[dict[str, Any]]:

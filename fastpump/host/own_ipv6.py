@@ -9,6 +9,7 @@ not: guests behind a bridge, and the far sides of a tunnel, would choose the hos
             router advertisements. An idle tunnel stays idle then, whatever its allowed IPs.
     bridge  without an IPv6 address: no IPv6 at all. With one: no router advertisements.
     TAP, attached       no IPv6 at all: what comes there is the bridge's, or another interface's.
+    TAP with an address (`tap create --address`): no router advertisements of its guest.
     TAP, by itself      is a network card, and is left alone.
 
 Only the link-local address can be had by netlink; the rest is in /proc/sys, which a container may
@@ -73,6 +74,12 @@ def prepare_bridge(bridge: Link, *, has_address: bool) -> None:
                     "a guest or the far site can become this host's default route; set "
                     "net.ipv6.conf.default.accept_ra to 0 before this starts",
                     {"bridge": bridge.name, "settings": SETTINGS})
+
+
+def refuse_advertisements(name: str) -> None:
+    """Take no default route from the guest behind a TAP of ours."""
+    with suppress(OSError):
+        (SETTINGS / name / "accept_ra").write_text("0")
 
 
 def _set_link_local(link: Link, *, is_on: bool) -> None:

@@ -4,6 +4,8 @@ Creating: TUNSETIFF and TUNSETPERSIST on an fd of its own for each, which is clo
 one netlink message each for bridge, MAC, MTU and up. Deleting: netlink/links.py. Both are all or
 nothing: if `create` is stopped in the middle, by whatever, what it had made is deleted again.
 
+With an address a TAP is a router's interface for its guest alone; NAT is host/guest_nat.py's.
+
 The guest's MAC comes from the TAP's name, this host's machine id and the namespace's name: the
 same at every start, and another one for `vm0` of another host on the same Ethernet.
 """
@@ -14,6 +16,7 @@ import contextlib
 import errno
 import fcntl
 import grp
+import ipaddress
 import os
 import pwd
 import re
@@ -25,8 +28,9 @@ from typing import Any
 from fastpump.config.parsers import parse_mac as parse_host_mac
 from fastpump.constants import ETHERNET_MTU
 from fastpump.errors import ConfigError, SystemSetupError
-from fastpump.host import derived_macs, interfaces, tun_users
+from fastpump.host import derived_macs, guest_nat, interfaces, own_ipv6, tun_users
 from fastpump.host.derived_macs import text as mac_text
+from fastpump.ip import Interface
 from fastpump.kernel import (
     IFF_MULTI_QUEUE,
     IFF_TAP,
@@ -35,7 +39,7 @@ from fastpump.kernel import (
     TUNSETOWNER,
     TUNSETPERSIST,
 )
-from fastpump.netlink import links
+from fastpump.netlink import links, routes
 from fastpump.netlink.links import Change, Link
 from fastpump.netlink.refusal import Refusal, explaining
 from fastpump.tun.queues import NO_PERMISSION, check_name, open_queue
@@ -57,6 +61,9 @@ class TapConfig:
     is_multi_queue: bool = False
     has_vnet_header: bool = True
     is_up: bool = True
+    addresses: tuple[Interface, ...] = ()
+    """Of the host's end of the first one; the others get those of the networks that follow."""
+    has_nat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +127,16 @@ def create(config: TapConfig) -> list[Tap]:
         for name in config.names:
             _make_persistent(config, name, made)
         _set_up(config, bridge)
+        if config.addresses:
+            _route(config)
         macs = {name: link.mac for name, link in _links_by_name().items()}
         return [Tap(name, mac_text(mac if mac_text(mac) != macs.get(name) else mac ^ 1))
                 for name, mac in zip(config.names, _guest_macs(config), strict=True)]
     except BaseException as error:
         left = _remove(made)
+        if config.has_nat:
+            with contextlib.suppress(SystemSetupError):
+                guest_nat.remove(())
         if left is not None and isinstance(error, SystemSetupError):
             raise SystemSetupError(f"{error}; and {left}") from None
         raise
@@ -142,6 +154,8 @@ def _check(config: TapConfig) -> None:
             raise ConfigError(f"{name} is named twice; name each TAP once")
         seen.add(name)
     last = len(config.names) - 1
+    for address in config.addresses:
+        _address(address, last)
     for mac in (config.mac, config.guest_mac):
         if mac is not None and not _is_usable(mac + last):
             raise ConfigError(f"counting up from {mac_text(mac)} leaves the usable MACs: begin "
@@ -218,6 +232,28 @@ def _change(config: TapConfig, number: int, name: str, bridge: Link | None) -> C
                   master=None if bridge is None else bridge.index)
 
 
+def _route(config: TapConfig) -> None:
+    """Make the TAPs, which are new, the routers of their guests."""
+    with explaining("the TAPs cannot be given addresses"):
+        indices = [socket.if_nametoindex(name) for name in config.names]
+    for name in config.names:
+        own_ipv6.refuse_advertisements(name)
+    routes.add_addresses((index, _address(first, number)) for number, index in enumerate(indices)
+                         for first in config.addresses)
+    if config.has_nat:
+        guest_nat.add(indices, {address.version for address in config.addresses})
+
+
+def _address(first: Interface, number: int) -> Interface:
+    """The same address in the network that comes so many after it; ConfigError."""
+    try:
+        address = first.ip + number * first.network.num_addresses
+    except ValueError:
+        raise ConfigError(f"counting up from {first} leaves the addresses that there are: begin "
+                          "with a lower one") from None
+    return ipaddress.ip_interface(f"{address}/{first.network.prefixlen}")
+
+
 def _remove(made: Sequence[str]) -> str | None:
     """Delete what a failed `create` had made; what to say if that fails too."""
     wanted = set(made)
@@ -260,6 +296,7 @@ def delete(names: Sequence[str], prefix: str | None = None, force: bool = False)
         reason = ("one of them was deleted meanwhile" if error.errno == errno.ENODEV
                   else f"{error.reason}{hint}")
         raise SystemSetupError(f"nothing was deleted: {reason}") from None
+    guest_nat.remove([link.index for link in chosen])
     return [link.name for link in chosen]
 
 

@@ -1,20 +1,45 @@
-"""What is known here of other network namespaces: their names, and those of interfaces there."""
+"""Other network namespaces: their names, those of interfaces there, and how to go there."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from fastpump import paths
+from fastpump.errors import ConfigError, SystemSetupError
+from fastpump.kernel import CLONE_NEWNET
 from fastpump.netlink.links import Link, text_of
 from fastpump.netlink.refusal import explaining
 
 NETNSA_NSID_NOT_ASSIGNED = (-1, 0xFFFFFFFF)
 """linux/net_namespace.h; pyroute2 reads it without its sign."""
+
+
+def enter(name: str) -> None:
+    """Go to the network namespace that `ip netns` knows by that name, or that is mounted at that
+    path, for good. Only before other threads are started. ConfigError or SystemSetupError."""
+    path = Path(name) if "/" in name else paths.NAMED_NAMESPACES / name
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"there is no network namespace {name} ({error.strerror}): `ip netns` "
+                          "lists those that have a name") from None
+    libc = ctypes.CDLL(None, use_errno=True)
+    failure = ctypes.get_errno() if libc.setns(fd, CLONE_NEWNET) else 0
+    os.close(fd)
+    if failure == errno.EINVAL:
+        raise ConfigError(f"{path} is no network namespace: give the name of one, or the path "
+                          "where it is mounted")
+    if failure:
+        raise SystemSetupError(f"the network namespace {name} cannot be entered: "
+                               f"{os.strerror(failure)}; run as root")
 
 
 def names_by_id() -> dict[int, str]:

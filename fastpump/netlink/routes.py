@@ -81,6 +81,13 @@ def change_addresses(index: int, gone: Iterable[Interface], wanted: Iterable[Int
         add_missing()
 
 
+def add_addresses(wanted: Iterable[tuple[int, Interface]]) -> None:
+    """Give addresses to new interfaces, by their indices, until one is refused."""
+    with explaining("the addresses cannot be set"), IPRoute() as netlink:
+        for index, address in wanted:
+            _address(netlink, "add", index, address)
+
+
 def addresses_of(index: int, *, link_local: bool = False) -> list[Interface]:
     """The addresses of an interface. `link_local`: with the link-local ones, which the kernel
     gives to most interfaces, though not to our TUNs."""

@@ -375,8 +375,8 @@ def test_a_firewall_that_drops_what_is_forwarded_is_named(site, lab, program, ki
     site.connect()
     blocked = {"policy": C, "last rule": C[1:], "docker": C[:1]}[kind]
     assert [host for host in C if not answers(lab, "b", host)] == list(blocked)
-    assert "is dropped by another firewall here (nftables chain " in warning
-    lab.run("a", "sh", "-c", warning.split("let it pass: ")[1])
+    assert "are dropped by another firewall here (nftables chain " in warning
+    lab.run("a", "sh", "-c", warning.split("let them pass: ")[1])
     assert all(answers(lab, "b", host) for host in C)
     site.end(program)
     assert not site.start(program)      # it passes by now
@@ -393,7 +393,7 @@ def test_a_firewall_that_drops_what_is_forwarded_is_named(site, lab, program, ki
 def test_programs_that_make_firewalls_have_commands_of_their_own(site, lab, ruleset, command):
     lab.run("a", "nft", "-f", "-", input=ruleset)
     said = site.start("tunnel")
-    assert said.endswith("let it pass: " + command.format(site.names[0]))
+    assert said.endswith("let them pass: " + command.format(site.names[0]))
 
 
 def test_a_firewall_that_lets_it_pass_is_not_named(site, lab):
