@@ -145,6 +145,8 @@ def switch_on(steps: Iterable[Step], option: str) -> None:
         try:
             setting.write(ours)
         except OSError as error:
+            if setting.read() is None:
+                continue        # the interface has just gone
             sysctl = (setting.name or "").replace("/", ".")
             raise OptionError(
                 f"{option} needs {sysctl} = {ours}, which cannot be set here "
@@ -163,6 +165,8 @@ def switch_off(steps: Iterable[Step], others: Collection[Setting]) -> None:
         try:
             setting.write(before)
         except OSError as error:
+            if setting.read() is None:
+                continue
             log.warning("%(setting)s stays %(value)d: %(error)s",
                         {"setting": setting.name, "value": ours, "error": error.strerror})
 
