@@ -27,7 +27,6 @@ leaves the record with those that are still to be run, and `down` removes it.
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import logging
 import threading
@@ -243,7 +242,7 @@ class HostState:
     def _add_rules(self, version: int, table: int, lengths: tuple[int, ...]) -> None:
         is_added = False
         while not is_added:     # other programs may add theirs just now
-            with _locked(self._record.path.parent):     # and other tunnels
+            with locked(self._record.path.parent):     # and other tunnels
                 rules = TableRules(version, table, routes.unused_priority(version, len(lengths)),
                                    lengths)
                 self._rules.append(rules)

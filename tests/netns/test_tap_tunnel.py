@@ -48,7 +48,8 @@ def test_a_tap_is_an_ethernet_between_the_hosts(lab, tap):
     assert sum(queue["tun_rx_superpackets"] for queue in status["queues"]) > 100
     text = lab.run("a", *FASTPUMP, "status").stdout
     assert "(tap, MTU 1382" in text and "MAC addresses: 2 of at most 32768" in text
-    assert not set(status["verdicts"]) - {"DROP_LOCAL_FRAME"}
+    # A probe may come before its lane's keys, and waits 20 ms for them: not enough on a busy CPU.
+    assert not set(status["verdicts"]) - {"DROP_LOCAL_FRAME", "DROP_UNKNOWN_INDEX"}
 
 
 def test_flows_are_spread_over_all_workers(lab, tap):
