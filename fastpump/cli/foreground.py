@@ -19,7 +19,7 @@ from fastpump.config.model import TunnelConfig, check
 from fastpump.constants import DEFAULT_MTU, DEFAULT_NAME, DEFAULT_PORT
 from fastpump.host import ethernet, ipv6
 from fastpump.host.down_commands import DownCommands
-from fastpump.host.network import HostNet, table_of_closed
+from fastpump.host.network import HostNet, find_closed
 from fastpump.ip import Address, Interface
 from fastpump.netlink import links, routes
 from fastpump.netlink.default_routes import TABLE_MAIN
@@ -36,7 +36,7 @@ def run_in_foreground(config: TunnelConfig, *, as_json: bool = False) -> None:
         recover(config.name, takes_over=config.mode == "tun")
     run(foreground.config, Program(configure=foreground.configure, on_ready=foreground.on_ready,
                                    must_reach_endpoints=True,
-                                   closed_table=table_of_closed(config.name)))
+                                   closed=find_closed(config.name)))
 
 
 @dataclass(slots=True)

@@ -29,7 +29,7 @@ from fastpump.conn import endpoint
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import taps
 from fastpump.host.down_commands import DownCommands
-from fastpump.host.network import commands_of_running, find_leftover, table_of_closed
+from fastpump.host.network import commands_of_running, find_closed, find_leftover
 from fastpump.ipc import control
 from fastpump.netlink import links
 from fastpump.process import memory
@@ -105,7 +105,7 @@ def up(word: str) -> None:
     if name in (each for _, each in socket.if_nameindex()):
         raise ConfigError(f"an interface {name} already exists; rename the file"
                           + taps.how_to_delete(links.find(name)))
-    was_closed = bool(table_of_closed(name))
+    was_closed = bool(find_closed(name))
     detach(FileTunnel.of(path, name, file).serve,
            on_turn=partial(hooks.run, file.pre_up, name, str(path)))
     try:

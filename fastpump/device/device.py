@@ -153,13 +153,13 @@ class Device:
         """All of a change that cannot fail."""
         if change.preshared_key is not UNCHANGED:
             peer.preshared_key = change.preshared_key
+        if change.endpoint_name is not UNCHANGED:
+            peer.endpoint_name = change.endpoint_name
         if change.endpoint is not UNCHANGED:
             is_news = self.endpoints.configure(peer, change.endpoint)
             if is_news and self.is_up:
                 self._handshakes.redirect(peer, now)
                 self.lanes.of(peer).announce(now)
-        if change.endpoint_name is not UNCHANGED:
-            peer.endpoint_name = change.endpoint_name
         if change.keepalive_s is not UNCHANGED:
             self._set_keepalive(peer, change.keepalive_s * SECOND, now)
         if change.rate_limits is not UNCHANGED:

@@ -30,8 +30,8 @@ from __future__ import annotations
 import ipaddress
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,7 @@ class HostState:
         self.is_taken_over = bool(self._rules or self._closed)
         """Whether a killed tunnel left it closed."""
         self._is_checked = not self.is_taken_over
+        self._endpoints: Mapping[str, str] = left.get("endpoints", {})
         self._may_lack_routes = False
         """They go with the last address of an IP version."""
         self._half_done: set[str] = {DNS} if left.get("has_dns", False) else set()
@@ -116,6 +117,12 @@ class HostState:
         """Where a step failed: what is there at most."""
         self._wanted = self.done
         self._write()
+
+    def set_endpoints(self, endpoints: Mapping[str, str]) -> None:
+        """Where the peers are that were given by a name: NAME:PORT, and the address."""
+        if endpoints != self._endpoints:
+            self._endpoints = endpoints
+            self._write()
 
     def set_commands(self, commands: DownCommands) -> None:
         """What `down` is to run."""
@@ -288,6 +295,7 @@ class HostState:
                 "namespace": namespace_cookie(), "commands": self._commands.to_json(),
                 "table": self.done.default_table or self._wanted.default_table,
                 "rules": [rules.to_json() for rules in self._rules],
+                "endpoints": dict(self._endpoints),
                 "closed": sorted((str(network), table) for network, table in self._closed),
                 "is_protected": self._protected is not None or bool(self._wanted.closed),
                 "has_dns": self.done.has_dns or self._wanted.has_dns or DNS in self._half_done})
@@ -360,7 +368,8 @@ class Leftover:
     @property
     def is_empty(self) -> bool:
         """Whether it is of a `fastpump tunnel` that has left nothing."""
-        return self._record is not None and not self.commands.file and not any(
+        commands = self._said.get("commands")
+        return isinstance(commands, dict) and commands.get("file") == "" and not any(
             self._said.get(each) for each in ("rules", "closed", "is_protected", "has_dns"))
 
 
@@ -372,17 +381,31 @@ def find_leftover(name: str) -> Leftover | None:
     return Leftover(name, _open_record(name))
 
 
-def table_of_closed(name: str) -> int:
-    """The routing table of a killed tunnel of that name that is still closed, which is the mark of
-    what may leave; 0: none."""
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A killed tunnel that is still closed; false if there is none."""
+
+    table: int = 0
+    """Its routing table, which is the mark of what may leave."""
+    endpoints: Mapping[str, str] = field(default_factory=dict)
+    """As HostState.set_endpoints has it: name servers may be out of reach now."""
+
+    def __bool__(self) -> bool:
+        return bool(self.table)
+
+
+def find_closed(name: str) -> Closed:
+    """Of the tunnel that was called so."""
     record = Record.peek(_record_file(name))
     if record is None:
-        return 0
+        return Closed()
     try:
         said = record.read()
     finally:
         record.release()
-    return int(said.get("table", 0)) if said.get("rules") and _is_of_here(said) else 0
+    if not said.get("rules") or not _is_of_here(said):
+        return Closed()
+    return Closed(int(said.get("table", 0)), dict(said.get("endpoints", {})))
 
 
 def commands_of_running(name: str) -> DownCommands:

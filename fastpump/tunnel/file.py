@@ -35,7 +35,7 @@ from fastpump.device.peer_change import PeerChange, Presence
 from fastpump.errors import ConfigError, FastpumpError, SystemSetupError
 from fastpump.host import attach, ethernet, ipv6
 from fastpump.host.down_commands import DownCommands
-from fastpump.host.network import HostNet, HostState, table_of_closed
+from fastpump.host.network import HostNet, HostState, find_closed
 from fastpump.ip import Address, Network, network_of
 from fastpump.netlink import links, routes
 from fastpump.netlink.default_routes import TABLE_MAIN
@@ -100,7 +100,7 @@ class FileTunnel:
                 on_ready=on_ready, commands={
                     "reload": self._reload, "configuration": self._configuration,
                     "stop": self._stop},
-                configuration_file=self.path, closed_table=table_of_closed(self.name)))
+                configuration_file=self.path, closed=find_closed(self.name)))
         except FastpumpError as error:
             raise self.file.located(error) from None
 

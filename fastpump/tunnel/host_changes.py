@@ -51,6 +51,7 @@ class HostChanges:
     def ready(self) -> None:
         """The tunnel is up: from now on its changes are followed."""
         self._loop = asyncio.get_running_loop()
+        self._note_names()
 
     # -- which routes
 
@@ -87,8 +88,22 @@ class HostChanges:
 
     def _on_endpoint(self, endpoint: Endpoint) -> None:
         """Of a peer, by the operator or the resolver."""
+        self._note_names()
         if any(endpoint.address in network for network in self._networks):
             self._soon(lambda: self.state.change(self._running.link.index, self._wanted()))
+
+    def _note_names(self) -> None:
+        """What the names of peers mean, for a start without name servers, which are behind the
+        tunnel."""
+        if self._loop is None or not self.table:
+            return
+        try:
+            self.state.set_endpoints({
+                "{}:{}".format(*peer.endpoint_name): str(peer.configured_endpoint.address)
+                for peer in self._running.supervisor.device.peers.values()
+                if peer.endpoint_name is not None and peer.configured_endpoint is not None})
+        except OSError as error:
+            log.warning("where the peers are cannot be written down: %(error)s", {"error": error})
 
     def _on_link_up(self) -> None:
         self._soon(lambda: self.state.restore(self._running.link.index))
@@ -114,8 +129,8 @@ class HostChanges:
         """Undo what does not go away with the interface, unless the tunnel has failed."""
         supervisor, was_ready = self._running.supervisor, self._loop is not None
         has_failed = not supervisor.stop_reason or supervisor.failure is not None
-        if self.stays_closed or (has_failed and (
-                self.state.is_taken_over or (was_ready and self.state.is_closed))):
+        if self.state.is_closed and (self.stays_closed or (
+                has_failed and (was_ready or self.state.is_taken_over))):
             log.warning("nothing leaves in clear of what was to go through the tunnel, until "
                         "`fastpump down %(name)s`", {"name": self._name})
             self.state.leave_closed(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import resource
@@ -38,6 +39,7 @@ from fastpump.constants import KEY_LEN
 from fastpump.device.lane_context import Options
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import attach, ethernet, gateway, own_ipv6, taps
+from fastpump.host.network import Closed
 from fastpump.ip import Address, network_of
 from fastpump.netlink import links
 from fastpump.process import logs, memory, signals
@@ -78,9 +80,8 @@ class Program:
     configuration_file: Path | None = None
     must_serve_wg: bool = False
     """Fail if another WireGuard has wg's socket of that name, and stop when it is removed."""
-    closed_table: int = 0
-    """The routing table of a killed tunnel of that name, which this one will take over: until then
-    only what has that number as its mark leaves."""
+    closed: Closed = field(default_factory=Closed)
+    """A killed tunnel of that name, which this one will take over."""
     must_reach_endpoints: bool = False
     """Fail if there is no route to an endpoint; else that is a warning."""
 
@@ -176,8 +177,19 @@ class _Start:
 
     def resolve_endpoints(self) -> None:
         """Look up the names of the peers' endpoints; ConfigError."""
-        self._endpoints = {peer.public_key: endpoint.resolve(*peer.endpoint)
+        self._endpoints = {peer.public_key: self._resolve(*peer.endpoint)
                            for peer in self._config.peers if peer.endpoint is not None}
+
+    def _resolve(self, host: str, port: int) -> endpoint.Endpoint:
+        try:
+            return endpoint.resolve(host, port)
+        except ConfigError as error:
+            known = self._program.closed.endpoints.get(f"{host}:{port}")
+            if known is None:
+                raise
+            log.warning("%(error)s; %(address)s is tried, where it was before",
+                        {"error": error, "address": known})
+            return endpoint.Endpoint(ipaddress.ip_address(known), port)
 
     def open_queues(self) -> None:
         """Make the interface: it exists from here on, and is down."""
@@ -309,7 +321,7 @@ class _Start:
         for public_key, where in list(self._endpoints.items()):
             try:
                 check_route(where, supervisor.family,
-                            supervisor.fwmark or self._program.closed_table)
+                            supervisor.fwmark or self._program.closed.table)
             except SystemSetupError as error:
                 if self._program.must_reach_endpoints:
                     raise

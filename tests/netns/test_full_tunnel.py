@@ -238,6 +238,25 @@ def test_a_start_that_fails_leaves_it_closed(world, lab, failing):
     assert world.state() == before
 
 
+@WAYS
+def test_a_name_that_cannot_be_resolved_behind_the_closed_tunnel(world, lab, monkeypatch, way):
+    """Its last address is tried. (Here the name server is a file.)"""
+    hosts = world.directory / "hosts"
+    hosts.write_text(f"127.0.0.1 localhost\n{ENDPOINTS[4]} b.test\n")
+    prefix = ["sh", "-euc", f'mount --bind {hosts} /etc/hosts; exec "$@"', "sh"]
+    world.prefix = prefix
+    monkeypatch.setitem(ENDPOINTS, 4, "b.test")
+    monkeypatch.setitem(globals(), "FASTPUMP", [*prefix, *FASTPUMP])
+    tunnel = Started(world, way, ("0.0.0.0/0", "::/0"))
+    tunnel.kill()
+    hosts.write_text("127.0.0.1 localhost\n")
+    tunnel.up()
+    assert "198.51.100.2 is tried, where it was before" in tunnel.said
+    assert all(is_reachable(lab, host) for host in FAR) and seen(lab)[0] == 0
+    assert world.peers()[world.public_b][1] == "198.51.100.2:51820"
+    tunnel.end()
+
+
 def test_one_that_is_not_full_any_more_opens_what_was_closed(world, lab):
     before = world.state()
     tunnel = Started(world, "up", ("0.0.0.0/0", "::/0"))

@@ -183,7 +183,7 @@ def test_what_wg_set_meanwhile_is_what_the_commands_see_after_a_crash(quick, lab
 def test_commands_that_others_can_have_written_are_not_run(quick):
     quick.write(ADDRESSES, noting(quick, "PreDown"))
     quick("up")
-    (record,) = (quick.directory / "run").rglob("*.json")
+    (record,) = (quick.directory / "run").rglob(f"{quick.name}.json")
     assert record.stat().st_mode & 0o777 == 0o600
     kill(quick)
     record.chmod(0o602)

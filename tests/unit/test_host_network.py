@@ -301,7 +301,7 @@ def test_a_start_that_fails_leaves_a_killed_tunnel_closed(world):
     with pytest.raises(SystemSetupError):
         host.change(6, net(ONE))
     host.leave_closed(keeps_commands=False)
-    assert network.table_of_closed(NAME) == 51820
+    assert network.find_closed(NAME).table == 51820
     left = find_leftover(NAME)
     assert left.is_closed and not left.commands
     left.undo()
@@ -324,5 +324,5 @@ def test_a_killed_tunnel_without_commands_and_changes_has_left_nothing(world):
     host.change(5, net(ONE, full=False, near=(NEAR,)))
     host._record.release()
     left = find_leftover(NAME)
-    assert left.is_empty and network.table_of_closed(NAME) == 0
+    assert left.is_empty and not network.find_closed(NAME)
     left.forget()
