@@ -1,11 +1,12 @@
-"""Where fastpump keeps things: private keys, and the control sockets.
+"""Where fastpump keeps things: private keys, timestamps, and the control sockets.
 
-Both are told apart by network namespace, since interface names are: `fp0` of one
+Keys and sockets are told apart by network namespace, since interface names are: `fp0` of one
 namespace and `fp0` of another are two interfaces.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -44,6 +45,11 @@ def private_key_file(interface: str) -> Path:
     namespace = namespace_name()
     name = f"{interface}.key" if namespace is None else f"{interface}@{namespace}.key"
     return state_dir() / name
+
+
+def timestamp_file(public_key: bytes) -> Path:
+    """Where it is kept which timestamps were sent with a key."""
+    return state_dir() / "timestamps" / hashlib.sha256(public_key).hexdigest()[:32]
 
 
 def runtime_dir(namespace: int | None = None) -> Path:

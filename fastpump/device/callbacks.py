@@ -6,11 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastpump.conn.endpoint import Endpoint
+from fastpump.constants import TIMESTAMP_LEN
 from fastpump.device.peer import Peer
 
 
 def _ignore(*_arguments: object) -> None:
     pass
+
+
+def _no_timestamp(_public_key: bytes) -> bytes:
+    return bytes(TIMESTAMP_LEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +44,9 @@ class DeviceCallbacks:
     on_unanswered: Callable[[Peer], None] = _ignore
     """An initiation had no answer in time: the endpoint's name may resolve to another address
     now."""
+    load_timestamp: Callable[[bytes], bytes] = _no_timestamp
+    """The newest timestamp that may have been sent with our static key of that public key; zeros
+    for none."""
+    keep_timestamp: Callable[[bytes, bytes, bytes], None] = _ignore
+    """Keep a timestamp for that public key, in place of the one that was kept last or loaded; it is
+    on disk on return."""

@@ -19,7 +19,13 @@ from collections.abc import Iterable
 
 from fastpump._core import SharedTables
 from fastpump.conn.endpoint import Endpoint
-from fastpump.constants import KEY_LEN, REKEY_TIMEOUT_JITTER, RESTART_INTERVAL, SECOND
+from fastpump.constants import (
+    KEY_LEN,
+    REKEY_TIMEOUT_JITTER,
+    RESTART_INTERVAL,
+    SECOND,
+    TIMESTAMP_LEN,
+)
 from fastpump.device import rate_limits, reported
 from fastpump.device.allowed_ips import AllowedIps
 from fastpump.device.callbacks import DeviceCallbacks
@@ -76,6 +82,7 @@ class Device:
         self._handshakes = Handshakes(tables, self.peers, self.sessions, self.endpoints,
                                       self.lanes, self.send_errors, callbacks)
         self.handshake_problems = self._handshakes.problems
+        self.close = self._handshakes.timestamps.close
         self._events = PeerEvents(tables, self._handshakes, self.endpoints, self.lanes,
                                   self.send_errors, callbacks)
 
@@ -102,9 +109,11 @@ class Device:
         for peer in self.peers.values():
             self._forget_sessions(peer)
             peer.static_static = None
+            peer.timestamp_sent = bytes(TIMESTAMP_LEN)
         self._private_key = private_key
         self._handshakes.static = noise.DhKeyPair.from_private(private_key) \
             if any(private_key) else None
+        self._handshakes.timestamps.set_key(self.public_key)
         self.lanes.set_public_key(self.public_key or b"")
         self._tables.set_originator_id(_originator_id(self.public_key or b""))
         own = self.peers.get(self.public_key or b"")

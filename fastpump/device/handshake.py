@@ -38,7 +38,8 @@ from fastpump.device.lanes import Lanes
 from fastpump.device.peer import Peer
 from fastpump.device.send_errors import SendErrors
 from fastpump.device.sessions import Sessions
-from fastpump.protocol import cookie, noise, tai64n, wire
+from fastpump.device.timestamps import Timestamps
+from fastpump.protocol import cookie, noise, wire
 from fastpump.protocol.wire import CookieReply, Initiation, Response
 from fastpump.verdicts import Verdict
 
@@ -58,6 +59,7 @@ class Handshakes:
         self._lanes = lanes
         self._callbacks = callbacks
         self.problems = HandshakeProblems(send_errors)
+        self.timestamps = Timestamps(callbacks)
         self.static: noise.DhKeyPair | None = None
         """Our static key pair; without one no initiation is sent, and `receive` is not called."""
 
@@ -96,7 +98,7 @@ class Handshakes:
             self.problems.cannot_initiate(peer, str(error), now)
             peer.timers.initiation_sent(now, self._jitter())
             return
-        peer.timestamp_sent = tai64n.emit_after(peer.timestamp_sent, self._callbacks.unix_ns())
+        peer.timestamp_sent = self.timestamps.after(peer.timestamp_sent)
         try:
             message, peer.handshake = noise.create_initiation(
                 static, peer.public_key, index, peer.timestamp_sent,

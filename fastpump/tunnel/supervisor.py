@@ -41,6 +41,7 @@ from fastpump.tun.queues import TunQueues
 from fastpump.tunnel.alarms import Alarms
 from fastpump.tunnel.containment import Containment
 from fastpump.tunnel.loops import Loops
+from fastpump.tunnel.timestamp_files import TimestampFiles
 from fastpump.tunnel.workers import WorkerOptions, WorkerProcess, Workers, WorkersCallbacks
 from fastpump.verdicts import Verdict
 
@@ -111,11 +112,13 @@ class Supervisor:
         self.family = preferred_family()
         self.drops = SocketDrops(tables.queue_count)
         self._admission = Admission(tables)
+        timestamps = TimestampFiles()
         self.device = Device(tables, DeviceCallbacks(
             transmit=self._transmit, transmit_lane=self._transmit_lane,
             ring=self._workers.ring, unix_ns=time.time_ns, jitter=random.randrange,
             on_deadline=self._alarms.on_deadline, on_retired=self._alarms.on_retired,
             on_endpoint=self._on_endpoint, on_unanswered=on_unanswered,
+            load_timestamp=timestamps.load, keep_timestamp=timestamps.keep,
         ), self.family, cpu_count=cpus.usable_count(), lanes=options.lanes,
             is_steered=options.is_steered)
         self.loops = Loops(options.loop_guard, self.device, self.contained)
@@ -302,6 +305,7 @@ class Supervisor:
         if self._sockets is not None:
             self._leave(self._sockets)
         self._workers.close()
+        self.device.close()
 
     # -- workers
 

@@ -66,8 +66,8 @@ class Side(Callbacks):
     """A device, and what it asked for: `sent`, `rings` and so on. Its workers are played."""
 
     def __init__(self, clock, name="a", *, tables=None, private_key=b"", family=socket.AF_INET6,
-                 lanes=None, jitter=lambda below: 0):
-        """`private_key`: b"" for a new one, zeros for none."""
+                 lanes=None, jitter=lambda below: 0, **callbacks):
+        """`private_key`: b"" for a new one, zeros for none. `callbacks`: others than these."""
         self.clock, self.name = clock, name
         self.sent, self.known_endpoints, self.unanswered = [], [], []
         self.rings = 0
@@ -78,7 +78,7 @@ class Side(Callbacks):
         self.device = Device(self.tables, DeviceCallbacks(
             transmit=self.transmit, ring=self.ring, unix_ns=lambda: clock.unix_ns, jitter=jitter,
             on_deadline=self.on_deadline, on_retired=self.on_retired,
-            on_endpoint=self.on_endpoint, on_unanswered=self.unanswered.append,
+            on_endpoint=self.on_endpoint, on_unanswered=self.unanswered.append, **callbacks,
         ), family, cpu_count=2, lanes=lanes)
         self.device.set_private_key(private_key or keys.generate_private())
         self.device.start(clock.now)

@@ -86,6 +86,7 @@ def test_a_flood_of_strangers_fills_no_log_and_costs_little(world, caplog, monke
 def test_a_clock_that_was_set_back_is_told_once(world, caplog):
     world.handshake(world.a, world.b)
     world.a.peer.timestamp_sent = bytes(12)
+    world.a.device._handshakes.timestamps.set_key(world.a.public_key)    # and its file was lost
     world.unix_ns -= 3600 * SECOND
     world.pass_time(REKEY_TIMEOUT)
     world.a.event("rekey", world.a.peer.keypairs.current.slot)
