@@ -81,9 +81,9 @@ def _doubts(file: FileConfig, config: TunnelConfig) -> Iterator[str]:
         if config.mode == "tun" and not peer.allowed_ips:
             yield (f"the peer {keys.encode(peer.public_key)} has no AllowedIPs: no packet goes to "
                    "it, and none from it is accepted")
-        if peer.endpoint is not None:
+        for each in peer.endpoints:
             try:
-                endpoint.resolve(*peer.endpoint)
+                endpoint.resolve(*each)
             except ConfigError as error:
                 yield str(file.located(error))
 

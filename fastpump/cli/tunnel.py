@@ -13,10 +13,12 @@ _TUNNEL_HELP = """\
 Connect this host to others by an encrypted tunnel. Runs in the foreground; stop it with
 Ctrl-C. Needs root (or CAP_NET_ADMIN). The other end can be any WireGuard peer.
 
-A peer is PUBKEY[@HOST:PORT][,allowed-ips=CIDR+CIDR...][,psk=FILE][,keepalive=SECONDS]:
+A peer is PUBKEY[@HOST:PORT][,endpoint=HOST:PORT...][,allowed-ips=CIDR+CIDR...][,psk=FILE]
+[,keepalive=SECONDS]:
 
   PUBKEY        the peer's public key, as `fastpump pubkey` or `wg pubkey` prints it
   @HOST:PORT    its address; without it, the peer must contact this host. IPv6: @[ADDRESS]:PORT
+  endpoint      another address; all of them are tried in turn until one answers
   allowed-ips   the networks behind it: packets to them go to this peer, and packets from it
                 must come from them. With one peer the default is the networks of --address.
                 0.0.0.0/0+::/0 is everything, a full tunnel

@@ -17,22 +17,27 @@ from fastpump.ratelimit import RateLimits
 
 
 def parse_peer(spec: str) -> PeerConfig:
-    """PUBKEY[@HOST:PORT][,allowed-ips=CIDR+CIDR...][,psk=FILE][,keepalive=SECONDS]"""
+    """PUBKEY[@HOST:PORT][,endpoint=HOST:PORT]...[,allowed-ips=CIDR+CIDR...][,psk=FILE]
+    [,keepalive=SECONDS]"""
     head, *options = spec.split(",")
     key, at, where = head.partition("@")
     values: dict[str, str] = {}
+    endpoints = [where] if at else []
     for option in options:
         name, equals, value = option.partition("=")
-        if name not in ("allowed-ips", "psk", "keepalive") or not equals:
-            raise invalid("peer option", option,
-                          "allowed-ips=CIDR+CIDR, psk=FILE or keepalive=SECONDS")
+        if name not in ("endpoint", "allowed-ips", "psk", "keepalive") or not equals:
+            raise invalid("peer option", option, "endpoint=HOST:PORT, allowed-ips=CIDR+CIDR, "
+                                                 "psk=FILE or keepalive=SECONDS")
+        if name == "endpoint":
+            endpoints.append(value)
+            continue
         if name in values:
             raise ConfigError(f"the peer option {name} is given twice; leave one out")
         values[name] = value
     allowed = values.get("allowed-ips")
     return PeerConfig(
         public_key=keys.decode(key, "public key of a peer"),
-        endpoint=parse_endpoint(where) if at else None,
+        endpoints=tuple(map(parse_endpoint, endpoints)),
         allowed_ips=None if allowed is None else tuple(dict.fromkeys(
             parse_network(cidr) for cidr in allowed.split("+") if cidr)),
         preshared_key=(keys.read_file(Path(values["psk"]), "preshared key")

@@ -256,8 +256,8 @@ def parse(text: str, name: str) -> FileConfig:
     interface["peers"], more = merge(peers, name)
     return FileConfig(
         warnings=(*warnings, *more), path=name, lines=lines, endpoint_lines={
-            peer.values["endpoint"]: peer.endpoint_line for peer in peers
-            if peer.endpoint_line}).having(**interface)
+            endpoint: line for peer in peers
+            for endpoint, line in peer.endpoint_lines.items()}).having(**interface)
 
 
 def _content(section: dict[str, Any] | PeerSection | None, whole: str) -> str:

@@ -34,19 +34,21 @@ class PeerSection:
     is_incremental: bool = False
     """Whether it leaves the peer the allowed IPs of an earlier section: so if the last AllowedIPs
     line has a sign."""
-    endpoint_line: int = 0
-    is_bare_endpoint: bool = False
-    """Whether its endpoint is an IPv6 address without brackets."""
+    endpoint_lines: dict[tuple[str, int], int] = field(default_factory=dict)
+    bare_endpoints: list[tuple[str, int]] = field(default_factory=list)
+    """Those that are IPv6 addresses without brackets."""
 
     def set(self, option: Option, text: str, line: int) -> None:
         """Take one line of it; ConfigError."""
         if isinstance(option.value, Networks):
             self._change_networks(option.value.changes(text), line)
             return
-        self.values[option.name] = option.read(None, text)
-        if option.name == "endpoint":
-            self.endpoint_line = line
-            self.is_bare_endpoint = ":" in self.values["endpoint"][0] and not text.startswith("[")
+        before = self.values.get(option.name, option.value.nothing)
+        value = self.values[option.name] = option.read(before, text)
+        if option.name == "endpoints":
+            self.endpoint_lines[value[-1]] = line
+            if ":" in value[-1][0] and not text.startswith("["):
+                self.bare_endpoints.append(value[-1])
 
     def _change_networks(self, changes: Iterable[tuple[str, Network]], line: int) -> None:
         self.is_incremental = False
@@ -108,10 +110,9 @@ def merge(sections: Sequence[PeerSection],
                 f"[Peer] on line {earlier.line}; the values of this one win, and its allowed IPs "
                 f"{verb} the earlier ones")
             section.follow(earlier, owners)
-        if section.is_bare_endpoint:
-            host, port = section.values["endpoint"]
-            warnings.append(f"{name}:{section.endpoint_line}: this endpoint is read as "
-                            f"[{host}]:{port}; write IPv6 addresses in brackets")
+        for host, port in section.bare_endpoints:
+            warnings.append(f"{name}:{section.endpoint_lines[host, port]}: this endpoint is read "
+                            f"as [{host}]:{port}; write IPv6 addresses in brackets")
         warnings += _claim(section, owners, name)
         merged[section.public_key] = section
     return tuple(section.config() for section in merged.values()), warnings

@@ -27,7 +27,8 @@ class PeerConfig:
     """One peer; `allowed_ips` None means: not given."""
 
     public_key: bytes
-    endpoint: tuple[str, int] | None = None
+    endpoints: tuple[tuple[str, int], ...] = ()
+    """Tried in turn, the first one first."""
     allowed_ips: tuple[Network, ...] | None = None
     preshared_key: bytes | None = field(default=None, repr=False)
     keepalive_s: int = 0

@@ -27,6 +27,7 @@ from fastpump.config.values import (
     Networks,
     Number,
     Parsed,
+    Repeated,
     Settings,
     Switch,
     Value,
@@ -254,8 +255,9 @@ PEER_OPTIONS = (
     Option(name="allowed_ips", value=Networks(Parsed(
                lazily("fastpump.config.parsers.parse_network"))),
            key="AllowedIPs", is_wg=True),
-    Option(name="endpoint", value=Parsed(lazily("fastpump.config.parsers.parse_endpoint"),
-                                         lazily("fastpump.config.parsers.emit_endpoint")),
+    Option(name="endpoints", value=Repeated(Parsed(
+               lazily("fastpump.config.parsers.parse_endpoint"),
+               lazily("fastpump.config.parsers.emit_endpoint"))),
            key="Endpoint", is_wg=True),
     Option(name="keepalive_s", value=KEEPALIVE, default="off", key="PersistentKeepalive",
            is_wg=True),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 
 from fastpump.config.options import MAX_U32
 from fastpump.config.values import DECIMAL, NOT_OCTAL, Number, one_of
@@ -16,6 +17,8 @@ from fastpump.errors import ConfigError, invalid
 from fastpump.ip import Interface, Network
 from fastpump.protocol import keys
 from fastpump.tun.offloads import OFFLOAD_NAMES
+
+MAX_NAME_LEN, MAX_LABEL_LEN = 254, 63       # RFC 1035; the first with a dot at the end
 
 _NO_KEY = bytes(KEY_LEN)    # how wg says that there is none
 _MAC = re.compile(r"[0-9a-fA-F]{2}([:-])(?:[0-9a-fA-F]{2}\1){4}[0-9a-fA-F]{2}")
@@ -98,13 +101,28 @@ def parse_endpoint(text: str) -> tuple[str, int]:
     """HOST:PORT; what cannot be a host is refused here, not when it is resolved."""
     host, port = split_host_port(text)
     try:
-        good = bool(ipaddress.IPv6Address(host)) if ":" in host else _HOST.fullmatch(host)
+        good = bool(ipaddress.IPv6Address(host)) if ":" in host else _is_host(host)
     except ValueError:
         good = False
     if not good:
         raise invalid("endpoint host", host, "a name, an IPv4 address, or an IPv6 address"
                                              + ", not a URL" * ("/" in host))
     return host, port
+
+
+def _is_host(text: str) -> bool:
+    """Whether it can be a name (RFC 1123), or is an IPv4 address in one of the C library's forms,
+    like 127.1. What ends in a number is never a name."""
+    labels = text.removesuffix(".").split(".")
+    if not _HOST.fullmatch(text) or len(text) > MAX_NAME_LEN or not all(
+            1 <= len(label) <= MAX_LABEL_LEN for label in labels):
+        return False
+    if _LIKE_NUMBER.fullmatch(labels[-1].lower()):
+        try:
+            socket.inet_aton(text)
+        except OSError:
+            return False
+    return True
 
 
 def emit_endpoint(endpoint: tuple[str, int]) -> str:

@@ -210,6 +210,19 @@ class Items(Value):
         return tuple(given)
 
 
+class Repeated(Items):
+    """Items of which a line of a file has exactly one. One that comes twice is kept twice."""
+
+    def parse(self, text: str) -> tuple[Any, ...]:
+        return (self.item.parse(text),)
+
+    def add(self, before: Any, text: str) -> tuple[Any, ...]:
+        return (*before, *self.parse(text))
+
+    def lines(self, value: Any) -> Iterable[str]:
+        return map(self.item.emit, value)
+
+
 class Networks(Items):
     """Networks as wg lists them: commas alone separate them, and none is empty."""
 

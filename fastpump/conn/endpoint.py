@@ -10,8 +10,10 @@ import ipaddress
 import re
 import socket
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from itertools import zip_longest
 
 from fastpump.errors import ConfigError, invalid
 
@@ -120,12 +122,23 @@ class EndpointError(ConfigError):
         self.endpoint = endpoint
 
 
-def resolve(host: str, port: int) -> Endpoint:
-    """The first address of a name; EndpointError. Blocks during the lookup."""
+def resolve(host: str, port: int) -> tuple[Endpoint, ...]:
+    """All addresses of a name, in the order in which they are to be tried; EndpointError. Blocks
+    during the lookup."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a host name"
         raise EndpointError(f"the endpoint host {host!r} cannot be resolved: {reason}",
                             (host, port)) from None
-    return Endpoint.from_python(found[0][4])
+    return interleaved(Endpoint.from_python(each[4]) for each in found)
+
+
+def interleaved(endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
+    """The system's order (RFC 6724), but the two families in turn, so that one that does not work
+    here does not keep the other waiting (RFC 8305, section 4)."""
+    distinct = list(dict.fromkeys(endpoints))
+    first = [each for each in distinct if each.address.version == distinct[0].address.version]
+    others = [each for each in distinct if each not in first]
+    mixed = (each for pair in zip_longest(first, others) for each in pair)
+    return tuple(each for each in mixed if each is not None)

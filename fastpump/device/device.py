@@ -162,18 +162,30 @@ class Device:
         """All of a change that cannot fail."""
         if change.preshared_key is not UNCHANGED:
             peer.preshared_key = change.preshared_key
-        if change.endpoint_name is not UNCHANGED:
-            peer.endpoint_name = change.endpoint_name
+        if change.endpoint_names is not UNCHANGED:
+            peer.endpoint_names = change.endpoint_names
         if change.endpoint is not UNCHANGED:
-            is_news = self.endpoints.configure(peer, change.endpoint)
-            if is_news and self.is_up:
-                self._handshakes.redirect(peer, now)
-                self.lanes.of(peer).announce(now)
+            self._place(peer, change.endpoint, now)
+            self.endpoints.set_candidates(peer, (change.endpoint,))
+        if change.candidates is not UNCHANGED:
+            self.endpoints.set_candidates(peer, change.candidates)
         if change.keepalive_s is not UNCHANGED:
             self._set_keepalive(peer, change.keepalive_s * SECOND, now)
         if change.rate_limits is not UNCHANGED:
             rate_limits.apply(self._tables, peer.slot, change.rate_limits, now)
             peer.rate_limits = change.rate_limits
+
+    def _place(self, peer: Peer, endpoint: Endpoint, now: int) -> None:
+        """The operator says where a peer is. If that was not known, somebody may have waited."""
+        was_unknown = peer.endpoint is None
+        is_news = self.endpoints.configure(peer, endpoint)
+        if not is_news or not self.is_up:
+            return
+        self._handshakes.redirect(peer, now)
+        self.lanes.of(peer).announce(now)
+        if was_unknown and (peer.timers.persistent_interval_ns
+                            or "DROP_NO_ENDPOINT" in self._tables.peers.verdicts(peer.slot)):
+            self._handshakes.want_session(peer, now)
 
     def _set_keepalive(self, peer: Peer, interval_ns: int, now: int) -> None:
         if interval_ns == peer.timers.persistent_interval_ns:
@@ -352,7 +364,7 @@ class Device:
             case Action.INITIATE:
                 self.endpoints.forget_source(peer)     # it may be why there was no answer
                 self._callbacks.on_unanswered(peer)
-                self._handshakes.initiate(peer, now)
+                self._handshakes.initiate_anew(peer, now)
             case Action.KEEPALIVE:
                 self._handshakes.keepalive(peer, now)
             case Action.REARM_TX:

@@ -5,6 +5,7 @@ endpoints of their own. A worker that receives from elsewhere changes the tables
 us a moment later: what is sent or changed here begins with what the tables say.
 
     the operator says it      `configure`: all of it moves at once, to the endpoint as it is
+    of several, one is tried  `try_next`: only initiations go there; an answer moves all (`set`)
     a handshake message came  `set`: the session moves, and with it lanes that we opened
     a worker received         `follow`: the same; other lanes move one by one (lane_sets.py)
 """
@@ -12,7 +13,7 @@ us a moment later: what is sent or changed here begins with what the tables say.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from fastpump._core import SharedTables
 from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
@@ -20,7 +21,7 @@ from fastpump.constants import SECOND
 from fastpump.device.callbacks import DeviceCallbacks
 from fastpump.device.lanes import Lanes
 from fastpump.device.peer import Peer
-from fastpump.device.send_errors import SendErrors
+from fastpump.device.send_errors import NO_ROOM, SendErrors
 from fastpump.ip import Address
 
 log = logging.getLogger("fastpump.device")
@@ -68,6 +69,7 @@ class Endpoints:
         has_moved = self._lanes.of(peer).sets.set_endpoint(endpoint, was_there=was_there)
         peer.endpoint, peer.source_address = endpoint, NO_SOURCE_ADDRESS
         peer.configured_endpoint = endpoint
+        self._try(peer, None)
         if not was_there:
             self._callbacks.on_endpoint(before, endpoint)
         self.on_given(endpoint)
@@ -76,6 +78,7 @@ class Endpoints:
     def set(self, peer: Peer, endpoint: Endpoint, source_address: bytes) -> None:
         """The peer is at `endpoint`; send to it from `source_address`."""
         self.follow(peer)
+        self._try(peer, None)
         if endpoint == peer.endpoint and source_address == peer.source_address:
             return
         self._tables.peers.set_endpoint(peer.slot, endpoint.sockaddr(self._family), source_address)
@@ -83,22 +86,68 @@ class Endpoints:
 
     def forget(self, peer: Peer) -> None:
         """The peer is about to go."""
+        self._try(peer, None)
         self._callbacks.on_endpoint(peer.endpoint, None)
 
+    # -- several places
+
+    def set_candidates(self, peer: Peer, candidates: Iterable[Endpoint]) -> None:
+        """The operator says where the peer may be. Where it is stays."""
+        peer.candidates = tuple(each for each in candidates if self.is_possible(each))
+
+    def try_next(self, peer: Peer) -> None:
+        """An initiation had no answer: the next one goes to the next of several candidates, and
+        after the last one to where the peer was heard, if that is none of them."""
+        self.follow(peer)
+        if peer.endpoint is None or len(peer.candidates) < 2:
+            return
+        places = tuple(dict.fromkeys((*peer.candidates, peer.endpoint)))
+        here = peer.trying or peer.endpoint
+        after = places.index(here) + 1 if here in places else 0
+        self._try(peer, places[after % len(places)])
+
+    def _try(self, peer: Peer, where: Endpoint | None) -> None:
+        """Send initiations there from now on; None, or where the peer is: there."""
+        before, peer.trying = peer.trying, None if where == peer.endpoint else where
+        if before != peer.trying:       # the answers are to be admitted
+            self._callbacks.on_endpoint(before, peer.trying)
+            log.debug("%(peer)s is tried at %(endpoint)s now",
+                      {"peer": peer, "endpoint": where or peer.endpoint})
+
+    def send_initiation(self, peer: Peer, message: bytes, now: int) -> None:
+        """Send to where the peer is tried. What the kernel refuses at once (there is no IPv6, say)
+        goes to the next place at once."""
+        self.follow(peer)
+        if peer.endpoint is None:
+            return
+        self._tables.peers.record_sent(peer.slot, now, len(message))
+        error = 0
+        for _ in range(len(peer.candidates) + 1):
+            if peer.trying is None:
+                error = self._transmit(message, peer.endpoint, peer.source_address)
+            else:
+                error = self._transmit(message, peer.trying, NO_SOURCE_ADDRESS)
+            if not error or error in NO_ROOM:
+                break
+            self.try_next(peer)
+        self._send_errors.sent(peer, error, now)
+
     def addresses(self, peer: Peer) -> frozenset[Address]:
-        """Where the peer is, by its session and on its lanes."""
+        """Where the peer is, by its session and on its lanes, and where it is tried."""
         self.follow(peer)
         found = frozenset(self._lanes.of(peer).sets.addresses())
-        return found if peer.endpoint is None else found | {peer.endpoint.address}
+        return found | {each.address for each in (peer.endpoint, peer.trying) if each is not None}
 
     def give_up(self, peer: Peer, address: Address, now: int) -> None:
         """The way to where the peer is leads into the tunnel: nothing that is sent there leaves the
         host. It may have moved there because of a datagram that somebody on the path has changed.
-        So it is where the operator said, or nowhere until it sends again."""
+        So it is where the operator said, or nowhere until it sends again. Where the operator said
+        is only told; of several places, the next one will be tried."""
         self.follow(peer)
         wanted = peer.configured_endpoint
-        was_there = peer.endpoint is not None and peer.endpoint.address == address
-        if wanted is None or wanted.address != address:
+        was_there = any(each is not None and each.address == address
+                        for each in (peer.endpoint, peer.trying))
+        if wanted is None or not _is_said(peer, address):
             was_there |= self._lanes.of(peer).sets.leave(address)
             if wanted is not None:
                 self.configure(peer, wanted)
@@ -108,6 +157,7 @@ class Endpoints:
             self._tell_loop(peer, address, now)
 
     def _unknown(self, peer: Peer) -> None:
+        self._try(peer, None)
         self._tables.peers.set_endpoint(peer.slot, b"")
         self._callbacks.on_endpoint(peer.endpoint, None)
         peer.endpoint, peer.source_address = None, NO_SOURCE_ADDRESS
@@ -118,7 +168,7 @@ class Endpoints:
                 and now < peer.looped_at[1] + LOOP_TOLD_FOR:
             return
         peer.looped_at = address, now
-        if peer.endpoint is not None and peer.endpoint.address == address:
+        if _is_said(peer, address):
             log.error("datagrams to %(peer)s are dropped: the way to %(address)s leads into this "
                       "tunnel; give it another route (see: ip route get %(address)s), or take it "
                       "out of AllowedIPs", {"peer": peer, "address": address})
@@ -167,15 +217,27 @@ class Endpoints:
         if peer.endpoint is None:
             return
         self._tables.peers.record_sent(peer.slot, now, len(message))
+        error = self._transmit(message, peer.endpoint, peer.source_address)
+        self._send_errors.sent(peer, error, now)
+
+    def _transmit(self, message: bytes, endpoint: Endpoint, source_address: bytes) -> int:
+        """Send; the errno by which the kernel refuses, 0 for none."""
         try:
-            self._callbacks.transmit(message, peer.endpoint, peer.source_address)
+            self._callbacks.transmit(message, endpoint, source_address)
         except OSError as error:
-            self._send_errors.sent(peer, error.errno or 0, now)
-        else:
-            self._send_errors.sent(peer, 0, now)
+            return error.errno or 0
+        return 0
 
     def _moved(self, peer: Peer, endpoint: Endpoint, source_address: bytes) -> None:
         before = peer.endpoint
         self._lanes.of(peer).sets.endpoint_changed(before, endpoint, source_address)
         peer.endpoint, peer.source_address = endpoint, source_address
         self._callbacks.on_endpoint(before, endpoint)
+        if peer.trying == endpoint:
+            self._try(peer, None)
+
+
+def _is_said(peer: Peer, address: Address) -> bool:
+    """Whether the operator said that the peer may be there."""
+    return address in {each.address for each in (peer.configured_endpoint, *peer.candidates)
+                       if each is not None}

@@ -90,6 +90,12 @@ class Handshakes:
         else:
             self._initiate(self.static, peer, now)
 
+    def initiate_anew(self, peer: Peer, now: int) -> None:
+        """The same, elsewhere if the last one had no answer and there is another place."""
+        if peer.handshake is not None:
+            self._endpoints.try_next(peer)
+        self.initiate(peer, now)
+
     def _initiate(self, static: noise.DhKeyPair, peer: Peer, now: int) -> None:
         self.abandon(peer)
         try:
@@ -131,6 +137,7 @@ class Handshakes:
     def give_up(self, peer: Peer, now: int) -> None:
         """REKEY_ATTEMPT_TIME without an answer: drop what is staged, and let workers ask again."""
         self.problems.gives_up(peer, now)
+        self._endpoints.try_next(peer)
         self.abandon(peer)
         self._tables.peers.purge_staged(peer.slot)
         self._tables.peers.rearm(peer.slot, "want_session")
@@ -300,7 +307,10 @@ class Handshakes:
     def _send(self, peer: Peer, message: Initiation | Response, now: int) -> None:
         sent = cookie.add_macs(message.emit(), peer.mac1_key, peer.usable_cookie(now))
         peer.last_mac1_sent = cookie.mac1_of(sent)
-        self._endpoints.send(peer, sent, now)
+        if isinstance(message, Initiation):
+            self._endpoints.send_initiation(peer, sent, now)
+        else:
+            self._endpoints.send(peer, sent, now)
 
     def _jitter(self) -> int:
         return self._callbacks.jitter(REKEY_TIMEOUT_JITTER)

@@ -28,10 +28,14 @@ class Peer:
     endpoint: Endpoint | None = None
     configured_endpoint: Endpoint | None = None
     """What the operator said last; None: nothing."""
+    candidates: tuple[Endpoint, ...] = ()
+    """Where it may be, as the operator said, in the order of trying."""
+    trying: Endpoint | None = None
+    """Where our initiations go, after some to `endpoint` had no answer; None: there."""
     looped_at: tuple[Address, int] | None = None
     """Where it was when the way there led into the tunnel, and when that was told."""
-    endpoint_name: HostAndPort | None = None
-    """If the endpoint was configured by a host name."""
+    endpoint_names: tuple[HostAndPort, ...] = ()
+    """The endpoints as they were configured, if there are several, or one is a host name."""
     source_address: bytes = NO_SOURCE_ADDRESS
     """Our address that it sends to: the source address of our datagrams to it."""
     gso_refused_at: Endpoint | None = None

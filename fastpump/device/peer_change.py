@@ -51,8 +51,12 @@ class PeerChange:
     preshared_key: bytes | Unchanged = field(default=UNCHANGED, repr=False)
     """Zeros for none."""
     endpoint: Endpoint | Unchanged = UNCHANGED
-    endpoint_name: HostAndPort | Unchanged | None = UNCHANGED
-    """What to resolve again when the peer does not answer; None for nothing."""
+    """Where the peer is now."""
+    candidates: tuple[Endpoint, ...] | Unchanged = UNCHANGED
+    """Where it may be, to be tried in turn while it does not answer. Without these it can only be
+    at `endpoint`, if that is given."""
+    endpoint_names: tuple[HostAndPort, ...] | Unchanged = UNCHANGED
+    """What to resolve again when the peer does not answer; () for nothing."""
     replaces_allowed_ips: bool = False
     """Whether the peer loses the allowed IPs that are not added here."""
     allowed_ips: tuple[PrefixChange, ...] = ()

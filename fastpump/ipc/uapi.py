@@ -171,7 +171,7 @@ class _PeerSection:
             case "allowed_ip":
                 self._allowed_ips.append(_prefix_change(value))
             case "endpoint":
-                self._fields |= {"endpoint": parse_endpoint(value), "endpoint_name": None}
+                self._fields |= {"endpoint": parse_endpoint(value), "endpoint_names": ()}
             case "preshared_key":
                 self._fields["preshared_key"] = _key(value)
             case "persistent_keepalive_interval":

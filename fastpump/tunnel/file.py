@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,7 +29,6 @@ from fastpump.config.file_emit import emit
 from fastpump.config.model import PeerConfig, TunnelConfig
 from fastpump.config.options import OPTIONS, Option
 from fastpump.config.wording import OptionError
-from fastpump.conn.endpoint import Endpoint
 from fastpump.device.peer import Peer
 from fastpump.device.peer_change import PeerChange, Presence
 from fastpump.errors import ConfigError, FastpumpError, SystemSetupError
@@ -42,6 +41,7 @@ from fastpump.netlink.default_routes import TABLE_MAIN
 from fastpump.process.daemon import Foreground
 from fastpump.ratelimit import NO_LIMITS
 from fastpump.tunnel.host_changes import HostChanges
+from fastpump.tunnel.names import Names
 from fastpump.tunnel.peer_changes import peer_change_of
 from fastpump.tunnel.run import Program, run
 from fastpump.tunnel.supervisor import ON_REQUEST
@@ -239,11 +239,11 @@ class FileTunnel:
 
     def _peer_config(self, peer: Peer, applied: PeerConfig | None) -> PeerConfig:
         """A peer as it is now; its rate limits as they are in the file."""
-        endpoint = peer.endpoint_name
-        if endpoint is None and peer.endpoint is not None:
-            endpoint = peer.endpoint.host, peer.endpoint.port
+        endpoints = peer.endpoint_names
+        if not endpoints and peer.endpoint is not None:
+            endpoints = ((peer.endpoint.host, peer.endpoint.port),)
         return PeerConfig(
-            public_key=peer.public_key, endpoint=endpoint,
+            public_key=peer.public_key, endpoints=endpoints,
             allowed_ips=tuple(network_of(prefix) for prefix in (
                 sorted(peer.allowed_ips) if self.config.mode == "tun" else ())),
             preshared_key=peer.preshared_key if any(peer.preshared_key) else None,
@@ -304,15 +304,14 @@ class FileTunnel:
 
     async def _apply(self, running: Tunnel, file: FileConfig, new: FileConfig) -> list[str]:
         """Change what differs between what is applied and `new`, which was made of `file`."""
-        endpoints = await self._look_up(running, new)
+        names = await self._ask_for(running, new)
         changed = self.change_interface(running, new.tunnel)
-        changed += self.change_peers(running, new, endpoints)
+        changed += self.change_peers(running, new, names)
         self.file = file
         self._note_commands()
         # An MTU that was found stays, though the paths to the peers may differ by now.
-        fitted = None if self.applied.tunnel.mtu is None or self.config.mode == "tap" else [
-            peer.endpoint.address for peer in running.supervisor.device.peers.values()
-            if peer.endpoint is not None]
+        fitted = None if self.applied.tunnel.mtu is None or self.config.mode == "tap" else (
+            running.addresses_of_peers())
         if new.tunnel.mtu is not None:
             self.applied = self.applied.having(mtu=new.tunnel.mtu)
         assert self.host is not None
@@ -321,21 +320,13 @@ class FileTunnel:
         self.applied = new
         return changed
 
-    async def _look_up(self, running: Tunnel, new: FileConfig) -> dict[bytes, Endpoint]:
+    async def _ask_for(self, running: Tunnel, new: FileConfig) -> dict[bytes, Names]:
         """The endpoints that the file changed, by public key."""
         known, present = _by_key(self.applied), running.supervisor.device.peers
-        moved = {peer.public_key: peer.endpoint for peer in new.tunnel.peers
-                 if peer.endpoint is not None
-                 and (peer.public_key not in present or peer.public_key not in known
-                      or peer.endpoint != known[peer.public_key].endpoint)}
-        lookups = [asyncio.ensure_future(running.resolver.look_up(*endpoint))
-                   for endpoint in moved.values()]
-        try:
-            found = await asyncio.gather(*lookups)
-        finally:
-            for lookup in lookups:      # after an error, those that wait for their turn
-                lookup.cancel()
-        return dict(zip(moved, found, strict=True))
+        return await running.resolver.ask({
+            peer.public_key: peer.endpoints for peer in new.tunnel.peers
+            if peer.endpoints and (peer.public_key not in present or peer.public_key not in known
+                                   or peer.endpoints != known[peer.public_key].endpoints)})
 
     def change_interface(self, running: Tunnel, new: TunnelConfig) -> list[str]:
         """Change what the file changes of the interface; what that is, in words."""
@@ -354,7 +345,7 @@ class FileTunnel:
         return changed
 
     def change_peers(self, running: Tunnel, new: FileConfig,
-                      endpoints: dict[bytes, Endpoint]) -> list[str]:
+                      names: Mapping[bytes, Names]) -> list[str]:
         """Change what the file changes, and nothing else: a peer keeps its session, and the
         endpoint that it roamed to. After a failure all allowed IPs are set again."""
         device, known, changed = running.supervisor.device, _by_key(self.applied), []
@@ -370,8 +361,7 @@ class FileTunnel:
                 before = None if is_new else known.get(key)
                 if had_failed or config != before:
                     try:
-                        running.configure_peer(
-                            peer_change_of(config, endpoints.get(key), before=before))
+                        self._configure_peer(running, config, names.get(key), before)
                     except SystemSetupError:
                         known[key] = config     # but for some of its allowed IPs
                         raise
@@ -381,6 +371,14 @@ class FileTunnel:
             self.applied = self.applied.having(peers=tuple(known.values()))
         self._has_failed = False
         return changed
+
+    @staticmethod
+    def _configure_peer(running: Tunnel, config: PeerConfig, names: Names | None,
+                        before: PeerConfig | None) -> None:
+        peer = running.supervisor.device.peers.get(config.public_key)
+        running.configure_peer(peer_change_of(
+            config, None if names is None else running.resolver.candidates(names),
+            at=None if peer is None else peer.endpoint, before=before), names)
 
 
 def checked(name: str, file: FileConfig) -> TunnelConfig:

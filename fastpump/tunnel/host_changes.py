@@ -80,9 +80,8 @@ class HostChanges:
         asyncio.run_coroutine_threadsafe(set_mark(), self._loop).result()
 
     def _endpoints(self) -> set[Address]:
-        return {peer.configured_endpoint.address
-                for peer in list(self._running.supervisor.device.peers.values())
-                if peer.configured_endpoint is not None}
+        return {each.address for peer in list(self._running.supervisor.device.peers.values())
+                for each in (peer.configured_endpoint, *peer.candidates) if each is not None}
 
     # -- when
 
@@ -99,9 +98,9 @@ class HostChanges:
             return
         try:
             self.state.set_endpoints({
-                "{}:{}".format(*peer.endpoint_name): str(peer.configured_endpoint.address)
+                "{}:{}".format(*name): str(peer.configured_endpoint.address)
                 for peer in self._running.supervisor.device.peers.values()
-                if peer.endpoint_name is not None and peer.configured_endpoint is not None})
+                if peer.configured_endpoint is not None for name in peer.endpoint_names})
         except OSError as error:
             log.warning("where the peers are cannot be written down: %(error)s", {"error": error})
 

@@ -15,8 +15,7 @@ import ipaddress
 import logging
 import os
 import resource
-import socket
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,7 +32,7 @@ from fastpump._core import (
 from fastpump.config.gateway import Gateway
 from fastpump.config.model import TunnelConfig, check
 from fastpump.config.wording import OptionError
-from fastpump.conn import endpoint
+from fastpump.conn.endpoint import Endpoint
 from fastpump.conn.sockets import check_route, lane_socket_count
 from fastpump.constants import KEY_LEN
 from fastpump.device.lane_context import Options
@@ -50,6 +49,7 @@ from fastpump.tun.loop_guard import LoopGuard
 from fastpump.tun.offloads import Offloads, lane_ciphers, probe
 from fastpump.tun.queues import TunQueues
 from fastpump.tunnel import peer_changes
+from fastpump.tunnel.names import Names
 from fastpump.tunnel.resolver import Resolver
 from fastpump.tunnel.service import Service, TunnelCommand
 from fastpump.tunnel.supervisor import Supervisor, SupervisorOptions
@@ -93,8 +93,6 @@ def run(config: TunnelConfig, program: Program) -> None:
     config = replace(config, queues=config.queue_count)     # the CPUs may change meanwhile
     _check(config)
     start = _Start(config, program)
-    if program.before_configure is None:
-        start.resolve_endpoints()
     memory.hide()
     _set_rlimits()
     with start.cleanup:
@@ -162,8 +160,9 @@ class _Start:
         self._program = program
         self.cleanup = ExitStack()
         """What undoes the steps."""
-        self._endpoints: dict[bytes, endpoint.Endpoint] | None = None
-        """By the peers' public keys, once they are resolved."""
+        self._names: dict[bytes, Names] = {}
+        self._candidates: dict[bytes, tuple[Endpoint, ...]] = {}
+        """Where the peers may be, by their public keys, as far as that is known."""
         self._is_tap = config.mode == "tap"
         self._private_key = bytes(KEY_LEN)
         self._is_steered = False
@@ -174,22 +173,6 @@ class _Start:
         self._tables: SharedTables
         self._watcher: LinkWatcher
         self._link: TunState
-
-    def resolve_endpoints(self) -> None:
-        """Look up the names of the peers' endpoints; ConfigError."""
-        self._endpoints = {peer.public_key: self._resolve(*peer.endpoint)
-                           for peer in self._config.peers if peer.endpoint is not None}
-
-    def _resolve(self, host: str, port: int) -> endpoint.Endpoint:
-        try:
-            return endpoint.resolve(host, port)
-        except ConfigError as error:
-            known = self._program.closed.endpoints.get(f"{host}:{port}")
-            if known is None:
-                raise
-            log.warning("%(error)s; %(address)s is tried, where it was before",
-                        {"error": error, "address": known})
-            return endpoint.Endpoint(ipaddress.ip_address(known), port)
 
     def open_queues(self) -> None:
         """Make the interface: it exists from here on, and is down."""
@@ -273,11 +256,11 @@ class _Start:
     async def _configure(self, tunnel: Tunnel) -> None:
         """Add what the configuration says to what the tunnel is by now, as `wg addconf` does."""
         config, program, supervisor = self._config, self._program, tunnel.supervisor
-        if program.before_configure is not None:
-            if not await supervisor.unless_stopped(
-                    program.before_configure(tunnel, self.cleanup)):
-                return
-            await asyncio.to_thread(self.resolve_endpoints)
+        if program.before_configure is not None and not await supervisor.unless_stopped(
+                program.before_configure(tunnel, self.cleanup)):
+            return
+        if not await supervisor.unless_stopped(self._resolve(tunnel.resolver)):
+            return
         self._configure_interface(tunnel)
         self._check_routes(supervisor)
         self._configure_peers(tunnel)
@@ -286,9 +269,26 @@ class _Start:
             await asyncio.to_thread(
                 gateway.set_up, Gateway.of(config.gateway), tunnel.link.index,
                 self._versions(supervisor), self.cleanup)
-        await asyncio.to_thread(program.configure, tunnel, self.cleanup, [
-            peer.endpoint.address for peer in supervisor.device.peers.values()
-            if peer.endpoint is not None])
+        await asyncio.to_thread(program.configure, tunnel, self.cleanup,
+                                tunnel.addresses_of_peers())
+
+    async def _resolve(self, resolver: Resolver) -> None:
+        """Ask for the names of the peers' endpoints."""
+        self._names = await resolver.ask({peer.public_key: peer.endpoints
+                                          for peer in self._config.peers if peer.endpoints})
+        self._candidates = {
+            public_key: resolver.candidates(names) or self._known_before(names)
+            for public_key, names in self._names.items()}
+
+    def _known_before(self, names: Names) -> tuple[Endpoint, ...]:
+        """Where a peer was when the process before this one was killed, whose routes keep us from
+        all name servers."""
+        known = self._program.closed.endpoints
+        found = {Endpoint(ipaddress.ip_address(known[f"{host}:{port}"]), port): None
+                 for host, port in names.given if f"{host}:{port}" in known}
+        for each in found:
+            log.warning("%(endpoint)s is tried, where the peer was before", {"endpoint": each})
+        return tuple(found)
 
     def _versions(self, supervisor: Supervisor) -> set[int]:
         """The IP versions that the tunnel carries."""
@@ -307,27 +307,38 @@ class _Start:
             supervisor.set_listen_port(config.listen_port)
 
     def _configure_peers(self, tunnel: Tunnel) -> None:
-        assert self._endpoints is not None
         own = tunnel.supervisor.device.public_key
-        for change in peer_changes.of_new_peers(self._config.peers, self._endpoints):
+        for change in peer_changes.of_new_peers(self._config.peers, self._candidates):
             # One file can serve all sides, also if it was PreUp that set the key.
             if change.public_key != own or self._program.configuration_file is None:
-                tunnel.configure_peer(change)
+                tunnel.configure_peer(change, self._names.get(change.public_key))
 
     def _check_routes(self, supervisor: Supervisor) -> None:
-        """Whether the host can send to the peers' endpoints. Without IPv6, those of IPv6 are left
-        out."""
-        assert self._endpoints is not None
-        for public_key, where in list(self._endpoints.items()):
+        """Whether the host can send to one of each peer's endpoints. Without IPv6, those of IPv6
+        are left out."""
+        for public_key, candidates in self._candidates.items():
+            problem = self._route_problem(supervisor, candidates)
+            if problem is None:
+                continue
+            if self._program.must_reach_endpoints:
+                raise problem
+            log.warning("%(problem)s", {"problem": problem})
+            self._candidates[public_key] = tuple(
+                each for each in candidates if each.is_of(supervisor.family))
+
+    def _route_problem(self, supervisor: Supervisor,
+                       candidates: Sequence[Endpoint]) -> SystemSetupError | None:
+        """Why none of them can be reached."""
+        first = None
+        for each in candidates:
             try:
-                check_route(where, supervisor.family,
+                check_route(each, supervisor.family,
                             supervisor.fwmark or self._program.closed.table)
             except SystemSetupError as error:
-                if self._program.must_reach_endpoints:
-                    raise
-                log.warning("%(error)s", {"error": error})
-                if where.address.version == 6 and supervisor.family == socket.AF_INET:
-                    del self._endpoints[public_key]
+                first = first or error
+            else:
+                return None
+        return first
 
     def _supervisor_options(self) -> SupervisorOptions:
         config = self._config

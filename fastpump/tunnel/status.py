@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from fastpump import ratelimit
@@ -48,13 +49,16 @@ def _transport(tables: SharedTables, state: PeerLanes) -> dict[str, Any]:
             "lanes": [], "no_lanes_because": state.refusal or None}
 
 
-def _peer(tables: SharedTables, device: Device, peer: Peer, macs: int) -> dict[str, Any]:
+def _peer(tables: SharedTables, device: Device, peer: Peer, macs: int,
+          resolving: str | None) -> dict[str, Any]:
     rx_bytes, tx_bytes = device.transferred(peer)
     where = device.endpoints.of_data(peer)
     ordered = sorted(peer.allowed_ips, key=lambda prefix: (len(prefix[0]), prefix))
     return {
         "public_key": keys.encode(peer.public_key),
         "endpoint": None if where is None else str(where),
+        "endpoint_tried": None if peer.trying is None else str(peer.trying),
+        "endpoint_problem": resolving,
         "allowed_ips": [prefix_text(prefix) for prefix in ordered],
         "latest_handshake": peer.latest_handshake_unix_ns // SECOND,
         "handshake_tries": peer.handshake_tries,
@@ -82,8 +86,8 @@ def _switch(tables: SharedTables) -> dict[str, Any] | None:
 
 
 def gather(link: TunState, offloads: list[str], tables: SharedTables,
-           supervisor: Supervisor) -> dict[str, Any]:
-    """One entry of `interfaces`."""
+           supervisor: Supervisor, resolving: Callable[[Peer], str | None]) -> dict[str, Any]:
+    """One entry of `interfaces`. `resolving`: why a peer waits for an address."""
     device = supervisor.device
     verdicts: Counter[str] = supervisor.verdicts
     macs = tables.fdb.counts()[2] if tables.is_tap else {}
@@ -119,7 +123,7 @@ def gather(link: TunState, offloads: list[str], tables: SharedTables,
         "worker_restarts": sum(worker.restarts for worker in supervisor.workers),
         "handshakes_dropped": handshakes_dropped,
         "queues": queues,
-        "peers": [_peer(tables, device, peer, macs.get(peer.slot, 0))
+        "peers": [_peer(tables, device, peer, macs.get(peer.slot, 0), resolving(peer))
                   for peer in device.peers.values()],
         "verdicts": dict(sorted((verdict, n) for verdict, n in verdicts.items() if n)),
     }
@@ -165,6 +169,10 @@ def _switch_lines(switch: dict[str, Any] | None) -> list[str]:
 def _problem_lines(peer: dict[str, Any]) -> list[str]:
     """Of a peer with which there is no new handshake, or to which nothing can be sent."""
     lines = []
+    if peer["endpoint_problem"]:
+        lines.append(f"  resolving: {peer['endpoint_problem']}")
+    if peer["endpoint_tried"]:
+        lines.append(f"  trying: {peer['endpoint_tried']}")
     if peer["handshake_problem"]:
         tries = peer["handshake_tries"]
         lines.append(f"  handshake: tried {tries} time{'s' * (tries != 1)}: "

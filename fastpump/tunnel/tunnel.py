@@ -13,14 +13,16 @@ from fastpump.clock import now_ns
 from fastpump.config.model import TunnelConfig
 from fastpump.device import rate_limits
 from fastpump.device.peer import Peer
-from fastpump.device.peer_change import UNCHANGED, PeerChange, Presence
+from fastpump.device.peer_change import PeerChange, Presence
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.host import ethernet
+from fastpump.ip import Address
 from fastpump.protocol import keys
 from fastpump.ratelimit import NO_LIMITS, RateLimits
 from fastpump.tun.linkwatch import LinkWatcher, TunState
 from fastpump.tun.offloads import Offloads
 from fastpump.tunnel import status
+from fastpump.tunnel.names import Names
 from fastpump.tunnel.resolver import Resolver
 from fastpump.tunnel.supervisor import Supervisor
 
@@ -47,24 +49,32 @@ class Tunnel:
         """Whether the interface is in the network namespace that we are in."""
         return self.link.namespace == paths.namespace_inode()
 
+    def addresses_of_peers(self) -> list[Address]:
+        """Where the peers are, or may be."""
+        return [endpoint.address for peer in self.supervisor.device.peers.values()
+                for endpoint in dict.fromkeys((*peer.candidates, peer.endpoint))
+                if endpoint is not None]
+
     def status(self) -> dict[str, Any]:
         """One entry of `fastpump status --json`."""
         failed = set(self.offloads.hot) - set(self.tables.offloads)
         in_use = [name for name in self.offloads.names if name not in failed]
         file = None if self.configuration_file is None else str(self.configuration_file)
-        return {**status.gather(self.link, in_use, self.tables, self.supervisor),
+        return {**status.gather(self.link, in_use, self.tables, self.supervisor,
+                                self.resolver.problem),
                 "tun_rx_dropped": max(0, self.watcher.dropped() - self.supervisor.loops.dropped),
                 "attachment": ethernet.attachment_of(self.config).to_json(),
                 "rate_limits": self.rate_limits.to_json(), "configuration_file": file}
 
-    def configure_peer(self, change: PeerChange) -> None:
-        """Apply a change of a peer; ConfigError, and SystemSetupError if there is no room."""
+    def configure_peer(self, change: PeerChange, names: Names | None = None) -> None:
+        """Apply a change of a peer, whose endpoints were given by these names; ConfigError, and
+        SystemSetupError if there is no room."""
         try:
             peer = self.supervisor.device.configure_peer(change, now_ns())
         except MemoryError as error:
             raise SystemSetupError(str(error)) from None
-        if peer is not None and change.endpoint is not UNCHANGED:
-            self.resolver.note_resolved(peer)
+        if peer is not None and names is not None:
+            self.resolver.follow(peer, names)
 
     def set_rate_limits(self, public_key: bytes | None, limits: RateLimits) -> None:
         """Limit a peer, or the interface (None), from now on; buckets begin full. ConfigError

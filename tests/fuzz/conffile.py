@@ -120,7 +120,7 @@ def random_config(rng):
     if mode == "tap":
         prefixes = []
     peers = tuple(PeerConfig(
-        bytes([number]) * 32, perhaps(("192.0.2.1", 1), ("2001:db8::1", 65535), ("a.b", 9)),
+        bytes([number]) * 32, some([("192.0.2.1", 1), ("2001:db8::1", 65535), ("a.b", 9)]),
         tuple(prefixes[place::4]), perhaps(bytes([number ^ 1 or 2]) * 32),
         rng.choice((0, 25, 65535)), random_limits(rng)) for place, number in enumerate(publics))
     return config_file.FileConfig().having(

@@ -32,7 +32,7 @@ class PlayedPeers:
         self.reported, self.looks, self.rearms = set(), 0, 0
         for name in ("add", "remove", "set_endpoint", "endpoint", "forget_source_address",
                      "set_originator_id", "set_policy", "set_lanes", "set_send_keypair",
-                     "purge_staged", "traffic", "record_send_outcome", "send_error"):
+                     "purge_staged", "traffic", "verdicts", "record_send_outcome", "send_error"):
             setattr(self, name, getattr(peers, name))
 
     def activity(self, slot):

@@ -59,9 +59,9 @@ persistentkeepalive=OFF\r
 
 
 def file_peer(public_key, preshared_key=None, endpoint=None, allowed_ips=(), keepalive_s=0,
-              rate_limits="off"):
-    return PeerConfig(public_key, endpoint, allowed_ips, preshared_key, keepalive_s,
-                      ratelimit.parse(rate_limits))
+              rate_limits="off", endpoints=()):
+    return PeerConfig(public_key, (endpoint,) if endpoint else endpoints, allowed_ips,
+                      preshared_key, keepalive_s, ratelimit.parse(rate_limits))
 
 
 def file_of(**values):

@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,7 @@ def parse(data: bytes) -> tuple[Any, str]:
             "listen_port": tunnel.listen_port or 0, "fwmark": tunnel.fwmark,
             "peers": {peer.public_key.hex(): {
                 "preshared_key": peer.preshared_key.hex() if peer.preshared_key else None,
-                "endpoint": _resolved(peer.endpoint), "keepalive": peer.keepalive_s,
+                "endpoint": _resolved(peer.endpoints), "keepalive": peer.keepalive_s,
                 "allowed_ips": sorted(map(str, peer.allowed_ips or ()))}
                 for peer in tunnel.peers}}, ""
     except ConfigError as error:
@@ -206,10 +207,12 @@ def _resolve_all(text: str) -> None:
             resolve(*parse_endpoint(value))
 
 
-def _resolved(endpoint: tuple[str, int] | None) -> list[Any] | None:
-    if endpoint is None:
+def _resolved(endpoints: Sequence[tuple[str, int]]) -> list[Any] | None:
+    """Of several endpoints wg takes the last; we try all, the first one first (docs/wireguard.md).
+    Of several addresses wg takes the first."""
+    if not endpoints:
         return None
-    found = resolve(*endpoint)
+    found = resolve(*endpoints[-1])[0]
     return [str(found.address), found.port, found.scope_id]
 
 

@@ -31,7 +31,7 @@ def test_a_whole_peer(tmp_path):
     peer = command_line.parse_peer(f"{KEY}@[2001:db8::1]:51820,allowed-ips=10.0.0.1/8+fd00::/64,"
                              f"psk={psk},keepalive=25")
     assert peer == model.PeerConfig(
-        bytes(range(32)), ("2001:db8::1", 51820), (network("10.0.0.0/8"), network("fd00::/64")),
+        bytes(range(32)), (("2001:db8::1", 51820),), (network("10.0.0.0/8"), network("fd00::/64")),
         bytes(range(32)), 25)
     assert KEY not in repr(peer)
 
@@ -137,13 +137,24 @@ def test_a_bare_peer():
     assert command_line.parse_peer(KEY) == model.PeerConfig(bytes(range(32)))
     assert command_line.parse_peer(f"{KEY},keepalive=off").keepalive_s == 0
     assert command_line.parse_peer(f"{KEY},allowed-ips=").allowed_ips == ()
-    assert command_line.parse_peer(f"{KEY}@host.example:1").endpoint == ("host.example", 1)
+    assert command_line.parse_peer(f"{KEY}@host.example:1").endpoints == (("host.example", 1),)
+
+
+@pytest.mark.parametrize("spec", [
+    f"{KEY}@a.example:1,endpoint=[2001:db8::1]:2,keepalive=5,endpoint=192.0.2.1:3",
+    f"{KEY},endpoint=a.example:1,endpoint=[2001:db8::1]:2,endpoint=192.0.2.1:3"])
+def test_a_peer_with_several_endpoints(spec):
+    assert command_line.parse_peer(spec).endpoints == (
+        ("a.example", 1), ("2001:db8::1", 2), ("192.0.2.1", 3))
 
 
 BAD_PEERS = [
     ("", "invalid public key of a peer"), ("abc", "public key"), (KEY[:-1], "public key"),
     (KEY[:-2] + "9=", "public key"),
     (f"{KEY}@host", "HOST:PORT"), (f"{KEY}@:1", "HOST:PORT"), (f"{KEY}@h:0", "1 to 65535"),
+    (f"{KEY},endpoint=", "HOST:PORT"), (f"{KEY},endpoint=a..b:1", "invalid endpoint host"),
+    (f"{KEY}@{'a' * 64}.net:1", "invalid endpoint host"), (f"{KEY}@1.2.3.256:1", "must be a name"),
+    (f"{KEY}@{'a.' * 127}a:1", "endpoint host"), (f"{KEY}@a.5:1", "endpoint host"),
     (f"{KEY}@h:65536", "1 to 65535"), (f"{KEY}@http://h:5", "not a URL"),
     (f"{KEY}@h:\u0663", "HOST:PORT"), (f"{KEY}@h:{'1' * 5000}", "HOST:PORT"),
     (f"{KEY},keepalive=65536", "0 to 65535"), (f"{KEY},keepalive=x", "0 to 65535"),

@@ -34,7 +34,7 @@ EXAMPLES = {
     "save_config": "true", "pre_up": "true", "post_up": "echo a=b", "pre_down": "x; y",
     "post_down": "[", "listen_port": "0", "fwmark": "51820", "private_key": KEY,
     "private_key_file": "/etc/key", "public_key": KEY, "preshared_key": KEY,
-    "allowed_ips": "10.1.2.3/16, fd01::/48", "endpoint": "[2001:db8::1]:51820",
+    "allowed_ips": "10.1.2.3/16, fd01::/48", "endpoints": "[2001:db8::1]:51820",
     "keepalive_s": "25",
 }
 ROWS = [*OPTIONS, *PEER_OPTIONS]

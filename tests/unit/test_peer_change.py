@@ -48,13 +48,13 @@ def state(side, public_key=A):
     peer = side.device.peers.get(public_key)
     return None if peer is None else {
         "preshared_key": peer.preshared_key, "endpoint": peer.endpoint,
-        "endpoint_name": peer.endpoint_name, "keepalive_s": peer.persistent_keepalive_s,
+        "endpoint_names": peer.endpoint_names, "keepalive_s": peer.persistent_keepalive_s,
         "rate_limits": peer.rate_limits, "allowed_ips": peer.allowed_ips}
 
 
-NEW = {"preshared_key": bytes(32), "endpoint": None, "endpoint_name": None, "keepalive_s": 0,
+NEW = {"preshared_key": bytes(32), "endpoint": None, "endpoint_names": (), "keepalive_s": 0,
        "rate_limits": NO_LIMITS, "allowed_ips": set()}
-FULL = {"preshared_key": PSK, "endpoint": HERE, "endpoint_name": NAME, "keepalive_s": 25,
+FULL = {"preshared_key": PSK, "endpoint": HERE, "endpoint_names": (NAME,), "keepalive_s": 25,
         "rate_limits": LIMITS, "allowed_ips": {prefix("10.0.0.0/8"), prefix("::/0")}}
 MAKE_FULL = {**FULL, "allowed_ips": added("10.0.0.0/8", "::/0")}
 
@@ -65,10 +65,10 @@ FIELDS = [
      {"preshared_key": bytes([7]) * 32}, {"preshared_key": bytes([7]) * 32}),
     ("no preshared key", {"preshared_key": bytes(32)}, {}, {"preshared_key": bytes(32)}),
     ("another endpoint", {"endpoint": THERE}, {"endpoint": THERE}, {"endpoint": THERE}),
-    ("an endpoint instead of a name", {"endpoint": THERE, "endpoint_name": None},
-     {"endpoint": THERE}, {"endpoint": THERE, "endpoint_name": None}),
-    ("another name", {"endpoint_name": ("x", 1)},
-     {"endpoint_name": ("x", 1)}, {"endpoint_name": ("x", 1)}),
+    ("an endpoint instead of a name", {"endpoint": THERE, "endpoint_names": ()},
+     {"endpoint": THERE}, {"endpoint": THERE, "endpoint_names": ()}),
+    ("another name", {"endpoint_names": (("x", 1),)},
+     {"endpoint_names": (("x", 1),)}, {"endpoint_names": (("x", 1),)}),
     ("another keepalive", {"keepalive_s": 9}, {"keepalive_s": 9}, {"keepalive_s": 9}),
     ("no keepalive", {"keepalive_s": 0}, {}, {"keepalive_s": 0}),
     ("other rate limits", {"rate_limits": parse("rx=5mbit")},
@@ -262,22 +262,23 @@ def wg_change(text):
 
 
 def test_a_peer_of_the_command_line_or_a_file_is_the_same_change_as_wgs():
-    said = PeerConfig(A, ("192.0.2.1", 9), (ip_network("10.0.0.0/8"), ip_network("::/0")), PSK, 25)
+    said = PeerConfig(A, (("192.0.2.1", 9),), (ip_network("10.0.0.0/8"), ip_network("::/0")), PSK,
+                      25)
     whole = wg_change(f"preshared_key={PSK.hex()} endpoint=192.0.2.1:9 replace_allowed_ips=true "
                       "persistent_keepalive_interval=25 allowed_ip=10.0.0.0/8 allowed_ip=::/0")
-    (of_command_line,) = peer_changes.of_new_peers([said], {A: HERE})
-    of_reload = peer_changes.peer_change_of(said, HERE, before=PeerConfig(A))
+    (of_command_line,) = peer_changes.of_new_peers([said], {A: (HERE,)})
+    of_reload = peer_changes.peer_change_of(said, (HERE,), before=PeerConfig(A))
     assert whole == of_command_line == of_reload == PeerChange(
-        A, preshared_key=PSK, endpoint=HERE, endpoint_name=None, replaces_allowed_ips=True,
+        A, preshared_key=PSK, endpoint=HERE, endpoint_names=(), replaces_allowed_ips=True,
         allowed_ips=added("10.0.0.0/8", "::/0"), keepalive_s=25)
 
 
 def test_a_file_that_says_less_takes_away():
     whole = wg_change(f"preshared_key={bytes(32).hex()} replace_allowed_ips=true "
                       "persistent_keepalive_interval=0")
-    said = peer_changes.peer_change_of(PeerConfig(A), None, before=PeerConfig(A, None, (), PSK, 25))
-    assert whole.endpoint_name is UNCHANGED     # without an endpoint wg says nothing of it
-    assert said == PeerChange(A, endpoint_name=None, replaces_allowed_ips=True,
+    said = peer_changes.peer_change_of(PeerConfig(A), before=PeerConfig(A, (), (), PSK, 25))
+    assert whole.endpoint_names is UNCHANGED     # without an endpoint wg says nothing of it
+    assert said == PeerChange(A, endpoint_names=(), replaces_allowed_ips=True,
                               preshared_key=bytes(32), keepalive_s=0)
     assert (whole.preshared_key, whole.keepalive_s, whole.allowed_ips) == (
         said.preshared_key, said.keepalive_s, said.allowed_ips)
@@ -289,14 +290,14 @@ def test_a_file_that_says_less_takes_away():
 def test_a_reload_leaves_rate_limits_that_the_file_does_not_change(now, before, said):
     """`fastpump limit` may have set others since."""
     change = peer_changes.peer_change_of(
-        PeerConfig(A, rate_limits=now), None,
+        PeerConfig(A, rate_limits=now),
         before=None if before is None else PeerConfig(A, rate_limits=before))
     assert change.rate_limits is said
 
 
 def test_a_name_is_kept_to_be_resolved_again():
-    change = peer_changes.peer_change_of(PeerConfig(A, NAME), HERE)
-    assert (change.endpoint, change.endpoint_name) == (HERE, NAME)
+    change = peer_changes.peer_change_of(PeerConfig(A, (NAME,)), (HERE,))
+    assert (change.endpoint, change.endpoint_names) == (HERE, (NAME,))
 
 
 def test_a_peer_that_is_given_twice_is_a_mistake():

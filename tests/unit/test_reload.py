@@ -11,8 +11,6 @@ import pytest
 
 from fastpump.config.file import parse
 from fastpump.config.file_emit import emit as emit_file
-from fastpump.conn import endpoint
-from fastpump.conn.endpoint import Endpoint
 from fastpump.device.peer_change import UNCHANGED, PeerChange, Presence
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.protocol import keys
@@ -33,6 +31,7 @@ class Running:
         self.supervisor = self
         self.resolver = Resolver(0)
         self.device = SimpleNamespace(peers={}, public_key=bytes(32))
+        self.addresses_of_peers = list
         self.fwmark, self.listen_port, self.is_at_home = 0, 4711, True
         self.link = SimpleNamespace(index=5)
         for public_key in public_keys:
@@ -53,7 +52,7 @@ class Running:
     def set_fwmark(self, mark):
         self._make("mark", mark)
 
-    def configure_peer(self, change):
+    def configure_peer(self, change, _names=None):
         name = "ABC"[change.public_key[0] - 1]
         if change.presence is Presence.REMOVE:
             self._make(name, None)
@@ -238,54 +237,3 @@ def test_nothing_is_reloaded_before_the_tunnel_is_up(tunnel):
     assert up.running.made == [] and up.host.changes == []
     # Nor is a file that `down` saves replaced by what is there by then: nothing.
     assert asyncio.run(up.file._configuration(up.running, {})) == {"text": emit_file(old)}
-
-
-# -- names
-
-def with_names(count):
-    return parse("[Interface]\n" + "".join(
-        f"[Peer]\nPublicKey = {keys.encode(bytes([1 + number, *[7] * 31]))}\n"
-        f"Endpoint = host{number}.example.net:51820\n" for number in range(count)), "wg0.conf")
-
-
-class Lookups:
-    """Stands in for the resolver of the C library: `most` is how many were under way at once."""
-
-    def __init__(self, monkeypatch):
-        self.most = self._count = 0
-        self._lock = threading.Lock()
-        self.are_many, self.may_go_on = threading.Event(), threading.Event()
-        monkeypatch.setattr(endpoint, "resolve", self)
-
-    def __call__(self, host, port):
-        with self._lock:
-            self._count += 1
-            self.most = max(self.most, self._count)
-            if self._count == 16:
-                self.are_many.set()
-        assert self.may_go_on.wait(20)
-        with self._lock:
-            self._count -= 1
-        if host == "host0.example.net":
-            raise endpoint.EndpointError("no such host", (host, port))
-        return Endpoint(ip_address("192.0.2.1"), port)
-
-
-@pytest.mark.parametrize("names", [100])
-def test_few_names_are_looked_up_at_once(tunnel, monkeypatch, names):
-    lookups = Lookups(monkeypatch)
-    up = tunnel(a_file(), new=with_names(names))
-    threads = threading.active_count()
-
-    async def reload():
-        asked = asyncio.create_task(up.reload("new"))
-        await asyncio.to_thread(lookups.are_many.wait, 20)
-        for _ in range(10):             # whoever does not wait asks now
-            await asyncio.sleep(0)
-        assert threading.active_count() <= threads + 16 + 4    # and those of asyncio
-        lookups.may_go_on.set()
-        with pytest.raises(ConfigError, match="no such host"):
-            await asked
-
-    asyncio.run(reload())
-    assert lookups.most == 16
