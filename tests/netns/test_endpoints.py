@@ -37,8 +37,8 @@ class Road:
     def __init__(self, lab, directory):
         self.lab, self.directory = lab, directory
         self.key = key_files(directory)
-        lab.fastpump("b", *tunnel_words("b", self.key["b"], self.key["a"][1], "--queues", "1",
-                                        endpoint=False))
+        self.process_b = lab.fastpump("b", *tunnel_words(
+            "b", self.key["b"], self.key["a"][1], "--queues", "1", endpoint=False))
 
     def words(self, *endpoints, keepalive=True):
         peer = ",".join((self.key["b"][1], *(f"endpoint={each}" for each in endpoints),
@@ -137,14 +137,17 @@ def test_a_dead_address_of_a_name_does_not_keep_the_living_one_waiting(road, hos
 
 
 def test_of_three_endpoints_one_that_lives_is_found_whichever_dies(road, hosts, lab):
-    lab.ip("b", "address", "add", f"{SPARE4}/24", "dev", "wire")
-    road.start(hosts, f"{DEAD4}:51820", f"{OUTSIDE4['b']}:51820", f"{SPARE4}:51820", **SOON)
-    road.meets("192.0.2.2:51820")
-    lab.ip("b", "address", "delete", f"{OUTSIDE4['b']}/24", "dev", "wire")
-    lab.ip("b", "address", "replace", f"{SPARE4}/24", "dev", "wire")    # was the other's secondary
+    """The third is another tunnel with b's key, which has not heard of a."""
+    spare = lab.fastpump("b", "fp1", *tunnel_words(
+        "b", road.key["b"], road.key["a"][1], "--queues", "1", "--no-routes", "--listen-port",
+        "51821", endpoint=False))
+    where = [f"{DEAD4}:51820", f"{OUTSIDE4['b']}:51820", f"{OUTSIDE4['b']}:51821"]
+    road.start(hosts, *where, **SOON)
+    road.meets(where[1])
+    stop(road.process_b)
     lab.spawn("a", "ping", "-q", "-i", "0.1", INSIDE4["b"])
-    until(lambda: road.peer["endpoint"] == f"{SPARE4}:51820")
-    assert is_reachable(lab, INSIDE4["b"])
+    until(lambda: road.peer["endpoint"] == where[2])
+    assert is_reachable(lab, INSIDE4["b"]) and spare.poll() is None
 
 
 def test_status_shows_what_is_tried(road, hosts, lab):
