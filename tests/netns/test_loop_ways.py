@@ -31,19 +31,22 @@ def looped(lab, side="a"):
         queue["verdicts"].get("DROP_LOOP", 0) for queue in lab.status(side)["queues"])
 
 
-def allow_all(lab):
-    """The peer of host a owns the addresses of the host outside, too."""
-    public = lab.status("a")["peers"][0]["public_key"]
-    lab.run("a", "wg", "set", "fp0", "peer", public, "allowed-ips", "0.0.0.0/0,::/0")
+def with_all(words):
+    """The peer owns the addresses of the host outside, too."""
+    at = words.index("--peer") + 1
+    return [*words[:at], f"{words[at]},allowed-ips=0.0.0.0/0+::/0", *words[at + 1:],
+            "--no-routes"]
 
 
-def start(lab, directory, *words, v6_outside=False, endpoint=True):
-    """A tunnel between both hosts; the process on host a. `endpoint`: a is told where b is."""
+def start(lab, directory, *words, v6_outside=False, endpoint=True, owns_all=False):
+    """A tunnel between both hosts; the process on host a. `endpoint`: a is told where b is.
+    `owns_all`: b's allowed IPs are everything, on a."""
     key, processes = key_files(directory), {}
     for side, other in ("ab", "ba"):
-        processes[side] = lab.fastpump(side, *tunnel_words(
-            side, key[side], key[other][1], "--queues", "2", *words, v6_outside=v6_outside,
-            endpoint=endpoint or side == "b"))
+        line = tunnel_words(side, key[side], key[other][1], "--queues", "2", *words,
+                            v6_outside=v6_outside, endpoint=endpoint or side == "b")
+        processes[side] = lab.fastpump(side, *(with_all(line) if owns_all and side == "a"
+                                               else line))
     return processes["a"]
 
 
@@ -112,9 +115,8 @@ def test_when_the_route_is_gone_the_tunnel_works(lab, tmp_path, transport):
 
 
 def test_sockets_that_come_later_are_guarded_too(lab, tmp_path):
-    """Of another port, and after the interface was down."""
+    """After the interface was down."""
     process = start(lab, tmp_path, "--transport", "wireguard")
-    lab.run("a", "wg", "set", "fp0", "listen-port", "4242")
     lab.ip("a", "link", "set", "fp0", "down")
     lab.ip("a", "link", "set", "fp0", "up")
     assert is_reachable(lab, INSIDE4["b"])
@@ -190,7 +192,7 @@ def test_somebody_on_the_path_rewrites_the_source_of_one_datagram(lab, tmp_path,
 def test_a_detour_over_another_host(lab, tmp_path, transport):
     """There the datagram loses the socket that it belongs to, and is a stranger's when it comes
     back to be forwarded."""
-    process = start(lab, tmp_path, "--transport", transport)
+    process = start(lab, tmp_path, "--transport", transport, owns_all=True)
     assert is_reachable(lab, INSIDE4["b"])
     lab.add_host("c")
     lab.ip("a", "link", "add", "out", "type", "veth", "peer", "name", "in", "netns", lab.names["c"])
@@ -204,7 +206,6 @@ def test_a_detour_over_another_host(lab, tmp_path, transport):
     lab.ip("a", "route", "add", "default", "dev", "fp0", "table", "777")
     lab.ip("a", "rule", "add", "iif", "out", "table", "777", "priority", "50")
     lab.sysctl("a", {"net.ipv4.conf.out.accept_local": 1})
-    allow_all(lab)
     before = sent(lab)
     lab.ip("a", "route", "add", f"{OUTSIDE4['b']}/32", "via", "198.51.100.2")
     pings(lab, INSIDE4["b"])
@@ -233,14 +234,13 @@ def test_a_tunnel_in_a_tunnel_is_no_loop(lab, tmp_path):
 def test_where_the_kernel_takes_no_filter(lab, tmp_path):
     """What is in the datagrams is enough, as long as they come whole."""
     key = key_files(tmp_path)
-    words = tunnel_words("a", key["a"], key["b"][1], "--queues", "2")
+    words = with_all(tunnel_words("a", key["a"], key["b"][1], "--queues", "2"))
     process = lab.spawn("a", "setpriv", "--bounding-set=-bpf,-sys_admin", *FASTPUMP, "tunnel",
                         *words)
     assert "no filter against loops" in wait_for_line(process, "loops")
     wait_for_line(process, " is ready: ")
     lab.fastpump("b", *tunnel_words("b", key["b"], key["a"][1]))
     assert is_reachable(lab, INSIDE4["b"])
-    allow_all(lab)
     before = sent(lab)
     more_specific(lab)
     pings(lab, INSIDE4["b"])
