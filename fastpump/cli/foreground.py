@@ -17,7 +17,7 @@ from fastpump.cli.leftovers import recover
 from fastpump.config.command_line import with_default_allowed_ips
 from fastpump.config.model import TunnelConfig, check
 from fastpump.constants import DEFAULT_MTU, DEFAULT_NAME, DEFAULT_PORT
-from fastpump.host import ethernet, ipv6
+from fastpump.host import ethernet, full_tunnel, ipv6
 from fastpump.host.down_commands import DownCommands
 from fastpump.host.network import HostNet, find_closed
 from fastpump.ip import Address, Interface
@@ -36,6 +36,7 @@ def run_in_foreground(config: TunnelConfig, *, as_json: bool = False) -> None:
         recover(config.name, takes_over=config.mode == "tun")
     run(foreground.config, Program(configure=foreground.configure, on_ready=foreground.on_ready,
                                    must_reach_endpoints=True,
+                                   needs_names=foreground.is_full,
                                    closed=find_closed(config.name)))
 
 
@@ -48,6 +49,13 @@ class _Foreground:
     host: str | None = None
     """Without peers: where another host would find this one."""
     changes: HostChanges | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is for more than some networks."""
+        return self.config.routes and any(
+            full_tunnel.is_wide(network) for peer in self.config.peers
+            for network in peer.allowed_ips or ())
 
     def configure(self, tunnel: Tunnel, cleanup: ExitStack,
                   endpoints: Collection[Address]) -> None:

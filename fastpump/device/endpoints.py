@@ -93,7 +93,11 @@ class Endpoints:
 
     def set_candidates(self, peer: Peer, candidates: Iterable[Endpoint]) -> None:
         """The operator says where the peer may be. Where it is stays."""
+        before = {*peer.candidates, peer.configured_endpoint}
         peer.candidates = tuple(each for each in candidates if self.is_possible(each))
+        for each in peer.candidates:
+            if each not in before:
+                self.on_given(each)
 
     def try_next(self, peer: Peer) -> None:
         """An initiation had no answer: the next one goes to the next of several candidates, and

@@ -294,9 +294,9 @@ class HostState:
             self._record.write({
                 "namespace": namespace_cookie(), "commands": self._commands.to_json(),
                 "table": self.done.default_table or self._wanted.default_table,
-                "rules": [rules.to_json() for rules in self._rules],
+                "rules": [rules.to_json() for rules in list(self._rules)],
                 "endpoints": dict(self._endpoints),
-                "closed": sorted((str(network), table) for network, table in self._closed),
+                "closed": sorted((str(network), table) for network, table in list(self._closed)),
                 "is_protected": self._protected is not None or bool(self._wanted.closed),
                 "has_dns": self.done.has_dns or self._wanted.has_dns or DNS in self._half_done})
 

@@ -32,7 +32,7 @@ from fastpump.config.wording import OptionError
 from fastpump.device.peer import Peer
 from fastpump.device.peer_change import PeerChange, Presence
 from fastpump.errors import ConfigError, FastpumpError, SystemSetupError
-from fastpump.host import attach, ethernet, ipv6
+from fastpump.host import attach, ethernet, full_tunnel, ipv6
 from fastpump.host.down_commands import DownCommands
 from fastpump.host.network import HostNet, HostState, find_closed
 from fastpump.ip import Address, Network, network_of
@@ -64,6 +64,8 @@ class FileTunnel:
     config: TunnelConfig
     host: HostState | None = None
 
+    _routed: FileConfig = field(default_factory=FileConfig)
+    """What the host was last changed for: `applied`, and at first the peers that PreUp added."""
     _changes: HostChanges | None = None
     _running: Tunnel | None = None
     _was_ready: bool = False
@@ -100,14 +102,22 @@ class FileTunnel:
                 on_ready=on_ready, commands={
                     "reload": self._reload, "configuration": self._configuration,
                     "stop": self._stop},
-                configuration_file=self.path, closed=find_closed(self.name)))
+                configuration_file=self.path, closed=find_closed(self.name),
+                needs_names=self._is_full))
         except FastpumpError as error:
             raise self.file.located(error) from None
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether name servers may be reached through the tunnel only."""
+        return bool(self.file.dns_servers) or (self.file.table == "auto" and any(
+            full_tunnel.is_wide(network) for peer in self.config.peers
+            for network in peer.allowed_ips or ()))
 
     def _take_host(self, running: Tunnel, cleanup: ExitStack) -> None:
         self._running = running
         self._changes = HostChanges(running, self.name, self._down_commands(running), self._turn,
-                                    lambda: self._host_net(self.applied, None))
+                                    lambda: self._host_net(self._routed, None))
         self.host = self._changes.state
         cleanup.callback(self._undo_host)
         running.supervisor.on_port_or_mark = self._note_commands
@@ -156,6 +166,7 @@ class FileTunnel:
             self._take_host(running, cleanup)
         assert self.host is not None
         file, index = self._with_peers_of(running), running.link.index
+        self._routed = file
         if self.config.mode == "tap":
             ethernet.configure(self.config, index, cleanup, endpoints)
             self.host.change(index, self._host_net(file, None))
@@ -315,6 +326,7 @@ class FileTunnel:
         if new.tunnel.mtu is not None:
             self.applied = self.applied.having(mtu=new.tunnel.mtu)
         assert self.host is not None
+        self._routed = new
         host_net = await asyncio.to_thread(self._host_net, new, fitted)
         changed += await asyncio.to_thread(self.host.change, running.link.index, host_net)
         self.applied = new
@@ -345,7 +357,7 @@ class FileTunnel:
         return changed
 
     def change_peers(self, running: Tunnel, new: FileConfig,
-                      names: Mapping[bytes, Names]) -> list[str]:
+                     names: Mapping[bytes, Names]) -> list[str]:
         """Change what the file changes, and nothing else: a peer keeps its session, and the
         endpoint that it roamed to. After a failure all allowed IPs are set again."""
         device, known, changed = running.supervisor.device, _by_key(self.applied), []

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection
 
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import DEFAULT_PORT
+from fastpump.device.peer import Peer
 from fastpump.errors import FastpumpError
 from fastpump.host import full_tunnel
 from fastpump.host.down_commands import DownCommands
@@ -44,6 +45,7 @@ class HostChanges:
         self._loop: asyncio.AbstractEventLoop | None = None
         """Once the tunnel is up."""
         self._has_warned = False
+        self._is_change_due = False
         self._tasks: set[asyncio.Task[None]] = set()
         running.supervisor.device.endpoints.on_given = self._on_endpoint
         running.on_link_up = self._on_link_up
@@ -52,6 +54,8 @@ class HostChanges:
         """The tunnel is up: from now on its changes are followed."""
         self._loop = asyncio.get_running_loop()
         self._note_names()
+        for address in self._endpoints():       # also what became known meanwhile
+            self._look_at(address)
 
     # -- which routes
 
@@ -63,6 +67,7 @@ class HostChanges:
         if found and not self.table:
             self.table = self.state.take_table(self._running.supervisor.fwmark, DEFAULT_PORT)
             self._set_mark(self.table)
+            self._note_names()
         warning = "" if self._has_warned else full_tunnel.warning(networks)
         if warning:
             log.warning("%(warning)s", {"warning": warning})
@@ -88,8 +93,19 @@ class HostChanges:
     def _on_endpoint(self, endpoint: Endpoint) -> None:
         """Of a peer, by the operator or the resolver."""
         self._note_names()
-        if any(endpoint.address in network for network in self._networks):
-            self._soon(lambda: self.state.change(self._running.link.index, self._wanted()))
+        self._look_at(endpoint.address)
+
+    def _look_at(self, address: Address) -> None:
+        """A route may have to be apart now. One change is for all peers that are looked at before
+        it begins."""
+        if self._is_change_due or not any(address in network for network in self._networks):
+            return
+
+        def change() -> None:
+            self._is_change_due = False
+            self.state.change(self._running.link.index, self._wanted())
+
+        self._is_change_due = self._soon(change)
 
     def _note_names(self) -> None:
         """What the names of peers mean, for a start without name servers, which are behind the
@@ -98,21 +114,23 @@ class HostChanges:
             return
         try:
             self.state.set_endpoints({
-                "{}:{}".format(*name): str(peer.configured_endpoint.address)
-                for peer in self._running.supervisor.device.peers.values()
-                if peer.configured_endpoint is not None for name in peer.endpoint_names})
+                f"{host}:{port}": str(_candidate(peer, port).address)
+                for peer in list(self._running.supervisor.device.peers.values())
+                if peer.configured_endpoint is not None for host, port in peer.endpoint_names})
         except OSError as error:
             log.warning("where the peers are cannot be written down: %(error)s", {"error": error})
 
     def _on_link_up(self) -> None:
         self._soon(lambda: self.state.restore(self._running.link.index))
 
-    def _soon(self, change: Callable[[], object]) -> None:
+    def _soon(self, change: Callable[[], object]) -> bool:
+        """False: not now."""
         if self._loop is None or not self._running.is_at_home:
-            return
+            return False
         task = self._loop.create_task(self._in_turn(change))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return True
 
     async def _in_turn(self, change: Callable[[], object]) -> None:
         async with self._turn:
@@ -136,3 +154,9 @@ class HostChanges:
                 keeps_commands=keeps_commands and was_ready and not self.stays_closed)
         else:
             self.state.undo(keeps_commands=keeps_commands)
+
+
+def _candidate(peer: Peer, port: int) -> Endpoint:
+    """Where the peer may be by one of its names, whose port that is."""
+    assert peer.configured_endpoint is not None
+    return next((each for each in peer.candidates if each.port == port), peer.configured_endpoint)

@@ -22,7 +22,7 @@ import contextlib
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fastpump.clock import now_ns
@@ -76,6 +76,10 @@ class Resolver:
                 if each not in names.errors:
                     self._tell(names, each, no_answer(each))
         return asked
+
+    async def ask_again(self, asked: Iterable[Names]) -> None:
+        """Ask once more for what has had no answer."""
+        await asyncio.gather(*(self._ask(names, names.missing) for names in asked))
 
     def _is_address(self, names: Names, name: HostAndPort) -> bool:
         """Whether there is nobody to ask; there may be thousands of those."""

@@ -50,7 +50,7 @@ from fastpump.tun.offloads import Offloads, lane_ciphers, probe
 from fastpump.tun.queues import TunQueues
 from fastpump.tunnel import peer_changes
 from fastpump.tunnel.names import Names
-from fastpump.tunnel.resolver import Resolver
+from fastpump.tunnel.resolver import FIRST_RETRY_S, LAST_RETRY_S, Resolver
 from fastpump.tunnel.service import Service, TunnelCommand
 from fastpump.tunnel.supervisor import Supervisor, SupervisorOptions
 from fastpump.tunnel.tunnel import Tunnel
@@ -82,6 +82,9 @@ class Program:
     """Fail if another WireGuard has wg's socket of that name, and stop when it is removed."""
     closed: Closed = field(default_factory=Closed)
     """A killed tunnel of that name, which this one will take over."""
+    needs_names: bool = False
+    """Once it is configured, the host may reach name servers only through the tunnel: the names of
+    the peers' endpoints are waited for."""
     must_reach_endpoints: bool = False
     """Fail if there is no route to an endpoint; else that is a warning."""
 
@@ -276,18 +279,35 @@ class _Start:
         """Ask for the names of the peers' endpoints."""
         self._names = await resolver.ask({peer.public_key: peer.endpoints
                                           for peer in self._config.peers if peer.endpoints})
+        self._note_candidates(resolver)
+        delay_s = FIRST_RETRY_S
+        while self._program.needs_names and not all(self._candidates.values()):
+            if delay_s == FIRST_RETRY_S:
+                log.warning("the tunnel is not up before its peers have an address: then name "
+                            "servers may be reached through it only")
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, LAST_RETRY_S)
+            await resolver.ask_again(self._names[key] for key, known in self._candidates.items()
+                                     if not known)
+            self._note_candidates(resolver)
+
+    def _note_candidates(self, resolver: Resolver) -> None:
         self._candidates = {
-            public_key: resolver.candidates(names) or self._known_before(names)
+            public_key: tuple(dict.fromkeys((*resolver.candidates(names),
+                                             *self._known_before(names))))
             for public_key, names in self._names.items()}
 
     def _known_before(self, names: Names) -> tuple[Endpoint, ...]:
-        """Where a peer was when the process before this one was killed, whose routes keep us from
-        all name servers."""
+        """Where a peer was by those of its names that have no answer now, when the process before
+        this one was killed, whose routes keep us from all name servers."""
         known = self._program.closed.endpoints
-        found = {Endpoint(ipaddress.ip_address(known[f"{host}:{port}"]), port): None
-                 for host, port in names.given if f"{host}:{port}" in known}
-        for each in found:
-            log.warning("%(endpoint)s is tried, where the peer was before", {"endpoint": each})
+        found = []
+        for host, port in names.missing:
+            address = known.get(f"{host}:{port}")
+            if address is not None:
+                log.warning("%(host)s: %(address)s is tried, where it was before",
+                            {"host": host, "address": address})
+                found.append(Endpoint(ipaddress.ip_address(address), port))
         return tuple(found)
 
     def _versions(self, supervisor: Supervisor) -> set[int]:

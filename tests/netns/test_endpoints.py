@@ -117,6 +117,19 @@ def test_up_and_reload_do_not_wait_for_a_name(road, hosts, lab):
     lab.run("a", *FASTPUMP, "down", "fp0", check=False)
 
 
+def test_a_full_tunnel_waits_for_a_name(road, hosts, lab):
+    """Once it is up, it is the only way to a name server."""
+    words = road.words("vpn.example:51820")
+    words[-1] += ",allowed-ips=0.0.0.0/0+::/0"
+    process = lab.spawn("a", *hosts.within(*FASTPUMP, "tunnel", *words),
+                        env=pretending(road.directory))
+    wait_for_line(process, "not up before its peers have an address")
+    assert "51820" not in lab.ip("a", "rule")
+    hosts.say(vpn=[OUTSIDE4["b"]])
+    wait_for_line(process, " is ready: ")
+    assert "lookup 51820" in lab.ip("a", "rule") and is_reachable(lab, INSIDE4["b"])
+
+
 @pytest.mark.parametrize("host", ["vpn..example", "a" * 64 + ".example", "192.0.2.256"])
 def test_a_name_that_can_never_be_is_a_mistake(road, lab, host):
     for verb, words in (("tunnel", road.words(f"{host}:51820")),

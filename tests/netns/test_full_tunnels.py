@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from fastpump.lab.networks import INSIDE4, OUTSIDE4, OUTSIDE6, stop, wait_for_line
+from fastpump.protocol import keys
 from support.hosts import FASTPUMP, is_reachable, pids_in, until
 from support.quick import ADDRESSES, FAR
 
@@ -320,6 +321,23 @@ def test_an_endpoint_that_is_given_later(world, lab, way):
     assert world.peers()[world.public_b][1] == "172.16.0.2:51820"
     tunnel.end()
     assert world.state() == before
+
+
+def test_the_routes_of_peers_that_pre_up_added_stay(world, lab):
+    """Also when something else changes on the host."""
+    stranger = keys.encode(keys.public_of(keys.generate_private()))
+    write(world, ADDRESSES, f"PreUp = wg set %i peer {stranger} allowed-ips 0.0.0.0/0,::/0",
+          allowed=("10.9.0.0/24",))
+    world("up")
+    routes = world.routes("51820")
+    assert routes == {"default"}
+    lab.run("a", "wg", "set", world.name, "peer", world.public_b, "endpoint",
+            f"{OUTSIDE4['b']}:51820")
+    assert is_reachable(lab, INSIDE4["b"])
+    lab.ip("a", "link", "set", world.name, "down")
+    lab.ip("a", "link", "set", world.name, "up")
+    until(lambda: world.routes("51820") == routes)
+    world("down")
 
 
 def test_a_peer_that_contacts_us_from_inside_of_a_wide_network(world, lab):
