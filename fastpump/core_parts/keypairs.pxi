@@ -85,11 +85,12 @@ cdef class Keypairs(SlotTable):
         store32(&keypair.live, 1, RELEASE)
 
     cdef bint has_index(self, uint32_t index, bint or_handshake=False) noexcept nogil:
-        """Whether there is a session with that receiver index; or a handshake, perhaps."""
+        """Whether there is a session with that receiver index; or a handshake, perhaps. (Slots that
+        are free have index 0.)"""
         cdef const Header *header = self.mapping.tables.header
         cdef uint32_t slot = (index >> header.worker_bits) & ((1u << header.slot_bits) - 1)
         cdef const Keypair *keypair = &self.mapping.tables.keypairs[slot]
-        return slot < self.end and keypair.local_index == index \
+        return index != 0 and slot < self.end and keypair.local_index == index \
             and (or_handshake or load32(&keypair.live, ACQUIRE) != 0)
 
     def confirm(self, uint32_t slot):
