@@ -159,7 +159,8 @@ def interface(lab: Lab, directory: Path, side: str, command: list[str], own: Pee
     config = write(directory, f"{name}.conf", "\n".join((
         "[Interface]", f"PrivateKey = {own.private}", f"ListenPort = {TARGET[1]}", "", *peers)))
     # Nobody reads its output before it ends.
-    process = lab.spawn(side, *command, "-f", name, env={"LOG_LEVEL": "silent"})
+    process = lab.spawn(side, *command, "-f", name, env={
+        "LOG_LEVEL": "silent", "FASTPUMP_STATE": str(directory)})
     try:
         for _ in range(200):
             if socket.exists() or process.poll() is not None:

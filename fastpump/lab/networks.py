@@ -372,9 +372,10 @@ def tunnel_words(side: str, key: tuple[Path, str], peer_public: str, *extra: str
 @contextlib.contextmanager
 def fastpump_pair(lab: Lab, directory: Path, *extra: str, v6_outside: bool = False,
                   env: dict[str, str] | None = None) -> Iterator[dict[str, Process]]:
-    """A running fastpump tunnel between both sides."""
+    """A running fastpump tunnel between both sides. It leaves nothing outside of the directory."""
     key = key_files(directory)
     processes = {}
+    env = {"FASTPUMP_STATE": os.environ.get("FASTPUMP_STATE") or str(directory), **(env or {})}
     try:
         for side, other in (("a", "b"), ("b", "a")):
             processes[side] = lab.fastpump(side, *tunnel_words(
