@@ -13,6 +13,11 @@ Prefix = tuple[bytes, int]
 """A network as the data plane has it: 4 or 16 address bytes, and the length of the prefix."""
 
 
+def everything(version: int) -> Network:
+    """The default route's destination."""
+    return ipaddress.ip_network("0.0.0.0/0" if version == 4 else "::/0")
+
+
 def prefix_of(network: Network) -> Prefix:
     """A network as a prefix."""
     return network.network_address.packed, network.prefixlen

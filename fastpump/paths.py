@@ -42,9 +42,17 @@ def namespace_name() -> str | None:
 
 def private_key_file(interface: str) -> Path:
     """Where the private key of an interface of this namespace is kept."""
+    return state_dir() / f"{_of_namespace(interface)}.key"
+
+
+def endpoints_file(interface: str) -> Path:
+    """Where it is kept at which addresses the peers of an interface of this namespace were."""
+    return state_dir() / f"{_of_namespace(interface)}.endpoints"
+
+
+def _of_namespace(interface: str) -> str:
     namespace = namespace_name()
-    name = f"{interface}.key" if namespace is None else f"{interface}@{namespace}.key"
-    return state_dir() / name
+    return interface if namespace is None else f"{interface}@{namespace}"
 
 
 def timestamp_file(public_key: bytes) -> Path:

@@ -23,7 +23,7 @@ from fastpump.host.network import HostNet, find_closed
 from fastpump.ip import Address, Interface
 from fastpump.netlink import links, routes
 from fastpump.netlink.default_routes import TABLE_MAIN
-from fastpump.tunnel.host_changes import HostChanges
+from fastpump.tunnel.host_changes import HostChanges, kill_switch_of
 from fastpump.tunnel.run import Program, run
 from fastpump.tunnel.tunnel import Tunnel
 
@@ -35,6 +35,8 @@ def run_in_foreground(config: TunnelConfig, *, as_json: bool = False) -> None:
     if config.name not in (name for _, name in socket.if_nameindex()):  # else it may be running
         recover(config.name, takes_over=config.mode == "tun")
     run(foreground.config, Program(configure=foreground.configure, on_ready=foreground.on_ready,
+                                   before_configure=(foreground.close if config.kill_switch
+                                                     else None),
                                    must_reach_endpoints=True,
                                    needs_names=foreground.is_full,
                                    closed=find_closed(config.name)))
@@ -53,9 +55,20 @@ class _Foreground:
     @property
     def is_full(self) -> bool:
         """Whether it is for more than some networks."""
-        return self.config.routes and any(
+        return self.config.routes and not self.config.kill_switch and any(
             full_tunnel.is_wide(network) for peer in self.config.peers
             for network in peer.allowed_ips or ())
+
+    async def close(self, tunnel: Tunnel, cleanup: ExitStack) -> None:
+        """Let nothing leave in clear, from now on."""
+        self._take_host(tunnel, cleanup)
+        assert self.changes is not None
+        await asyncio.to_thread(self.changes.close)
+
+    def _take_host(self, tunnel: Tunnel, cleanup: ExitStack) -> None:
+        self.changes = HostChanges(
+            tunnel, self.config.name, DownCommands(), asyncio.Lock(), self._host_net)
+        cleanup.callback(partial(self.changes.end, keeps_commands=False))
 
     def configure(self, tunnel: Tunnel, cleanup: ExitStack,
                   endpoints: Collection[Address]) -> None:
@@ -65,10 +78,10 @@ class _Foreground:
             ethernet.configure(config, index, cleanup, endpoints)
         else:
             links.set_up(links.get(index))
-            changes = self.changes = HostChanges(
-                tunnel, config.name, DownCommands(), asyncio.Lock(), self._host_net)
-            cleanup.callback(partial(changes.end, keeps_commands=False))
-            changes.state.change(index, self._host_net())
+            if self.changes is None:
+                self._take_host(tunnel, cleanup)
+            assert self.changes is not None
+            self.changes.state.change(index, self._host_net())
         if not config.peers:
             self.host = routes.likely_address(
                 index, [address.ip for address in config.addresses]) or "THIS_HOST"
@@ -80,6 +93,9 @@ class _Foreground:
                     if config.routes]
         versions = (4,) if ipv6.is_left_out(config.name, (*config.addresses, *networks)) else (4, 6)
         connected = {address.network for address in config.addresses}
+        if config.kill_switch:      # nothing goes by the main table, where those are
+            networks = list(dict.fromkeys((*networks, *connected)))
+            connected = set()
         networks = [each for each in networks
                     if each.version in versions and each not in connected]
         apart = self.changes.apart(networks)
@@ -87,7 +103,7 @@ class _Foreground:
             tuple(each for each in config.addresses if each.version in versions),
             DEFAULT_MTU if config.mtu is None else config.mtu,
             tuple((each, self.changes.table if each in apart else TABLE_MAIN) for each in networks),
-            self.changes.table)
+            self.changes.table, kill_switch=kill_switch_of(config))
 
     def on_ready(self, tunnel: Tunnel) -> None:
         """Say so, and what to type on the other host."""

@@ -63,6 +63,9 @@ class TunnelConfig:
     listen_port: int | None = DEFAULTS["listen_port"]
     fwmark: int = DEFAULTS["fwmark"]
     gateway: tuple[str, ...] = DEFAULTS["gateway"]
+    kill_switch: bool = DEFAULTS["kill_switch"]
+    kill_switch_allow: tuple[Network, ...] = DEFAULTS["kill_switch_allow"]
+    endpoint_dns: tuple[str, ...] = DEFAULTS["endpoint_dns"]
     private_key: bytes | None = field(default=DEFAULTS["private_key"], repr=False)
     private_key_file: Path | None = DEFAULTS["private_key_file"]
 
@@ -130,6 +133,9 @@ def _check_tap(config: TunnelConfig) -> None:
     if config.gateway:
         raise OptionError("<gateway> is for IP packets, but <mode=tap> carries Ethernet frames: "
                           "leave it out, and let the hosts of that Ethernet route")
+    if config.kill_switch:
+        raise OptionError("<kill_switch> is for IP packets, but <mode=tap> carries Ethernet "
+                          "frames: leave it out, and run it on a tunnel without <mode=tap>")
     if any(peer.allowed_ips for peer in config.peers):
         raise OptionError("allowed IPs have no effect with <mode=tap>: frames go where their MAC "
                           "address was learned; leave out allowed-ips")
@@ -143,6 +149,7 @@ def _check_tun(config: TunnelConfig) -> None:
         if option.needs_tap and getattr(config, option.name) != DEFAULTS[option.name]:
             raise OptionError(f"<{option.name}> is for Ethernet, but this tunnel carries IP "
                               "packets; add <mode=tap>, or leave it out")
+    _check_kill_switch(config)
     names = [part for part in config.gateway if part.startswith("nat:")]
     if names and "nat" in config.gateway:
         raise OptionError(f"<gateway=nat> is for all ways out, <gateway={names[0]}> for one; leave "
@@ -150,3 +157,18 @@ def _check_tun(config: TunnelConfig) -> None:
     if config.mtu is not None and config.mtu > MAX_MTU:
         raise OptionError(f"an <mtu> over {MAX_MTU} is for Ethernet only; lower it, or add "
                           "<mode=tap>")
+
+
+def _check_kill_switch(config: TunnelConfig) -> None:
+    if not config.kill_switch:
+        for name in ("kill_switch_allow", "endpoint_dns"):
+            if getattr(config, name):
+                raise OptionError(f"<{name}> has no effect without <kill_switch>; add that, or "
+                                  f"leave out <{name}>")
+        return
+    if any(char in config.name for char in '"\\*'):
+        raise OptionError("<kill_switch> cannot be for an interface whose name has one of \" \\ "
+                          "* in it; give it another name")
+    if not config.routes:
+        raise OptionError("<kill_switch> needs the routes that <routes> leaves out; leave out one "
+                          "of them")

@@ -26,6 +26,7 @@ from fastpump.config.values import (
     Items,
     Networks,
     Number,
+    OnOff,
     Parsed,
     Repeated,
     Settings,
@@ -230,6 +231,20 @@ OPTIONS = (
            summary="be a gateway for what comes out of the tunnel: forward it, masquerade it (nat; "
                    "nat:IFACE: only there), and clamp the segment size of TCP (mss); by itself: "
                    "all three"),
+    Option(name="kill_switch", value=OnOff(), default="off", flag="--kill-switch", constant=True,
+           key="KillSwitch", metavar="on", needs_restart=True, is_own=True,
+           summary="let nothing leave this host in clear, whatever becomes of the tunnel, until it "
+                   "is stopped"),
+    Option(name="kill_switch_allow", value=Items(Parsed(
+               lazily("fastpump.config.parsers.parse_allowed"))),
+           flag="--kill-switch-allow", key="KillSwitchAllow", metavar="CIDR", is_own=True,
+           summary="but for what goes to this network, such as that of a printer"),
+    Option(name="endpoint_dns", value=Items(Parsed(
+               lazily("fastpump.config.parsers.parse_name_server"))),
+           flag="--endpoint-dns", key="EndpointDNS", metavar="ADDRESS", needs_restart=True,
+           is_own=True,
+           summary="with --kill-switch, ask this name server for the endpoints of peers, outside "
+                   "of the tunnel (default: those of the host)"),
     *ETHERNET_OPTIONS,
     Option(name="save_config", value=Switch(), default="false", key="SaveConfig"),
     Option(name="pre_up", value=Commands(), key="PreUp"),

@@ -66,6 +66,22 @@ def parse_network(text: str) -> Network:
                       f"ADDRESS/PREFIXLEN, like 10.9.0.0/24 ({error})") from None
 
 
+def parse_allowed(text: str) -> Network:
+    """A network that the kill switch leaves alone."""
+    try:
+        return parse_network(text)
+    except ConfigError:
+        raise invalid("allowed network", text, "ADDRESS/PREFIXLEN, like 192.168.7.0/24") from None
+
+
+def parse_name_server(text: str) -> str:
+    """The address of a name server."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise invalid("name server", text, "an address, like 192.0.2.53 or 2001:db8::53") from None
+
+
 def parse_mac(text: str) -> bytes:
     """The MAC address of an interface: six bytes, not a group address."""
     mac = bytes.fromhex(re.sub("[:-]", "", text)) if _MAC.fullmatch(text) else b""

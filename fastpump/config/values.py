@@ -167,6 +167,19 @@ class Switch(Value):
         return "true" if value else "false"
 
 
+class OnOff(Switch):
+    """A switch that is also written as `on` or `off`."""
+
+    def parse(self, text: str) -> bool:
+        words = {"on": True, "true": True, "off": False, "false": False}
+        if text.lower() not in words:
+            raise invalid("value", text, "on or off")
+        return words[text.lower()]
+
+    def emit(self, value: Any) -> str:
+        return "on" if value else "off"
+
+
 @dataclass(frozen=True, slots=True)
 class Parsed(Value):
     """A value that a pair of functions parses and writes."""

@@ -19,12 +19,13 @@ keeps GRO from joining the two.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import socket
 import struct
 
+from fastpump import classic_bpf
+from fastpump.classic_bpf import AND, JEQ, JGE, LD_B_ABS, MOD, RET_A, RET_K, Instruction
 from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint
 from fastpump.constants import DEFAULT_PORT, MIN_LANE_SOCKETS
 from fastpump.errors import SystemSetupError
@@ -57,29 +58,21 @@ _UINT = struct.Struct("=I")
 # ping beside a TCP stream was half as long again, at equal throughput.
 BUFFER_BYTES = 1 << 20
 
-# Classic BPF (include/uapi/linux/bpf_common.h).
-_LD_B_ABS, _JEQ, _JGE, _AND, _MOD, _RET_K, _RET_A = 0x30, 0x15, 0x35, 0x54, 0x94, 0x06, 0x16
-_Instruction = tuple[int, int, int, int]
 
-
-class _SockFprog(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
-
-
-def steering_program(queue_count: int) -> list[_Instruction]:
+def steering_program(queue_count: int) -> list[Instruction]:
     """(code, jump if true, jump if false, k) of the group's program."""
     mask = (1 << (queue_count - 1).bit_length()) - 1
     return [
-        (_LD_B_ABS, 0, 0, 0),
-        (_JEQ, 4, 0, LANE_TYPE),
-        (_JEQ, 0, 6, TRANSPORT_TYPE),
-        (_LD_B_ABS, 0, 0, 4),           # receiver index, little-endian: its low byte
-        (_AND, 0, 0, mask),
-        (_JGE, 3, 2, queue_count),
-        (_LD_B_ABS, 0, 0, 2),           # the lane
-        (_MOD, 0, 0, queue_count),
-        (_RET_A, 0, 0, 0),
-        (_RET_K, 0, 0, queue_count),
+        (LD_B_ABS, 0, 0, 0),
+        (JEQ, 4, 0, LANE_TYPE),
+        (JEQ, 0, 6, TRANSPORT_TYPE),
+        (LD_B_ABS, 0, 0, 4),           # receiver index, little-endian: its low byte
+        (AND, 0, 0, mask),
+        (JGE, 3, 2, queue_count),
+        (LD_B_ABS, 0, 0, 2),           # the lane
+        (MOD, 0, 0, queue_count),
+        (RET_A, 0, 0, 0),
+        (RET_K, 0, 0, queue_count),
     ]
 
 
@@ -89,33 +82,26 @@ def lane_socket_count(queue_count: int) -> int:
     return queue_count * -(-MIN_LANE_SOCKETS // queue_count)
 
 
-def handshake_filter() -> list[_Instruction]:
+def handshake_filter() -> list[Instruction]:
     """What the handshake socket accepts, by the first byte: types 1 to 3. Anything else is
     dropped by the kernel, before it costs a wake-up. A train passes as a whole."""
     return [
-        (_LD_B_ABS, 0, 0, 8),           # behind the UDP header
-        (_JGE, 0, 2, INITIATION_TYPE),
-        (_JGE, 1, 0, TRANSPORT_TYPE),
-        (_RET_K, 0, 0, 0xFFFF),
-        (_RET_K, 0, 0, 0),
+        (LD_B_ABS, 0, 0, 8),           # behind the UDP header
+        (JGE, 0, 2, INITIATION_TYPE),
+        (JGE, 1, 0, TRANSPORT_TYPE),
+        (RET_K, 0, 0, 0xFFFF),
+        (RET_K, 0, 0, 0),
     ]
 
 
-def lane_filter() -> list[_Instruction]:
+def lane_filter() -> list[Instruction]:
     """What lane sockets accept: lane messages. The port is for nothing else."""
     return [
-        (_LD_B_ABS, 0, 0, 8),
-        (_JEQ, 0, 1, LANE_TYPE),
-        (_RET_K, 0, 0, 0xFFFF),
-        (_RET_K, 0, 0, 0),
+        (LD_B_ABS, 0, 0, 8),
+        (JEQ, 0, 1, LANE_TYPE),
+        (RET_K, 0, 0, 0xFFFF),
+        (RET_K, 0, 0, 0),
     ]
-
-
-def _attach(sock: socket.socket, option: int, program: list[_Instruction]) -> None:
-    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
-    buffer = ctypes.create_string_buffer(code, len(code))
-    header = _SockFprog(len(program), ctypes.addressof(buffer))
-    sock.setsockopt(socket.SOL_SOCKET, option, bytes(header))
 
 
 def preferred_family() -> int:
@@ -195,10 +181,11 @@ class SocketGroup:
                 for sock in self._open:
                     sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
             try:
-                _attach(self.handshake, SO_ATTACH_REUSEPORT_CBPF, steering_program(queue_count))
-                _attach(self.handshake, SO_ATTACH_FILTER, handshake_filter())
+                classic_bpf.attach(self.handshake, SO_ATTACH_REUSEPORT_CBPF,
+                                   steering_program(queue_count))
+                classic_bpf.attach(self.handshake, SO_ATTACH_FILTER, handshake_filter())
                 for sock in self.lanes:
-                    _attach(sock, SO_ATTACH_FILTER, lane_filter())
+                    classic_bpf.attach(sock, SO_ATTACH_FILTER, lane_filter())
             except OSError as error:
                 raise SystemSetupError(
                     "the kernel refuses the program that steers datagrams to workers "

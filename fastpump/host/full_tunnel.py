@@ -2,7 +2,7 @@
 
 A route that covers the endpoint of a peer would lead the datagrams to that peer back into the
 tunnel: so it goes to a table of the tunnel's own, to which rules lead everything but those
-(netlink/routes.py: TableRules). They go where the rest of the host's routes lead, whatever that is
+(netlink/rules.py). They go where the rest of the host's routes lead, whatever that is
 at the moment. Such a route is
 
     wide                    the default route, its halves, anything shorter than WIDE: wherever the

@@ -32,9 +32,13 @@ OURS = "fastpump"       # what the names of all our tables begin with
 
 
 def table_of(name: str) -> str:
-    """The table of a tunnel. Another underscore than that of firewall.py's, and different names
-    never give the same."""
-    return "fastpump_gateway-" + "".join(
+    """The table of a tunnel. Another underscore than that of protection.py's."""
+    return f"{OURS}_gateway-{quoted(name)}"
+
+
+def quoted(name: str) -> str:
+    """An interface's name as part of a table's. Different ones never give the same."""
+    return "".join(
         char if char.isascii() and (char.isalnum() or char in ".-")
         else "__" if char == "_" else f"_{ord(char):x}_" for char in name)
 

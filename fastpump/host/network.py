@@ -1,8 +1,8 @@
 """What a tunnel of IP packets changes on the host: addresses, MTU, routes, rules, firewall, DNS.
 
-The wanted state is described whole (HostNet), and the host is changed to it step by step; so coming
-up, a reload, and going on after a failed step are the same. A step that failed may be half done:
-the next change does all of it.
+The wanted state is described whole (HostNet), and the host is changed to it step by step, by what
+the kernel has at that moment; so coming up, a reload, going on after a failed step, and putting
+back what somebody else has removed are the same.
 
 Addresses and routes go away with the interface. Rules, firewall and DNS do not: they are written
 down in /run/fastpump/<network namespace>/<interface>.json before they are made. The process
@@ -30,19 +30,20 @@ from __future__ import annotations
 import ipaddress
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fastpump import paths
 from fastpump.errors import SystemSetupError
-from fastpump.host import attach_undo, firewall, gateway
+from fastpump.host import attach_undo, firewall, gateway, kill_switch, protection
 from fastpump.host.down_commands import DownCommands
+from fastpump.host.kill_switch import KillSwitch
 from fastpump.host.undo_record import Record, locked, namespace_cookie
 from fastpump.ip import Interface, Network
-from fastpump.netlink import links, routes
-from fastpump.netlink.routes import TableRules
+from fastpump.netlink import links, routes, rules
+from fastpump.netlink.rules import TableRules
 
 log = logging.getLogger("fastpump")
 
@@ -50,6 +51,7 @@ SUFFIX = ".json"
 # The steps of a change, as `reload` names them.
 ADDRESSES, FIREWALL, MTU, DNS, RULES, ROUTES = (
     "the addresses", "the firewall", "the MTU", "DNS", "the rules", "the routes")
+KILL_SWITCH = "the kill switch"
 CLOSED, OPENED = "unreachable routes", "the rules that are not needed any more"     # not named
 SRC_VALID_MARK = Path("/proc/sys/net/ipv4/conf/all/src_valid_mark")
 
@@ -65,20 +67,29 @@ class HostNet:
     default_table: int = 0
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
+    kill_switch: KillSwitch | None = None
 
     @property
     def closed(self) -> frozenset[tuple[Network, int]]:
         """The routes that rules lead to, as (destination, table)."""
-        return frozenset((network, table) for network, table in self.routes
-                         if self.default_table and table == self.default_table)
+        everything = () if self.kill_switch is None else self.kill_switch.networks
+        return frozenset((network, table) for network, table in (
+            *self.routes, *((network, self.default_table) for network in everything))
+            if self.default_table and table == self.default_table)
 
-    @property
-    def lengths(self) -> dict[int, tuple[int, ...]]:
-        """The lengths of their prefixes by IP version, the longest first."""
+    def rules(self, interface: str) -> list[TableRules]:
+        """The rules that lead to them, of a priority yet to be found."""
         networks = [network for network, _ in self.closed]
-        return {version: tuple(sorted({network.prefixlen for network in networks
-                                       if network.version == version}, reverse=True))
-                for version in sorted({network.version for network in networks})}
+        return [self._rules_of(version, interface, [
+            network for network in networks if network.version == version])
+            for version in sorted({network.version for network in networks})]
+
+    def _rules_of(self, version: int, interface: str, networks: list[Network]) -> TableRules:
+        if self.kill_switch is not None:
+            return TableRules(version, self.default_table, 0, (), interface,
+                              self.kill_switch.exceptions(version))
+        return TableRules(version, self.default_table, 0, tuple(
+            sorted({network.prefixlen for network in networks}, reverse=True)))
 
     @property
     def has_dns(self) -> bool:
@@ -100,29 +111,31 @@ class HostState:
         if not _is_of_here(left):
             left = {}
         self._rules: list[TableRules] = _rules_of(left)
+        self._kill_switch = kill_switch.table(name)
+        self._has_kill_switch: bool = left.get("has_kill_switch", False)
         self._closed: set[tuple[Network, int]] = _closed_of(left)
         """Networks that have an unreachable route, and in which table."""
+        self._protection = protection.table(name)
         self._protected: tuple[tuple[Interface, ...], int] | None = (
             ((), 0) if left.get("is_protected", False) else None)
-        """What the firewall was made of."""
-        self.is_taken_over = bool(self._rules or self._closed)
+        """What that was made of."""
+        self.is_taken_over = bool(self._rules or self._closed or self._has_kill_switch)
         """Whether a killed tunnel left it closed."""
-        self._is_checked = not self.is_taken_over
         self._endpoints: Mapping[str, str] = left.get("endpoints", {})
-        self._may_lack_routes = False
-        """They go with the last address of an IP version."""
-        self._half_done: set[str] = {DNS} if left.get("has_dns", False) else set()
-        """The steps that failed when they were last done."""
+        self._is_dns_half_done: bool = left.get("has_dns", False)
         self.done = HostNet(default_table=left.get("table", 0) if self.is_taken_over else 0)
         """Where a step failed: what is there at most."""
         self._wanted = self.done
         self._write()
 
-    def set_endpoints(self, endpoints: Mapping[str, str]) -> None:
-        """Where the peers are that were given by a name: NAME:PORT, and the address."""
-        if endpoints != self._endpoints:
-            self._endpoints = endpoints
-            self._write()
+    def set_endpoints(self, endpoints: Mapping[str, str]) -> bool:
+        """Where the peers are that were given by a name: NAME:PORT, and the address. False if that
+        was known."""
+        if endpoints == self._endpoints:
+            return False
+        self._endpoints = endpoints
+        self._write()
+        return True
 
     def set_commands(self, commands: DownCommands) -> None:
         """What `down` is to run."""
@@ -148,41 +161,56 @@ class HostState:
         self._write()
         # Rules before routes: with the default route there, only all rules together leave the other
         # networks alone. And the firewall before both: no default route without it.
-        for what, step in ((ADDRESSES, self._change_addresses), (FIREWALL, self._change_firewall),
+        for what, step in ((KILL_SWITCH, self._change_kill_switch),
+                           (ADDRESSES, self._change_addresses), (FIREWALL, self._change_firewall),
                            (MTU, self._change_mtu), (DNS, self._change_dns),
                            (CLOSED, self._close), (RULES, self._change_rules),
                            (ROUTES, self._change_routes), (OPENED, self._reopen)):
-            try:
-                if step(index, wanted) and what != CLOSED:
-                    changed.append(RULES if what == OPENED else what)
-            except BaseException:
-                self._half_done.add(what)
-                raise
-            self._half_done.discard(what)
+            if step(index, wanted) and what != CLOSED:
+                changed.append(RULES if what == OPENED else what)
         self._write()
         return list(dict.fromkeys(changed))
 
-    def restore(self, index: int) -> None:
-        """Put back what the kernel has taken away when the interface was set down."""
-        self._half_done |= {ADDRESSES, ROUTES}
-        self.change(index, self._wanted)
+    def restore(self, index: int) -> list[str]:
+        """Put back what somebody else has taken away, or the kernel when the interface was set
+        down: what that was, in words."""
+        return self.change(index, self._wanted)
+
+    def _change_kill_switch(self, _index: int, wanted: HostNet) -> bool:
+        """`_reopen` removes it."""
+        switch = wanted.kill_switch
+        if switch is None or (switch == self.done.kill_switch and self._kill_switch.is_as_made()):
+            return False
+        if not self._has_kill_switch:
+            self._refuse_second_kill_switch()
+        self._has_kill_switch = True
+        self._write()
+        self._kill_switch.make(kill_switch.chains(self._name, wanted.default_table, switch))
+        self.done = replace(self.done, kill_switch=switch)
+        return True
+
+    def _refuse_second_kill_switch(self) -> None:
+        for path, said in _records_of_others(self._record.path):
+            if said.get("has_kill_switch", False):
+                other = path.name.removesuffix(SUFFIX)
+                raise SystemSetupError(
+                    f"{other} has a kill switch, which would keep the datagrams of {self._name} "
+                    f"from leaving, and the other way round: only one tunnel of a host can have "
+                    f"one; `fastpump down {other}` ends that one")
 
     def _change_addresses(self, index: int, wanted: HostNet) -> bool:
         old, new = self.done.addresses, wanted.addresses
-        if old == new and ADDRESSES not in self._half_done:
-            return False
         self.done = replace(self.done, addresses=(*old, *new))
-        self._may_lack_routes = True
-        routes.change_addresses(index, [each for each in old if each not in new], new)
+        is_changed = routes.change_addresses(index, [each for each in old if each not in new], new)
         self.done = replace(self.done, addresses=new)
-        return True
+        return is_changed
 
     def _change_firewall(self, _index: int, wanted: HostNet) -> bool:
         """As long as there are rules: `_reopen` removes it after them."""
         protected = wanted.addresses, wanted.default_table
-        if not wanted.closed or self._protected == protected:
+        if not wanted.closed or (self._protected == protected and self._protection.is_as_made()):
             return False
-        firewall.protect(self._name, *protected)        # all of it, or nothing
+        self._protection.make(protection.chains(self._name, *protected))
         self._protected = protected
         return True
 
@@ -195,13 +223,15 @@ class HostState:
 
     def _change_dns(self, _index: int, wanted: HostNet) -> bool:
         if (self.done.dns, self.done.dns_search) == (wanted.dns, wanted.dns_search) \
-                and DNS not in self._half_done:
+                and not self._is_dns_half_done:
             return False
+        self._is_dns_half_done = True
         if wanted.has_dns:
             firewall.set_dns(self._name, wanted.dns, wanted.dns_search)
         else:
             firewall.unset_dns(self._name)
         self.done = replace(self.done, dns=wanted.dns, dns_search=wanted.dns_search)
+        self._is_dns_half_done = False
         return True
 
     def _close(self, _index: int, wanted: HostNet) -> bool:
@@ -225,67 +255,61 @@ class HostState:
 
     def _change_rules(self, _index: int, wanted: HostNet) -> bool:
         """Add those that are missing."""
-        if not self._is_checked:        # those of a killed tunnel: somebody may have removed some
-            for rules in [each for each in self._rules if not routes.has_rules(each)]:
-                routes.remove_rules(rules)
-                self._rules.remove(rules)
-            self._is_checked = True
+        restored = [each for each in self._rules if rules.add_missing(each)]
         self.done = replace(self.done, default_table=wanted.default_table
                             or self.done.default_table)
-        missing = {version: lengths for version, lengths in wanted.lengths.items()
-                   if not any(self._are_wanted(rules, wanted) for rules in self._rules
-                              if rules.version == version)}
-        if 4 in missing:
+        there = [replace(each, priority=0) for each in self._rules]
+        missing = [each for each in wanted.rules(self._name) if each not in there]
+        if any(each.version == 4 for each in missing):
             _validate_sources_by_mark()
-        for version, lengths in missing.items():
-            self._add_rules(version, wanted.default_table, lengths)
-        return bool(missing)
+        for each in missing:
+            self._add_rules(each)
+        return bool(restored or missing)
 
-    @staticmethod
-    def _are_wanted(rules: TableRules, wanted: HostNet) -> bool:
-        return (rules.table, rules.lengths) == (wanted.default_table,
-                                                wanted.lengths.get(rules.version))
-
-    def _add_rules(self, version: int, table: int, lengths: tuple[int, ...]) -> None:
+    def _add_rules(self, wanted: TableRules) -> None:
         is_added = False
         while not is_added:     # other programs may add theirs just now
             with locked(self._record.path.parent):     # and other tunnels
-                rules = TableRules(version, table, routes.unused_priority(version, len(lengths)),
-                                   lengths)
-                self._rules.append(rules)
+                made = replace(wanted, priority=rules.unused_priority(wanted.version,
+                                                                      wanted.count))
+                self._rules.append(made)
                 self._write()
                 try:
-                    is_added = routes.add_rules(rules)
+                    is_added = rules.add(made)
                 finally:
                     if not is_added:
-                        self._rules.remove(rules)
+                        self._rules.remove(made)
 
     def _reopen(self, _index: int, wanted: HostNet) -> bool:
         """Remove the rules, the firewall and the unreachable routes that are not wanted any
         more."""
-        gone = [rules for rules in self._rules if not self._are_wanted(rules, wanted)]
-        for rules in gone:
-            routes.remove_rules(rules)
-            self._rules.remove(rules)
+        stays = wanted.rules(self._name)
+        gone = [each for each in self._rules if replace(each, priority=0) not in stays]
+        for each in gone:
+            rules.remove(each)
+            self._rules.remove(each)
         if self._protected is not None and not wanted.closed:
-            firewall.unprotect(self._name)
+            self._protection.remove()
             self._protected = None
-        for each in sorted(self._closed - wanted.closed, key=str):
-            routes.reopen(*each)
-            self._closed.remove(each)
+        for network, table in sorted(self._closed - wanted.closed, key=str):
+            routes.reopen(network, table)
+            self._closed.remove((network, table))
+        if self._has_kill_switch and wanted.kill_switch is None:
+            self._kill_switch.remove()
+            self._has_kill_switch = False
+            self.done = replace(self.done, kill_switch=None)
         return bool(gone)
 
     def _change_routes(self, index: int, wanted: HostNet) -> bool:
-        old, new = self.done.routes, wanted.routes
-        is_half_done = ROUTES in self._half_done
-        if old == new and not self._may_lack_routes and not is_half_done:
+        """An interface that is down has none: they come when it is up again."""
+        if not links.get(index).is_up:
             return False
+        old, new = self.done.routes, wanted.routes
         kept = set(new)
         self.done = replace(self.done, routes=(*old, *new))
-        routes.change_routes(index, [each for each in old if each not in kept], new)
+        is_changed = routes.change_routes(index, [each for each in old if each not in kept], new)
         self.done = replace(self.done, routes=new)
-        self._may_lack_routes = False
-        return is_half_done or set(old) != kept
+        return is_changed
 
     def _write(self) -> None:
         """Write down what must be undone if we are killed: what is done, and what is about
@@ -294,15 +318,17 @@ class HostState:
             self._record.write({
                 "namespace": namespace_cookie(), "commands": self._commands.to_json(),
                 "table": self.done.default_table or self._wanted.default_table,
-                "rules": [rules.to_json() for rules in list(self._rules)],
+                "rules": [each.to_json() for each in list(self._rules)],
+                "has_kill_switch": self._has_kill_switch,
                 "endpoints": dict(self._endpoints),
                 "closed": sorted((str(network), table) for network, table in list(self._closed)),
                 "is_protected": self._protected is not None or bool(self._wanted.closed),
-                "has_dns": self.done.has_dns or self._wanted.has_dns or DNS in self._half_done})
+                "has_dns": self.done.has_dns or self._wanted.has_dns or self._is_dns_half_done})
 
     def undo(self, *, keeps_commands: bool) -> None:
         """Undo what does not go away with the interface, and give up the record. It stays if there
         are commands in it that are to be run still."""
+        self._kill_switch.release()
         _undo(self._name, self._record.read())
         if keeps_commands and self._commands:
             self._record.write({"namespace": namespace_cookie(), "has_ended": True,
@@ -316,12 +342,18 @@ class HostState:
         those in it are to be run still."""
         if not keeps_commands:
             self.set_commands(DownCommands())
+        self._kill_switch.release()
         self._record.release()
+
+    @property
+    def nft_tables(self) -> tuple[str, ...]:
+        """The names of those that it may have."""
+        return self._protection.name, self._kill_switch.name
 
     @property
     def is_closed(self) -> bool:
         """Whether anything is that others would route otherwise."""
-        return bool(self._rules)
+        return bool(self._rules or self._has_kill_switch)
 
 
 def _validate_sources_by_mark() -> None:
@@ -346,7 +378,7 @@ class Leftover:
         self._record = record
         self._said = {} if record is None else record.read()
         self.was_killed = not self._said.get("has_ended", False)
-        self.is_closed = bool(self._said.get("rules")) and _is_of_here(self._said)
+        self.is_closed = _says_closed(self._said)
         """Whether it keeps packets from going in clear."""
         self.commands = DownCommands() if record is None else _commands(record, self._said)
 
@@ -370,7 +402,8 @@ class Leftover:
         """Whether it is of a `fastpump tunnel` that has left nothing."""
         commands = self._said.get("commands")
         return isinstance(commands, dict) and commands.get("file") == "" and not any(
-            self._said.get(each) for each in ("rules", "closed", "is_protected", "has_dns"))
+            self._said.get(each) for each in ("rules", "closed", "is_protected", "has_dns",
+                                              "has_kill_switch"))
 
 
 def find_leftover(name: str) -> Leftover | None:
@@ -403,7 +436,7 @@ def find_closed(name: str) -> Closed:
         said = record.read()
     finally:
         record.release()
-    if not said.get("rules") or not _is_of_here(said):
+    if not _says_closed(said):
         return Closed()
     return Closed(int(said.get("table", 0)), dict(said.get("endpoints", {})))
 
@@ -434,15 +467,24 @@ def _record_file(name: str) -> Path:
 
 def _tables_of_others(own: Path) -> set[int]:
     """The routing tables that are in other records, of living tunnels and killed ones."""
-    found = set()
+    return {table for _, said in _records_of_others(own)
+            for table in (said.get("table", 0), *(each.table for each in _rules_of(said)))}
+
+
+def _records_of_others(own: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The other records, and what they say, in this network namespace."""
     for path in own.parent.glob(f"*{SUFFIX}"):
         record = None if path == own else Record.peek(path)
         if record is not None:
             said = record.read()
             record.release()
             if _is_of_here(said):
-                found |= {said.get("table", 0), *(rules.table for rules in _rules_of(said))}
-    return found
+                yield path, said
+
+
+def _says_closed(said: dict[str, Any]) -> bool:
+    """Whether a tunnel keeps packets from going in clear, by its record."""
+    return bool(said.get("rules") or said.get("has_kill_switch")) and _is_of_here(said)
 
 
 def _is_of_here(said: dict[str, Any]) -> bool:
@@ -471,20 +513,21 @@ def _undo(name: str, said: dict[str, Any]) -> None:
     """Undo what a record says, as far as it is there; errors go to the log."""
     if not _is_of_here(said):
         return
-    for rules in _rules_of(said):
-        _tolerate(routes.remove_rules, rules)
+    for each in _rules_of(said):
+        _tolerate(rules.remove, each)
     for network, table in _closed_of(said):
         _tolerate(routes.reopen, network, table)
     if said.get("is_protected", False):
-        _tolerate(firewall.unprotect, name)
+        _tolerate(protection.table(name).remove)
     if said.get("has_dns", False):
         _tolerate(firewall.unset_dns, name)
+    if said.get("has_kill_switch", False):
+        _tolerate(kill_switch.table(name).remove)
 
 
 def _rules_of(said: dict[str, Any]) -> list[TableRules]:
     """Those in a record."""
-    return [TableRules(version, table, priority, tuple(lengths))
-            for version, table, priority, lengths in said.get("rules", [])]
+    return [TableRules.from_json(each) for each in said.get("rules", [])]
 
 
 def _closed_of(said: dict[str, Any]) -> set[tuple[Network, int]]:

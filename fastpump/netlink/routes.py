@@ -1,4 +1,4 @@
-"""The addresses of interfaces, and routes: tables, rules, and path MTUs.
+"""The addresses of interfaces, and routes: tables, and path MTUs.
 
 A router may have a million routes, and decoding one takes 0.3 ms. So the kernel is asked for those
 of one interface or one table only.
@@ -13,7 +13,6 @@ import ipaddress
 import itertools
 import socket
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,13 @@ from pyroute2.netlink.rtnl import rt_proto, rt_scope, rt_type
 from fastpump.constants import ETHERNET_MTU
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.ip import Address, Interface, Network
-from fastpump.netlink import default_routes, links
+from fastpump.netlink import default_routes, links, rules
 from fastpump.netlink.default_routes import FAMILIES, TABLE_MAIN
 from fastpump.netlink.links import Link
 from fastpump.netlink.refusal import Refusal, explaining
 
-# linux/rtnetlink.h, linux/fib_rules.h; pyroute2 has none of these.
+# linux/rtnetlink.h; pyroute2 has none of these.
 TABLE_DEFAULT, TABLE_LOCAL = 253, 255
-FIB_RULE_INVERT = 2
-RULE_PRIORITY_MAIN = 32766      # net/ipv4/fib_rules.c
 CLOSED_METRIC = 4278198272      # worse than any that others choose; usual for VRFs, too
 
 OUTER_OVERHEAD = 80     # IPv6, UDP, WireGuard's 32
@@ -61,24 +58,27 @@ def _address(netlink: IPRoute, verb: str, index: int, address: Interface) -> Non
                      prefixlen=address.network.prefixlen)
 
 
-def change_addresses(index: int, gone: Iterable[Interface], wanted: Iterable[Interface]) -> None:
-    """Remove addresses from an interface that has them, and add those that it lacks. New ones
-    first: without any IPv4 address it would lose its IPv4 routes. And again afterwards: with the
-    first address of a network go the others of it."""
+def change_addresses(index: int, gone: Iterable[Interface], wanted: Iterable[Interface]) -> bool:
+    """Remove addresses from an interface that has them, and add those that it lacks; whether there
+    was anything to do. New ones first: without any IPv4 address it would lose its IPv4 routes. And
+    again afterwards: with the first address of a network go the others of it."""
     wanted = list(wanted)
     with explaining("the addresses cannot be set"), IPRoute() as netlink:
-        def add_missing() -> None:
+        def add_missing() -> bool:
             there = _addresses(netlink, index)
-            for address in wanted:
-                if address not in there:
-                    _address(netlink, "add", index, address)
+            missing = [address for address in wanted if address not in there]
+            for address in missing:
+                _address(netlink, "add", index, address)
+            return bool(missing)
 
-        add_missing()
+        is_changed = add_missing()
         there = _addresses(netlink, index)
         for address in gone:
             if address in there:
                 _address(netlink, "del", index, address)
+                is_changed = True
         add_missing()
+    return is_changed
 
 
 def add_addresses(wanted: Iterable[tuple[int, Interface]]) -> None:
@@ -154,18 +154,19 @@ def _explaining_route(failure: str) -> Iterator[None]:
 
 
 def change_routes(index: int, gone: Iterable[tuple[Network, int]],
-                  wanted: Iterable[tuple[Network, int]]) -> None:
+                  wanted: Iterable[tuple[Network, int]]) -> bool:
     """Remove routes through an interface if they exist, and add those that do not: (destination,
-    table)."""
+    table). Whether there was anything to do."""
     with explaining("the routes cannot be read"), \
             IPRoute(strict_check=_kernel_filters()) as netlink:
         there = _routes(netlink, index)
-        for network, table in gone:
-            if (network, table) in there:
-                _route(netlink, "del", index, network, table)
-        for network, table in wanted:
-            if (network, table) not in there:
-                _route(netlink, "add", index, network, table)
+        too_much = [each for each in gone if each in there]
+        missing = [each for each in wanted if each not in there]
+        for network, table in too_much:
+            _route(netlink, "del", index, network, table)
+        for network, table in missing:
+            _route(netlink, "add", index, network, table)
+    return bool(too_much or missing)
 
 
 def _routes(netlink: IPRoute, index: int) -> set[tuple[Network, int]]:
@@ -212,7 +213,7 @@ def _dump(netlink: IPRoute, version: int, **wanted: int) -> Iterator[Any]:
             raise
 
 
-# -- tables and rules
+# -- tables
 
 def table_number(name: str) -> int:
     """The number of a routing table, by its number or its name in rt_tables."""
@@ -236,103 +237,11 @@ def unused_table(first: int, taken: Collection[int]) -> int:
     is not in `taken`. (A tunnel's routes go when its interface is set down, its rules do not.)"""
     with explaining("the routing tables cannot be read"):
         with IPRoute() as netlink:
-            used = {*taken, *(rule.get_attr("FRA_TABLE", rule["table"])
-                              for version in FAMILIES for rule in _rules(netlink, version))}
+            used = {*taken, *(rule.get_attr("FRA_TABLE", rule["table"]) for version in FAMILIES
+                              for rule in rules.read(netlink, version))}
         with IPRoute(strict_check=_kernel_filters()) as netlink:
             return next(table for table in itertools.count(first) if table not in used and not any(
                 True for version in FAMILIES for _ in _dump(netlink, version, table=table)))
-
-
-def unused_priority(version: int, pairs: int = 1) -> int:
-    """The priority for the last of a tunnel's rules, which come before all others."""
-    with explaining("the routing rules cannot be read"), IPRoute() as netlink:
-        first = min((_priority(rule) for rule in _rules(netlink, version) if _priority(rule)),
-                    default=RULE_PRIORITY_MAIN)
-    if first < 2 * pairs + 1:
-        raise SystemSetupError(f"there is a routing rule of a priority below {2 * pairs + 1} "
-                               "already, and those of the tunnel must come before it; ip rule "
-                               "shows it")
-    return first - 1
-
-
-@dataclass(frozen=True, slots=True)
-class TableRules:
-    """The rules that lead everything but what has the table's number as its mark to a tunnel's
-    table, so that among the routes there and in the main table the longest prefix wins, and the
-    tunnel's of two equal ones.
-
-    A pair for each length of a prefix in the table, the longest first: the main table, for what it
-    has a longer prefix for; then the table, for what it has a prefix of that length for. With a
-    default route alone that is the pair of wg-quick(8)."""
-
-    version: int
-    table: int
-    priority: int
-    """Of the last one; the others are right before it."""
-    lengths: tuple[int, ...]
-
-    def pairs(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """The rule that leads to the main table, and the one that leads to the tunnel's, of each
-        length; for pyroute2."""
-        found = []
-        for number, length in enumerate(self.lengths, 1):
-            priority = self.priority - 2 * (len(self.lengths) - number)
-            to_table = {"table": self.table, "fwmark": self.table, "flags": FIB_RULE_INVERT,
-                        "family": FAMILIES[self.version], "priority": priority}
-            if number < len(self.lengths):
-                to_table["FRA_SUPPRESS_PREFIXLEN"] = length - 1
-            found.append(({"table": TABLE_MAIN, "FRA_SUPPRESS_PREFIXLEN": length,
-                           "family": FAMILIES[self.version], "priority": priority - 1}, to_table))
-        return found
-
-    def to_json(self) -> list[Any]:
-        """For a record."""
-        return [self.version, self.table, self.priority, list(self.lengths)]
-
-
-def add_rules(rules: TableRules) -> bool:
-    """Add all of them, or none: False if another program has taken the priority meanwhile."""
-    to_main, to_table = zip(*rules.pairs(), strict=True)
-    added: list[dict[str, Any]] = []
-    with explaining(f"the rules for the routing table {rules.table} cannot be added"), \
-            IPRoute() as netlink:
-        try:
-            # The last pair first: of two tunnels at once, one has it. And those to the main table
-            # before all others, so that what it routes never goes astray.
-            for rule in (*reversed(to_main), *to_table):
-                netlink.rule("add", **rule)
-                added.append(rule)
-        except BaseException as error:
-            for rule in added:
-                netlink.rule("del", **rule)
-            if not added and isinstance(error, NetlinkError) and error.code == errno.EEXIST:
-                return False
-            raise
-    return True
-
-
-def has_rules(rules: TableRules) -> bool:
-    """Whether all of them are there."""
-    with explaining("the routing rules cannot be read"), IPRoute() as netlink:
-        there = {(_priority(rule), rule.get_attr("FRA_TABLE", rule["table"]))
-                 for rule in _rules(netlink, rules.version)}
-    return {(rule["priority"], rule["table"]) for pair in rules.pairs() for rule in pair} <= there
-
-
-def remove_rules(rules: TableRules) -> None:
-    """Remove those of them that are ours and are there. Other tunnels have rules like these at
-    other priorities."""
-    with explaining(f"the rules for the routing table {rules.table} cannot be removed"), \
-            IPRoute() as netlink:
-        ours = {_priority(rule) for rule in _rules(netlink, rules.version)
-                if rule.get_attr("FRA_TABLE") == rules.table
-                and rule.get_attr("FRA_FWMARK") == rules.table and rule["flags"] & FIB_RULE_INVERT}
-        there = [pair for pair in rules.pairs() if pair[1]["priority"] in ours]
-        for _, to_table in there:
-            netlink.rule("del", **to_table)
-        for to_main, _ in there:
-            with contextlib.suppress(NetlinkError):     # wg-quick(8) removes all of this kind
-                netlink.rule("del", **to_main)
 
 
 # -- what is closed
@@ -367,21 +276,6 @@ def _change_closed(verb: str, network: Network, table: int) -> None:
             _explaining_route(f"cannot {verb} the unreachable route to {network}"):
         netlink.route(verb, dst=str(network), type="unreachable", table=table,
                       family=FAMILIES[network.version], priority=CLOSED_METRIC)
-
-
-# -- reading rules
-
-def _rules(netlink: IPRoute, version: int) -> Iterator[Any]:
-    """The rules of an IP version; none if the kernel lacks it, or rules altogether."""
-    try:
-        yield from netlink.get_rules(family=FAMILIES[version])
-    except NetlinkError as error:
-        if error.code not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
-            raise
-
-
-def _priority(rule: Any) -> int:
-    return int(rule.get_attr("FRA_PRIORITY") or 0)
 
 
 # -- path MTUs

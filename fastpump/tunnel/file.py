@@ -40,7 +40,7 @@ from fastpump.netlink import links, routes
 from fastpump.netlink.default_routes import TABLE_MAIN
 from fastpump.process.daemon import Foreground
 from fastpump.ratelimit import NO_LIMITS
-from fastpump.tunnel.host_changes import HostChanges
+from fastpump.tunnel.host_changes import HostChanges, kill_switch_of
 from fastpump.tunnel.names import Names
 from fastpump.tunnel.peer_changes import peer_change_of
 from fastpump.tunnel.run import Program, run
@@ -88,7 +88,10 @@ class FileTunnel:
         """Run the tunnel to its end."""
         async def pre_up(running: Tunnel, cleanup: ExitStack) -> None:
             self._take_host(running, cleanup)
-            await foreground.take_turn()
+            assert self._changes is not None
+            await asyncio.to_thread(self._changes.close)
+            if self.file.pre_up:
+                await foreground.take_turn()
 
         def on_ready(_running: Tunnel) -> None:
             foreground.ready()
@@ -98,7 +101,8 @@ class FileTunnel:
 
         try:
             run(self.config, Program(
-                before_configure=pre_up if self.file.pre_up else None, configure=self._configure,
+                before_configure=pre_up if self.file.pre_up or self.config.kill_switch else None,
+                configure=self._configure,
                 on_ready=on_ready, commands={
                     "reload": self._reload, "configuration": self._configuration,
                     "stop": self._stop},
@@ -110,6 +114,8 @@ class FileTunnel:
     @property
     def _is_full(self) -> bool:
         """Whether name servers may be reached through the tunnel only."""
+        if self.config.kill_switch:     # they are asked outside of it
+            return False
         return bool(self.file.dns_servers) or (self.file.table == "auto" and any(
             full_tunnel.is_wide(network) for peer in self.config.peers
             for network in peer.allowed_ips or ()))
@@ -193,8 +199,8 @@ class FileTunnel:
         if ipv6.is_left_out(self.name, of_ip):
             addresses = tuple(each for each in addresses if each.version == 4)
             wanted = tuple(each for each in wanted if each[0].version == 4)
-        return HostNet(addresses, mtu, wanted, self._table, file.dns_servers,
-                       file.dns_search)
+        return HostNet(addresses, mtu, wanted, self._table, file.dns_servers, file.dns_search,
+                       kill_switch_of(file.tunnel))
 
     @property
     def _is_attached(self) -> bool:
@@ -215,7 +221,8 @@ class FileTunnel:
         apart: Collection[Network] = ()
         if file.table == "auto":
             assert self._changes is not None
-            networks -= connected
+            # Under a kill switch nothing goes by the main table, where those are.
+            networks = networks | connected if self.config.kill_switch else networks - connected
             apart = self._changes.apart(networks)
         for network in sorted(networks, key=lambda each: (-each.prefixlen, each.version, each)):
             yield network, self._table if network in apart else table
@@ -400,6 +407,9 @@ def checked(name: str, file: FileConfig) -> TunnelConfig:
         attach.check(ethernet.attachment_of(config))
         if file.table not in ("auto", "off"):
             _table_number(file)
+        if file.table != "auto" and config.kill_switch:
+            raise OptionError("<kill_switch> needs routes in a table of its own, which "
+                              f"<table={file.table}> leaves out; leave out one of them")
     except ConfigError as error:
         raise file.located(error) from None
     return config

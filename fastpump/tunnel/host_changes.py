@@ -12,14 +12,18 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 
-from fastpump.conn.endpoint import Endpoint
+from fastpump.config.model import TunnelConfig
+from fastpump.conn.endpoint import Endpoint, is_name
 from fastpump.constants import DEFAULT_PORT
 from fastpump.device.peer import Peer
 from fastpump.errors import FastpumpError
-from fastpump.host import full_tunnel
+from fastpump.host import full_tunnel, ipv6, kill_switch
 from fastpump.host.down_commands import DownCommands
+from fastpump.host.kill_switch import KillSwitch
 from fastpump.host.network import HostNet, HostState
 from fastpump.ip import Address, Network
+from fastpump.tunnel import kept_endpoints
+from fastpump.tunnel.repair import RepairWatch
 from fastpump.tunnel.tunnel import Tunnel
 
 log = logging.getLogger("fastpump")
@@ -32,6 +36,7 @@ class HostChanges:
                  wanted: Callable[[], HostNet]) -> None:
         """Takes the record of the interface, which has that name. `turn`: of whoever changes the
         host, or what is wanted of it. `wanted`: what that is by now; called in a thread."""
+        self._has_kill_switch = running.config.kill_switch
         self._running = running
         self._name = name
         self._wanted = wanted
@@ -49,10 +54,12 @@ class HostChanges:
         self._tasks: set[asyncio.Task[None]] = set()
         running.supervisor.device.endpoints.on_given = self._on_endpoint
         running.on_link_up = self._on_link_up
+        self._repairs = running.repairs = RepairWatch(self._restore)
 
     def ready(self) -> None:
         """The tunnel is up: from now on its changes are followed."""
         self._loop = asyncio.get_running_loop()
+        self._watch()
         self._note_names()
         for address in self._endpoints():       # also what became known meanwhile
             self._look_at(address)
@@ -62,17 +69,38 @@ class HostChanges:
     def apart(self, networks: Collection[Network]) -> frozenset[Network]:
         """Those of the tunnel's networks whose routes are to be in its own table. The mark of our
         datagrams, which keeps them out of the tunnel, is its number. In a thread."""
-        found = full_tunnel.apart(networks, self._endpoints())
+        found = (frozenset(networks) if self._has_kill_switch
+                 else full_tunnel.apart(networks, self._endpoints()))
         self._networks = networks
-        if found and not self.table:
-            self.table = self.state.take_table(self._running.supervisor.fwmark, DEFAULT_PORT)
-            self._set_mark(self.table)
-            self._note_names()
+        if found:
+            self._take_table()
         warning = "" if self._has_warned else full_tunnel.warning(networks)
         if warning:
             log.warning("%(warning)s", {"warning": warning})
             self._has_warned = True
         return found
+
+    def close(self) -> None:
+        """From now on nothing leaves in clear, if there is to be a kill switch. In a thread."""
+        switch = kill_switch_of(self._running.config)
+        if switch is None:
+            return
+        self._take_table()
+        client = kill_switch.cut_off_session(switch.allowed)
+        if client is not None:
+            log.warning("the kill switch cuts off the SSH session from %(client)s, unless it comes "
+                        "through the tunnel; to keep it, allow its network with "
+                        "--kill-switch-allow (KillSwitchAllow)", {"client": client})
+        self.state.change(self._running.link.index,
+                          HostNet(default_table=self.table, kill_switch=switch))
+
+    def _take_table(self) -> None:
+        if not self.table:
+            self.table = self.state.take_table(self._running.supervisor.fwmark, DEFAULT_PORT)
+            self._set_mark(self.table)
+            self._note_names()
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._watch)
 
     def _set_mark(self, mark: int) -> None:
         if self._loop is None:
@@ -113,15 +141,31 @@ class HostChanges:
         if self._loop is None or not self.table:
             return
         try:
-            self.state.set_endpoints({
+            found = {
                 f"{host}:{port}": str(_candidate(peer, port).address)
                 for peer in list(self._running.supervisor.device.peers.values())
-                if peer.configured_endpoint is not None for host, port in peer.endpoint_names})
+                if peer.configured_endpoint is not None for host, port in peer.endpoint_names}
+            if self.state.set_endpoints(found) and self._has_kill_switch:
+                kept_endpoints.keep(self._name, {name: address for name, address in found.items()
+                                                 if is_name(name.rpartition(":")[0])})
         except OSError as error:
             log.warning("where the peers are cannot be written down: %(error)s", {"error": error})
 
     def _on_link_up(self) -> None:
         self._soon(lambda: self.state.restore(self._running.link.index))
+
+    # -- what others remove
+
+    def _watch(self) -> None:
+        if self._loop is not None:
+            self._repairs.start(self._running.link.index, self.table, self.state.nft_tables)
+
+    async def _restore(self) -> list[str]:
+        if not self._running.is_at_home:
+            return []
+        async with self._turn:
+            return await asyncio.shield(asyncio.to_thread(
+                self.state.restore, self._running.link.index))
 
     def _soon(self, change: Callable[[], object]) -> bool:
         """False: not now."""
@@ -143,7 +187,8 @@ class HostChanges:
     # -- end
 
     def end(self, *, keeps_commands: bool) -> None:
-        """Undo what does not go away with the interface, unless the tunnel has failed."""
+        """Undo what does not go away with the interface, unless the tunnel has failed. The loop has
+        ended."""
         supervisor, was_ready = self._running.supervisor, self._loop is not None
         has_failed = not supervisor.stop_reason or supervisor.failure is not None
         if self.state.is_closed and (self.stays_closed or (
@@ -157,6 +202,16 @@ class HostChanges:
 
 
 def _candidate(peer: Peer, port: int) -> Endpoint:
-    """Where the peer may be by one of its names, whose port that is."""
+    """Where the peer is, or else may be, by one of its names, whose port that is."""
     assert peer.configured_endpoint is not None
+    if peer.endpoint in peer.candidates and peer.endpoint.port == port:
+        return peer.endpoint
     return next((each for each in peer.candidates if each.port == port), peer.configured_endpoint)
+
+
+def kill_switch_of(config: TunnelConfig) -> KillSwitch | None:
+    """What a tunnel is to close; None: nothing."""
+    if not config.kill_switch:
+        return None
+    versions = (4, 6) if ipv6.SETTINGS.exists() else (4,)
+    return KillSwitch(config.kill_switch_allow, versions)

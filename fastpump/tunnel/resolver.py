@@ -45,12 +45,19 @@ FIRST_RETRY_S, LAST_RETRY_S = 1, 60
 TURN_S = 1.0
 
 
+LookUp = Callable[[str, int], tuple[Endpoint, ...]]
+"""The endpoints of a host and a port; ConfigError."""
+
+
 class Resolver:
     """Resolves the names of a device's peers."""
 
-    def __init__(self, interval_s: int, clock: Callable[[], int] = now_ns) -> None:
-        """`interval_s`: between questions about a peer that does not answer; 0: never."""
+    def __init__(self, interval_s: int, clock: Callable[[], int] = now_ns, *,
+                 resolve: LookUp | None = None) -> None:
+        """`interval_s`: between questions about a peer that does not answer; 0: never. `resolve`:
+        asks for a name, in a thread; None: as the host does."""
         self.interval_s = interval_s
+        self._resolve = resolve
         self.device: Device | None = None
         self._clock = clock
         self._names: weakref.WeakKeyDictionary[Peer, Names] = weakref.WeakKeyDictionary()
@@ -232,7 +239,7 @@ class Resolver:
         def ask() -> None:
             found: tuple[Endpoint, ...] | ConfigError
             try:
-                found = endpoint.resolve(host, port)
+                found = (self._resolve or endpoint.resolve)(host, port)
             except ConfigError as error:
                 found = error
             with contextlib.suppress(RuntimeError):     # the loop has ended

@@ -32,7 +32,9 @@ from fastpump._core import (
 from fastpump.config.gateway import Gateway
 from fastpump.config.model import TunnelConfig, check
 from fastpump.config.wording import OptionError
+from fastpump.conn import marked_names
 from fastpump.conn.endpoint import Endpoint
+from fastpump.conn.marked_names import MarkedNames
 from fastpump.conn.sockets import check_route, lane_socket_count
 from fastpump.constants import KEY_LEN
 from fastpump.device.lane_context import Options
@@ -48,7 +50,7 @@ from fastpump.tun.linkwatch import LinkWatcher, TunState
 from fastpump.tun.loop_guard import LoopGuard
 from fastpump.tun.offloads import Offloads, lane_ciphers, probe
 from fastpump.tun.queues import TunQueues
-from fastpump.tunnel import peer_changes
+from fastpump.tunnel import kept_endpoints, peer_changes
 from fastpump.tunnel.names import Names
 from fastpump.tunnel.resolver import FIRST_RETRY_S, LAST_RETRY_S, Resolver
 from fastpump.tunnel.service import Service, TunnelCommand
@@ -123,6 +125,8 @@ def _check(config: TunnelConfig) -> None:
             "FASTPUMP_BUILD_NULL_CIPHER); build again without that")
     check(config)
     attach.check(ethernet.attachment_of(config))
+    if config.kill_switch:
+        marked_names.check(host for peer in config.peers for host, _ in peer.endpoints)
 
 
 def _warn_of_another_key(file: Path, key: bytes, kept: Path) -> None:
@@ -164,6 +168,7 @@ class _Start:
         self.cleanup = ExitStack()
         """What undoes the steps."""
         self._names: dict[bytes, Names] = {}
+        self._kept_endpoints = kept_endpoints.load(config.name) if config.kill_switch else {}
         self._candidates: dict[bytes, tuple[Endpoint, ...]] = {}
         """Where the peers may be, by their public keys, as far as that is known."""
         self._is_tap = config.mode == "tap"
@@ -246,7 +251,11 @@ class _Start:
     async def serve(self) -> None:
         """Run the tunnel until it is stopped."""
         config, program = self._config, self._program
-        resolver = Resolver(config.resolve_every_s)
+        def mark() -> int:
+            return supervisor.fwmark
+
+        resolver = Resolver(config.resolve_every_s, resolve=MarkedNames(
+            config.endpoint_dns, mark).resolve if config.kill_switch else None)
         supervisor = Supervisor(self._tables, self._queues, self._supervisor_options(),
                                 on_unanswered=resolver.on_unanswered)
         resolver.device = supervisor.device
@@ -298,9 +307,10 @@ class _Start:
             for public_key, names in self._names.items()}
 
     def _known_before(self, names: Names) -> tuple[Endpoint, ...]:
-        """Where a peer was by those of its names that have no answer now, when the process before
-        this one was killed, whose routes keep us from all name servers."""
-        known = self._program.closed.endpoints
+        """Where a peer was by those of its names that have no answer now: under a kill switch the
+        last time, else when the process before this one was killed, whose routes keep us from all
+        name servers."""
+        known = self._kept_endpoints | dict(self._program.closed.endpoints)
         found = []
         for host, port in names.missing:
             address = known.get(f"{host}:{port}")

@@ -85,6 +85,8 @@ class Service:
             for chore in chores:
                 chore.cancel()
             loop.remove_reader(self._watcher)
+            if self._tunnel.repairs is not None:
+                self._tunnel.repairs.stop()
             self._clones.close()
             await self._wg.stop()
             await self._control.stop()

@@ -245,4 +245,7 @@ def show(status: dict[str, Any]) -> str:
         lines += ["", "verdicts:"]
         lines += [f"  {verdict}: {n}" for verdict, n in status["verdicts"].items()]
     lines += _dropped_lines(status)
+    if status["repairs"]:
+        lines += ["", "restored after somebody had removed them:"]
+        lines += [f"  {what}: {n} time{'s' * (n != 1)}" for what, n in status["repairs"].items()]
     return "\n".join(lines)

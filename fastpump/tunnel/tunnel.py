@@ -23,6 +23,7 @@ from fastpump.tun.linkwatch import LinkWatcher, TunState
 from fastpump.tun.offloads import Offloads
 from fastpump.tunnel import status
 from fastpump.tunnel.names import Names
+from fastpump.tunnel.repair import RepairWatch
 from fastpump.tunnel.resolver import Resolver
 from fastpump.tunnel.supervisor import Supervisor
 
@@ -41,6 +42,8 @@ class Tunnel:
     configuration_file: Path | None = None
     rate_limits: RateLimits = NO_LIMITS
     """Of the interface; a peer's are its own."""
+    repairs: RepairWatch | None = None
+    """Of what it has changed on the host."""
     on_link_up: Callable[[], None] = lambda: None
     """Called when the interface was set down, and is up again: its routes are gone."""
 
@@ -64,6 +67,7 @@ class Tunnel:
                                 self.resolver.problem),
                 "tun_rx_dropped": max(0, self.watcher.dropped() - self.supervisor.loops.dropped),
                 "attachment": ethernet.attachment_of(self.config).to_json(),
+                "repairs": {} if self.repairs is None else dict(self.repairs.counts),
                 "rate_limits": self.rate_limits.to_json(), "configuration_file": file}
 
     def configure_peer(self, change: PeerChange, names: Names | None = None) -> None:

@@ -16,8 +16,8 @@ PARTS = sorted((PACKAGE / "core_parts").glob("*.pxi"))
 
 # What the modules of a room may import: modules of the root, and other rooms. A room is a folder of
 # fastpump/; its own modules are always allowed. docs/ARCHITECTURE.md says what each room is for.
-VOCABULARY = {"errors", "constants", "kernel", "paths", "ratelimit", "clock", "cpus", "ip",
-              "verdicts"}
+VOCABULARY = {"errors", "constants", "kernel", "classic_bpf", "paths", "ratelimit", "clock",
+              "cpus", "ip", "verdicts"}
 ROOMS = {
     "process": VOCABULARY,
     "netlink": VOCABULARY,
@@ -38,7 +38,7 @@ ROOMS = {
 ROOT_MODULES = {
     "__init__": set(), "__main__": {"cli"}, "worker": {"_core"}, "errors": set(),
     "constants": set(), "paths": {"errors"}, "clock": set(), "cpus": set(), "ratelimit": {"errors"},
-    "verdicts": set(), "ip": set(), "kernel": set(),
+    "verdicts": set(), "ip": set(), "kernel": set(), "classic_bpf": set(),
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

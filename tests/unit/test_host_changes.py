@@ -30,7 +30,8 @@ def ended(monkeypatch):
         state = State(is_closed=is_closed, is_taken_over=is_taken_over)
         monkeypatch.setattr(host_changes, "HostState", lambda *_: state)
         device = SimpleNamespace(endpoints=SimpleNamespace(), peers={})
-        running = SimpleNamespace(supervisor=SimpleNamespace(
+        running = SimpleNamespace(config=SimpleNamespace(kill_switch=False),
+                                  supervisor=SimpleNamespace(
             stop_reason=reason, failure=failure, device=device))
         changes = HostChanges(running, "wg0", DownCommands(), asyncio.Lock(), lambda: None)
 

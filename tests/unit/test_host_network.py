@@ -9,10 +9,10 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from fastpump import paths
 from fastpump.errors import SystemSetupError
-from fastpump.host import firewall, network, undo_record
+from fastpump.host import firewall, network, protection, undo_record
 from fastpump.host.down_commands import DownCommands
 from fastpump.host.network import HostNet, HostState, find_leftover
-from fastpump.netlink import routes
+from fastpump.netlink import links, routes, rules
 
 ONE, TWO = (ip_interface(f"10.9.0.{number}/24") for number in (1, 2))
 ALL, NEAR = ip_network("0.0.0.0/0"), (ip_network("10.1.0.0/16"), 254)
@@ -32,11 +32,19 @@ class World:
         monkeypatch.setattr(routes, "closed", lambda table: {
             network for network, where in self.closed if where == table})
         for module, *names in (
-                (routes, "change_addresses", "change_routes", "unused_priority", "unused_table",
-                 "add_rules", "remove_rules", "has_rules", "close", "reopen"),
-                (firewall, "protect", "unprotect", "set_dns", "unset_dns")):
+                (routes, "change_addresses", "change_routes", "unused_table", "close", "reopen"),
+                (firewall, "set_dns", "unset_dns")):
             for name in names:
                 monkeypatch.setattr(module, name, getattr(self, name))
+        table = SimpleNamespace(name="fastpump-wg0", make=self.protect, remove=self.unprotect,
+                                is_as_made=lambda: True)
+        monkeypatch.setattr(protection, "table", lambda _: table)
+        monkeypatch.setattr(protection, "chains", lambda _name, addresses, mark: (
+            set(addresses), mark))
+        monkeypatch.setattr(links, "get", lambda _: SimpleNamespace(is_up=True))
+        for name in ("unused_priority", "add", "remove", "add_missing"):
+            monkeypatch.setattr(rules, name, getattr(
+                self, name if name == "unused_priority" else f"{name}_rules"))
 
     def host(self, name=NAME):
         """A tunnel's, and its table."""
@@ -50,16 +58,18 @@ class World:
             raise error(f"{what} failed")
 
     def change_addresses(self, _index, gone, wanted):
-        self._change(self.addresses, "addresses", gone, wanted)
+        return self._change(self.addresses, "addresses", gone, wanted)
 
     def change_routes(self, _index, gone, wanted):
-        self._change(self.routes, "routes", gone, wanted)
+        return self._change(self.routes, "routes", gone, wanted)
 
     def _change(self, there, what, gone, wanted):
+        before = set(there)
         there.difference_update(gone)
         for each in wanted:
             there.add(each)
             self._may_fail(what)
+        return there != before
 
     def close(self, network, table):
         self._may_fail("closing")
@@ -74,28 +84,30 @@ class World:
     def unused_table(self, first, taken):
         return next(table for table in range(first, first + 99) if table not in taken)
 
-    def add_rules(self, rules):
+    def add_rules(self, made):
         self._may_fail("rules")
-        if (rules.version, rules.priority) in self.rules:
+        if (made.version, made.priority) in self.rules:
             self.priority -= 2      # as the other one has it, the next search finds another
             return False
-        assert any(table == rules.table for _, table in self.closed)
-        self.rules[rules.version, rules.priority] = rules.table
+        assert any(table == made.table for _, table in self.closed)
+        self.rules[made.version, made.priority] = made.table
         return True
 
-    def has_rules(self, rules):
-        return self.rules.get((rules.version, rules.priority)) == rules.table
+    def add_missing_rules(self, made):
+        is_missing = (made.version, made.priority) not in self.rules
+        self.rules[made.version, made.priority] = made.table
+        return is_missing
 
-    def remove_rules(self, rules):
+    def remove_rules(self, made):
         self._may_fail("removal", lambda text: NetlinkError(95, text))
-        if self.has_rules(rules):
-            del self.rules[rules.version, rules.priority]
+        if self.rules.get((made.version, made.priority)) == made.table:
+            del self.rules[made.version, made.priority]
 
-    def protect(self, _name, addresses, mark):
+    def protect(self, chains):
         self._may_fail("nft")
-        self.protected = set(addresses), mark
+        self.protected = chains
 
-    def unprotect(self, _name):
+    def unprotect(self):
         self._may_fail("nft")
         self.protected = None
 
@@ -178,7 +190,7 @@ def test_rules_that_could_not_be_added_are_added_by_the_next_change(world):
         host.change(5, net(ONE))
     assert record()["closed"] == [["0.0.0.0/0", 51820]] and world.rules == {}
     host.change(5, net(ONE))
-    assert world.state() == expected(ONE) and record()["rules"] == [[4, 51820, 32765, [0]]]
+    assert world.state() == expected(ONE) and record()["rules"] == [[4, 51820, 32765, [0], "", []]]
 
 
 def test_tunnels_at_once_have_their_own_tables_and_priorities(world):
@@ -198,9 +210,9 @@ def test_rules_are_written_down_before_they_are_there(world, monkeypatch):
     host, _ = world.host()
     seen = []
     monkeypatch.setattr(routes, "close", lambda *_: seen.append(record()["closed"]))
-    monkeypatch.setattr(routes, "add_rules", lambda _: not seen.append(record()["rules"]))
+    monkeypatch.setattr(rules, "add", lambda _: not seen.append(record()["rules"]))
     host.change(5, net(ONE))
-    assert seen == [[["0.0.0.0/0", 51820]], [[4, 51820, 32765, [0]]]]
+    assert seen == [[["0.0.0.0/0", 51820]], [[4, 51820, 32765, [0], "", []]]]
 
 
 def test_commands_that_change_meanwhile_take_nothing_from_the_record(world, monkeypatch):
@@ -265,8 +277,8 @@ def test_a_killed_tunnel_is_taken_over_rule_by_rule(world, monkeypatch, flushed)
         world.rules.clear()
         world.closed.clear()
     else:       # nothing of it is touched
-        monkeypatch.setattr(routes, "add_rules", None)
-        monkeypatch.setattr(routes, "remove_rules", None)
+        monkeypatch.setattr(rules, "add", None)
+        monkeypatch.setattr(rules, "remove", None)
         monkeypatch.setattr(routes, "close", None)
     host, table = taken_over(world)
     assert table == 51820 and host.is_taken_over
@@ -280,17 +292,17 @@ def test_another_table_is_closed_before_the_one_of_a_killed_tunnel_is_opened(wor
     host, _ = taken_over(world)
     world.priority = 32763
     assert host.take_table(77, 51820) == 77
-    remove, seen = routes.remove_rules, []
+    remove, seen = rules.remove, []
 
     def look(rules):
         seen.append((dict(world.rules), set(world.closed), set(world.routes)))
         remove(rules)
 
-    routes.remove_rules = look          # World's monkeypatch takes it back
+    rules.remove = look          # World's monkeypatch takes it back
     host.change(6, net(ONE, table=77))
     assert seen == [({(4, 32765): 51820, (4, 32763): 77}, {(ALL, 51820), (ALL, 77)}, {(ALL, 77)})]
     assert world.rules == {(4, 32763): 77} and world.closed == {(ALL, 77)}
-    assert record()["rules"] == [[4, 77, 32763, [0]]]
+    assert record()["rules"] == [[4, 77, 32763, [0], "", []]]
 
 
 def test_a_start_that_fails_leaves_a_killed_tunnel_closed(world):

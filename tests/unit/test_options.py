@@ -31,6 +31,8 @@ EXAMPLES = {
     "mac": "02-00-00-00-00-0A", "relay": "true",
     "mac_ageing_s": "60", "mac_limit": "16", "mac_table": "1024", "storm_limit": "off",
     "gateway": "forward, nat:eth0, mss",
+    "kill_switch": "on", "kill_switch_allow": "192.168.7.0/24, fd00::/8",
+    "endpoint_dns": "192.0.2.53, 2001:db8::53",
     "save_config": "true", "pre_up": "true", "post_up": "echo a=b", "pre_down": "x; y",
     "post_down": "[", "listen_port": "0", "fwmark": "51820", "private_key": KEY,
     "private_key_file": "/etc/key", "public_key": KEY, "preshared_key": KEY,
