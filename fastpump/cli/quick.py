@@ -135,26 +135,31 @@ def reload(word: str) -> None:
               + ", ".join(answer["needs_restart"]))
 
 
-def down(word: str) -> None:
-    """Stop a tunnel, and leave nothing of it behind."""
+def down(word: str, *, keeps_closed: bool = False) -> None:
+    """Stop a tunnel, and leave nothing of it behind. `keeps_closed`: but what keeps packets from
+    leaving in clear, for the next one."""
     try:
         name = config_file.interface_name(config_file.find(word))
     except ConfigError:     # a tunnel whose file is gone can be stopped all the same
         name = Path(word).name.removesuffix(config_file.SUFFIX)
     status = control.ask(name, "status")
     if status is None:
-        if not recover(name, takes_over=False):
+        if not recover(name, takes_over=keeps_closed):
             _load(word)
             raise ConfigError(f"{name} is not up; `fastpump status` lists the tunnels that are")
         control.forget(name)
     elif status["configuration_file"] is None:
+        if keeps_closed:
+            raise ConfigError(f"{name} was not brought up from a file: --keep-closed cannot be had "
+                              "for it; kill its process, and the next one of that name takes over "
+                              "what it leaves closed")
         _end(name)      # of `fastpump tunnel` or fastpump-wg: the file is not about it
     else:
         path = Path(status["configuration_file"])
         if not config_file.is_name(word) and not _is_same(path, config_file.absolute(Path(word))):
             raise ConfigError(f"{name} runs from {path}, not from {word}: `fastpump down {name}` "
                               "stops it")
-        _down(name, path)
+        _down(name, path, keeps_closed=keeps_closed)
 
 
 def _is_same(path: Path, other: Path) -> bool:
@@ -165,7 +170,7 @@ def _is_same(path: Path, other: Path) -> bool:
         return False
 
 
-def _down(name: str, path: Path) -> None:
+def _down(name: str, path: Path, *, keeps_closed: bool) -> None:
     """Stop the tunnel that runs from that file."""
     file = FileConfig()
     try:
@@ -181,16 +186,20 @@ def _down(name: str, path: Path) -> None:
             _save(path, name)
         except SystemSetupError as error:
             log.warning("the running configuration is not saved: %(error)s", {"error": error})
-    _end(name, commands.post_down)
+    _end(name, commands.post_down, stays_closed=keeps_closed)
     left, failure = find_leftover(name), None
-    if left is not None:
+    is_kept = left is not None and keeps_closed and left.is_closed
+    if left is not None and not is_kept:
         left.undo()     # it may have been killed just now
     try:
         hooks.run(commands.post_down, name, commands.file)
     except SystemSetupError as error:
         failure = error
     if left is not None:
-        left.forget()
+        if is_kept:
+            left.keep()
+        else:
+            left.forget()
     if failure is not None:
         raise failure
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Callable
 
 from fastpump.cli.arguments import describe, listed
 from fastpump.config.options import OPTIONS
@@ -39,13 +38,17 @@ def fill_up(parser: argparse.ArgumentParser) -> None:
     """Add what `up` takes."""
     own = {f"{option.key} = {listed(option)}": option.help for option in OPTIONS
            if option.is_own and not option.needs_tap}
-    _fill(parser, _UP_HELP.format(own_keys=describe(own, 24)), lazily("fastpump.cli.quick.up"))
+    _fill(parser, _UP_HELP.format(own_keys=describe(own, 24)), "fastpump.cli.quick.up")
 
 
 def fill_down(parser: argparse.ArgumentParser) -> None:
     """Add what `down` takes."""
+    parser.add_argument("--keep-closed", action="store_true",
+                        help="of a full tunnel, or one with a kill switch: go on letting nothing "
+                             "leave in clear, until the next `up` takes that over, or another "
+                             "`down`")
     _fill(parser, "Stop a tunnel that `fastpump up` started, and undo everything it changed.",
-          lazily("fastpump.cli.quick.down"))
+          "fastpump.cli.quick.down", keeps_closed="keep_closed")
 
 
 def fill_reload(parser: argparse.ArgumentParser) -> None:
@@ -54,24 +57,26 @@ def fill_reload(parser: argparse.ArgumentParser) -> None:
     _fill(parser, textwrap.fill(
         "Apply a changed file to a running tunnel. Peers that are still in it keep their sessions. "
         f"{', '.join(fixed)}, and all that is for Mode = tap only, take effect at the next `down` "
-        "and `up`.", 96), lazily("fastpump.cli.quick.reload"))
+        "and `up`.", 96), "fastpump.cli.quick.reload")
 
 
 def fill_check(parser: argparse.ArgumentParser) -> None:
     """Add what `check` takes."""
     _fill(parser, "Check a configuration file; changes nothing.",
-          lazily("fastpump.cli.quick.check"))
+          "fastpump.cli.quick.check")
 
 
-def _fill(parser: argparse.ArgumentParser, description: str,
-          command: Callable[[str], object]) -> None:
-    """A command that takes CONF."""
+def _fill(parser: argparse.ArgumentParser, description: str, command: str,
+          **options: str) -> None:
+    """A command that takes CONF, and these options: by the names of the function's arguments, those
+    of the parser's. `command`: the function's full name."""
     parser.description = f"{description}\n{_FILE_HELP}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("conf", metavar="CONF", help="a file, or the name of an interface")
 
     def run(args: argparse.Namespace) -> int:
         logs.set_up("info")
-        command(args.conf)
+        chosen = {name: getattr(args, given) for name, given in options.items()}
+        lazily(command, **chosen)(args.conf)
         return 0
     parser.set_defaults(run=run)

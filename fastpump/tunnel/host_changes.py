@@ -45,7 +45,7 @@ class HostChanges:
         """What rules lead to; 0: nothing, so far."""
         self._turn = turn
         self.stays_closed = False
-        """At the end: the command that started it has failed."""
+        """At the end: whoever asked for it wants it so."""
         self._networks: Collection[Network] = ()
         self._loop: asyncio.AbstractEventLoop | None = None
         """Once the tunnel is up."""
@@ -195,8 +195,7 @@ class HostChanges:
                 has_failed and (was_ready or self.state.is_taken_over))):
             log.warning("nothing leaves in clear of what was to go through the tunnel, until "
                         "`fastpump down %(name)s`", {"name": self._name})
-            self.state.leave_closed(
-                keeps_commands=keeps_commands and was_ready and not self.stays_closed)
+            self.state.leave_closed(keeps_commands=keeps_commands and was_ready)
         else:
             self.state.undo(keeps_commands=keeps_commands)
 

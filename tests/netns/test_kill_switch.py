@@ -191,6 +191,27 @@ def test_nothing_leaves_in_clear(world, lab, way):
     assert tunnel.said.count("was killed; what it left behind is taken over now") == 2
 
 
+def test_a_restart_opens_nothing(world, lab):
+    """As systemd restarts the unit: `down`, then `up`."""
+    before = world.state()
+    hooks = world.directory / "hooks"
+    tunnel = Started(world, "up", f"PostDown = echo down %i >> {hooks}")
+    with traffic(lab):
+        passes(lab)
+        leaked = seen(lab, "clear")
+        lab.run("a", *world.words("down"), "--keep-closed", str(world.path))
+        assert is_silent(lab)
+        tunnel.up()
+        passes(lab)
+        lab.run("a", *world.words("down"), "--keep-closed", str(world.path))
+        assert is_silent(lab)
+        assert seen(lab, "clear") == leaked
+        assert world("down", check=False).returncode == 0
+        until(lambda: seen(lab, "clear") > leaked + 100)
+    assert world.state() == before
+    assert world.hooks() == [f"down {world.name}"] * 2
+
+
 @pytest.mark.parametrize("layer", ["nft flush ruleset", "ip rule flush; ip -6 rule flush"])
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_either_layer_alone_keeps_it_closed(world, lab, layer, is_killed):
