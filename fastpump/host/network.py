@@ -37,7 +37,7 @@ from typing import Any
 
 from fastpump import paths
 from fastpump.errors import SystemSetupError
-from fastpump.host import attach_undo, firewall, gateway
+from fastpump.host import attach_undo, dns, firewall, gateway, resolv_conf
 from fastpump.host.down_commands import DownCommands
 from fastpump.host.undo_record import Record, locked, namespace_cookie
 from fastpump.ip import Interface, Network
@@ -82,7 +82,7 @@ class HostNet:
 
     @property
     def has_dns(self) -> bool:
-        """Whether resolvconf has a record of ours."""
+        """Whether DNS is to be the tunnel's."""
         return bool(self.dns or self.dns_search)
 
 
@@ -113,6 +113,7 @@ class HostState:
         """They go with the last address of an IP version."""
         self._half_done: set[str] = {DNS} if left.get("has_dns", False) else set()
         """The steps that failed when they were last done."""
+        self._dns = dns.way_in(left)
         self.done = HostNet(default_table=left.get("table", 0) if self.is_taken_over else 0)
         """Where a step failed: what is there at most."""
         self._wanted = self.done
@@ -193,14 +194,18 @@ class HostState:
         self.done = replace(self.done, mtu=wanted.mtu)
         return True
 
-    def _change_dns(self, _index: int, wanted: HostNet) -> bool:
+    def _change_dns(self, index: int, wanted: HostNet) -> bool:
         if (self.done.dns, self.done.dns_search) == (wanted.dns, wanted.dns_search) \
                 and DNS not in self._half_done:
             return False
         if wanted.has_dns:
-            firewall.set_dns(self._name, wanted.dns, wanted.dns_search)
-        else:
-            firewall.unset_dns(self._name)
+            self._dns = dns.choose(index, self._dns)
+            self._write()
+            dns.set_dns(self._dns, self._record.path, wanted.dns, wanted.dns_search)
+            self._dns = self._dns.done()
+        elif self._dns is not None:
+            dns.unset_dns(self._dns, self._record.path)
+            self._dns = None
         self.done = replace(self.done, dns=wanted.dns, dns_search=wanted.dns_search)
         return True
 
@@ -298,7 +303,8 @@ class HostState:
                 "endpoints": dict(self._endpoints),
                 "closed": sorted((str(network), table) for network, table in list(self._closed)),
                 "is_protected": self._protected is not None or bool(self._wanted.closed),
-                "has_dns": self.done.has_dns or self._wanted.has_dns or DNS in self._half_done})
+                "has_dns": self.done.has_dns or self._wanted.has_dns or DNS in self._half_done,
+                "dns": None if self._dns is None else self._dns.to_json()})
 
     def undo(self, *, keeps_commands: bool) -> None:
         """Undo what does not go away with the interface, and give up the record. It stays if there
@@ -375,7 +381,8 @@ class Leftover:
 
 def find_leftover(name: str) -> Leftover | None:
     """What is left of the tunnel that was called so. SystemSetupError if its process lives."""
-    was_there = [recover(name) for recover in (attach_undo.recover, gateway.recover)]
+    was_there = [recover(name) for recover in (
+        attach_undo.recover, gateway.recover, resolv_conf.forget_gone)]
     if not _record_file(name).exists():
         return Leftover(name, None) if any(was_there) else None
     return Leftover(name, _open_record(name))
@@ -477,8 +484,8 @@ def _undo(name: str, said: dict[str, Any]) -> None:
         _tolerate(routes.reopen, network, table)
     if said.get("is_protected", False):
         _tolerate(firewall.unprotect, name)
-    if said.get("has_dns", False):
-        _tolerate(firewall.unset_dns, name)
+    if (way := dns.way_in(said)) is not None:
+        _tolerate(dns.unset_dns, way, _record_file(name))
 
 
 def _rules_of(said: dict[str, Any]) -> list[TableRules]:
