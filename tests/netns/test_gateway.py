@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastpump.lab.networks import INSIDE4, INSIDE6, key_files, need, stop
-from support.gateways import BEYOND, Site, answers, join, read_until_ready, stream
+from support.gateways import BEYOND, Site, answers, read_until_ready, stream
 from support.hosts import FASTPUMP, interface_names, make_program, until
 
 C, D = BEYOND["c"][2], BEYOND["d"][2]
@@ -125,7 +125,7 @@ def test_segments_fit_the_narrow_side_beyond(site, lab, gateway, sizes):
 def test_segments_fit_the_tunnel(site, lab, program):
     """From hosts behind both gateways, whose own interfaces take 1500 bytes."""
     lab.add_host("e")
-    join(lab, "b", "e", "lan", ("10.20.0.1/24", "fd00:20::1/64"), ("10.20.0.2/24", "fd00:20::2/64"))
+    lab.join("b", "e", "lan", ("10.20.0.1/24", "fd00:20::1/64"), ("10.20.0.2/24", "fd00:20::2/64"))
     lab.ip("e", "route", "add", "default", "via", "10.20.0.1")
     lab.ip("e", "-6", "route", "add", "default", "via", "fd00:20::1")
     for side in "ab":
