@@ -1,6 +1,7 @@
 """Measure tunnels beside each other, in turn, on one machine.
 
     python bench/compare.py --rounds 5 --wireguard-go /path/to/wireguard-go
+    python bench/compare.py --rounds 5 --forwarding --wireguard-go /path/to/wireguard-go
 
 Contenders: the bare cable, fastpump (for each number of queues, as TUN and as TAP), and whatever
 of wireguard-go, openvpn, fastd and tinc is installed, or named. They take turns, each round
@@ -9,7 +10,11 @@ all. Medians and spreads over the rounds are printed, and ratios to wireguard-go
 tunnel and the load share the machine, so CPU seconds of the tunnel processes per GB (10^9 bytes)
 carried is the steadiest figure.
 
-Needs root, iperf3 and ping; wireguard-tools for wireguard-go.
+With --forwarding, load is between two hosts beyond the ends of the tunnel, which are gateways; one
+masquerades (bench/forwarding.py). The bare cable then is between the gateways. Contenders are that,
+fastpump as TUN, and wireguard-go.
+
+Needs root, iperf3 and ping; wireguard-tools for wireguard-go; nft for --forwarding.
 """
 
 from __future__ import annotations
@@ -23,10 +28,11 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+import forwarding
 from doubts import DOUBTS
 
 from fastpump.lab.networks import (
@@ -57,9 +63,9 @@ def bare(_lab: Lab, _directory: Path) -> Iterator[Processes]:
     yield {}
 
 
-def fastpump(*options: str) -> Setup:
-    """fastpump at both ends."""
-    return lambda lab, directory: fastpump_pair(lab, directory, *options)
+def fastpump(*options: str, behind: Mapping[str, str] | None = None) -> Setup:
+    """fastpump at both ends. `behind`: the network behind each."""
+    return lambda lab, directory: fastpump_pair(lab, directory, *options, behind=behind)
 
 
 @contextlib.contextmanager
@@ -74,8 +80,8 @@ def ended(lab: Lab) -> Iterator[Processes]:
             lab.processes.remove(process)
 
 
-def wireguard_go(program: str) -> Setup:
-    """wireguard-go at both ends, configured by wg."""
+def wireguard_go(program: str, behind: Mapping[str, str] | None = None) -> Setup:
+    """wireguard-go at both ends, configured by wg. `behind`: the network behind each."""
     @contextlib.contextmanager
     def setup(lab: Lab, directory: Path) -> Iterator[Processes]:
         need("wg")
@@ -83,14 +89,17 @@ def wireguard_go(program: str) -> Setup:
         with ended(lab) as processes:
             for side, other in SIDES:
                 name = f"wg{os.getpid()}{side}"
+                allowed = [f"{INSIDE4[other]}/32", *([behind[other]] if behind else [])]
                 processes[side] = lab.spawn(side, program, "--foreground", name)
                 wait_until(Path(f"/var/run/wireguard/{name}.sock").exists,
                            "wireguard-go has no socket")
                 lab.run(side, "wg", "set", name, "private-key", str(key[side][0]), "listen-port",
-                        "51820", "peer", key[other][1], "allowed-ips", f"{INSIDE4[other]}/32",
+                        "51820", "peer", key[other][1], "allowed-ips", ",".join(allowed),
                         "endpoint", f"{OUTSIDE4[other]}:51820")
                 lab.ip(side, "address", "add", f"{INSIDE4[side]}/24", "dev", name)
                 lab.ip(side, "link", "set", name, "mtu", "1420", "up")
+                for network in allowed[1:]:
+                    lab.ip(side, "route", "add", network, "dev", name)
             yield processes
     return setup
 
@@ -176,25 +185,26 @@ def configure_link(lab: Lab, name: str) -> None:
         lab.ip(side, "link", "set", name, "up")
 
 
-def measure(lab: Lab, host: str, pids: list[int], seconds: float) -> dict[str, float]:
-    """All figures of one contender, once."""
+def measure(lab: Lab, client: str, host: str, pids: list[int],
+            seconds: float) -> dict[str, float]:
+    """All figures of one contender, once: load from `client` to the address `host`."""
     figures: dict[str, float] = {}
 
     def tcp(name: str, *options: str) -> None:
         before = cpu_seconds(pids)
-        load = DOUBTS.about(f"tcp {name}", lab.tcp("a", host, seconds, *options))
+        load = DOUBTS.about(f"tcp {name}", lab.tcp(client, host, seconds, *options))
         figures[f"tcp {name}, Gbit/s"] = load.gbit_per_s
         figures[f"tcp {name}, CPU s/GB"] = (cpu_seconds(pids) - before) / (load.bytes / 1e9)
 
     def udp(size: int) -> None:
         before = cpu_seconds(pids)
-        load = DOUBTS.about(f"udp {size} B", lab.udp("a", host, seconds, size))
+        load = DOUBTS.about(f"udp {size} B", lab.udp(client, host, seconds, size))
         figures[f"udp {size} B, packets/s"] = load.packets_per_s
         figures[f"udp {size} B, CPU us/packet"] = (
             (cpu_seconds(pids) - before) * 1e6 / max(1, load.bytes / size))
 
-    lab.ping("a", host, 3)                                  # the handshake
-    idle = lab.ping("a", host, 200, 0.005)
+    lab.ping(client, host, 3)                               # the handshake
+    idle = lab.ping(client, host, 200, 0.005)
     figures["ping idle, median ms"] = percentile(idle, 50)
     figures["ping idle, p99 ms"] = percentile(idle, 99)
     tcp("1 stream")
@@ -204,8 +214,8 @@ def measure(lab: Lab, host: str, pids: list[int], seconds: float) -> dict[str, f
     udp(1300)
     pings: list[float] = []
     thread = threading.Thread(target=lambda: pings.extend(
-        lab.ping("a", host, int(seconds / 0.01), 0.01)))
-    stream = lab.spawn("a", "iperf3", "--client", host, "--time", str(seconds + 2))
+        lab.ping(client, host, int(seconds / 0.01), 0.01)))
+    stream = lab.spawn(client, "iperf3", "--client", host, "--time", str(seconds + 2))
     time.sleep(1)
     thread.start()
     thread.join()
@@ -223,29 +233,50 @@ def one_turn(setup: Setup, host: str, seconds: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as directory, Lab() as lab, \
             setup(lab, Path(directory)) as processes:
         lab.serve_iperf("b")
-        return measure(lab, host, [process.pid for process in processes.values()], seconds)
+        return measure(lab, "a", host, [process.pid for process in processes.values()], seconds)
+
+
+def one_forwarding_turn(setup: Setup, host: str, seconds: float) -> dict[str, float]:
+    """The same between hosts beyond both ends."""
+    with tempfile.TemporaryDirectory() as directory, Lab() as lab:
+        forwarding.build(lab)
+        with setup(lab, Path(directory)) as processes:
+            lab.serve_iperf(forwarding.SERVER)
+            return measure(lab, forwarding.CLIENT, host,
+                           [process.pid for process in processes.values()], seconds)
 
 
 def contenders(args: argparse.Namespace) -> dict[str, tuple[Setup, str]]:
     """Name: how to set it up, and the address that load goes to."""
     found: dict[str, tuple[Setup, str]] = {}
     wireguard = args.wireguard_go or shutil.which("wireguard-go")
+    behind = forwarding.BEHIND if args.forwarding else None
     available: dict[str, Setup | None] = {
-        "bare": bare,
+        "bare": forwarding.bare if args.forwarding else bare,
         **{f"fastpump, {queues} queue{'s' * (queues != '1')}": fastpump(
-            "--queues", queues, *args.options.split()) for queues in args.queues.split(",")},
+            "--queues", queues, *args.options.split(), behind=behind)
+           for queues in args.queues.split(",")},
+        BASELINE: wireguard_go(wireguard, behind) if wireguard else None,
+    }
+    if not args.forwarding:
+        available |= others(args)
+    for name, setup in available.items():
+        if setup is not None and (not args.only or name.split(",")[0] in args.only.split(",")):
+            found[name] = setup, (forwarding.SERVER_ADDRESS if args.forwarding else
+                                  (OUTSIDE4 if name == "bare" else INSIDE4)["b"])
+    return found
+
+
+def others(args: argparse.Namespace) -> dict[str, Setup | None]:
+    """Contenders that are measured from one end to the other only."""
+    return {
         **{f"fastpump tap, {queues} queue{'s' * (queues != '1')}": fastpump(
             "--tap", "--queues", queues, *args.options.split())
            for queues in args.queues.split(",")},
-        BASELINE: wireguard_go(wireguard) if wireguard else None,
         "openvpn": openvpn if shutil.which("openvpn") else None,
         "fastd": fastd if shutil.which("fastd") else None,
         "tinc": tinc if shutil.which("tincd") else None,
     }
-    for name, setup in available.items():
-        if setup is not None and (not args.only or name.split(",")[0] in args.only.split(",")):
-            found[name] = setup, (OUTSIDE4 if name == "bare" else INSIDE4)["b"]
-    return found
 
 
 def report(figures: dict[str, list[dict[str, float]]], baseline: str) -> Iterator[str]:
@@ -270,21 +301,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3, help="of each measurement (3)")
     parser.add_argument("--queues", default="1,4", help="fastpump with these (1,4)")
     parser.add_argument("--wireguard-go", metavar="PROGRAM", help="the one to compare with")
+    parser.add_argument("--forwarding", action="store_true", help="between hosts beyond both ends")
     parser.add_argument("--only", default="", help="of bare,fastpump,wireguard-go,openvpn,...")
     parser.add_argument("--baseline", default=BASELINE, metavar="NAME",
                         help="whom ratios are to, as the table calls it (%(default)s)")
     parser.add_argument("--options", default="", help="more options for fastpump tunnel")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep all figures there")
     args = parser.parse_args()
-    need("ip", "iperf3", "ping")
+    need("ip", "iperf3", "ping", *["nft"] * args.forwarding)
     exit_on_signals()
     turns = contenders(args)
+    turn = one_forwarding_turn if args.forwarding else one_turn
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in turns}
     for number in range(args.rounds):
         first = number % len(turns)
         for name, (setup, host) in [*turns.items()][first:] + [*turns.items()][:first]:
             DOUBTS.begin(f"round {number + 1}: {name}")
-            figures[name].append(one_turn(setup, host, args.seconds))
+            figures[name].append(turn(setup, host, args.seconds))
             if args.json:
                 args.json.write_text(json.dumps(figures, indent=1))
     print(f"Linux {os.uname().release}, {os.cpu_count()} CPUs: median of {args.rounds} rounds of "

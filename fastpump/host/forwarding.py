@@ -136,6 +136,21 @@ def _takes_advertisements(index: int) -> bool:
             and Setting(6, index, FORWARDING).read() == 0)
 
 
+def names_of_off(interfaces: Sequence[int], versions: Collection[int]) -> list[str]:
+    """The settings, as sysctl(8) has them, that keep packets of these IP versions from being
+    forwarded from these interfaces, the tunnel's first."""
+    needed: list[Setting] = []
+    if 4 in versions:
+        needed += [Setting(4, index, FORWARDING) for index in interfaces]
+    if 6 in versions and Setting(6, interfaces[0], "disable_ipv6").read() == 0 \
+            and Setting(6, ALL, FORWARDING).read() != 1:
+        is_by_interface = Setting(6, ALL, FORCE_FORWARDING).read() is not None
+        needed += [Setting(6, index, FORCE_FORWARDING) for index in interfaces] if is_by_interface \
+            else [Setting(6, ALL, FORWARDING)]
+    return [setting.name.replace("/", ".") for setting in needed
+            if setting.read() == 0 and setting.name is not None]
+
+
 def switch_on(steps: Iterable[Step], option: str) -> None:
     """Make the settings what the steps say; OptionError for one that cannot be changed, though
     that option needs it."""

@@ -34,7 +34,11 @@ def set_up(gateway: Gateway, index: int, versions: Collection[int], cleanup: Exi
     """Make the host a gateway for the tunnel of that interface, which carries these IP versions;
     how to undo it goes on the stack. OptionError or SystemSetupError."""
     tun = links.get(index)
-    interfaces = _interfaces(gateway, tun)
+    for name in gateway.ways_out:
+        if links.find(name) is None:
+            raise OptionError(f"<gateway=nat:{name}>: there is no interface {name}; `ip link` "
+                              "lists those that there are")
+    interfaces = interfaces_of(gateway, tun)
     recover()
     path = paths.runtime_dir() / f"{tun.name}@{tun.index}{GATEWAY}"
     record = Record.take(path)
@@ -56,14 +60,10 @@ def set_up(gateway: Gateway, index: int, versions: Collection[int], cleanup: Exi
         log.warning("%(warning)s", {"warning": hindrance})
 
 
-def _interfaces(gateway: Gateway, tun: Link) -> list[int]:
-    """The interfaces that packets of a gateway come from: the tunnel's, and the ways out. What is
-    in a bridge is no way out, the bridge is."""
+def interfaces_of(gateway: Gateway, tun: Link) -> list[int]:
+    """The interfaces that packets of a gateway come from: the tunnel's, and the ways out that there
+    are. What is in a bridge is no way out, the bridge is."""
     there = links.read_all()
-    for name in gateway.ways_out:
-        if name not in {link.name for link in there}:
-            raise OptionError(f"<gateway=nat:{name}>: there is no interface {name}; `ip link` "
-                              "lists those that there are")
     bridges = {link.index for link in there if link.is_bridge}
     return [tun.index, *(link.index for link in there if link.index != tun.index and (
         link.name in gateway.ways_out if gateway.ways_out

@@ -17,14 +17,16 @@ interface is accepted, and something to it.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shlex
 from collections.abc import Collection, Iterable
 from typing import Any
 
 from fastpump.config.gateway import Gateway
 from fastpump.errors import SystemSetupError
-from fastpump.host.firewall import run_nft
+from fastpump.host.nft_table import run_nft
 
 PURPOSE = "a gateway"
 _CLAMP = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
@@ -65,6 +67,21 @@ def make(name: str, index: int, gateway: Gateway) -> None:
 def remove(name: str) -> None:
     """Remove that table, if it is there."""
     run_nft(_removal(table_of(name)), PURPOSE)
+
+
+def parts_in(table: str) -> set[str]:
+    """Which parts of a gateway the table has, of `nat` and `mss`; none if there is no such table.
+    SystemSetupError if nft cannot tell."""
+    try:
+        lines = run_nft(f"list table inet {table}\n", PURPOSE).splitlines()
+    except SystemSetupError as error:
+        if os.strerror(errno.ENOENT) in str(error):
+            return set()
+        raise
+    found = {"nat"} if any(line.endswith(" masquerade") for line in lines) else set()
+    # One rule each way.
+    clamps = sum(line.endswith(" size set rt mtu") for line in lines)
+    return found | ({"mss"} if clamps == 2 else set())
 
 
 def make_for_guests(table: str, guests: Iterable[int]) -> None:

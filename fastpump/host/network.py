@@ -37,7 +37,14 @@ from typing import Any
 
 from fastpump import paths
 from fastpump.errors import SystemSetupError
-from fastpump.host import attach_undo, firewall, gateway, kill_switch, protection
+from fastpump.host import (
+    attach_undo,
+    dns,
+    gateway,
+    kill_switch,
+    protection,
+    resolv_conf,
+)
 from fastpump.host.down_commands import DownCommands
 from fastpump.host.kill_switch import KillSwitch
 from fastpump.host.undo_record import Record, locked, namespace_cookie
@@ -93,7 +100,7 @@ class HostNet:
 
     @property
     def has_dns(self) -> bool:
-        """Whether resolvconf has a record of ours."""
+        """Whether DNS is to be the tunnel's."""
         return bool(self.dns or self.dns_search)
 
 
@@ -123,6 +130,7 @@ class HostState:
         """Whether a killed tunnel left it closed."""
         self._endpoints: Mapping[str, str] = left.get("endpoints", {})
         self._is_dns_half_done: bool = left.get("has_dns", False)
+        self._dns = dns.way_in(left)
         self.done = HostNet(default_table=left.get("table", 0) if self.is_taken_over else 0)
         """Where a step failed: what is there at most."""
         self._wanted = self.done
@@ -221,15 +229,19 @@ class HostState:
         self.done = replace(self.done, mtu=wanted.mtu)
         return True
 
-    def _change_dns(self, _index: int, wanted: HostNet) -> bool:
+    def _change_dns(self, index: int, wanted: HostNet) -> bool:
         if (self.done.dns, self.done.dns_search) == (wanted.dns, wanted.dns_search) \
                 and not self._is_dns_half_done:
             return False
         self._is_dns_half_done = True
         if wanted.has_dns:
-            firewall.set_dns(self._name, wanted.dns, wanted.dns_search)
-        else:
-            firewall.unset_dns(self._name)
+            self._dns = dns.choose(index, self._dns)
+            self._write()
+            dns.set_dns(self._dns, self._record.path, wanted.dns, wanted.dns_search)
+            self._dns = self._dns.done()
+        elif self._dns is not None:
+            dns.unset_dns(self._dns, self._record.path)
+            self._dns = None
         self.done = replace(self.done, dns=wanted.dns, dns_search=wanted.dns_search)
         self._is_dns_half_done = False
         return True
@@ -323,7 +335,8 @@ class HostState:
                 "endpoints": dict(self._endpoints),
                 "closed": sorted((str(network), table) for network, table in list(self._closed)),
                 "is_protected": self._protected is not None or bool(self._wanted.closed),
-                "has_dns": self.done.has_dns or self._wanted.has_dns or self._is_dns_half_done})
+                "has_dns": self.done.has_dns or self._wanted.has_dns or self._is_dns_half_done,
+                "dns": None if self._dns is None else self._dns.to_json()})
 
     def undo(self, *, keeps_commands: bool) -> None:
         """Undo what does not go away with the interface, and give up the record. It stays if there
@@ -408,7 +421,8 @@ class Leftover:
 
 def find_leftover(name: str) -> Leftover | None:
     """What is left of the tunnel that was called so. SystemSetupError if its process lives."""
-    was_there = [recover(name) for recover in (attach_undo.recover, gateway.recover)]
+    was_there = [recover(name) for recover in (
+        attach_undo.recover, gateway.recover, resolv_conf.forget_gone)]
     if not _record_file(name).exists():
         return Leftover(name, None) if any(was_there) else None
     return Leftover(name, _open_record(name))
@@ -519,8 +533,8 @@ def _undo(name: str, said: dict[str, Any]) -> None:
         _tolerate(routes.reopen, network, table)
     if said.get("is_protected", False):
         _tolerate(protection.table(name).remove)
-    if said.get("has_dns", False):
-        _tolerate(firewall.unset_dns, name)
+    if (way := dns.way_in(said)) is not None:
+        _tolerate(dns.unset_dns, way, _record_file(name))
     if said.get("has_kill_switch", False):
         _tolerate(kill_switch.table(name).remove)
 

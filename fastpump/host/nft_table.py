@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastpump.errors import SystemSetupError
-from fastpump.host.firewall import run_nft
+from fastpump.host import programs
 from fastpump.netlink import nft_owner
 
 
@@ -17,6 +17,11 @@ class Chain:
 
     hook: str
     rules: tuple[str, ...]
+
+
+def run_nft(script: str, purpose: str, *options: str) -> str:
+    """Run a script of nft, all of it or nothing; what it prints. SystemSetupError."""
+    return programs.run(["nft", *options, "-f", "-"], script, "nftables", purpose)
 
 
 class NftTable:

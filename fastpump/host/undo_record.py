@@ -70,6 +70,14 @@ class Record:
         status = os.fstat(self._file.fileno())
         return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
+    def is_held(self) -> bool:
+        """Whether a living process has it; of one that `peek` opened."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
+
     def read(self) -> dict[str, Any]:
         """Its content; none, and a line in the log, if it cannot be read."""
         self._file.seek(0)

@@ -62,7 +62,7 @@ def need(*tools: str) -> None:
     """SystemSetupError naming the Debian package of a tool that is missing."""
     packages = {"ip": "iproute2", "ping": "iputils-ping", "iperf3": "iperf3", "wg":
                 "wireguard-tools", "tcpdump": "tcpdump", "strace": "strace",
-                "qemu-system-x86_64": "qemu-system-x86"}
+                "nft": "nftables", "qemu-system-x86_64": "qemu-system-x86"}
     for tool in tools:
         if shutil.which(tool) is None:
             raise SystemSetupError(f"{tool} is missing; install it (Debian: apt install "
@@ -159,6 +159,17 @@ class Lab:
         self.names[side] = name
         self.sysctl(side, SETTINGS, check=False)    # what may not be written stays as it is
         self.ip(side, "link", "set", "lo", "up")
+
+    def join(self, side: str, other: str, interface: str, addresses: Sequence[str],
+             other_addresses: Sequence[str]) -> None:
+        """A cable between two hosts; the second's end is called `wire`, and leads to no other."""
+        ip("link", "add", interface, "netns", self.names[side], "type", "veth", "peer", "name",
+           "wire", "netns", self.names[other])
+        for where, link, own in ((side, interface, addresses), (other, "wire", other_addresses)):
+            for address in own:
+                nodad = ["nodad"] * (":" in address)
+                self.ip(where, "address", "add", address, "dev", link, *nodad)
+            self.ip(where, "link", "set", link, "up")
 
     def sysctl(self, side: str, settings: Mapping[str, int], check: bool = True) -> None:
         """Change settings of the kernel in one namespace."""
@@ -360,18 +371,23 @@ def key_files(directory: Path) -> dict[str, tuple[Path, str]]:
 
 
 def tunnel_words(side: str, key: tuple[Path, str], peer_public: str, *extra: str,
-                 v6_outside: bool = False, endpoint: bool = True) -> list[str]:
-    """Arguments of `fastpump tunnel` for one side of a pair."""
+                 v6_outside: bool = False, endpoint: bool = True,
+                 behind: Mapping[str, str] | None = None) -> list[str]:
+    """Arguments of `fastpump tunnel` for one side of a pair. `behind`: an IPv4 network that is
+    behind each side."""
     other = "b" if side == "a" else "a"
     where = f"[{OUTSIDE6[other]}]" if v6_outside else OUTSIDE4[other]
     peer = peer_public + (f"@{where}:51820" if endpoint else "")
+    if behind is not None:
+        peer += f",allowed-ips={INSIDE4[other]}/32+{INSIDE6[other]}/128+{behind[other]}"
     return ["--address", f"{INSIDE4[side]}/24", "--address", f"{INSIDE6[side]}/64",
             "--private-key", str(key[0]), "--peer", peer, *extra]
 
 
 @contextlib.contextmanager
 def fastpump_pair(lab: Lab, directory: Path, *extra: str, v6_outside: bool = False,
-                  env: dict[str, str] | None = None) -> Iterator[dict[str, Process]]:
+                  env: dict[str, str] | None = None,
+                  behind: Mapping[str, str] | None = None) -> Iterator[dict[str, Process]]:
     """A running fastpump tunnel between both sides. It leaves nothing outside of the directory."""
     key = key_files(directory)
     processes = {}
@@ -379,7 +395,8 @@ def fastpump_pair(lab: Lab, directory: Path, *extra: str, v6_outside: bool = Fal
     try:
         for side, other in (("a", "b"), ("b", "a")):
             processes[side] = lab.fastpump(side, *tunnel_words(
-                side, key[side], key[other][1], *extra, v6_outside=v6_outside), env=env)
+                side, key[side], key[other][1], *extra, v6_outside=v6_outside, behind=behind),
+                env=env)
         yield processes
     finally:
         for process in processes.values():

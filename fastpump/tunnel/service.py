@@ -108,7 +108,7 @@ class Service:
     # -- commands
 
     async def _status(self, _request: dict[str, Any]) -> dict[str, Any]:
-        return self._tunnel.status()
+        return {"gateway": await self._tunnel.gateway(), **self._tunnel.status()}
 
     async def _stop(self, _request: dict[str, Any]) -> dict[str, Any]:
         self._tunnel.supervisor.stop(ON_REQUEST)

@@ -23,6 +23,8 @@ from fastpump.ratelimit import RateLimits
 from fastpump.tun.linkwatch import TunState
 from fastpump.tunnel.supervisor import Supervisor
 
+MOST_NAMED = 3      # settings, in a line
+
 
 def _lane(tables: SharedTables, slot: int, dead: bool) -> dict[str, Any]:
     lane = tables.lanes.status(slot)
@@ -166,6 +168,28 @@ def _switch_lines(switch: dict[str, Any] | None) -> list[str]:
             f"  relay: {'on' if switch['relay'] else 'off'}; storm limit: {storm}"]
 
 
+def _gateway_lines(gateway: dict[str, Any] | None) -> list[str]:
+    if gateway is None:
+        return []
+    off, lacks, missing = (gateway[each] for each in (
+        "forwarding_off", "table_lacks", "interfaces_missing"))
+    by = ", ".join(gateway["interfaces"])
+    parts = [part + (f" on {by}" if part == "nat" and by else "")
+             for part in ("forward", "nat", "mss") if gateway[part]]
+    lines = [f"  gateway: {', '.join(parts)}"]
+    if missing:
+        lines.append(f"    there is no interface {', '.join(missing)}")
+    if gateway["table"] is not None:
+        state = ("not known, as nft fails" if lacks is None else
+                 f"lacks {', '.join(lacks)}" if lacks else "complete")
+        lines.append(f"    nftables table {gateway['table']}: {state}")
+    if off is not None:
+        more = f" and {len(off) - MOST_NAMED} more" if len(off) > MOST_NAMED else ""
+        lines.append("    forwarding: " + (
+            f"off by {', '.join(off[:MOST_NAMED])}{more}" if off else "on"))
+    return lines
+
+
 def _problem_lines(peer: dict[str, Any]) -> list[str]:
     """Of a peer with which there is no new handshake, or to which nothing can be sent."""
     lines = []
@@ -203,6 +227,7 @@ def show(status: dict[str, Any]) -> str:
         f"  offloads: {', '.join(status['offloads']) or 'none'}",
         f"  ciphers by: {status['aead']}",
         *_switch_lines(status["switch"]),
+        *_gateway_lines(status["gateway"]),
         *_limit_lines(status["rate_limits"]),
         "",
         f"  {'queue':>5} {'worker':>8} {'restarts':>8} {'from interface':>16} {'sent':>12} "

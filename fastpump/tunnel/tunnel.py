@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 from fastpump import paths
 from fastpump._core import SharedTables
 from fastpump.clock import now_ns
+from fastpump.config.gateway import Gateway
 from fastpump.config.model import TunnelConfig
 from fastpump.device import rate_limits
 from fastpump.device.peer import Peer
 from fastpump.device.peer_change import PeerChange, Presence
 from fastpump.errors import ConfigError, SystemSetupError
-from fastpump.host import ethernet
-from fastpump.ip import Address
+from fastpump.host import ethernet, gateway_status
+from fastpump.ip import Address, network_of
 from fastpump.protocol import keys
 from fastpump.ratelimit import NO_LIMITS, RateLimits
 from fastpump.tun.linkwatch import LinkWatcher, TunState
@@ -69,6 +71,17 @@ class Tunnel:
                 "attachment": ethernet.attachment_of(self.config).to_json(),
                 "repairs": {} if self.repairs is None else dict(self.repairs.counts),
                 "rate_limits": self.rate_limits.to_json(), "configuration_file": file}
+
+    async def gateway(self) -> dict[str, Any] | None:
+        """The part of `fastpump status --json` that takes a while; None for what is no gateway."""
+        wanted = Gateway.of(self.config.gateway)
+        if not wanted:
+            return None
+        prefixes = [prefix for peer in self.supervisor.device.peers.values()
+                    for prefix in peer.allowed_ips]
+        versions = {each.version for each in (*self.config.addresses, *map(network_of, prefixes))}
+        return await asyncio.to_thread(gateway_status.compare, wanted,
+                                       self.link.index if self.is_at_home else None, versions)
 
     def configure_peer(self, change: PeerChange, names: Names | None = None) -> None:
         """Apply a change of a peer, whose endpoints were given by these names; ConfigError, and

@@ -98,7 +98,7 @@ def test_the_unit_runs_commands_that_there_are():
     from fastpump.cli.main import COMMANDS
 
     unit = (ROOT / "units" / "fastpump@.service").read_text()
-    verbs = re.findall(r"^(?:Exec\w+=|  exec )/usr/local/bin/fastpump (\w+)(?: \"\$\$@\")? %i\'?$", unit,
-                       re.MULTILINE)
+    verbs = re.findall(r"^(?:Exec\w+=|  exec )/usr/local/bin/fastpump (\w+)(?: \"\$\$@\")? %i\'?$",
+                       unit, re.MULTILINE)
     assert verbs == ["up", "reload", "down"]
     assert set(verbs) <= {name for name, *_ in COMMANDS}

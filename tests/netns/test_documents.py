@@ -29,6 +29,7 @@ NOT_RUN = {
     "time fastpump tap delete --prefix vm": THOUSAND,
     'make bench WIREGUARD_GO=/path/to/wireguard-go BENCH_OPTIONS="--rounds 5 --json figures.json"':
         MEASURES,
+    "make bench-forwarding WIREGUARD_GO=/path/to/wireguard-go": MEASURES,
     'make bench-lanes BENCH_OPTIONS="--rounds 5"': MEASURES,
     "make bench-limits": MEASURES,
     "python bench/compare.py --rounds 5 --seconds 2 --only fastpump,wireguard-go": MEASURES,

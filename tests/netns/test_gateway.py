@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastpump.lab.networks import INSIDE4, INSIDE6, key_files, need, stop
-from support.gateways import BEYOND, Site, answers, join, read_until_ready, stream
+from support.gateways import BEYOND, Site, answers, read_until_ready, stream
 from support.hosts import FASTPUMP, interface_names, make_program, until
 
 C, D = BEYOND["c"][2], BEYOND["d"][2]
@@ -125,7 +125,7 @@ def test_segments_fit_the_narrow_side_beyond(site, lab, gateway, sizes):
 def test_segments_fit_the_tunnel(site, lab, program):
     """From hosts behind both gateways, whose own interfaces take 1500 bytes."""
     lab.add_host("e")
-    join(lab, "b", "e", "lan", ("10.20.0.1/24", "fd00:20::1/64"), ("10.20.0.2/24", "fd00:20::2/64"))
+    lab.join("b", "e", "lan", ("10.20.0.1/24", "fd00:20::1/64"), ("10.20.0.2/24", "fd00:20::2/64"))
     lab.ip("e", "route", "add", "default", "via", "10.20.0.1")
     lab.ip("e", "-6", "route", "add", "default", "via", "fd00:20::1")
     for side in "ab":
@@ -404,3 +404,55 @@ def test_a_firewall_that_lets_it_pass_is_not_named(site, lab):
         f'iifname "{site.names[0][:4]}*" accept\noifname {{ "x", "{site.names[0]}" }} accept\n}}\n'
         "}\n"))
     assert not site.start("tunnel")
+
+
+# -- status
+
+def test_status_compares_the_gateway_with_the_kernel(site, lab):
+    """Other programs flush nftables, and set what sysctl.conf says."""
+    site.start("tunnel", "forward, nat:way, mss")
+    site.connect()
+    table = f"fastpump_gateway-{site.names[0]}"
+    kind = "force_forwarding" if HAS_FORCE_FORWARDING else "forwarding"
+    as_wanted = {"forward": True, "nat": True, "mss": True, "interfaces": ["way"],
+                 "interfaces_missing": [], "table": table, "table_lacks": [],
+                 "forwarding_off": []}
+    assert lab.status("b")["gateway"] is None
+    assert lab.status("a")["gateway"] == as_wanted
+    lines = site.fastpump("status").stdout.splitlines()
+    at = lines.index("  gateway: forward, nat on way, mss")
+    assert lines[at + 1:at + 3] == [f"    nftables table {table}: complete", "    forwarding: on"]
+
+    lab.ip("a", "link", "set", site.names[0], "down")       # it may be renamed, too
+    lab.ip("a", "link", "set", site.names[0], "name", site.names[2])
+    lab.run("a", "nft", "flush", "chain", "inet", table, "leaving")
+    every = "way" if HAS_FORCE_FORWARDING else "all"
+    lab.sysctl("a", {"net.ipv4.conf.way.forwarding": 0, f"net.ipv6.conf.{every}.{kind}": 0})
+    assert lab.status("a")["gateway"] == as_wanted | {
+        "table_lacks": ["nat"], "forwarding_off": [
+            "net.ipv4.conf.way.forwarding", f"net.ipv6.conf.{every}.{kind}"]}
+    lines = site.fastpump("status").stdout.splitlines()
+    assert lines[at + 1:at + 3] == [
+        f"    nftables table {table}: lacks nat",
+        f"    forwarding: off by net.ipv4.conf.way.forwarding, net.ipv6.conf.{every}.{kind}"]
+
+    lab.run("a", "nft", "flush", "ruleset")
+    lab.ip("a", "link", "set", "way", "name", "other")
+    found = lab.status("a")["gateway"]
+    assert found["table_lacks"] == ["nat", "mss"] and found["interfaces_missing"] == ["way"]
+    assert "    there is no interface way" in site.fastpump("status").stdout.splitlines()
+
+
+def test_status_of_a_gateway_that_has_no_table(site, lab):
+    """And of one that was moved to another network namespace, where it has nothing."""
+    site.start("tunnel", "forward")
+    as_wanted = {"forward": True, "nat": False, "mss": False, "interfaces": [],
+                 "interfaces_missing": [], "table": None, "table_lacks": None,
+                 "forwarding_off": []}
+    assert lab.status("a")["gateway"] == as_wanted
+    lab.ip("a", "link", "set", site.names[0], "netns", lab.names["c"])
+    until(lambda: '"name"' in lab.run("c", *FASTPUMP, "status", "--json").stdout)
+    assert lab.status("c")["gateway"] == as_wanted | {"interfaces_missing": None,
+                                                      "forwarding_off": None}
+    lines = lab.run("c", *FASTPUMP, "status").stdout.splitlines()
+    assert "  gateway: forward" in lines and not any("forwarding: " in line for line in lines)

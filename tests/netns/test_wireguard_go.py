@@ -114,8 +114,10 @@ def a_life(lab, directory, initiator, psk, v6):
     def peer():
         return lab.status("a")["peers"][0]
 
+    patience_s = 90     # one of eight, perhaps all on one CPU
+
     def hears(endpoint):
-        return until(lambda: peer()["endpoint"] == endpoint, 30)
+        return until(lambda: peer()["endpoint"] == endpoint, patience_s)
 
     first = peer()["latest_handshake"]
     outcome = {}
@@ -126,7 +128,7 @@ def a_life(lab, directory, initiator, psk, v6):
     lab.run("a", *FASTPUMP, "reload", str(file))
     theirs = f"[{OUTSIDE6['a']}]:4343" if v6 else f"{OUTSIDE4['a']}:4343"
     outcome["was followed"] = until(lambda: theirs in lab.run(
-        "b", "wg", "show", name, "endpoints").stdout, 30)
+        "b", "wg", "show", name, "endpoints").stdout, patience_s)
     other_way = f"{OUTSIDE4['a']}:4343" if v6 else f"[{OUTSIDE6['a']}]:4343"
     there = f"{OUTSIDE4['b']}:4242" if v6 else f"[{OUTSIDE6['b']}]:4242"
 
@@ -135,7 +137,7 @@ def a_life(lab, directory, initiator, psk, v6):
         lab.run("b", "wg", "set", name, "peer", key["a"][1], "endpoint", other_way)
         return peer()["endpoint"] == there
 
-    outcome["followed to the other IP version"] = until(moves, 30)
+    outcome["followed to the other IP version"] = until(moves, patience_s)
     # From here on not a packet may be lost. The rekey is yet to come.
     pings = Pings(lab, "a", INSIDE4["b"], directory / "pings")
     stranger = keys.encode(keys.public_of(keys.generate_private()))
@@ -157,7 +159,7 @@ def a_life(lab, directory, initiator, psk, v6):
     return outcome
 
 
-@pytest.mark.timeout(400)       # 150 s are its own, on a machine that does nothing else
+@pytest.mark.timeout(600)       # 150 s are its own, on a machine that does nothing else
 def test_the_whole_life_of_a_session(tmp_path):
     """initiator x PSK x IP version outside, each with roaming of both sides, reload and rekey
     (REKEY_AFTER_TIME is 120 s: all eight run beside each other, and slowly enough that no

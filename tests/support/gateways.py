@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastpump.lab.networks import INSIDE4, INSIDE6, OUTSIDE4, ip, stop, wait_for_line
+from fastpump.lab.networks import INSIDE4, INSIDE6, OUTSIDE4, stop, wait_for_line
 from support.hosts import FASTPUMP, network_state, own_pid
 
 # {host: (interface of a, its addresses, the host's addresses)}
@@ -80,17 +80,6 @@ def answers(lab, side, host, timeout_s=1):
                    check=False).returncode == 0
 
 
-def join(lab, side, other, interface, addresses, other_addresses):
-    """A cable between two hosts; the second's end is called `wire`, and leads to no other."""
-    ip("link", "add", interface, "netns", lab.names[side], "type", "veth", "peer", "name", "wire",
-       "netns", lab.names[other])
-    for where, link, own in ((side, interface, addresses), (other, "wire", other_addresses)):
-        for address in own:
-            nodad = ["nodad"] * (":" in address)
-            lab.ip(where, "address", "add", address, "dev", link, *nodad)
-        lab.ip(where, "link", "set", link, "up")
-
-
 @dataclass
 class Site:
     """The hosts, and how the gateway and its client are started."""
@@ -105,8 +94,8 @@ class Site:
     def build(self):
         for host, (interface, near, far) in BEYOND.items():
             self.lab.add_host(host)
-            join(self.lab, "a", host, interface, near,
-                 [f"{address}/{'64' if ':' in address else '24'}" for address in far])
+            self.lab.join("a", host, interface, near,
+                          [f"{address}/{'64' if ':' in address else '24'}" for address in far])
 
     @property
     def path(self):

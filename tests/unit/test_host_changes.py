@@ -14,6 +14,7 @@ class State:
     def __init__(self, *, is_closed, is_taken_over):
         self.is_closed, self.is_taken_over = is_closed, is_taken_over
         self.end = None
+        self.nft_tables = ()
 
     def undo(self, *, keeps_commands):
         self.end = "undone", keeps_commands
@@ -30,9 +31,11 @@ def ended(monkeypatch):
         state = State(is_closed=is_closed, is_taken_over=is_taken_over)
         monkeypatch.setattr(host_changes, "HostState", lambda *_: state)
         device = SimpleNamespace(endpoints=SimpleNamespace(), peers={})
-        running = SimpleNamespace(config=SimpleNamespace(kill_switch=False),
-                                  supervisor=SimpleNamespace(
-            stop_reason=reason, failure=failure, device=device))
+        monkeypatch.setattr(host_changes, "RepairWatch", lambda _: SimpleNamespace(
+            start=lambda *_: None))
+        running = SimpleNamespace(
+            link=SimpleNamespace(index=5), config=SimpleNamespace(kill_switch=False),
+            supervisor=SimpleNamespace(stop_reason=reason, failure=failure, device=device))
         changes = HostChanges(running, "wg0", DownCommands(), asyncio.Lock(), lambda: None)
 
         async def ready():
@@ -41,7 +44,7 @@ def ended(monkeypatch):
         if was_ready:
             asyncio.run(ready())
         changes.stays_closed = stays_closed
-        changes.end(keeps_commands=True)
+        changes.end(keeps_commands=not stays_closed)    # as whoever wants that has them run
         return state.end
 
     return run
@@ -65,4 +68,4 @@ def test_a_start_that_fails_leaves_what_it_found(ended):
     assert ended("", was_ready=False) == ("undone", True)
     assert ended("", was_ready=False, is_taken_over=True) == ("closed", False)
     assert ended("on request", stays_closed=True, is_taken_over=True) == ("closed", False)
-    assert ended("on request", stays_closed=True, is_closed=False) == ("undone", True)
+    assert ended("on request", stays_closed=True, is_closed=False) == ("undone", False)

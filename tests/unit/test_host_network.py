@@ -9,7 +9,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from fastpump import paths
 from fastpump.errors import SystemSetupError
-from fastpump.host import firewall, network, protection, undo_record
+from fastpump.host import dns, network, protection, undo_record
 from fastpump.host.down_commands import DownCommands
 from fastpump.host.network import HostNet, HostState, find_leftover
 from fastpump.netlink import links, routes, rules
@@ -33,7 +33,7 @@ class World:
             network for network, where in self.closed if where == table})
         for module, *names in (
                 (routes, "change_addresses", "change_routes", "unused_table", "close", "reopen"),
-                (firewall, "set_dns", "unset_dns")):
+                (dns, "choose", "set_dns", "unset_dns")):
             for name in names:
                 monkeypatch.setattr(module, name, getattr(self, name))
         table = SimpleNamespace(name="fastpump-wg0", make=self.protect, remove=self.unprotect,
@@ -111,11 +111,14 @@ class World:
         self._may_fail("nft")
         self.protected = None
 
-    def set_dns(self, _name, servers, _domains):
+    def choose(self, _index, way):
+        return way or dns.Way("resolvconf")
+
+    def set_dns(self, _way, _record, servers, _domains):
         self.dns = servers
         self._may_fail("resolvconf")
 
-    def unset_dns(self, _name):
+    def unset_dns(self, _way, _record):
         self.dns = None
         self._may_fail("resolvconf")
 
@@ -222,9 +225,10 @@ def test_commands_that_change_meanwhile_take_nothing_from_the_record(world, monk
 
     def set_dns(*_):
         host.set_commands(commands)
+        assert record()["dns"] == ["resolvconf", 0, False]
         assert record()["has_dns"] and DownCommands.from_json(record()["commands"]) == commands
 
-    monkeypatch.setattr(firewall, "set_dns", set_dns)
+    monkeypatch.setattr(dns, "set_dns", set_dns)
     host.change(5, net(ONE, dns=("10.0.0.1",)))
 
 

@@ -1,4 +1,4 @@
-"""What is asked of nft and resolvconf."""
+"""Programs that change the host for us: what is waited for, and what is said when they fail."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -6,30 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fastpump.errors import SystemSetupError
-from fastpump.host import firewall
+from fastpump.host import programs
 from support.hosts import make_program
 
-
-@pytest.mark.parametrize("order, is_link, record", [
-    ("lo.inet*\neth*\ntun*\n", False, "eth.wg0"),
-    ("lo.inet*\neth*\ntun*\n", True, "wg0"),       # left behind by an upgrade to systemd-resolved
-    (None, False, "wg0"), ("lo.inet\n", False, "wg0")],
-    ids=["Debian's", "of before an upgrade", "openresolv", "no pattern"])
-def test_the_record_has_the_prefix_that_resolvconf_wants(tmp_path, monkeypatch, order, is_link,
-                                                         record):
-    program = make_program(tmp_path / "bin", "resolvconf", (
-        f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\ncat >> {tmp_path}/calls\n'))
-    if is_link:
-        program.rename(program.with_name("resolvectl"))
-        program.symlink_to("resolvectl")
-    if order is not None:
-        (tmp_path / "interface-order").write_text(order)
-    monkeypatch.setattr(firewall, "RESOLVCONF_ORDER", tmp_path / "interface-order")
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
-    firewall.set_dns("wg0", ["10.9.0.2"], ["example.net"])
-    firewall.unset_dns("wg0")
-    assert (tmp_path / "calls").read_text() == (
-        f"-a {record} -m 0 -x\nnameserver 10.9.0.2\nsearch example.net\n-d {record} -f\n")
+RUN = (["resolvconf", "-d", "wg0", "-f"], "", "openresolv", "DNS")
 
 
 @pytest.fixture
@@ -47,18 +27,18 @@ def test_what_a_program_leaves_in_the_background_is_not_waited_for(resolvconf, t
     """It has the program's standard streams, and may run for ever."""
     resolvconf(f'#!/bin/sh\n(read line < {tmp_path}/gate; touch {tmp_path}/ended) &\n')
     with ThreadPoolExecutor() as pool:
-        done = pool.submit(firewall.unset_dns, "wg0")
+        done = pool.submit(programs.run, *RUN)
         try:
-            assert done.result(20) is None and not (tmp_path / "ended").exists()
+            assert done.result(20) == "" and not (tmp_path / "ended").exists()
         finally:
             (tmp_path / "gate").write_bytes(b"open\n")
 
 
 def test_a_program_that_does_not_end_is_an_error_in_time(resolvconf, tmp_path, monkeypatch):
-    monkeypatch.setattr(firewall, "PROGRAM_TIMEOUT_S", 0.2, raising=False)
+    monkeypatch.setattr(programs, "TIMEOUT_S", 0.2)
     resolvconf(f'#!/bin/sh\nread line < {tmp_path}/gate\n')
     with ThreadPoolExecutor() as pool:
-        done = pool.submit(firewall.unset_dns, "wg0")
+        done = pool.submit(programs.run, *RUN)
         try:
             with pytest.raises(SystemSetupError) as caught:
                 done.result(20)
@@ -78,5 +58,5 @@ def test_a_program_that_does_not_end_is_an_error_in_time(resolvconf, tmp_path, m
 def test_why_a_program_failed(resolvconf, text, complaint):
     resolvconf(text)
     with pytest.raises(SystemSetupError) as caught:
-        firewall.unset_dns("wg0")
+        programs.run(*RUN)
     assert str(caught.value) == complaint
