@@ -151,6 +151,12 @@ def names_of_off(interfaces: Sequence[int], versions: Collection[int]) -> list[s
             if setting.read() == 0 and setting.name is not None]
 
 
+def undone(steps: Iterable[Step]) -> list[Step]:
+    """Those whose settings somebody else has changed back, or otherwise."""
+    return [step for step in steps if step.before < step.ours
+            and step.setting.read() not in (step.ours, None)]
+
+
 def switch_on(steps: Iterable[Step], option: str) -> None:
     """Make the settings what the steps say; OptionError for one that cannot be changed, though
     that option needs it."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from fastpump import paths
@@ -30,9 +31,11 @@ from fastpump.netlink.links import Link
 log = logging.getLogger("fastpump")
 
 
-def set_up(gateway: Gateway, index: int, versions: Collection[int], cleanup: ExitStack) -> None:
+def set_up(gateway: Gateway, index: int, versions: Collection[int],
+           cleanup: ExitStack) -> Callable[[], list[str]]:
     """Make the host a gateway for the tunnel of that interface, which carries these IP versions;
-    how to undo it goes on the stack. OptionError or SystemSetupError."""
+    how to undo it goes on the stack. Gives what restores it when others have removed some of it:
+    that says what that was, in words. OptionError or SystemSetupError."""
     tun = links.get(index)
     for name in gateway.ways_out:
         if links.find(name) is None:
@@ -58,6 +61,21 @@ def set_up(gateway: Gateway, index: int, versions: Collection[int], cleanup: Exi
     hindrance = gateway_table.hindrance(tun.name, tun.index, versions)
     if hindrance is not None:
         log.warning("%(warning)s", {"warning": hindrance})
+    return partial(_restore, gateway, tun, record)
+
+
+def _restore(gateway: Gateway, tun: Link, record: Record) -> list[str]:
+    restored = []
+    needed = {"nat"} if gateway.masquerades else set()
+    needed |= {"mss"} if gateway.clamps else set()
+    if not needed <= gateway_table.parts_in(gateway_table.table_of(tun.name)):
+        gateway_table.make(tun.name, tun.index, gateway)
+        restored.append("the gateway's table")
+    off = forwarding.undone(forwarding.steps_in(record.read()))
+    if off:
+        forwarding.switch_on(off, "<gateway=forward>")
+        restored.append("forwarding")
+    return restored
 
 
 def interfaces_of(gateway: Gateway, tun: Link) -> list[int]:

@@ -1,5 +1,6 @@
 """What a gateway (host/gateway.py) was made to do, beside what the kernel does by now: other
-programs flush nftables, and set what sysctl.conf says. It is only looked at, not repaired.
+programs flush nftables, and set what sysctl.conf says. It is only looked at; `gateway.py` restores
+it, a moment later.
 
 nft(8) is asked for the table, so this takes a while, and is for a thread.
 """

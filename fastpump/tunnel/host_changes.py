@@ -17,7 +17,7 @@ from fastpump.conn.endpoint import Endpoint, is_name
 from fastpump.constants import DEFAULT_PORT
 from fastpump.device.peer import Peer
 from fastpump.errors import FastpumpError
-from fastpump.host import full_tunnel, ipv6, kill_switch
+from fastpump.host import full_tunnel, gateway_table, ipv6, kill_switch
 from fastpump.host.down_commands import DownCommands
 from fastpump.host.kill_switch import KillSwitch
 from fastpump.host.network import HostNet, HostState
@@ -158,14 +158,16 @@ class HostChanges:
 
     def _watch(self) -> None:
         if self._loop is not None:
-            self._repairs.start(self._running.link.index, self.table, self.state.nft_tables)
+            self._repairs.start(self._running.link.index, self.table, (
+                *self.state.nft_tables, gateway_table.table_of(self._name)))
 
     async def _restore(self) -> list[str]:
         if not self._running.is_at_home:
             return []
         async with self._turn:
-            return await asyncio.shield(asyncio.to_thread(
-                self.state.restore, self._running.link.index))
+            return await asyncio.shield(asyncio.to_thread(lambda: [
+                *self.state.restore(self._running.link.index),
+                *self._running.restore_gateway()]))
 
     def _soon(self, change: Callable[[], object]) -> bool:
         """False: not now."""

@@ -278,7 +278,7 @@ class _Start:
         self._configure_peers(tunnel)
         # Not to be interrupted: what is made must be noted, to be undone.
         if config.gateway:      # before a packet can come
-            await asyncio.to_thread(
+            tunnel.restore_gateway = await asyncio.to_thread(
                 gateway.set_up, Gateway.of(config.gateway), tunnel.link.index,
                 self._versions(supervisor), self.cleanup)
         await asyncio.to_thread(program.configure, tunnel, self.cleanup,

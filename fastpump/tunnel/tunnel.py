@@ -46,6 +46,8 @@ class Tunnel:
     """Of the interface; a peer's are its own."""
     repairs: RepairWatch | None = None
     """Of what it has changed on the host."""
+    restore_gateway: Callable[[], list[str]] = list
+    """Puts back what others have removed of a gateway; what that was, in words. For a thread."""
     on_link_up: Callable[[], None] = lambda: None
     """Called when the interface was set down, and is up again: its routes are gone."""
 
