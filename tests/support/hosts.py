@@ -175,15 +175,20 @@ def network_state(lab, side, *records):
         for words in (("-4", "rule"), ("-6", "rule"), ("-4", "route", "show", "table", "all"),
                       ("-6", "route", "show", "table", "all"))}
     state["addresses"] = re.sub(r" fe80:\S+", "", lab.ip(side, "-brief", "address"))
-    state["nft"] = lab.run(side, "nft", "list", "ruleset").stdout
+    state["nft"] = lab.run(side, "nft", "-s", "list", "ruleset").stdout     # without counters
     for directory in records:
         state |= {str(path): path.read_text() for path in directory.iterdir()}
     return state
 
 
 def pids_in(lab, side):
-    """All processes in a namespace."""
-    return [int(pid) for pid in ip("netns", "pids", lab.names[side], check=False).split()]
+    """All processes in a namespace, but for the nft by which a tunnel looks at its tables."""
+    found = []
+    for pid in ip("netns", "pids", lab.names[side], check=False).split():
+        with contextlib.suppress(OSError):      # it has ended
+            if Path(f"/proc/{pid}/comm").read_text() != "nft\n":
+                found.append(int(pid))
+    return found
 
 
 def own_pid(lab, side, name):
