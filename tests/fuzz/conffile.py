@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 
 from fastpump.config import file as config_file
 from fastpump.config.file_emit import emit
@@ -43,6 +43,9 @@ FILE_VALUES = {
     "StormLimit": ["100", "off", "0", "10000", "-1"],
     "ResolveEvery": ["30", "off", "4", "86400"],
     "Gateway": ["forward, nat, mss", "nat:eth0", "nat", "nat:", "mss:eth0", "all", "nat:a#b"],
+    "KillSwitch": ["on", "off", "TRUE", "", "1"],
+    "KillSwitchAllow": ["192.168.7.0/24, fd07::/64", "0.0.0.0/0", "192.168.7.1", "", "a", "::/129"],
+    "EndpointDNS": ["192.0.2.53, 2001:db8::53", "fe80::53%eth0", "192.0.2.53:53", "", "a.b"],
     "SaveConfig": ["TRUE", "false"],
     "PreUp": ["true", "", "iptables -A FORWARD -i %i -j ACCEPT; echo a=b", "[x]", "\v", "="],
     "PostUp": ["echo \u2028 two", "a # b"], "PreDown": ["\x85"], "PostDown": [" x\t"],
@@ -119,6 +122,8 @@ def random_config(rng):
     mode = rng.choice(("tun", "tun", "tap"))
     if mode == "tap":
         prefixes = []
+    table = "auto" if mode == "tap" else rng.choice(("auto", "off", "main", "1", "4294967295"))
+    closes = mode == "tun" and table != "off" and rng.random() < 0.5
     peers = tuple(PeerConfig(
         bytes([number]) * 32, some([("192.0.2.1", 1), ("2001:db8::1", 65535), ("a.b", 9)]),
         tuple(prefixes[place::4]), perhaps(bytes([number ^ 1 or 2]) * 32),
@@ -129,7 +134,10 @@ def random_config(rng):
         addresses=some([ip_interface(text) for text in ("10.9.0.1/24", "fd00::1/64", "::/0")]),
         dns=some(["10.9.0.53", "fd00::53", "corp.example", "~lab", "~"]),
         mtu=perhaps(576, 65000),
-        table="auto" if mode == "tap" else rng.choice(("auto", "off", "main", "1", "4294967295")),
+        table=table, kill_switch=closes,
+        kill_switch_allow=some([ip_network("192.168.7.0/24"), ip_network("fd07::/64")])
+        if closes else (),
+        endpoint_dns=some(["192.0.2.53", "2001:db8::53", "fe80::53%eth0"]) if closes else (),
         pre_up=some(hooks), post_up=some(hooks), pre_down=some(hooks), post_down=some(hooks),
         save_config=rng.random() < 0.5, peers=peers, queues=perhaps(1, 256),
         pin=rng.random() < 0.5, busy_poll_us=rng.choice((0, 1, 1_000_000)),

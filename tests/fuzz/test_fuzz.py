@@ -15,7 +15,7 @@ from fastpump.config import file as config_file
 from fastpump.errors import ConfigError
 from fuzz import __main__ as fuzz
 from fuzz.common import telling
-from fuzz.conffile import FILE_KEY, INTERFACE_NAMES, PEER_NAMES
+from fuzz.conffile import FILE_KEY, FILE_VALUES, INTERFACE_NAMES, PEER_NAMES
 
 SECONDS = 1.4
 SHORT = [name for name in fuzz.CHECKS if name not in fuzz.LONG]
@@ -39,6 +39,10 @@ def test_random_input(name):
 @given(st.randoms(use_true_random=False))
 def test_input_that_hypothesis_finds(name, rng):
     fuzz.CHECKS[name](rng)
+
+
+def test_every_key_of_a_file_has_values():
+    assert set(FILE_VALUES) == {*INTERFACE_NAMES, *PEER_NAMES}
 
 
 def test_a_failure_tells_its_input():
