@@ -26,7 +26,7 @@ define apt_install
 	    apt-get -qq -y --no-install-recommends install $$missing >/dev/null; fi
 endef
 
-.PHONY: demo test test-pythons lint fuzz-memory bench bench-gateway bench-forwarding bench-lanes bench-limits packages test-packages install clean
+.PHONY: demo test test-pythons lint fuzz-memory path-table bench bench-gateway bench-forwarding bench-lanes bench-limits packages test-packages install clean
 
 demo: install
 	$(SUDO) $(VENV)/bin/fastpump demo $(DEMO_OPTIONS)
@@ -50,6 +50,10 @@ lint: install
 # Every word that a worker may write, with every hostile value: some minutes.
 fuzz-memory: install
 	PYTHONPATH=.:tests $(VENV)/bin/python -m fuzz.sharedmemory $(FUZZ_OPTIONS)
+
+# Path MTUs of all sizes, with routers of all kinds: half an hour.
+path-table: install
+	$(SUDO) env PYTHONPATH=.:tests $(VENV)/bin/python -m support.pathtable $(PATH_OPTIONS)
 
 # WIREGUARD_GO=/path/to/wireguard-go compares with it.
 bench: install

@@ -16,7 +16,7 @@ from typing import Any
 from fastpump.cli.leftovers import recover
 from fastpump.config.command_line import with_default_allowed_ips
 from fastpump.config.model import TunnelConfig, check
-from fastpump.constants import DEFAULT_MTU, DEFAULT_NAME, DEFAULT_PORT
+from fastpump.constants import DEFAULT_NAME, DEFAULT_PORT
 from fastpump.host import ethernet, full_tunnel, ipv6
 from fastpump.host.down_commands import DownCommands
 from fastpump.host.network import HostNet, find_closed
@@ -51,6 +51,10 @@ class _Foreground:
     host: str | None = None
     """Without peers: where another host would find this one."""
     changes: HostChanges | None = None
+    endpoints: Collection[Address] = ()
+    """The peers' at the start."""
+    mtu: int | None = None
+    """Once it is known. The paths to the peers may differ later; it stays."""
 
     @property
     def is_full(self) -> bool:
@@ -77,6 +81,7 @@ class _Foreground:
         if config.mode == "tap":
             ethernet.configure(config, index, cleanup, endpoints)
         else:
+            self.endpoints, self.mtu = endpoints, config.mtu
             links.set_up(links.get(index))
             if self.changes is None:
                 self._take_host(tunnel, cleanup)
@@ -98,10 +103,13 @@ class _Foreground:
             connected = set()
         networks = [each for each in networks
                     if each.version in versions and each not in connected]
+        addresses = tuple(each for each in config.addresses if each.version in versions)
         apart = self.changes.apart(networks)
+        if self.mtu is None:
+            self.mtu = ipv6.fitting_mtu(routes.fitting_mtu(self.endpoints, self.changes.table),
+                                        (*addresses, *networks))
         return HostNet(
-            tuple(each for each in config.addresses if each.version in versions),
-            DEFAULT_MTU if config.mtu is None else config.mtu,
+            addresses, self.mtu,
             tuple((each, self.changes.table if each in apart else TABLE_MAIN) for each in networks),
             self.changes.table, kill_switch=kill_switch_of(config))
 

@@ -177,7 +177,8 @@ OPTIONS = (
            key="DNS"),
     Option(name="mtu", value=Number("MTU", MIN_MTU, MAX_TAP_MTU, notation=NOT_OCTAL),
            flag="--mtu", key="MTU", metavar="N", may_be_empty=True,
-           summary=f"MTU of the interface (default: {DEFAULT_MTU}; with --tap, what fits)"),
+           summary="MTU of the interface (default: what fits the paths to the peers; "
+                   f"{DEFAULT_MTU} if none is known)"),
     Option(name="table", value=Parsed(lazily("fastpump.config.parsers.parse_table")),
            default="auto", key="Table", may_be_empty=True, needs_restart=True),
     Option(name="queues", value=Number("number of queues", 1, MAX_QUEUES), flag="--queues",

@@ -10,6 +10,10 @@ unmodified peer reaches the right worker wherever it roams.
 Lane sockets are for the lanes that we open ourselves (device/lanes.py): each has a port of its
 own, and all peers share them.
 
+On each of these ports one more socket is bound, last, to which the program sends nothing: the
+supervisor sends probes of the path MTU by it (device/path_mtus.py). They have DF set, which data
+has not.
+
 A GRO train is steered as a whole, by its first datagram, and whether datagrams are put into trains
 at all is decided on a socket that the kernel picks by hash alone. Hence all sockets of the group
 have UDP_GRO, the handshake socket too, and misdelivered datagrams are passed on (hot/rings.pxd).
@@ -33,8 +37,12 @@ from fastpump.kernel import (
     IP_MTU_DISCOVER,
     IP_PKTINFO,
     IP_PMTUDISC_DONT,
+    IP_PMTUDISC_PROBE,
+    IP_RECVFRAGSIZE,
     IPV6_MTU_DISCOVER,
     IPV6_PMTUDISC_DONT,
+    IPV6_PMTUDISC_PROBE,
+    IPV6_RECVFRAGSIZE,
     SK_MEMINFO,
     SO_ATTACH_FILTER,
     SO_ATTACH_REUSEPORT_CBPF,
@@ -92,6 +100,11 @@ def handshake_filter() -> list[Instruction]:
         (RET_K, 0, 0, 0xFFFF),
         (RET_K, 0, 0, 0),
     ]
+
+
+def first_socket_program() -> list[Instruction]:
+    """Of a lane socket's group: all to the lane socket, nothing to the one that sends probes."""
+    return [(RET_K, 0, 0, 0)]
 
 
 def lane_filter() -> list[Instruction]:
@@ -173,10 +186,14 @@ class SocketGroup:
             self.handshake = self._bind(self.port)
             self._set_tos(self.handshake, OTHER_TOS if self._tos == HANDSHAKE_TOS
                           else HANDSHAKE_TOS)
+            self._prober = self._make_prober(self.port)
+            self._lane_probers: list[socket.socket] = []
             for _ in range(lane_sockets):
                 sock = self._make()
-                sock.bind(("", 0))
+                sock.bind(("", 0))      # alone at first: as workers[0]
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 self.lanes.append(sock)
+                self._lane_probers.append(self._make_prober(sock.getsockname()[1]))
             if gro:
                 for sock in self._open:
                     sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
@@ -185,6 +202,7 @@ class SocketGroup:
                                    steering_program(queue_count))
                 classic_bpf.attach(self.handshake, SO_ATTACH_FILTER, handshake_filter())
                 for sock in self.lanes:
+                    classic_bpf.attach(sock, SO_ATTACH_REUSEPORT_CBPF, first_socket_program())
                     classic_bpf.attach(sock, SO_ATTACH_FILTER, lane_filter())
             except OSError as error:
                 raise SystemSetupError(
@@ -236,6 +254,15 @@ class SocketGroup:
         sock.bind(("", port))
         return sock
 
+    def _make_prober(self, port: int) -> socket.socket:
+        """A socket on a port that we have, which only sends: with DF, whatever the kernel has
+        learned of the path."""
+        sock = self._bind(port)
+        if self.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_PROBE)
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+        return sock
+
     def _make(self) -> socket.socket:
         sock = socket.socket(self.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._open.append(sock)
@@ -244,9 +271,11 @@ class SocketGroup:
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVFRAGSIZE, 1)
         else:
             sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        sock.setsockopt(socket.IPPROTO_IP, IP_RECVFRAGSIZE, 1)      # Linux 4.10
         # As the kernel's WireGuard: outer packets may be fragmented on the way.
         sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
         if self._tos:
@@ -281,10 +310,23 @@ class SocketGroup:
         self._send(self.handshake, message, endpoint, source_address)
 
     def send_lane(self, message: bytes, endpoint: Endpoint, source_address: bytes,
-                  number: int | None) -> None:
-        """The same, by a lane socket, or from our port (None)."""
+                  number: int | None) -> bool:
+        """The same, by a lane socket, or from our port (None). True."""
         self._send(self.handshake if number is None else self.lanes[number], message, endpoint,
                    source_address)
+        return True
+
+    def send_probe(self, message: bytes, endpoint: Endpoint, source_address: bytes,
+                   number: int | None) -> bool:
+        """As `send_lane`, never in fragments; False if our own link does not take so much."""
+        try:
+            self._send(self._prober if number is None else self._lane_probers[number], message,
+                       endpoint, source_address)
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                return False
+            raise
+        return True
 
     def _send(self, sock: socket.socket, message: bytes, endpoint: Endpoint,
               source_address: bytes) -> None:

@@ -205,10 +205,12 @@ cdef class Admission:
         cdef uint8_t *data = <uint8_t *>state.iov[which].iov_base
         cdef uint8_t source_address[SOURCE_ADDRESS_LEN]
         cdef uint8_t tos
+        cdef bint is_reassembled
         cdef Sender sender
         cdef uint32_t length, left = 0 if message.msg_flags & MSG_TRUNC else \
             state.messages[which].msg_len
-        cdef uint32_t segment_len = cmsg_read(message, left, source_address, &tos)
+        cdef uint32_t segment_len = cmsg_read(message, left, source_address, &tos,
+                                              &is_reassembled)
         sender.address = &state.names[which]
         sender.address_len = message.msg_namelen
         sender.source_address = source_address

@@ -3,7 +3,7 @@
 import os
 from collections import namedtuple
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memset
 
@@ -22,6 +22,7 @@ from fastpump.hot.shm cimport (
 )
 
 FEATURE_PARTIAL, FEATURE_BUNDLE = constants.FEATURE_PARTIAL, constants.FEATURE_BUNDLE
+FEATURE_PATH_MTU = constants.FEATURE_PATH_MTU
 LANE_BITS = {
     "echo_reported": LANE_ECHO_REPORTED,
     "usable_reported": LANE_USABLE_REPORTED,
@@ -184,20 +185,23 @@ cdef class Lanes(SlotTable):
         or32(&lane.bits, LANE_DEAD, SEQ_CST)
         and32(&lane.bits, ~<uint32_t>LANE_USABLE, SEQ_CST)
 
-    def seal(self, uint32_t slot, uint32_t flags, uint64_t now):
-        """An empty message of that lane, which leaves now."""
-        cdef uint8_t message[TRANSPORT_HEADER_LEN + TAG_LEN]
+    def seal(self, uint32_t slot, uint32_t flags, uint64_t now, bytes payload=b""):
+        """A message of that lane, which leaves now."""
+        cdef uint8_t *message
         cdef uint8_t nonce[12]
         cdef Lane *lane = self.at(slot)
         cdef uint64_t counter = self.take_counter(slot, now)
+        sealed = PyBytes_FromStringAndSize(NULL, TRANSPORT_HEADER_LEN + len(payload) + TAG_LEN)
+        message = <uint8_t *>PyBytes_AS_STRING(sealed)
         store_le32(message, LANE_TYPE | flags << 8 | lane.number << 16)
         store_le32(message + 4, lane.remote_index)
         store_le64(message + 8, counter)
         nonce_set(nonce, counter)
         if aead_seal(&self.mapping.aead, lane.cipher, lane.send_key, nonce, message,
-                     TRANSPORT_HEADER_LEN, message, message + TRANSPORT_HEADER_LEN, 0) != 0:
+                     TRANSPORT_HEADER_LEN, <const uint8_t *>PyBytes_AS_STRING(payload),
+                     message + TRANSPORT_HEADER_LEN, len(payload)) != 0:
             raise OSError("the AEAD library failed")
-        return PyBytes_FromStringAndSize(<char *>message, sizeof(message))
+        return sealed
 
     def expect_answer(self, uint32_t slot, uint64_t now):
         """As if data left on the lane now, if all of it was answered."""

@@ -26,7 +26,7 @@ REPORTED_BITS = {
     "gso_refused": REPORTED_GSO_REFUSED,
     "loop": REPORTED_LOOP,
 }
-NO_SLOT = NONE
+NO_SLOT = <uint32_t>NONE         # as it comes in events
 
 
 cdef class Peers(SlotTable):
@@ -48,7 +48,7 @@ cdef class Peers(SlotTable):
                VERDICT_COUNT * sizeof(uint64_t))
         bucket_configure(&state.storm, storm_bucket(self.mapping.tables.header.storm_limit), 0)
         state.send_keypair = state.lanes[0] = state.lanes[1] = NONE
-        peer.policy, peer.originator_id = POLICY_ANY, 0
+        peer.policy, peer.originator_id, peer.payload_mtu = POLICY_ANY, 0, NONE
         peer.purge_count += 1       # what a worker still staged is not its
         self.mapping.peers_end = self.end
         store32(&self.mapping.configuration.header.peers_end, self.end, RELEASE)
@@ -97,6 +97,22 @@ cdef class Peers(SlotTable):
         """What the peer's data may travel by: "any" route, "lanes" only, or "nothing"."""
         self.mapping.check_peer(slot)
         store32(&self.mapping.configuration.peers[slot].policy, POLICIES[policy], RELAXED)
+
+    def set_payload_mtu(self, uint32_t slot, mtu):
+        """What fits into one message to the peer (hot/path_mtu.pxd); None: all that the interface
+        sends."""
+        cdef uint32_t value = <uint32_t>NONE
+        self.mapping.check_peer(slot)
+        if mtu is not None:
+            value = mtu
+        store32(&self.mapping.configuration.peers[slot].payload_mtu, value, RELAXED)
+
+    def payload_mtu(self, uint32_t slot):
+        """As it was set."""
+        cdef uint32_t value
+        self.mapping.check_peer(slot)
+        value = self.mapping.configuration.peers[slot].payload_mtu
+        return None if value == <uint32_t>NONE else value
 
     def set_lanes(self, uint32_t slot, newest, older):
         """The sets of lanes that workers send on, by the slots of their first lanes; None for

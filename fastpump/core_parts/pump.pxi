@@ -49,6 +49,7 @@ cdef Worker *worker_lay_out(Arena *arena, Worker *unplaced, size_t peer_capacity
     self.shaper.in_use = <uint32_t *>arena_take(arena, 2 * peer_capacity * sizeof(uint32_t))
     self.upcalls_full_at_ns = <uint64_t *>arena_take(arena, peer_capacity * sizeof(uint64_t))
     self.roams_full_at_ns = <uint64_t *>arena_take(arena, peer_capacity * sizeof(uint64_t))
+    self.paths_full_at_ns = <uint64_t *>arena_take(arena, peer_capacity * sizeof(uint64_t))
     self.session_sent_ns = <uint64_t *>arena_take(arena, peer_capacity * sizeof(uint64_t))
     self.staged.per_peer = <uint16_t *>arena_take(arena, peer_capacity * sizeof(uint16_t))
     return self

@@ -23,12 +23,17 @@ SHARED_CONSTANTS = {
     "RESPONSE_TYPE": _constants.RESPONSE_TYPE,
     "CONTROL_MARK": _constants.CONTROL_MAGIC,
     "LANE_FLAG_ECHO_REQUEST": _constants.LANE_FLAG_ECHO_REQUEST,
+    "LANE_FLAG_EXTENSION": _constants.LANE_FLAG_EXTENSION,
+    "EXTENSION_PATH_PROBE": _constants.EXTENSION_PATH_PROBE,
+    "EXTENSION_PATH_ACK": _constants.EXTENSION_PATH_ACK,
     "LANE_TYPE": _constants.LANE_TYPE,
     "TRANSPORT_TYPE": _constants.TRANSPORT_TYPE,
     # protocol/lane_messages.py: Kind, Field, and where HELLO and OFFER have the field IN_USE
     "CONTROL_HELLO": _constants.CONTROL_HELLO,
     "CONTROL_OFFER": _constants.CONTROL_OFFER,
     "CONTROL_END": _constants.CONTROL_END_MARKER,
+    "CONTROL_PATH_PROBE": _constants.CONTROL_PATH_PROBE,
+    "CONTROL_PATH_ACK": _constants.CONTROL_PATH_ACK,
     "CONTROL_IN_USE_AT": _constants.CONTROL_IN_USE_AT,
     "CONTROL_IN_USE_FIELD": _constants.CONTROL_IN_USE_FIELD,
 }

@@ -31,9 +31,12 @@ class DeviceCallbacks:
     """The wall clock, for TAI64N."""
     jitter: Callable[[int], int]
     """A random number below its argument."""
-    transmit_lane: Callable[[bytes, Endpoint, bytes, int | None], None] = _ignore
+    transmit_lane: Callable[[bytes, Endpoint, bytes, int | None], object] = _ignore
     """Like `transmit`, for a lane message: from the lane socket of that number, or our port
     (None)."""
+    transmit_probe: Callable[[bytes, Endpoint, bytes, int | None], bool] | None = None
+    """Like `transmit_lane`, but never in fragments; False if our own link does not take so large a
+    message. None: the path MTU is not probed."""
     on_deadline: Callable[[], None] = _ignore
     """`Device.next_deadline` may be earlier than it was."""
     on_retired: Callable[[], None] = _ignore

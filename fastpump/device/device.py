@@ -76,7 +76,8 @@ class Device:
         self.sessions = Sessions(tables)
         self.lanes = Lanes(tables, lanes or Options("wireguard"), LanesCallbacks(
             send_control=self._send_control, send_lane=callbacks.transmit_lane,
-            ring=callbacks.ring, want_session=self._want_session), family)
+            send_probe=callbacks.transmit_probe, ring=callbacks.ring,
+            want_session=self._want_session), family)
         self.send_errors = SendErrors(tables)
         self.endpoints = Endpoints(tables, self.lanes, self.send_errors, callbacks, family)
         self._handshakes = Handshakes(tables, self.peers, self.sessions, self.endpoints,

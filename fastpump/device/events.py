@@ -10,12 +10,13 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fastpump._core import OFFLOAD_BITS, SharedTables
+from fastpump._core import NO_SLOT, OFFLOAD_BITS, SharedTables
 from fastpump.constants import REKEY_TIMEOUT_JITTER
 from fastpump.device.callbacks import DeviceCallbacks
 from fastpump.device.endpoints import Endpoints
 from fastpump.device.handshake import Handshakes
 from fastpump.device.lanes import Lanes
+from fastpump.device.path_mtus import SESSION
 from fastpump.device.peer import Peer
 from fastpump.device.send_errors import SendErrors, error_text
 
@@ -31,7 +32,7 @@ class WorkerEvent(NamedTuple):
     detail: int = 0
     """By name: the slot of a keypair or lane, or an offload's bit."""
     error: int = 0
-    """An errno."""
+    """An errno; of a path probe or its ack, number << 16 | size."""
     at_ns: int = 0
     """As the worker says, but not after Device.on_event was called."""
 
@@ -79,6 +80,8 @@ class PeerEvents:
             "lane_roam": self._lane_roam,
             "lane_unanswered": self._lane_unanswered,
             "gso_refused": self._gso_refused,
+            "path_probe": self._path_probe,
+            "path_ack": self._path_ack,
             "loop": self._loop,
         }
 
@@ -89,7 +92,8 @@ class PeerEvents:
     def _want_session(self, peer: Peer, _event: WorkerEvent, now: int) -> None:
         self._handshakes.want_session(peer, now)
 
-    def _unanswered_tx(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
+    def _unanswered_tx(self, peer: Peer, event: WorkerEvent, now: int) -> None:
+        self._lanes.of(peer).paths.on_data(SESSION, now)
         peer.timers.unanswered_tx(event.at_ns, self._callbacks.jitter(REKEY_TIMEOUT_JITTER))
 
     def _unanswered_rx(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
@@ -122,6 +126,14 @@ class PeerEvents:
 
     def _lane_unanswered(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
         self._lanes.of(peer).on_lane_unanswered(event.detail, event.at_ns)
+
+    def _path_probe(self, peer: Peer, event: WorkerEvent, now: int) -> None:
+        slot = None if event.detail == NO_SLOT else event.detail
+        self._lanes.of(peer).paths.on_probe(slot, event.error >> 16, event.error & 0xffff, now)
+
+    def _path_ack(self, peer: Peer, event: WorkerEvent, now: int) -> None:
+        slot = None if event.detail == NO_SLOT else event.detail
+        self._lanes.of(peer).paths.on_ack(slot, event.error >> 16, event.error & 0xffff, now)
 
     def _loop(self, peer: Peer, _event: WorkerEvent, now: int) -> None:
         endpoint = self._endpoints.of_data(peer)

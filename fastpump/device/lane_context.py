@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastpump._core import FEATURE_BUNDLE, FEATURE_PARTIAL, SharedTables
+from fastpump._core import FEATURE_BUNDLE, FEATURE_PARTIAL, FEATURE_PATH_MTU, SharedTables
 from fastpump.conn.endpoint import Endpoint
 from fastpump.device.peer import Peer
 from fastpump.protocol.keypairs import Keypair
@@ -20,7 +20,7 @@ class Options:
     """auto, wireguard (never lanes) or lanes (nothing else)."""
     ciphers: tuple[str, ...] = ("aes-256-gcm", "chacha20-poly1305")
     """Names of lane_messages.CIPHER_NUMBERS, the best first."""
-    features: int = FEATURE_PARTIAL | FEATURE_BUNDLE
+    features: int = FEATURE_PARTIAL | FEATURE_BUNDLE | FEATURE_PATH_MTU
     mode: Mode = Mode.TUN
     socket_count: int = 0
     """Of the lane sockets; a multiple of the queues."""
@@ -32,11 +32,14 @@ class LanesCallbacks:
 
     send_control: Callable[[Peer, Keypair, bytes, int], None]
     """Send a control packet in a session, at a time; b"" for a keepalive."""
-    send_lane: Callable[[bytes, Endpoint, bytes, int | None], None]
+    send_lane: Callable[[bytes, Endpoint, bytes, int | None], object]
     """Send a lane message to an endpoint, from a source address, by a lane socket (its number;
     None for our port)."""
     ring: Callable[[], None]
     """Have the workers look at what they have staged."""
+    send_probe: Callable[[bytes, Endpoint, bytes, int | None], bool] | None
+    """Like `send_lane`, but never in fragments; False if our own link does not take it. None: the
+    path MTU is not probed."""
     want_session: Callable[[Peer, int], None]
     """Start a handshake, REKEY_TIMEOUT after the last one at the earliest."""
 

@@ -158,7 +158,7 @@ class LaneOwner(Protocol):
     is_opener: bool
     """Whether the lanes are ours to open."""
 
-    def send(self, number: int, flags: int, now: int) -> None:
+    def send(self, number: int, flags: int, now: int) -> object:
         """Send an empty message on a lane."""
 
     def warn(self, message: str, fields: dict[str, object]) -> None:

@@ -30,7 +30,7 @@ from fastpump.device.lane_context import LanesContext
 from fastpump.device.lane_probes import Lane
 from fastpump.device.peer import Peer
 from fastpump.ip import Address
-from fastpump.protocol import lane_messages
+from fastpump.protocol import lane_messages, wire
 from fastpump.protocol.keypairs import Keypair
 from fastpump.protocol.lane_messages import Mode, Terms
 from fastpump.protocol.timers import earliest
@@ -75,8 +75,10 @@ class LaneSet:
     """The lanes that were agreed on at one time."""
 
     __slots__ = ("_context", "_turn_at", "_turns", "_warnings_left", "cipher", "count",
-                 "created_ns", "due", "first", "is_opener", "lanes", "local_index", "peer",
-                 "remote_index", "tables")
+                 "created_ns", "due", "features", "first", "is_opener", "lanes", "local_index",
+                 "peer", "remote_index", "tables")
+
+    EXTENSION = wire.LANE_FLAG_EXTENSION
 
     def __init__(self, peer: Peer, context: LanesContext, agreement: Agreement) -> None:
         self.peer = peer
@@ -88,6 +90,8 @@ class LaneSet:
         self.is_opener = agreement.is_opener
         self.cipher = lane_messages.CIPHER_NAMES[agreement.terms.cipher]
         self.created_ns = agreement.keypair.created_ns
+        self.features = agreement.peer_features & context.options.features
+        """What both sides have: _core.FEATURE_*."""
         self.due: dict[Lane, int] = {}
         """When the lanes' timers fire that run."""
         self.lanes = [Lane(self, number) for number in range(self.count)]
@@ -171,16 +175,21 @@ class LaneSet:
 
     # -- sending
 
-    def send(self, number: int, flags: int, now: int) -> None:
-        """Send an empty message on a lane, if it is known where that is."""
+    def send(self, number: int, flags: int, now: int, payload: bytes = b"", *,
+             is_probe: bool = False) -> bool:
+        """Send a message on a lane, if it is known where that is. `is_probe`: never in fragments;
+        False if our own link does not take it."""
         slot = self.first + number
         sockaddr, source_address = self.tables.lanes.endpoint(slot)
         if not sockaddr:
-            return
+            return True
         socket = number % self._context.options.socket_count if self.is_opener else None
-        self._context.callbacks.send_lane(
-            self.tables.lanes.seal(slot, flags, now), Endpoint.from_sockaddr(sockaddr),
-            source_address, socket)
+        message = self.tables.lanes.seal(slot, flags, now, payload)
+        endpoint, callbacks = Endpoint.from_sockaddr(sockaddr), self._context.callbacks
+        if is_probe and callbacks.send_probe is not None:
+            return callbacks.send_probe(message, endpoint, source_address, socket)
+        callbacks.send_lane(message, endpoint, source_address, socket)
+        return True
 
     def ask_all(self, now: int) -> None:
         """An echo request on each lane: the peer learns where they are."""
@@ -248,6 +257,10 @@ class LaneSets:
         return next((each.lanes[slot - each.first] for each in self._live if slot in each.slots),
                     None)
 
+    def set_of(self, slot: int) -> LaneSet | None:
+        """The set of the lane in a slot of the shared table."""
+        return next((each for each in self._live if slot in each.slots), None)
+
     def received_since(self, since: int) -> bool:
         """Whether the peer was received on a lane since then."""
         return any(each.received_since(since) for each in self._live)
@@ -287,7 +300,7 @@ class LaneSets:
         options = self._context.options
         self._tables.lanes.install(lane_set.first, NewLanes(
             remote_index=lane_set.remote_index, cipher=lane_set.cipher,
-            features=agreement.peer_features & options.features,
+            features=lane_set.features,
             keys=list(zip(agreement.send_keys, agreement.receive_keys, strict=True)),
             endpoints=self._endpoints(lane_set),
             sockets=options.socket_count if lane_set.is_opener else None,

@@ -13,7 +13,8 @@ protocol/lane_messages.py has the messages and how keys are made of them.
     ACCEPT_SENT                             ACCEPTED
 
 Each side sends again what is not answered in HELLO_TIMEOUT, byte for byte, until its tries are
-spent; it accepts a late answer all the same. An upgrade ends with its session. A message that the
+spent; a large one then in parts, if the peer takes them, as it may not fit the path. It accepts a
+late answer all the same. An upgrade ends with its session. A message that the
 table does not expect changes nothing, and is dropped as DROP_UNEXPECTED_CONTROL. One whose action
 fails is dropped with the action's verdict, and the state stays: the peer may send it again.
 """
@@ -27,7 +28,7 @@ from typing import Protocol, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 
-from fastpump._core import wipe
+from fastpump._core import FEATURE_PATH_MTU, wipe
 from fastpump.constants import HELLO_TIMEOUT, UPGRADE_ATTEMPTS
 from fastpump.device.lane_sets import Agreement, LaneSet, LaneSets, Reservation
 from fastpump.protocol import lane_messages
@@ -211,7 +212,8 @@ class Upgrade:
     received; b"" for none."""
 
     __slots__ = ("_answers_left", "_offered", "_ours", "_owner", "_public_keys", "_retry_at",
-                 "_sent", "_tries_left", "accept", "hello", "keypair", "offer", "state")
+                 "_sent", "_takes_parts", "_tries_left", "accept", "hello", "keypair", "offer",
+                 "parts", "state")
 
     def __init__(self, keypair: Keypair, public_keys: tuple[bytes, bytes],
                  owner: UpgradeOwner) -> None:
@@ -219,11 +221,13 @@ class Upgrade:
         self.keypair = keypair
         self.state = State.NEW if keypair.is_initiator else State.LISTENING
         self.hello = self.offer = self.accept = b""
+        self.parts = lane_messages.Parts()
         self._public_keys = public_keys
         self._owner = owner
         self._ours: Abilities | None = None
         self._offered: _Offered | None = None
         self._sent = b""
+        self._takes_parts = False
         self._retry_at = 0
         self._tries_left = 0
         self._answers_left = 2 * UPGRADE_ATTEMPTS
@@ -330,6 +334,7 @@ class Upgrade:
         except BaseException:
             self._owner.sets.release(reservation)
             raise
+        self._takes_parts = bool(offer.abilities.features & FEATURE_PATH_MTU)
         self.offer, self.accept, self._sent = whole, accept, accept
         self._send(now)
         self._owner.open(lane_set, now)
@@ -365,6 +370,7 @@ class Upgrade:
         except BaseException:
             self._owner.sets.release(reservation)
             raise
+        self._takes_parts = bool(hello.abilities.features & FEATURE_PATH_MTU)
         self._offered = _Offered(reservation, terms, is_opener, hello.abilities.features, kem_key)
         self.hello = whole
         self._tries_left = UPGRADE_ATTEMPTS - 1
@@ -397,13 +403,13 @@ class Upgrade:
     def _retry(self, _: Received, now: int) -> None:
         self._tries_left -= 1
         self._retry_at = now + HELLO_TIMEOUT
-        self._send(now)
+        self._send_again(now)
 
     def _answer_again(self, _: Received, now: int) -> str | None:
         if self._answers_left == 0:
             return Verdict.DROP_UNEXPECTED_CONTROL
         self._answers_left -= 1
-        self._send(now)
+        self._send_again(now)
         return None
 
     def _notify_unanswered(self, _: Received, __: int) -> None:
@@ -413,8 +419,14 @@ class Upgrade:
         pass
 
     def _send(self, now: int) -> None:
-        """Send the last message, for the first time or again."""
+        """Send the last message."""
         self._owner.send_control(self.keypair, self._sent, now)
+
+    def _send_again(self, now: int) -> None:
+        """In parts, if it may have been too large, and the peer takes them."""
+        is_large = self._takes_parts and len(self._sent) > lane_messages.PART_LEN
+        for data in lane_messages.parts_of(self._sent) if is_large else [self._sent]:
+            self._owner.send_control(self.keypair, data, now)
 
     def _derive(self, kem_secret: bytes, terms: Terms, offer: bytes, accept: bytes) -> LaneKeys:
         transcript = Transcript(*self._public_keys, self.hello, offer, accept)

@@ -6,6 +6,7 @@ control packets and workers' events; the shared tables (hot/shm.pxd) are changed
     how a session is upgraded to lanes      lane_upgrade.py: a table of states
     sets of lanes, and which ones live      lane_sets.py
     the life of one lane, and its probes    lane_probes.py: a table of states
+    the path MTU, of each lane and the peer path_mtus.py
     what of this concerns a peer as a whole PeerLanes, in this file
 
 A peer that did not answer the HELLOs of some sessions gets a single one in later sessions. When a
@@ -31,6 +32,7 @@ from fastpump.constants import (
 from fastpump.device.lane_context import LanesCallbacks, LanesContext, Options
 from fastpump.device.lane_sets import Agreement, LaneSet, LaneSets
 from fastpump.device.lane_upgrade import Upgrade
+from fastpump.device.path_mtus import PeerPaths
 from fastpump.device.peer import Peer
 from fastpump.protocol import lane_messages
 from fastpump.protocol.keypairs import Keypair
@@ -76,11 +78,12 @@ class PeerLanes:
 
     __slots__ = ("_context", "_does_lanes", "_keepalive_at", "_mtu_warned", "_proof_at",
                  "_proof_since", "_session_answer_at", "_session_answered_at", "_shows_lanes",
-                 "_silent_sessions", "_tables", "peer", "refusal", "sets", "upgrades")
+                 "_silent_sessions", "_tables", "paths", "peer", "refusal", "sets", "upgrades")
 
     def __init__(self, peer: Peer, context: LanesContext) -> None:
         self.peer = peer
         self.sets = LaneSets(peer, context)
+        self.paths = PeerPaths(peer, context, self.sets)
         self.upgrades: list[Upgrade] = []
         """One for each of the peer's sessions at most: both sides may start one at once."""
         self.refusal = ""
@@ -108,6 +111,7 @@ class PeerLanes:
         for upgrade in list(self.upgrades):
             self._end(upgrade)
         self.sets.clear()
+        self.paths.clear()
         self._proof_at = self._keepalive_at = self._session_answer_at = None
 
     # -- time
@@ -115,7 +119,8 @@ class PeerLanes:
     def deadline(self) -> int | None:
         """When `tick` wants to be called next."""
         return earliest(self._proof_at, self._keepalive_at, self._session_answer_at,
-                        self.sets.deadline(), *(upgrade.deadline for upgrade in self.upgrades))
+                        self.sets.deadline(), self.paths.deadline(),
+                        *(upgrade.deadline for upgrade in self.upgrades))
 
     def tick(self, now: int) -> None:
         """Run what is due."""
@@ -130,12 +135,14 @@ class PeerLanes:
         if self._keepalive_at is not None and now >= self._keepalive_at:
             self.keep_alive(now)
         self._answer_by_session(now)
+        self.paths.tick(now)
 
     # -- sessions and their upgrades
 
     def session_started(self, keypair: Keypair, now: int) -> bool:
         """Both sides have a new session. As its initiator, send a HELLO in it, which proves the
         keys as a keepalive does; False if none was sent."""
+        self.paths.session_started(now)
         if self.sets or self._context.is_lanes_only:
             self._proof_at, self._proof_since = now + LANES_PROOF_TIME, now
         if self._context.options.transport == "wireguard" or not keypair.is_initiator:
@@ -153,11 +160,16 @@ class PeerLanes:
         """A control packet that came in a session; the verdict if it is dropped."""
         if self._context.options.transport == "wireguard":
             return Verdict.DROP_CONTROL_UNWANTED
+        upgrade = next((each for each in self.upgrades if each.keypair is keypair), None)
+        if lane_messages.is_part(data):
+            whole = b"" if upgrade is None else upgrade.parts.add(data)
+            if whole is None:
+                return None
+            data = whole
         parsed = lane_messages.parse(data)
         if parsed is None:
             return Verdict.DROP_MALFORMED_CONTROL
-        upgrade = next((each for each in self.upgrades if each.keypair is keypair), None) \
-            or self._add_upgrade(keypair)
+        upgrade = upgrade or self._add_upgrade(keypair)
         verdict = upgrade.receive(*parsed, now)
         if not upgrade.has_begun:
             self._end(upgrade)
@@ -291,6 +303,7 @@ class PeerLanes:
             return
         self._tables.lanes.rearm(slot, "usable_reported")
         lane.on_usable(now)
+        self.paths.on_lane_usable(slot, now)
         if self._context.is_lanes_only:
             self._context.callbacks.ring()
 
@@ -299,6 +312,7 @@ class PeerLanes:
         lane = self.sets.find(slot)
         if lane is not None:
             lane.on_unanswered(since)
+            self.paths.on_data(lane.number, since)
 
     def on_lane_echo_request(self, slot: int, now: int) -> None:
         """The peer probes a lane."""

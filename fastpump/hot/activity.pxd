@@ -156,6 +156,13 @@ cdef inline void activity_lane_received(Worker *worker, const Lane *lane, uint32
             worker.now_ns)
 
 
+cdef inline void activity_path_probed(Worker *worker, const Lane *lane) noexcept nogil:
+    """The peer probes the path MTU of a lane. Like an echo request, that is no answer; it need not
+    make the lane usable, as only usable lanes are probed."""
+    activity_received(worker, lane.peer, &worker.tables.peer_states[lane.peer], False)
+    lane_state(&worker.tables, lane).last_rx_ns = worker.now_ns
+
+
 cdef inline void activity_peer_roams(Worker *worker, uint32_t index,
                                      const Sender *sender) noexcept nogil:
     """Send to where the peer is now, from the address of ours that it sends to."""

@@ -10,7 +10,7 @@
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
 
-from fastpump.hot.atomics cimport RELAXED, add64
+from fastpump.hot.atomics cimport RELAXED, add64, load32
 from fastpump.hot.batch cimport Path
 from fastpump.hot.bytes cimport load_le16, store_le16
 from fastpump.hot.constants cimport (
@@ -41,7 +41,9 @@ cdef inline void bundle_add(Worker *worker, const Lane *lane, const uint8_t *pac
     cdef Bundle *self = &worker.bundle
     cdef uint32_t needed = packet_len + BUNDLE_ENTRY_HEADER
     if self.count and (self.lane != lane or self.tos != tos or self.count == BUNDLE_PACKETS
-                       or self.length + needed > worker.mtu):
+                       or self.length + needed > min(
+                           worker.mtu, load32(&worker.tables.peers[lane.peer].payload_mtu,
+                                              RELAXED))):
         bundle_flush(worker)
     if self.count == 0:
         self.lane = lane

@@ -31,6 +31,18 @@ cdef inline uint64_t checksum_word(uint16_t value) noexcept nogil:
     return native
 
 
+cdef inline void checksum_replace(uint8_t *field, bint is_odd, uint16_t old,
+                                  uint16_t new) noexcept nogil:
+    """A 16-bit field changes that the checksum covers (RFC 1624, equation 3). `is_odd`: it stands
+    across two words of the sum."""
+    cdef uint64_t sum = <uint16_t>~checksum_load(field)
+    if is_odd:
+        old = <uint16_t>(old << 8 | old >> 8)
+        new = <uint16_t>(new << 8 | new >> 8)
+    sum += checksum_word(<uint16_t>~old) + checksum_word(new)
+    checksum_store(field, <uint16_t>~checksum_fold(sum))
+
+
 cdef inline uint64_t pseudo_sum(const uint8_t *ip, bint is_v6, uint8_t protocol,
                                 uint32_t l4_len) noexcept nogil:
     """Sum of the pseudo-header: RFC 793 for IPv4, RFC 8200 section 8.1 for IPv6."""

@@ -2,7 +2,8 @@
 #
 #   read        tun_to_udp (hot/tun_read.pxd): one packet, frame or superpacket at a time
 #   route       egress_packet: inner destination -> peer, by longest prefix; frames: hot/switch.pxd
-#   shape       egress_shape: what exceeds a rate limit waits, or is dropped (hot/shaper.pxd)
+#   fit         egress_shape: what is larger than the path takes is answered (hot/path_mtu.pxd)
+#   shape       the same: what exceeds a rate limit waits, or is dropped (hot/shaper.pxd)
 #   dispatch    egress_dispatch: by the route that the peer has now (hot/tx_route.pxd); without one,
 #               the packet is staged and a handshake requested from the supervisor
 #   transmit    egress_transmit, on a lane or a session:
@@ -42,6 +43,7 @@ from fastpump.hot.linux cimport VIRTIO_NET_HDR_GSO_NONE
 from fastpump.hot.lookup cimport lookup_peer
 from fastpump.hot.loops cimport loops_back
 from fastpump.hot.packet cimport Packet, packet_parse, packet_parse_ip
+from fastpump.hot.path_mtu cimport path_mtu_takes
 from fastpump.hot.seal cimport seal_on_lane, seal_on_session
 from fastpump.hot.shaper cimport shaper_buffer, shaper_is_used, shaper_push, shaper_schedule
 from fastpump.hot.shm cimport (
@@ -55,7 +57,8 @@ from fastpump.hot.tos cimport tos_of
 from fastpump.hot.tx_route cimport TxRoute, tx_route_choose, tx_route_session
 from fastpump.hot.verdict cimport (
     DROP_COUNTER_LIMIT, DROP_LINK_LOCAL, DROP_LOOP, DROP_MALFORMED_PACKET, DROP_NO_ENDPOINT,
-    DROP_NO_LANES, DROP_NO_PEER, DROP_RATE_LIMIT, DROP_STAGED_TIMEOUT, DROP_TOO_BIG, PASS, Verdict,
+    DROP_NO_LANES, DROP_NO_PEER, DROP_PATH_MTU, DROP_RATE_LIMIT, DROP_STAGED_TIMEOUT, DROP_TOO_BIG,
+    PASS, Verdict,
 )
 from fastpump.hot.vnet cimport (
     VnetHeader, vnet_checksum_complete, vnet_is_plain_partial, vnet_load, vnet_segment_count,
@@ -83,7 +86,11 @@ cdef inline Verdict egress_packet(Worker *worker, const VnetHeader *vnet, uint8_
 
 cdef inline Verdict egress_shape(Worker *worker, uint32_t index, const VnetHeader *vnet,
                                  Packet *packet, const Relay *relay) noexcept nogil:
-    """To a peer: now, or when the rate limits allow it."""
+    """To a peer: now, or when the rate limits allow it. Not what is larger than its path takes."""
+    cdef uint32_t payload_mtu = load32(&worker.tables.peers[index].payload_mtu, RELAXED)
+    if payload_mtu != NONE and not path_mtu_takes(worker, payload_mtu, vnet, packet,
+                                                  relay.word != 0):
+        return peer_verdict(worker, index, DROP_PATH_MTU)
     if shaper_is_used(worker):
         return peer_verdict(worker, index,
                             egress_shape_limited(worker, index, vnet, packet, relay))

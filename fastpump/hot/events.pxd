@@ -53,6 +53,11 @@ cdef inline bint events_have_room(WorkerShared *shared) noexcept nogil:
     return shared.events_tail - load64(&shared.events_head, ACQUIRE) < EVENT_RING_LEN
 
 
+cdef inline bint events_are_many(WorkerShared *shared) noexcept nogil:
+    """Whether the ring is half full: the rest is for what a peer cannot cause as it likes."""
+    return shared.events_tail - load64(&shared.events_head, ACQUIRE) >= EVENT_RING_LEN // 2
+
+
 # -- the supervisor's side
 
 cdef inline uint64_t events_end(WorkerShared *shared, uint64_t *head) noexcept nogil:

@@ -16,8 +16,9 @@
 # The endpoint follows behind 4, as in the kernel (wg_packet_consume_data_done()): whoever has the
 # keys has moved, whatever is inside. A keepalive (empty inside) ends behind 5. A lane message that
 # comes too early waits (hot/reorder.pxd): before 3 if its keys are not known yet, behind 5 if it
-# is fenced. An end marker lifts a fence (hot/fence.pxd); other control packets, and a handshake
-# message that came with a train, go to the supervisor (hot/rings.pxd).
+# is fenced. An end marker lifts a fence (hot/fence.pxd); path probes become events behind 5
+# (hot/path_probe.pxd); other control packets, and a handshake message that came with a train, go to
+# the supervisor (hot/rings.pxd).
 #
 # What comes later than its iteration, or by a detour, enters by hot/ingress_delayed.pxd.
 #
@@ -45,9 +46,9 @@ from fastpump.hot.batch cimport batch_bucket
 from fastpump.hot.bundle cimport BundleEntry, bundle_next
 from fastpump.hot.bytes cimport load_le32, load_le64
 from fastpump.hot.constants cimport (
-    CONTROL_MAGIC, LANE_FLAG_BUNDLE, LANE_FLAG_FRAME, LANE_FLAG_PARTIAL, LANE_FLAG_RELAY, LANE_TYPE,
-    RECV_MESSAGES, RELAY_HEADER_LEN, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN,
-    TRANSPORT_TYPE,
+    CONTROL_MAGIC, CONTROL_PATH_ACK, CONTROL_PATH_PROBE, LANE_FLAG_BUNDLE, LANE_FLAG_EXTENSION,
+    LANE_FLAG_FRAME, LANE_FLAG_PARTIAL, LANE_FLAG_RELAY, LANE_TYPE, RECV_MESSAGES,
+    RELAY_HEADER_LEN, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN, TRANSPORT_TYPE,
 )
 from fastpump.hot.ecn cimport ECN_MASK, ecn_leave
 from fastpump.hot.egress cimport egress_flush
@@ -58,6 +59,7 @@ from fastpump.hot.lane cimport lane_find
 from fastpump.hot.linux cimport EAGAIN, EINTR, errno
 from fastpump.hot.lookup cimport lookup_peer
 from fastpump.hot.packet cimport packet_parse_frame, packet_parse_ip
+from fastpump.hot.path_probe cimport path_probe_is, path_probe_on_lane, path_probe_on_session
 from fastpump.hot.recv cimport Sender, Train, recv_batch, recv_prepare, recv_train
 from fastpump.hot.reorder cimport reorder_add, reorder_must_wait
 from fastpump.hot.replay cimport replay_is_fresh, replay_mark
@@ -108,6 +110,7 @@ cdef inline uint32_t ingress_train(Worker *worker, uint32_t which) noexcept nogi
     recv_train(&worker.recv, which, &train)
     worker.train_peer = NONE
     worker.outer_ecn = train.tos & ECN_MASK
+    worker.is_reassembled = train.is_reassembled
     if train.is_truncated:
         worker.shared.verdicts[DROP_TRUNCATED] += 1
         return 0
@@ -197,6 +200,8 @@ cdef inline Verdict ingress_session_open(Worker *worker, const Keypair *keypair,
 cdef inline Verdict ingress_control(Worker *worker, const Keypair *keypair, const uint8_t *inner,
                                     uint32_t inner_len) noexcept nogil:
     """A control packet: an end marker is dealt with here, the others are the supervisor's."""
+    if path_probe_is(inner[1], CONTROL_PATH_PROBE, CONTROL_PATH_ACK):
+        return path_probe_on_session(worker, keypair, inner, inner_len)
     if not worker.takes_control_packets:
         return DROP_CONTROL_UNWANTED
     if fence_is_end_marker(inner, inner_len):
@@ -250,6 +255,8 @@ cdef inline Verdict ingress_lane_open(Worker *worker, const Lane *lane, uint8_t 
     ingress_count_bytes(worker, lane.peer, length)
     state.rx_bytes += length
     activity_lane_roams(worker, lane, sender)
+    if datagram[1] & LANE_FLAG_EXTENSION:
+        return path_probe_on_lane(worker, lane, datagram[1], inner, inner_len)
     activity_lane_received(worker, lane, datagram[1], inner_len != 0)
     if may_wait and reorder_must_wait(state, datagram[1]):
         return PASS if reorder_add(worker, lane, datagram, length, True,

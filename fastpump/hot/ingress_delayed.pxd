@@ -36,6 +36,7 @@ cdef inline void ingress_misdelivered(Worker *worker) noexcept nogil:
     cdef uint32_t length, _
     worker.train_peer = NONE
     worker.outer_ecn = ECN_NOT_ECT          # it did not come with them
+    worker.is_reassembled = True            # nor did that
     for _ in range(misdelivered_count(&worker.shared.down)):
         datagram = misdelivered_first(&worker.shared.down)
         if datagram == NULL:
@@ -81,6 +82,7 @@ cdef inline Verdict ingress_reordered_message(Worker *worker, ReorderEntry *entr
         return DROP_UNKNOWN_INDEX
     state = lane_state(&worker.tables, lane)
     worker.outer_ecn = entry.outer_ecn
+    worker.is_reassembled = True            # that is not known any more
     if state.reorder_count:
         state.reorder_count -= 1
     if load32(&lane.state, ACQUIRE) != LANE_LIVE:

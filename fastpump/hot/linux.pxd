@@ -77,9 +77,11 @@ cdef extern from "<netinet/in.h>" nogil:
         SOL_UDP "IPPROTO_UDP"
         IPPROTO_IP
         IP_PKTINFO
+        IP_RECVFRAGSIZE
         IP_TOS
         IPPROTO_IPV6
         IPV6_PKTINFO
+        IPV6_RECVFRAGSIZE
         IPV6_TCLASS
     struct in_addr:
         uint32_t s_addr

@@ -14,8 +14,8 @@ from libc.string cimport memcpy, memset
 from fastpump.hot.bytes cimport load_be32, load_be64, load_le64
 from fastpump.hot.linux cimport (
     AF_INET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, IPPROTO_IP, IPPROTO_IPV6,
-    IPV6_PKTINFO, IPV6_TCLASS, IP_PKTINFO, IP_TOS, SOL_UDP, UDP_GRO, cmsghdr, in6_pktinfo,
-    in_pktinfo, msghdr, sockaddr_in6,
+    IPV6_PKTINFO, IPV6_RECVFRAGSIZE, IPV6_TCLASS, IP_PKTINFO, IP_RECVFRAGSIZE, IP_TOS, SOL_UDP,
+    UDP_GRO, cmsghdr, in6_pktinfo, in_pktinfo, msghdr, sockaddr_in6,
 )
 from fastpump.hot.shm cimport SOURCE_ADDRESS_LEN
 
@@ -23,7 +23,7 @@ cdef enum:
     SIN6_ADDR_AT = 8                # in a struct sockaddr_in6
     PKTINFO_LEN = 40                # CMSG_SPACE(sizeof(struct in6_pktinfo)), the larger one
     TOS_LEN = 24                    # CMSG_SPACE(sizeof(int))
-    RECV_CMSG_LEN = 88              # those, and CMSG_SPACE(sizeof(int)) for UDP_GRO
+    RECV_CMSG_LEN = 112             # those, and CMSG_SPACE(sizeof(int)) twice: UDP_GRO, fragments
 
 
 cdef inline bint source_address_is_known(const uint8_t *source_address) noexcept nogil:
@@ -36,14 +36,16 @@ cdef inline bint address_is_v4(const uint8_t *address) noexcept nogil:
 
 
 cdef inline uint32_t cmsg_read(msghdr *message, uint32_t length, uint8_t *source_address,
-                               uint8_t *tos) noexcept nogil:
+                               uint8_t *tos, bint *is_reassembled) noexcept nogil:
     """What came with a message: the size of the datagrams in it (`length` if it is a single
-    one), the address of ours that it came to, and its TOS or traffic class."""
+    one), the address of ours that it came to, its TOS or traffic class, and whether it came in
+    fragments."""
     cdef cmsghdr *control = CMSG_FIRSTHDR(message)
     cdef in_pktinfo info4
     cdef int segment_len = 0, tclass
     memset(source_address, 0, SOURCE_ADDRESS_LEN)
     tos[0] = 0
+    is_reassembled[0] = False
     while control != NULL:
         if control.cmsg_level == SOL_UDP and control.cmsg_type == UDP_GRO:
             memcpy(&segment_len, CMSG_DATA(control), sizeof(int))
@@ -58,6 +60,9 @@ cdef inline uint32_t cmsg_read(msghdr *message, uint32_t length, uint8_t *source
         elif control.cmsg_level == IPPROTO_IPV6 and control.cmsg_type == IPV6_TCLASS:
             memcpy(&tclass, CMSG_DATA(control), sizeof(int))
             tos[0] = <uint8_t>tclass
+        elif control.cmsg_level == IPPROTO_IP and control.cmsg_type == IP_RECVFRAGSIZE \
+                or control.cmsg_level == IPPROTO_IPV6 and control.cmsg_type == IPV6_RECVFRAGSIZE:
+            is_reassembled[0] = True
         control = CMSG_NXTHDR(message, control)
     return <uint32_t>segment_len if segment_len > 0 else length
 

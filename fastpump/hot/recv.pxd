@@ -36,6 +36,7 @@ cdef struct Train:
     Sender sender
     uint8_t source_address[SOURCE_ADDRESS_LEN]
     uint8_t tos
+    bint is_reassembled             # it came in fragments
 
 
 cdef inline void recv_init(RecvBatch *self) noexcept nogil:
@@ -68,7 +69,8 @@ cdef inline void recv_train(RecvBatch *self, uint32_t which, Train *train) noexc
     cdef msghdr *message = &self.messages[which].msg_hdr
     train.datagram = <uint8_t *>self.iov[which].iov_base
     train.length = self.messages[which].msg_len
-    train.segment_len = cmsg_read(message, train.length, train.source_address, &train.tos)
+    train.segment_len = cmsg_read(message, train.length, train.source_address, &train.tos,
+                                  &train.is_reassembled)
     train.is_truncated = message.msg_flags & MSG_TRUNC != 0
     train.sender.address = &self.names[which]
     train.sender.address_len = message.msg_namelen

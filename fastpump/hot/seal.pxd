@@ -8,6 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from fastpump.hot.aead cimport AEAD_CHACHA20_POLY1305, aead_seal, nonce_set
+from fastpump.hot.atomics cimport RELAXED, load32
 from fastpump.hot.batch cimport Path, send_reserve
 from fastpump.hot.bytes cimport store_le32, store_le64
 from fastpump.hot.constants cimport (
@@ -42,7 +43,10 @@ cdef inline uint32_t seal_on_session(Worker *worker, uint32_t peer, const Keypai
                                      uint32_t packet_len) noexcept nogil:
     """Seal one packet into a datagram with this TOS; its length, 0 if the peer's endpoint is
     unknown."""
-    cdef uint32_t padding = seal_padding_len(packet_len, worker.mtu)
+    cdef uint32_t payload_mtu = load32(&worker.tables.peers[peer].payload_mtu, RELAXED)
+    # What goes in fragments anyway is padded as if nothing were known.
+    cdef uint32_t padding = seal_padding_len(packet_len, payload_mtu if packet_len <= payload_mtu
+                                             and payload_mtu < worker.mtu else worker.mtu)
     cdef uint32_t sealed_len = packet_len + padding
     cdef uint8_t behind[PADDING_MULTIPLE]
     cdef uint8_t nonce[12]

@@ -125,6 +125,8 @@ cdef enum:
     EVENT_LANE_ROAM                 # the peer sends on it from another address
     EVENT_LOOP                      # a datagram to the peer came back into the interface
     EVENT_GSO_REFUSED               # the way to the peer takes no UDP GSO (EIO)
+    EVENT_PATH_PROBE                # it probes the path MTU, on the lane in slot `detail`, or NONE
+    EVENT_PATH_ACK                  # it has received such a probe; `error`: hot/path_probe.pxd
     EVENT_COUNT
 
 cdef struct Misdelivered:
@@ -158,7 +160,7 @@ cdef struct Event:
     uint32_t kind
     uint32_t peer
     uint32_t detail                 # keypair slot, lane slot or OFFLOAD_* bit
-    uint32_t error
+    uint32_t error                  # an errno, or what the kind says
     uint64_t at_ns
 
 cdef struct Bucket:
@@ -222,7 +224,7 @@ cdef struct PeerSlot:
     uint32_t live
     uint32_t purge_count            # moves when staged packets must be dropped
     uint32_t policy                 # POLICY_*
-    uint32_t padding
+    uint32_t payload_mtu            # what fits into one message; NONE: all (hot/path_mtu.pxd)
     uint64_t originator_id          # in relay headers of frames that come in at the peer
     uint64_t padding1
 
@@ -362,8 +364,8 @@ cdef struct LaneState:
     uint32_t is_fenced              # an end marker was sent for it (hot/fence.pxd)
     uint64_t last_data_ns           # as last_tx_ns, of data
     Replay replay
-    uint64_t roam_full_at_ns, echo_full_at_ns       # its share of events (hot/upcall.pxd)
-    uint8_t padding2[40]
+    uint64_t roam_full_at_ns, echo_full_at_ns, path_full_at_ns  # its share of events
+    uint8_t padding2[32]                                        # (hot/upcall.pxd)
 
 cdef struct MacEntry:
     uint64_t key                    # MAC_*: address and VLAN; 0: free

@@ -11,11 +11,12 @@
 #
 # An honest peer sends a few control packets for each session, and tries again if they are lost.
 #
-# Events cost as much, and two kinds a peer could cause by each of its packets, as fast as the
-# supervisor handles them: that it (or a lane of its) moved, and that it probes a lane. They have
-# rates, too. Whoever moves more often is sent to where it was; other probes are not answered.
+# Events cost as much, and three kinds a peer could cause by each of its packets, as fast as the
+# supervisor handles them: that it (or a lane of its) moved, that it probes a lane, and that it
+# probes the path MTU. They have rates, too. Whoever moves more often is sent to where it was; other
+# probes are not answered.
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from fastpump.hot.constants cimport (
     COOKIE_REPLY_LEN, COOKIE_REPLY_TYPE, INITIATION_LEN, INITIATION_TYPE, RESPONSE_LEN,
@@ -36,6 +37,8 @@ cdef enum:
     LANE_ROAM_BURST = 5
     LANE_ECHO_RATE = 50             # as often as they are answered: LANE_ANSWER_INTERVAL
     LANE_ECHO_BURST = 2
+    PATH_RATE = 50                  # path probes and their acks, of a lane or of a session
+    PATH_BURST = 60                 # rounds of a search (protocol/path_mtu.py)
 
 
 cdef inline bint upcall_take(Worker *worker, uint32_t peer) noexcept nogil:
@@ -59,6 +62,11 @@ cdef inline bint upcall_take_lane_roam(Worker *worker, LaneState *lane) noexcept
 cdef inline bint upcall_take_echo(Worker *worker, LaneState *lane) noexcept nogil:
     """Whether a lane may be probed now."""
     return rate_take(&lane.echo_full_at_ns, worker.now_ns, LANE_ECHO_RATE, LANE_ECHO_BURST)
+
+
+cdef inline bint upcall_take_path(Worker *worker, uint64_t *full_at_ns) noexcept nogil:
+    """Whether a path probe or its ack may be reported now."""
+    return rate_take(full_at_ns, worker.now_ns, PATH_RATE, PATH_BURST)
 
 
 cdef inline bint handshake_has_length(uint32_t kind, uint32_t length) noexcept nogil:

@@ -19,6 +19,7 @@ cdef enum:
     DROP_COUNTER_LIMIT              # REJECT_AFTER_MESSAGES
     DROP_NO_LANES                   # lanes are required, and the peer does not support them
     DROP_TOO_BIG                    # larger than any UDP datagram can carry
+    DROP_PATH_MTU                   # larger than the path to the peer takes; its sender was told
     DROP_LOCAL_FRAME                # TAP: the destination is at the port that it came from
     DROP_STORM                      # more flooded frames than the storm limit, either direction
     DROP_RATE_LIMIT                 # too much waits for its rate limit already, either direction
@@ -37,6 +38,7 @@ cdef enum:
     DROP_CONTROL_UNWANTED           # the transport is plain WireGuard
     DROP_CONTROL_RATE               # more control packets than a peer may send
     DROP_CONTROL_FULL               # more control packets than the supervisor reads
+    DROP_FRAGMENTED_PROBE           # a probe of the path MTU that came in fragments
     DROP_MALFORMED_PARTIAL          # not a packet whose checksum can be partial
     DROP_MALFORMED_BUNDLE           # an entry that is empty, or longer than what is left
     DROP_NOT_IN_LANES               # lanes are required, and this came by the session

@@ -66,6 +66,14 @@ cdef inline void vnet_set_partial(VnetHeader *self, const Packet *packet) noexce
     self.csum_offset = <uint16_t>ip_check_offset(&packet.ip)
 
 
+cdef inline uint32_t vnet_segment_len(const VnetHeader *self,
+                                      const Packet *packet) noexcept nogil:
+    """How long a packet is, or each segment of a superpacket but the last."""
+    cdef uint32_t bytes, count = vnet_segment_count(self, packet, &bytes)
+    return packet.length if count == 1 else (
+        (bytes - packet.length) / (count - 1) + self.gso_size)
+
+
 cdef inline uint32_t vnet_segment_count(const VnetHeader *self, const Packet *packet,
                                         uint32_t *bytes) noexcept nogil:
     """How many packets a superpacket stands for, and how long they are together; one for a

@@ -128,11 +128,14 @@ cdef struct Worker:
     RecvBatch recv
     ReceiveRun receive_run
     uint32_t outer_ecn              # of the message that is looked at (hot/ecn.pxd)
+    bint is_reassembled             # that message; or it waited, and it is not known
     uint32_t train_peer             # whose authentic messages the train holds so far; or NONE
     uint64_t *upcalls_full_at_ns    # by peer: its share of what goes up; see hot/upcall.pxd
     uint64_t strangers_full_at_ns
     uint64_t *roams_full_at_ns      # by peer
-    uint64_t icmp_full_at_ns        # the answers of hot/icmp.pxd
+    uint64_t *paths_full_at_ns      # by peer, of its sessions
+    uint64_t icmp_full_at_ns        # the answers of hot/icmp.pxd: nobody is there
+    uint64_t too_big_full_at_ns     # and: too big
     Staged staged
     ReorderBuffer reorder
     Bundle bundle

@@ -21,7 +21,7 @@ from pyroute2.netlink import NETLINK_GET_STRICT_CHK, SOL_NETLINK
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import rt_proto, rt_scope, rt_type
 
-from fastpump.constants import ETHERNET_MTU
+from fastpump.constants import ETHERNET_MTU, MAX_MTU, MIN_MTU
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.ip import Address, Interface, Network
 from fastpump.netlink import default_routes, links, rules
@@ -282,13 +282,25 @@ def _change_closed(verb: str, network: Network, table: int) -> None:
 
 def fitting_mtu(endpoints: Iterable[Address], mark: int = 0) -> int:
     """An MTU for the tunnel with which datagrams to these endpoints are not fragmented: the
-    smallest of the path MTUs, or that of the default route, less what WireGuard adds. `mark`: of
-    the datagrams."""
+    smallest of the path MTUs, or that of the default route, less what WireGuard adds; within what
+    an interface may have. `mark`: of the datagrams."""
     with explaining("the path MTUs cannot be read"), IPRoute() as netlink:
         mtus = [_path_mtu(netlink, address, mark) for address in endpoints]
-        if not any(mtus):
-            mtus = [_message_mtu(netlink, message) for message in default_routes.read(4)]
-    return min([mtu for mtu in mtus if mtu], default=ETHERNET_MTU) - OUTER_OVERHEAD
+        for version in FAMILIES:
+            if not any(mtus):
+                mtus = [_message_mtu(netlink, message) for message in _default_routes(version)]
+    fitting = min([mtu for mtu in mtus if mtu], default=ETHERNET_MTU) - OUTER_OVERHEAD
+    return min(max(fitting, MIN_MTU), MAX_MTU)
+
+
+def _default_routes(version: int) -> list[Any]:
+    """None on a host without that IP version."""
+    try:
+        return default_routes.read(version)
+    except OSError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+            raise
+        return []
 
 
 def _path_mtu(netlink: IPRoute, address: Address, mark: int) -> int | None:

@@ -8,6 +8,8 @@ byte that no IP packet begins with: a peer that is not fastpump drops them.
     ACCEPT  initiator -> responder              ML-KEM's ciphertext; the keys are known
     REFUSE  responder -> initiator              why not
     END     either                              in the data plane only (hot/fence.pxd)
+    PART    either                              of one of these, where it would be too large
+    PATH_*  either                              of the path MTU (hot/path_probe.pxd)
 
 Layout: mark 0xF0, kind, length of the rest (2 bytes), then fields: type (1), length (2), value.
 Integers are little-endian. Unknown kinds and fields are skipped.
@@ -50,6 +52,9 @@ class Kind(enum.IntEnum):
     ACCEPT = 3
     END = 4
     REFUSE = 5
+    PATH_PROBE = 6
+    PATH_ACK = 7
+    PART = 8
 
 
 class Mode(enum.IntEnum):
@@ -248,6 +253,57 @@ _PARSERS: dict[int, Callable[[dict[int, bytes]], Message]] = {
     Kind.ACCEPT: _parse_accept,
     Kind.REFUSE: lambda fields: Refuse(Refusal(_uint(fields, Field.REASON, "<B"))),
 }
+
+
+# -- parts
+
+PART_LEN = 1024
+"""Fits any path that IPv6 has, in a datagram that is not fragmented."""
+MAX_WHOLE_LEN = 4096
+_PART = struct.Struct("<BBHHH")
+
+
+def parts_of(message: bytes) -> list[bytes]:
+    """The control packets in which a large one is sent: each says where its bytes belong, and how
+    many there are."""
+    return [_PART.pack(CONTROL_MARK, Kind.PART, 4 + len(piece), at, len(message)) + piece
+            for at in range(0, len(message), PART_LEN)
+            for piece in [message[at:at + PART_LEN]]]
+
+
+class Parts:
+    """The parts that were received of one control packet, in any order."""
+
+    __slots__ = ("_length", "_pieces")
+
+    def __init__(self) -> None:
+        self._length = 0
+        self._pieces: dict[int, bytes] = {}
+
+    def add(self, data: bytes) -> bytes | None:
+        """A control packet of kind PART; the whole one, if this was the last part of it. b"" if it
+        is malformed."""
+        if len(data) < _PART.size:
+            return b""
+        _, _, length, at, whole_length = _PART.unpack_from(data)
+        piece = data[_PART.size:_HEADER.size + length]
+        if not piece or len(piece) != length - 4 or at % PART_LEN \
+                or not at + len(piece) <= whole_length <= MAX_WHOLE_LEN:
+            return b""
+        if whole_length != self._length:
+            self._length = whole_length
+            self._pieces.clear()
+        self._pieces[at] = piece
+        whole = b"".join(self._pieces[each] for each in sorted(self._pieces))
+        if len(whole) != whole_length:
+            return None
+        self._pieces.clear()
+        return whole
+
+
+def is_part(data: bytes) -> bool:
+    """Whether a control packet is one part of another."""
+    return data[:2] == bytes((CONTROL_MARK, Kind.PART))
 
 
 # -- what both sides derive

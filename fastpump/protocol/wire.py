@@ -19,6 +19,9 @@ COOKIE_REPLY_TYPE = 3
 TRANSPORT_TYPE = 4
 LANE_TYPE = 5
 LANE_FLAG_ECHO_REQUEST = 0x08
+LANE_FLAG_EXTENSION = 0x40
+EXTENSION_PATH_PROBE = 1
+EXTENSION_PATH_ACK = 2
 CONTROL_MARK = 0xF0
 """The first byte of a control packet (protocol/lane_messages.py)."""
 

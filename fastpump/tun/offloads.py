@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastpump._core import FEATURE_BUNDLE, FEATURE_PARTIAL
+from fastpump._core import FEATURE_BUNDLE, FEATURE_PARTIAL, FEATURE_PATH_MTU
 from fastpump.kernel import (
     TUN_F_CSUM,
     TUN_F_TSO4,
@@ -129,7 +129,7 @@ def probe(tun: TunQueues, wanted: Mapping[str, bool]) -> Offloads:
     has_udp_gro = is_allowed("udp-gro") and _has_socket_option(UDP_GRO, 1)
     if has_udp_gro:
         names.append("udp-gro")
-    lane_features = 0
+    lane_features = FEATURE_PATH_MTU
     if "csum" in names and is_allowed("partial"):
         names.append("partial")
         lane_features |= FEATURE_PARTIAL

@@ -55,6 +55,7 @@ def _peer(tables: SharedTables, device: Device, peer: Peer, macs: int,
           resolving: str | None) -> dict[str, Any]:
     rx_bytes, tx_bytes = device.transferred(peer)
     where = device.endpoints.of_data(peer)
+    paths = device.lanes.of(peer).paths
     ordered = sorted(peer.allowed_ips, key=lambda prefix: (len(prefix[0]), prefix))
     return {
         "public_key": keys.encode(peer.public_key),
@@ -69,6 +70,8 @@ def _peer(tables: SharedTables, device: Device, peer: Peer, macs: int,
         "rx_bytes": rx_bytes,
         "tx_bytes": tx_bytes,
         **_transport(tables, device.lanes.of(peer)),
+        "path_mtu": paths.mtu,
+        "loses_large_datagrams": paths.loses_large,
         "macs": macs,
         "rate_limits": peer.rate_limits.to_json(),
         "persistent_keepalive": peer.persistent_keepalive_s,
@@ -206,6 +209,14 @@ def _problem_lines(peer: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _path_lines(peer: dict[str, Any]) -> list[str]:
+    if peer["path_mtu"] is None:
+        return []
+    lost = ("; larger datagrams get lost, or travel in fragments"
+            if peer["loses_large_datagrams"] else "")
+    return [f"  path MTU: {peer['path_mtu']}{lost}"]
+
+
 def _dropped_lines(status: dict[str, Any]) -> list[str]:
     """What the kernel lost before the tunnel saw it, or behind its back."""
     sockets = [f"{queue['udp_rx_dropped']} at queue {queue['queue']}"
@@ -252,6 +263,7 @@ def show(status: dict[str, Any]) -> str:
             f"  transfer: {amount(peer['rx_bytes'])} received, {amount(peer['tx_bytes'])} sent",
             f"  transport: {peer['transport']}, {peer['cipher']}"
             f"{', post-quantum' if peer['post_quantum'] else ''}",
+            *_path_lines(peer),
         ]
         lines += [f"    lane {lane['lane']}: {lane['state']}, worker {lane['worker']}, "
                   f"{lane['endpoint'] or 'not known yet'}, {amount(lane['rx_bytes'])} received, "

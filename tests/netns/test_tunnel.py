@@ -48,6 +48,24 @@ def test_ping_and_tcp_both_ways(lab, tunnel):
         assert lab.status(side)["worker_restarts"] == 0
 
 
+@pytest.mark.parametrize("outside, options, expected", [
+    ("1400", (), {"a": 1320, "b": 1320}), ("1300", (), {"a": 1280, "b": 1280}),
+    ("9000", (), {"a": 8920, "b": 8920}), ("1400", ("--mtu", "1380"), {"a": 1380, "b": 1380})])
+def test_the_mtu_fits_the_way_to_the_peer(lab, tmp_path, outside, options, expected):
+    """IPv6 is inside. It is not raised later."""
+    for side in "ab":
+        lab.ip(side, "link", "set", "wire", "mtu", outside)
+        if side == "b":     # which knows no endpoint
+            lab.ip(side, "route", "add", "default", "dev", "wire")
+    with fastpump_pair(lab, tmp_path, *options):
+        assert {side: lab.status(side)["mtu"] for side in "ab"} == expected
+        lab.ip("a", "link", "set", "wire", "mtu", "9000")
+        lab.ip("b", "link", "set", "wire", "mtu", "9000")
+        assert transfer(lab, "a", INSIDE4["b"], 1 << 20)
+        assert transfer(lab, "b", INSIDE6["a"], 1 << 20)
+        assert {side: lab.status(side)["mtu"] for side in "ab"} == expected
+
+
 def test_status_shows_live_workers_that_share_the_work(lab, tunnel):
     lab.serve_iperf("b")
     lab.iperf("a", INSIDE4["b"], 2, "--parallel", "16")

@@ -52,6 +52,7 @@ class Side(Callbacks):
 
     def __init__(self, world, place, queues, options):
         self.world, self.place, self.sent, self.lane_sent = world, place, [], []
+        self.probes = 0
         self.tables = SharedTables.create(queues, 64, 4096)
         self.tables.mtu = 1420
         self._files = []
@@ -62,8 +63,8 @@ class Side(Callbacks):
             self._pumps.append(self._pump(queues, lane_sockets))
         self.device = Device(self.tables, DeviceCallbacks(
             transmit=lambda message, where, source_address: self.sent.append(message),
-            transmit_lane=lambda message, where, source_address, number: self.lane_sent.append(
-                (message, where, number)),
+            transmit_lane=self._transmit_lane,
+            transmit_probe=None if world.path_mtu is None else self._transmit_probe,
             ring=lambda: None, unix_ns=lambda: world.unix_ns, jitter=lambda limit: 0,
             on_deadline=self.on_deadline, on_retired=self.on_retired), socket.AF_INET6,
             lanes=Options(socket_count=len(lane_sockets), **options))
@@ -81,6 +82,19 @@ class Side(Callbacks):
         return Pump(attached(self.tables), len(self._pumps), [queue.fileno()] * queues,
                     self._sockets[-1].fileno(), *(bell.fileno() for bell in bells),
                     lane_fds=[sock.fileno() for sock in lane_sockets])
+
+    def _transmit_lane(self, message, where, _source_address, number):
+        if message[0] == 4:         # an answer to a probe of the session
+            self.sent.append(message)
+        else:
+            self.lane_sent.append((message, where, number))
+
+    def _transmit_probe(self, message, where, source_address, number):
+        """What the path does not take is lost."""
+        self.probes += 1
+        if len(message) + 28 <= self.world.path_mtu:
+            self._transmit_lane(message, where, source_address, number)
+        return True
 
     def close(self):
         for each in self._files:
@@ -213,8 +227,10 @@ class Side(Callbacks):
 class World(Clock):
     """Two sides that are peers."""
 
-    def __init__(self, *, queues=(2, 2), a=None, b=None):
+    def __init__(self, *, queues=(2, 2), a=None, b=None, path_mtu=None):
+        """`path_mtu`: None: it is not probed."""
         super().__init__()
+        self.path_mtu = path_mtu
         self._places = []
         self.blocked = set()
         """(sender, lane): what does not arrive."""

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 AEAD = {1: AESGCM, 2: ChaCha20Poly1305}
 CIPHER_NAMES = {1: "aes-256-gcm", 2: "chacha20-poly1305"}
 HELLO, OFFER, ACCEPT, END, REFUSE = range(1, 6)
-PARTIAL, BUNDLE, FENCE, ASK, FRAME, RELAY = 1, 2, 4, 8, 16, 32
+PATH_PROBE, PATH_ACK, PART = WITHOUT_FIELDS = range(6, 9)
+PARTIAL, BUNDLE, FENCE, ASK, FRAME, RELAY, EXTENSION = 1, 2, 4, 8, 16, 32, 64
 
 
 # -- control packets
@@ -39,6 +40,8 @@ def parse_control(data: bytes) -> tuple[int, dict[int, bytes], bytes]:
     (length,) = struct.unpack("<H", data[2:4])
     whole = data[:4 + length]
     assert len(whole) == 4 + length
+    if data[1] in WITHOUT_FIELDS:
+        return data[1], {}, whole
     fields, at = {}, 4
     while at < len(whole):
         (size,) = struct.unpack("<H", whole[at + 1:at + 3])

@@ -1,0 +1,84 @@
+# The path MTU of a peer, as far as it is smaller than what the interface's packets need.
+#
+# The supervisor finds it (device/path_mtus.py), and puts into PeerSlot.payload_mtu what fits into
+# one message: a packet, or a frame with its relay header. NONE, the usual case, costs one
+# comparison. Else:
+#
+#   TCP that opens   its MSS is lowered to what fits (MSS clamping), of both kinds of interface
+#   a packet         that is larger is answered to its sender: "fragmentation needed", or for IPv6
+#                    "packet too big", with the MTU (hot/icmp.pxd). Of a superpacket the segments
+#                    count: the kernel makes smaller ones from then on
+#   what remains     IPv4 without DF, IPv6 of up to 1280 bytes (nobody may be told less), and frames
+#                    leave as they are: their datagrams travel in fragments. The sender of a frame
+#                    with TCP is told all the same: its connection is older than the narrow path
+
+from libc.stdint cimport uint32_t, uint8_t
+
+from fastpump.hot.bytes cimport load_be16, store_be16
+from fastpump.hot.checksum cimport checksum_replace
+from fastpump.hot.constants cimport RELAY_HEADER_LEN
+from fastpump.hot.icmp cimport icmp_too_big
+from fastpump.hot.ip cimport PROTOCOL_TCP, ip_can_be_partial
+from fastpump.hot.linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM
+from fastpump.hot.packet cimport Packet
+from fastpump.hot.vnet cimport VnetHeader, vnet_segment_len
+from fastpump.hot.worker cimport Worker
+
+cdef enum:
+    MIN_MTU6 = 1280                 # RFC 8200, 5
+    IPV4_DF = 0x4000
+    TCP_SYN = 0x02
+    TCP_HEADER_LEN = 20
+    TCP_OPTION_END = 0
+    TCP_OPTION_NOP = 1
+    TCP_OPTION_MSS = 2
+    TCP_OPTION_MSS_LEN = 4
+    TCP_MIN_MSS = 88                # as the kernel's TCP_MIN_SND_MSS, with room for options
+
+
+cdef inline bint path_mtu_takes(Worker *worker, uint32_t payload_mtu, const VnetHeader *vnet,
+                                Packet *packet, bint is_relayed) noexcept nogil:
+    """Whether a packet may leave to a peer that has a payload MTU; if not, its sender was told.
+    `is_relayed`: a frame that is flooded, or did not come from the interface."""
+    cdef uint32_t mtu = payload_mtu
+    cdef bint is_tcp = packet.ip.protocol == PROTOCOL_TCP and ip_can_be_partial(&packet.ip)
+    if worker.is_tap:
+        mtu -= packet.link_len + RELAY_HEADER_LEN
+    if is_tcp:
+        mss_clamp(vnet, packet, mtu)
+    if packet.ip.is_v6:
+        mtu = max(mtu, <uint32_t>MIN_MTU6)
+    if vnet_segment_len(vnet, packet) - packet.link_len <= mtu:
+        return True
+    if not packet.ip.is_v6 and (not packet.is_ip
+                                or not load_be16(packet.ip.start + 6) & IPV4_DF):
+        return True
+    if worker.is_tap and (is_relayed or not is_tcp):
+        return True
+    # Who may not be told, or not now, loses nothing: it goes in fragments.
+    return not icmp_too_big(worker, &packet.ip, packet.link_len, mtu) or worker.is_tap
+
+
+cdef inline void mss_clamp(const VnetHeader *vnet, Packet *packet, uint32_t mtu) noexcept nogil:
+    """Have the other end of a TCP connection that opens send no more than fits. (The path back may
+    be narrower: then the other side clamps what we send.) The packet has a whole TCP header."""
+    cdef uint8_t *tcp = packet.ip.start + packet.ip.header_len
+    cdef uint32_t end = min(<uint32_t>(tcp[12] >> 4) * 4, packet.ip.total_len
+                            - packet.ip.header_len)
+    cdef uint32_t at = TCP_HEADER_LEN, headers_len = packet.ip.header_len + TCP_HEADER_LEN
+    cdef uint32_t mss = mtu - headers_len if mtu >= headers_len + TCP_MIN_MSS else TCP_MIN_MSS
+    if not tcp[13] & TCP_SYN:
+        return
+    while at + TCP_OPTION_MSS_LEN <= end and tcp[at] != TCP_OPTION_END:
+        if tcp[at] == TCP_OPTION_NOP:
+            at += 1
+        elif tcp[at] == TCP_OPTION_MSS and tcp[at + 1] == TCP_OPTION_MSS_LEN:
+            if load_be16(tcp + at + 2) > mss:
+                if not vnet.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:    # else it is not in the sum yet
+                    checksum_replace(tcp + 16, at & 1, load_be16(tcp + at + 2), mss)
+                store_be16(tcp + at + 2, mss)
+            return
+        elif tcp[at + 1] < 2:
+            return
+        else:
+            at += tcp[at + 1]
