@@ -12,6 +12,10 @@ more after SILENT_SESSIONS. Whoever receives a probe answers, and may probe, too
 
 Probes are sent by sockets that set DF, acks like data. Neither counts as data, of which either side
 would look at its path again.
+
+A WireGuard peer cannot be probed. If data to it has no answer, the handshake after that has one, and
+data again has not, its path is taken for one that takes no more than BASE_PLPMTU, until the peer is
+elsewhere. (A peer that receives any data answers it, by a keepalive at least.)
 """
 
 from __future__ import annotations
@@ -22,14 +26,14 @@ from dataclasses import dataclass, field
 
 from fastpump._core import FEATURE_PATH_MTU
 from fastpump.conn.endpoint import Endpoint
-from fastpump.constants import REJECT_AFTER_TIME, SECOND
+from fastpump.constants import KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME, REKEY_TIMEOUT, SECOND
 from fastpump.device import reported
 from fastpump.device.lane_context import LanesContext
 from fastpump.device.lane_sets import LaneSet, LaneSets
 from fastpump.device.peer import Peer
 from fastpump.protocol.keypairs import Keypair
 from fastpump.protocol.lane_messages import Kind, Mode
-from fastpump.protocol.path_mtu import PathMtu, State
+from fastpump.protocol.path_mtu import BASE_PLPMTU, PathMtu, State
 from fastpump.protocol.timers import earliest
 from fastpump.protocol.wire import CONTROL_MARK, EXTENSION_PATH_ACK, EXTENSION_PATH_PROBE
 
@@ -62,8 +66,9 @@ class _Path:
 class PeerPaths:
     """The paths to one peer."""
 
-    __slots__ = ("_answers", "_ask_at", "_asks_left", "_context", "_logged", "_paths",
-                 "_payload_mtu", "_peer", "_sets", "_silent_sessions", "_tables")
+    __slots__ = ("_answers", "_ask_at", "_asks_left", "_black_hole", "_context", "_logged",
+                 "_paths", "_payload_mtu", "_peer", "_sets", "_silent_sessions", "_tables",
+                 "_unanswered_at")
 
     def __init__(self, peer: Peer, context: LanesContext, sets: LaneSets) -> None:
         self._peer = peer
@@ -76,14 +81,18 @@ class PeerPaths:
         self._ask_at: int | None = None
         self._asks_left = 0
         self._silent_sessions = 0
+        # Where a black hole was inferred; when data had no answer last.
+        self._black_hole: Endpoint | None = None
+        self._unanswered_at: int | None = None
         self._payload_mtu: int | None = None
         self._logged: int | None = None
 
     @property
     def mtu(self) -> int | None:
         """The path MTU, as far as it was looked for; None: not known."""
+        found = None if self._black_hole is None else BASE_PLPMTU
         return min((path.search.plpmtu for path in self._paths.values() if path.search.plpmtu),
-                   default=None)
+                   default=found)
 
     @property
     def loses_large(self) -> bool:
@@ -93,13 +102,16 @@ class PeerPaths:
     def clear(self) -> None:
         """There is neither a session nor a lane."""
         self._paths.clear()
-        self._ask_at = None
+        self._ask_at = self._black_hole = self._unanswered_at = None
         self._set(None)
 
     # -- events
 
     def session_started(self, now: int) -> None:
         """Both sides have a new session."""
+        if self._black_hole not in (None, self._peer.endpoint):
+            self._black_hole = None
+            self._set(None)
         if self._context.callbacks.send_probe is None \
                 or self._context.options.transport != "wireguard":
             return
@@ -122,6 +134,18 @@ class PeerPaths:
         path = self._paths.setdefault(number, _Path())
         if path.search.state is State.DISABLED:
             self._start(path, newest.endpoint(slot), now)
+
+    def on_unanswered(self, last_rx_ns: int, now: int) -> None:
+        """Nothing came back for data, or for an initiation, so that a handshake begins;
+        `last_rx_ns`: when anything was received last."""
+        before, self._unanswered_at = self._unanswered_at, now
+        keypair = self._keypair
+        if before is None or keypair is None or self._sets or self.mtu is not None:
+            return
+        is_answered = before <= keypair.created_ns <= before + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT
+        if is_answered and last_rx_ns <= keypair.created_ns + REKEY_TIMEOUT:
+            self._black_hole = self._peer.endpoint
+            self._apply()
 
     def on_data(self, number: int, now: int) -> None:
         """Data leaves on a lane (or by the SESSION), the first for a while."""
@@ -289,6 +313,9 @@ class PeerPaths:
         """Have the workers know what fits, and say what does not."""
         fits = [path.search.plpmtu - MESSAGE_OVERHEAD - UDP_OVERHEAD[path.where.address.version]
                 for path in self._paths.values() if path.search.plpmtu and path.where is not None]
+        if not fits and self._black_hole is not None:
+            fits = [BASE_PLPMTU - MESSAGE_OVERHEAD
+                    - UDP_OVERHEAD[self._black_hole.address.version]]
         if not fits:
             return      # what was known stays until more is
         smallest = min(fits)
@@ -313,6 +340,10 @@ class PeerPaths:
     def _say(self) -> None:
         if self._payload_mtu is None:
             log.info("the path to %(peer)s takes all datagrams again", {"peer": self._peer})
+        elif not self._paths and self._black_hole is not None:
+            log.warning("%(peer)s answers handshakes, but no data: perhaps large datagrams get "
+                        "lost on the way, so it is sent no more than %(mtu)d bytes in one piece",
+                        {"peer": self._peer, "mtu": self.mtu})
         elif any(path.search.is_black_hole for path in self._paths.values()):
             log.warning("large datagrams to %(peer)s got lost: its path takes %(mtu)d bytes now; "
                         "what is larger is answered by ICMP or goes in fragments, and TCP is made "

@@ -10,9 +10,11 @@ states, constants and timers have the RFC's names. A size is that of a whole IP 
     ERROR            nothing at all is received: the path is down; what was known stays
 
 Probes are rounds of several sizes: the next one is due after the PROBE_TIMER, or at once when all
-were acked. What MAX_PROBES rounds did not bring through is too large. A first round mostly is the
-last one: it has the size that the interface needs. Otherwise the second one has all the sizes that
-links and tunnels usually have, so that the path MTU is known, or nearly, after these.
+were acked. What MAX_PROBES rounds did not bring through is too large. A path that is new gets
+small probes until one is acked: who moved there may be somebody else's address, and would be hit by
+all this. Then the first round mostly is the last one: it has the size that the interface needs.
+Otherwise the second one has all the sizes that links and tunnels usually have, so that the path MTU
+is known, or nearly, after these.
 
 A BLACK HOLE: the size that was known is not received any more, and smaller ones are.
 """
@@ -29,7 +31,7 @@ MAX_PROBES = 3
 PROBE_TIMER = SECOND // 4
 """At least; three round trips of the path, if that is more (smoothed)."""
 MAX_PROBE_TIMER = 3 * SECOND
-CONFIRMATION_TIMER = SECOND
+CONFIRMATION_TIMER = 2 * SECOND
 ERROR_TIMER = 5 * SECOND
 RAISE_TIMERS = 10 * SECOND, 60 * SECOND, 600 * SECOND
 """The last one repeats. The first ones are short: what was lost by congestion was not too large."""
@@ -57,8 +59,8 @@ class State(enum.Enum):
 class PathMtu:
     """Of one path."""
 
-    __slots__ = ("_candidates", "_confirmed_at", "_errors", "_high", "_is_confirmation", "_low",
-                 "_max_plpmtu", "_probe_timer", "_raise_at", "_raises", "_rounds", "_rtt",
+    __slots__ = ("_candidates", "_confirmed_at", "_errors", "_high", "_is_confirmation", "_is_new",
+                 "_low", "_max_plpmtu", "_probe_timer", "_raise_at", "_raises", "_rounds", "_rtt",
                  "_sent_at", "_target", "deadline", "is_black_hole", "number", "plpmtu", "state")
 
     def __init__(self) -> None:
@@ -78,6 +80,7 @@ class PathMtu:
         self._candidates: set[int] = set()
         self._sent_at: dict[int, int] = {}
         self._is_confirmation = False
+        self._is_new = False        # nothing was acked yet
         self._rounds = 0
         self._probe_timer = PROBE_TIMER
         self._rtt = 0
@@ -105,7 +108,7 @@ class PathMtu:
         self._raises = self._errors = self._rtt = 0
         self._probe_timer = PROBE_TIMER
         self.is_black_hole = False
-        self._expect(max_plpmtu, {min(BASE_PLPMTU, max_plpmtu), max_plpmtu}, now)
+        self._begin(max_plpmtu, now)
 
     def on_data(self, now: int) -> None:
         """Data leaves, the first for a while."""
@@ -128,6 +131,9 @@ class PathMtu:
         self._probe_timer = min(max(PROBE_TIMER, 3 * self._rtt), MAX_PROBE_TIMER)
         self._low = max(self._low, size)
         self._errors = 0
+        if self._is_new:
+            self._is_new = False
+            self._look_for({*self._candidates, self._target}, now)
         if size >= self._high:          # lost before, and not because it is too large
             self._high = self._max_plpmtu + 1
         if self.state is State.ERROR:
@@ -153,7 +159,8 @@ class PathMtu:
         if self.state is State.BASE and self._target >= self._high:
             smaller = [each for each in USUAL_SIZES if each < self._high]
             self._target = max(smaller, default=MIN_PLPMTU)
-            self._candidates.add(self._target)
+            if not self._is_new:
+                self._candidates.add(self._target)
             self._rounds = 0
             self.deadline = now
         elif not self._pending:
@@ -170,11 +177,17 @@ class PathMtu:
         """Find out whether a size is received; if not, which one is."""
         self.state = State.BASE
         self._is_confirmation = candidates == {self.plpmtu}
+        self._is_new = False
         self.number = (self.number + 1) & 0xffff
         self._sent_at.clear()
         self._low, self._high = 0, self._max_plpmtu + 1
         self._target = target
         self._look_for(candidates, now)
+
+    def _begin(self, target: int, now: int) -> None:
+        """Find out whether anything is received."""
+        self._expect(target, {MIN_PLPMTU, min(BASE_PLPMTU, target)}, now)
+        self._is_new = True
 
     def _look_for(self, candidates: set[int], now: int) -> None:
         self._candidates = candidates
@@ -183,7 +196,7 @@ class PathMtu:
 
     def _round(self, now: int) -> list[int]:
         if self.state is State.BASE:
-            if self._rounds == 1:       # the one before was not enough
+            if self._rounds == 1 and not self._is_new:      # the one before was not enough
                 self._candidates.update(
                     each for each in USUAL_SIZES if each < self._target)
             is_over = self._low >= self._target
@@ -247,8 +260,10 @@ class PathMtu:
                 and now >= self._raise_at:
             self._raise(now)
             return True
-        target = self.plpmtu or self._target
-        self._expect(target, {target} if self.plpmtu else {BASE_PLPMTU, target}, now)
+        if self.plpmtu:
+            self._expect(self.plpmtu, {self.plpmtu}, now)
+        else:
+            self._begin(self._target, now)
         return True
 
     def _raise(self, now: int) -> None:

@@ -155,6 +155,48 @@ def test_an_outage_says_nothing_of_sizes(worlds, caplog):
     assert "takes all datagrams again" not in caplog.text
 
 
+# -- a peer that cannot be probed
+
+def send_unanswered(world, seconds, place=None):
+    """Data from a, to a peer that receives handshakes only."""
+    for _ in world.steps(seconds, world.a):
+        world.a.send_packet(0)
+        sent, world.a.sent = world.a.sent, []
+        for message in sent:
+            if message[0] == 1:
+                world.b.receive_handshake(message, world.a)
+                world.a.receive_handshake(world.b.sent.pop(), place or world.b)
+                world.a.sent.clear()
+
+
+def test_a_black_hole_before_a_wireguard_peer_is_inferred(worlds, caplog):
+    world = worlds(a={"transport": "wireguard"}, b={"transport": "wireguard"})
+    world.handshake(world.a, world.b)
+    send_unanswered(world, 20)
+    assert world.a.lanes.paths.mtu is None and payload_mtu(world.a) is None
+    send_unanswered(world, 20)
+    assert world.a.lanes.paths.mtu == 1280 and payload_mtu(world.a) == 1280 - HEADERS
+    send_unanswered(world, 60)
+    assert caplog.text.count("answers handshakes, but no data") == 1
+
+    world.b.place = world.new_place()
+    world.a.configure(world.b, endpoint=world.b.place.endpoint)
+    send_unanswered(world, 6)
+    assert world.a.lanes.paths.mtu is None and payload_mtu(world.a) is None
+
+
+def test_a_peer_that_answers_or_is_dead_is_no_black_hole(worlds):
+    world = worlds(a={"transport": "wireguard"}, b={"transport": "wireguard"})
+    world.connect()
+    flow(world, 60)
+    for _ in world.steps(100, world.a):     # nothing arrives any more
+        world.a.send_packet(0)
+    world.a.sent.clear()
+    world.connect()
+    flow(world, 60)
+    assert world.a.lanes.paths.mtu is None and payload_mtu(world.a) is None
+
+
 # -- parts
 
 def test_a_large_message_that_is_lost_comes_in_parts(worlds):
