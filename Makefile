@@ -26,7 +26,7 @@ define apt_install
 	    apt-get -qq -y --no-install-recommends install $$missing >/dev/null; fi
 endef
 
-.PHONY: demo test test-pythons lint fuzz-memory path-table bench bench-gateway bench-forwarding bench-lanes bench-limits packages test-packages install clean
+.PHONY: demo test test-long test-pythons lint fuzz-memory path-table day bench bench-gateway bench-forwarding bench-lanes bench-limits packages test-packages install clean
 
 demo: install
 	$(SUDO) $(VENV)/bin/fastpump demo $(DEMO_OPTIONS)
@@ -35,6 +35,11 @@ demo: install
 test: test-packages install
 	$(SUDO) env PYTHONDONTWRITEBYTECODE=1 $(VENV)/bin/python -m pytest -p no:cacheprovider \
 	  -n 2 $(TEST_OPTIONS)
+
+# What the suite does in short, for as long as it takes: keys expire.
+test-long: test-packages install
+	$(SUDO) env PYTHONDONTWRITEBYTECODE=1 $(VENV)/bin/python -m pytest -p no:cacheprovider \
+	  -n 2 --long tests/netns/test_leaks.py $(TEST_OPTIONS)
 
 # With other Pythons: those of these Debian releases, each in a root of its own.
 PYTHONS_OF := bookworm trixie forky
@@ -54,6 +59,10 @@ fuzz-memory: install
 # Path MTUs of all sizes, with routers of all kinds: half an hour.
 path-table: install
 	$(SUDO) env PYTHONPATH=.:tests $(VENV)/bin/python -m support.pathtable $(PATH_OPTIONS)
+
+# All that may happen in a day, while TCP runs through a gateway: half an hour.
+day: test-packages install
+	$(SUDO) env PYTHONPATH=.:tests $(VENV)/bin/python -m support.day $(DAY_OPTIONS)
 
 # WIREGUARD_GO=/path/to/wireguard-go compares with it.
 bench: install

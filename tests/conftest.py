@@ -32,6 +32,11 @@ settings.register_profile("fastpump", database=None, deadline=None)
 settings.load_profile("fastpump")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true",
+                     help="what a suite does in short for so long as it takes")
+
+
 def pytest_configure(config):
     """Hypothesis leaves no files in the tree, and a run that a signal ends leaves no networks."""
     directory = tempfile.TemporaryDirectory(prefix="hypothesis-")

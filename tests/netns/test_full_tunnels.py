@@ -2,146 +2,55 @@
 does not carry it. Packets that b receives on the wire for a host behind it were sent in clear."""
 
 import json
-import os
-import signal
-import sys
 
 import pytest
 
-from fastpump.lab.networks import INSIDE4, OUTSIDE4, OUTSIDE6, stop, wait_for_line
+from fastpump.lab.networks import INSIDE4, OUTSIDE4
 from fastpump.protocol import keys
-from support.hosts import FASTPUMP, is_reachable, pids_in, until
-from support.quick import ADDRESSES, FAR
+from support.hosts import FASTPUMP, is_reachable, until
+from support.leaks import Started, passes, seen, traffic, watch
+from support.quick import ADDRESSES, EVERYWHERE, FAR
 
 HALVES = "0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"
 ENDPOINTS = {4: "198.51.100.2", 6: "2001:db8:99::2"}
 # Also networks that hold an endpoint, of different lengths, and one with nothing to do with that.
 HOLDING = "198.0.0.0/8", "198.51.0.0/16", "203.0.113.0/24", "2001::/16"
-EVERY_MS = """\
-import socket, sys, time
-sockets = {host: socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET,
-                               socket.SOCK_DGRAM) for host in sys.argv[1:]}
-while True:
-    for host, sock in sockets.items():
-        try:
-            sock.sendto(b"in clear", (host, 9))
-        except OSError:
-            pass
-    time.sleep(0.001)
-"""
-COUNTERS = """\
-table inet seen {
-  counter clear4 {}
-  counter clear6 {}
-  counter tunnel {}
-  chain raw {
-    type filter hook prerouting priority raw
-    iifname "wire*" ip daddr FAR4 counter name clear4
-    iifname "wire*" ip6 daddr FAR6 counter name clear6
-    iifname != "wire*" ip daddr FAR4 counter name tunnel
-  }
-}
-""".replace("FAR4", FAR[0]).replace("FAR6", FAR[1])
-
 
 @pytest.fixture
 def world(quick, lab):
     """b is the way of a to everywhere, and has other addresses, at which it is a peer."""
-    lab.run("b", "nft", "-f", "-", input=COUNTERS)
-    for version, gateway in ((4, OUTSIDE4["b"]), (6, OUTSIDE6["b"])):
-        lab.ip("b", "address", "add", ENDPOINTS[version], "dev", "lo")
-        lab.ip("a", f"-{version}", "route", "add", "default", "via", gateway, "metric", "600")
+    watch(lab, "metric", "600")
+    for address in ENDPOINTS.values():
+        lab.ip("b", "address", "add", address, "dev", "lo")
     return quick
 
 
-def seen(lab):
-    """How many packets arrived at b: in clear, by IPv4 and IPv6, and through the tunnel."""
-    listed = json.loads(lab.run("b", "nft", "-j", "list", "counters").stdout)["nftables"]
-    found = {each["counter"]["name"]: each["counter"]["packets"] for each in listed
-             if "counter" in each}
-    return found["clear4"] + found["clear6"], found["tunnel"]
-
-
-def traffic(lab):
-    """To hosts behind b, for ever."""
-    return lab.spawn("a", sys.executable, "-c", EVERY_MS, *FAR)
-
-
-def arrives(lab, which):
-    before = seen(lab)[which]
-    until(lambda: seen(lab)[which] > before + 20)
-
-
-def write(world, *interface, allowed=(), version=4):
+def write(world, *interface, allowed):
     """A file whose peer is at such an endpoint."""
-    world.write(*interface, peer=(f"AllowedIPs = {', '.join(allowed)}",))
-    host = ENDPOINTS[version] if version == 4 else f"[{ENDPOINTS[version]}]"
-    world.path.write_text(world.path.read_text().replace(f"{OUTSIDE4['b']}:", f"{host}:"))
+    world.write(*interface, peer=(f"AllowedIPs = {', '.join(allowed)}",), endpoint=ENDPOINTS[4])
 
 
-class Started:
-    """A tunnel of a, by either command."""
-
-    def __init__(self, world, way, allowed, version=4):
-        self._world, self._way = world, way
-        self._allowed, self._version = allowed, version
-        self.said = ""
-        self.up()
-
-    def up(self):
-        world, lab = self._world, self._world.lab
-        write(world, ADDRESSES, allowed=self._allowed, version=self._version)
-        if self._way == "up":
-            self.said += world("up").stderr
-            return
-        key = world.directory / "key"
-        key.touch(mode=0o600)
-        key.write_text(world.private)
-        host = ENDPOINTS[self._version]
-        host = f"[{host}]" if self._version == 6 else host
-        addresses = ADDRESSES.removeprefix("Address = ").split(", ")
-        with (world.directory / "said").open("w") as said:
-            self.process = lab.spawn(
-                "a", *FASTPUMP, "tunnel", world.name, "--queues", "2", "--private-key", str(key),
-                *(word for each in addresses for word in ("--address", each)), "--peer",
-                f"{world.public_b}@{host}:51820,allowed-ips={'+'.join(self._allowed)}",
-                stderr=said.fileno())
-        wait_for_line(self.process, " is ready: ")
-        self.said += (world.directory / "said").read_text()
-
-    def kill(self):
-        before = len(pids_in(self._world.lab, "a"))
-        os.kill(self._world.pid, signal.SIGKILL)
-        until(lambda: len(pids_in(self._world.lab, "a")) <= before - 3)
-        if self._way == "tunnel":
-            self._world.lab.processes.remove(self.process)
-            stop(self.process)
-
-    def end(self):
-        if self._way == "up":
-            self._world("down")
-        else:
-            self._world.lab.processes.remove(self.process)
-            stop(self.process, signal.SIGTERM)
-            assert self.process.returncode == 0, self.said
+def started(world, way, allowed, version=4):
+    """A tunnel without a kill switch to such a peer."""
+    return Started(world, way, allowed=allowed, endpoint=ENDPOINTS[version])
 
 
 WAYS = pytest.mark.parametrize("way", ["up", "tunnel"])
 
 
-@pytest.mark.parametrize("allowed", [("0.0.0.0/0", "::/0"), HALVES, HOLDING],
+@pytest.mark.parametrize("allowed", [EVERYWHERE, HALVES, HOLDING],
                          ids=["default", "halves", "holding"])
 @pytest.mark.parametrize("version", [4, 6])
 @WAYS
 def test_networks_that_hold_the_endpoint_are_carried(world, lab, way, allowed, version):
     before = world.state()
-    tunnel = Started(world, way, (*allowed, "10.9.0.0/24"), version)
+    tunnel = started(world, way, (*allowed, "10.9.0.0/24"), version)
     assert is_reachable(lab, INSIDE4["b"]) and is_reachable(lab, FAR[0])
     if allowed != HOLDING:
         assert is_reachable(lab, FAR[1])
     assert is_reachable(lab, ENDPOINTS[4])          # through the tunnel, as it is asked for
     assert is_reachable(lab, OUTSIDE4["b"])         # beside it: the host has a longer prefix
-    assert seen(lab)[0] == 0
+    assert seen(lab, "clear") == 0
     assert "DROP_LOOP" not in json.dumps(lab.status("a"))
     tunnel.end()
     assert world.state() == before
@@ -152,7 +61,7 @@ def test_the_longest_prefix_wins_also_between_the_host_and_the_tunnel(world, lab
     for network in ("198.51.0.0/17", "198.0.0.0/12", "203.0.0.0/16"):
         lab.ip("a", "route", "add", network, "via", OUTSIDE4["b"])
     before = world.state()
-    tunnel = Started(world, way, ("198.51.0.0/16", "198.51.100.0/24", "203.0.0.0/6", "10.9.0.0/24"))
+    tunnel = started(world, way, ("198.51.0.0/16", "198.51.100.0/24", "203.0.0.0/6", "10.9.0.0/24"))
     ways = {host: world.name if f"dev {world.name}" in lab.ip("a", "route", "get", host) else "wire"
             for host in ("198.51.100.7", "198.51.1.1", "198.51.200.1", "198.5.0.1", "203.0.113.7",
                          "202.0.0.1", "8.8.8.8", "10.9.0.2")}
@@ -167,7 +76,7 @@ def test_the_longest_prefix_wins_also_between_the_host_and_the_tunnel(world, lab
 @WAYS
 def test_datagrams_follow_the_way_out(world, lab, way):
     """Another uplink with a better metric; then the first one goes, with its address."""
-    tunnel = Started(world, way, ("0.0.0.0/0", "::/0", "10.9.0.0/24"))
+    tunnel = started(world, way, (*EVERYWHERE, "10.9.0.0/24"))
     assert is_reachable(lab, FAR[0])
     lab.ip("a", "link", "add", "wire2", "type", "veth", "peer", "name", "wire2", "netns",
            lab.names["b"])
@@ -178,7 +87,7 @@ def test_datagrams_follow_the_way_out(world, lab, way):
     lab.ip("a", "address", "delete", f"{OUTSIDE4['a']}/24", "dev", "wire")
     lab.ip("a", "link", "set", "wire", "down")
     assert is_reachable(lab, FAR[0], timeout_s=20)
-    assert "192.0.3.1:" in json.dumps(lab.status("b")) and seen(lab)[0] == 0
+    assert "192.0.3.1:" in json.dumps(lab.status("b")) and seen(lab, "clear") == 0
     tunnel.end()
 
 
@@ -186,19 +95,17 @@ def test_datagrams_follow_the_way_out(world, lab, way):
 def test_a_killed_tunnel_fails_closed_until_down(world, lab, way):
     """The next one takes it over: nothing leaves in clear before `down`."""
     before = world.state()
-    tunnel = Started(world, way, ("0.0.0.0/0", "::/0", "10.9.0.0/24"))
+    tunnel = started(world, way, (*EVERYWHERE, "10.9.0.0/24"))
     running = world.state()
-    sender = traffic(lab)
-    arrives(lab, which=1)
-    for _ in range(2):
-        tunnel.kill()
-        assert not is_reachable(lab, FAR[0], timeout_s=1)
-        assert "unreachable default" in lab.ip("a", "-6", "route", "show", "table", "51820")
-        tunnel.up()
-        arrives(lab, which=1)
-    assert seen(lab)[0] == 0
-    lab.processes.remove(sender)
-    stop(sender)
+    with traffic(lab):
+        passes(lab)
+        for _ in range(2):
+            tunnel.kill()
+            assert not is_reachable(lab, FAR[0], timeout_s=1)
+            assert "unreachable default" in lab.ip("a", "-6", "route", "show", "table", "51820")
+            tunnel.up()
+            passes(lab)
+        assert seen(lab, "clear") == 0
     assert {**world.state(), "processes": 0} == {**running, "processes": 0}
     assert tunnel.said.count("was killed; what it left behind is taken over now") == 2
     tunnel.end()
@@ -208,59 +115,54 @@ def test_a_killed_tunnel_fails_closed_until_down(world, lab, way):
 @WAYS
 def test_after_down_packets_go_as_before(world, lab, way):
     before = world.state()
-    tunnel = Started(world, way, HALVES)
+    tunnel = started(world, way, HALVES)
     tunnel.kill()
-    assert not is_reachable(lab, FAR[0], timeout_s=1) and seen(lab)[0] == 0
+    assert not is_reachable(lab, FAR[0], timeout_s=1) and seen(lab, "clear") == 0
     assert "was killed" in world("down").stderr
     assert world.state() == before
-    assert all(is_reachable(lab, host) for host in FAR) and seen(lab)[0] == 2
+    assert all(is_reachable(lab, host) for host in FAR) and seen(lab, "clear") == 2
 
 
 @pytest.mark.parametrize("failing", ["PreUp = false", "DNS = 10.9.0.2", "PostUp = false"])
 def test_a_start_that_fails_leaves_it_closed(world, lab, failing):
     before = world.state()
-    tunnel = Started(world, "up", ("0.0.0.0/0", "::/0"))
+    tunnel = started(world, "up", EVERYWHERE)
     tunnel.kill()
-    sender = traffic(lab)
-    write(world, ADDRESSES, failing, "PostDown = false", allowed=("0.0.0.0/0", "::/0"))
-    resolvconf = world.directory / "bin" / "resolvconf"
-    text = resolvconf.read_text()
-    resolvconf.write_text("#!/bin/sh\necho no >&2; exit 1\n")
-    assert world("up", check=False).returncode == 1
-    assert not any(is_reachable(lab, host, timeout_s=1) for host in FAR)
-    resolvconf.write_text(text)
-    write(world, ADDRESSES, allowed=("0.0.0.0/0", "::/0"))
-    world("up")
-    arrives(lab, which=1)
-    assert seen(lab)[0] == 0
-    world("down")
-    lab.processes.remove(sender)
-    stop(sender)
+    with traffic(lab):
+        write(world, ADDRESSES, failing, "PostDown = false", allowed=EVERYWHERE)
+        resolvconf = world.directory / "bin" / "resolvconf"
+        text = resolvconf.read_text()
+        resolvconf.write_text("#!/bin/sh\necho no >&2; exit 1\n")
+        assert world("up", check=False).returncode == 1
+        assert not any(is_reachable(lab, host, timeout_s=1) for host in FAR)
+        resolvconf.write_text(text)
+        write(world, ADDRESSES, allowed=EVERYWHERE)
+        world("up")
+        passes(lab)
+        assert seen(lab, "clear") == 0
+        world("down")
     assert world.state() == before
 
 
 @WAYS
-def test_a_name_that_cannot_be_resolved_behind_the_closed_tunnel(world, lab, monkeypatch, way):
+def test_a_name_that_cannot_be_resolved_behind_the_closed_tunnel(world, lab, way):
     """Its last address is tried. (Here the name server is a file.)"""
     hosts = world.directory / "hosts"
     hosts.write_text(f"127.0.0.1 localhost\n{ENDPOINTS[4]} b.test\n")
-    prefix = ["sh", "-euc", f'mount --bind {hosts} /etc/hosts; exec "$@"', "sh"]
-    world.prefix = prefix
-    monkeypatch.setitem(ENDPOINTS, 4, "b.test")
-    monkeypatch.setitem(globals(), "FASTPUMP", [*prefix, *FASTPUMP])
-    tunnel = Started(world, way, ("0.0.0.0/0", "::/0"))
+    world.prefix = ["sh", "-euc", f'mount --bind {hosts} /etc/hosts; exec "$@"', "sh"]
+    tunnel = Started(world, way, endpoint="b.test")
     tunnel.kill()
     hosts.write_text("127.0.0.1 localhost\n")
     tunnel.up()
     assert "198.51.100.2 is tried, where it was before" in tunnel.said
-    assert all(is_reachable(lab, host) for host in FAR) and seen(lab)[0] == 0
+    assert all(is_reachable(lab, host) for host in FAR) and seen(lab, "clear") == 0
     assert world.peers()[world.public_b][1] == "198.51.100.2:51820"
     tunnel.end()
 
 
 def test_one_that_is_not_full_any_more_opens_what_was_closed(world, lab):
     before = world.state()
-    tunnel = Started(world, "up", ("0.0.0.0/0", "::/0"))
+    tunnel = started(world, "up", EVERYWHERE)
     tunnel.kill()
     write(world, ADDRESSES, allowed=("10.9.0.0/24",))
     world("up")
@@ -274,19 +176,17 @@ def test_one_that_is_not_full_any_more_opens_what_was_closed(world, lab):
 
 @WAYS
 def test_routes_come_back_when_the_interface_was_down(world, lab, way):
-    tunnel = Started(world, way, ("0.0.0.0/0", "::/0", "10.9.0.0/24", "10.77.0.0/16"))
+    tunnel = started(world, way, (*EVERYWHERE, "10.9.0.0/24", "10.77.0.0/16"))
     running = world.state()
-    sender = traffic(lab)
-    arrives(lab, which=1)
-    for _ in range(3):
-        lab.ip("a", "link", "set", world.name, "down")
-        lab.ip("a", "link", "set", world.name, "up")
-        until(lambda: f"default dev {world.name}" in lab.ip(
-            "a", "-6", "route", "show", "table", "51820"))
-        arrives(lab, which=1)
-    assert seen(lab)[0] == 0
-    lab.processes.remove(sender)
-    stop(sender)
+    with traffic(lab):
+        passes(lab)
+        for _ in range(3):
+            lab.ip("a", "link", "set", world.name, "down")
+            lab.ip("a", "link", "set", world.name, "up")
+            until(lambda: f"default dev {world.name}" in lab.ip(
+                "a", "-6", "route", "show", "table", "51820"))
+            passes(lab)
+        assert seen(lab, "clear") == 0
     assert world.state() == running
     tunnel.end()
 
@@ -296,10 +196,10 @@ def test_reload_to_a_full_tunnel_and_back(world, lab):
     write(world, ADDRESSES, allowed=("10.9.0.0/24",))
     world("up")
     narrow = world.state()
-    for allowed in (("0.0.0.0/0", "::/0"), HALVES, HOLDING):
+    for allowed in (EVERYWHERE, HALVES, HOLDING):
         write(world, ADDRESSES, allowed=allowed)
         assert "the routes" in world("reload").stdout
-        assert is_reachable(lab, FAR[0]) and seen(lab)[0] == 0
+        assert is_reachable(lab, FAR[0]) and seen(lab, "clear") == 0
     write(world, ADDRESSES, allowed=("10.9.0.0/24",))
     assert "the routes, the rules" in world("reload").stdout
     assert world.state() == narrow
@@ -312,7 +212,7 @@ def test_an_endpoint_that_is_given_later(world, lab, way):
     """It lies in a network behind the peer; nobody knew at the start."""
     before = world.state()
     lab.ip("b", "address", "add", "172.16.0.2", "dev", "lo")
-    tunnel = Started(world, way, ("172.16.0.0/12", "10.9.0.0/24"))
+    tunnel = started(world, way, ("172.16.0.0/12", "10.9.0.0/24"))
     assert is_reachable(lab, INSIDE4["b"])
     assert world.routes() >= {"172.16.0.0/12"} and world.state()["nft"] == before["nft"]
     lab.run("a", "wg", "set", world.name, "peer", world.public_b, "endpoint", "172.16.0.2:51820")
@@ -355,7 +255,7 @@ def test_a_peer_that_contacts_us_from_inside_of_a_wide_network(world, lab):
 
 @WAYS
 def test_a_tunnel_without_ipv6_says_so_once(world, lab, way):
-    tunnel = Started(world, way, ("0.0.0.0/0",))
+    tunnel = started(world, way, ("0.0.0.0/0",))
     if way == "up":
         world("reload")
     tunnel.end()
@@ -368,7 +268,7 @@ def test_a_tunnel_without_ipv6_says_so_once(world, lab, way):
 
 
 def test_a_killed_tunnel_that_left_nothing_is_not_up(world, lab):
-    tunnel = Started(world, "tunnel", ("10.9.0.0/24",))
+    tunnel = started(world, "tunnel", ("10.9.0.0/24",))
     before = {each: world.state()[each] for each in ("-4 rule", "nft")}
     tunnel.kill()
     assert {each: world.state()[each] for each in ("-4 rule", "nft")} == before

@@ -19,7 +19,8 @@ from support.hosts import (
 
 FAR = ("203.0.113.7", "2001:db8:77::7")     # behind b
 ADDRESSES = f"Address = {INSIDE4['a']}/24, {INSIDE6['a']}/64"
-FULL = "AllowedIPs = 0.0.0.0/0, ::/0"
+EVERYWHERE = "0.0.0.0/0", "::/0"
+FULL = f"AllowedIPs = {', '.join(EVERYWHERE)}"
 NEAR = "AllowedIPs = 10.9.0.0/24, fd00:9::/64"
 
 
@@ -48,12 +49,13 @@ class Quick:
     def pid(self):
         return own_pid(self.lab, "a", self.name)
 
-    def write(self, *interface, peer=(NEAR,), more=()):
+    def write(self, *interface, peer=(NEAR,), more=(), endpoint=OUTSIDE4["b"]):
         """[Interface] lines, those of the peer b, and whole sections of others."""
+        where = f"[{endpoint}]" if ":" in endpoint else endpoint
         self.path.touch(mode=0o600)
         self.path.write_text("\n".join((
             "[Interface]", f"PrivateKey = {self.private}", "Queues = 2", *interface, "[Peer]",
-            f"PublicKey = {self.public_b}", f"Endpoint = {OUTSIDE4['b']}:51820", *peer, *more,
+            f"PublicKey = {self.public_b}", f"Endpoint = {where}:51820", *peer, *more,
             "")))
 
     def __call__(self, verb, check=True):
