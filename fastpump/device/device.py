@@ -365,7 +365,7 @@ class Device:
             case Action.INITIATE:
                 self.endpoints.forget_source(peer)     # it may be why there was no answer
                 self._callbacks.on_unanswered(peer)
-                self.lanes.of(peer).paths.on_unanswered(activity.last_rx_ns, now)
+                self.lanes.of(peer).paths.on_unanswered(activity, now)
                 self._handshakes.initiate_anew(peer, now)
             case Action.KEEPALIVE:
                 self._handshakes.keepalive(peer, now)

@@ -13,9 +13,9 @@ more after SILENT_SESSIONS. Whoever receives a probe answers, and may probe, too
 Probes are sent by sockets that set DF, acks like data. Neither counts as data, of which either side
 would look at its path again.
 
-A WireGuard peer cannot be probed. If data to it has no answer, the handshake after that has one, and
-data again has not, its path is taken for one that takes no more than BASE_PLPMTU, until the peer is
-elsewhere. (A peer that receives any data answers it, by a keepalive at least.)
+A WireGuard peer cannot be probed. If data to it has no answer, the handshake after that has one,
+and data again has not, its path is taken for one that takes no more than BASE_PLPMTU, until the
+peer is elsewhere. (A peer that receives any data answers it, by a keepalive at least.)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fastpump.device.peer import Peer
 from fastpump.protocol.keypairs import Keypair
 from fastpump.protocol.lane_messages import Kind, Mode
 from fastpump.protocol.path_mtu import BASE_PLPMTU, PathMtu, State
-from fastpump.protocol.timers import earliest
+from fastpump.protocol.timers import Activity, earliest
 from fastpump.protocol.wire import CONTROL_MARK, EXTENSION_PATH_ACK, EXTENSION_PATH_PROBE
 
 log = logging.getLogger("fastpump.path_mtu")
@@ -49,6 +49,8 @@ ASK_TIMEOUT = SECOND
 SILENT_SESSIONS = 3
 MAX_STEPS = 16
 """Of one search at one time: sizes that our own link refuses are found out at once."""
+UNANSWERED_TIME = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT
+"""After that, data without an answer makes a handshake begin."""
 SESSION = -1
 """In place of a lane's number."""
 
@@ -135,15 +137,17 @@ class PeerPaths:
         if path.search.state is State.DISABLED:
             self._start(path, newest.endpoint(slot), now)
 
-    def on_unanswered(self, last_rx_ns: int, now: int) -> None:
-        """Nothing came back for data, or for an initiation, so that a handshake begins;
-        `last_rx_ns`: when anything was received last."""
+    def on_unanswered(self, activity: Activity, now: int) -> None:
+        """A handshake begins, since there was no answer."""
+        first = activity.first_unanswered_tx_ns
+        if not first or now < first + UNANSWERED_TIME:
+            return
         before, self._unanswered_at = self._unanswered_at, now
         keypair = self._keypair
         if before is None or keypair is None or self._sets or self.mtu is not None:
             return
-        is_answered = before <= keypair.created_ns <= before + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT
-        if is_answered and last_rx_ns <= keypair.created_ns + REKEY_TIMEOUT:
+        is_answered = before <= keypair.created_ns <= before + UNANSWERED_TIME
+        if is_answered and activity.last_rx_ns <= keypair.created_ns + REKEY_TIMEOUT:
             self._black_hole = self._peer.endpoint
             self._apply()
 
