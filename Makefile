@@ -34,7 +34,7 @@ demo: install
 # The run leaves no files of root's in a user's tree.
 test: test-packages install
 	$(SUDO) env PYTHONDONTWRITEBYTECODE=1 $(VENV)/bin/python -m pytest -p no:cacheprovider \
-	  -n 2 $(TEST_OPTIONS)
+	  -n 3 $(TEST_OPTIONS)
 
 # What the suite does in short, for as long as it takes: keys expire.
 test-long: test-packages install

@@ -38,10 +38,13 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Hypothesis leaves no files in the tree, and a run that a signal ends leaves no networks."""
-    directory = tempfile.TemporaryDirectory(prefix="hypothesis-")
+    """Neither Hypothesis nor Python leaves files in the tree, and a run that a signal ends leaves
+    no networks. Programs under test share what Python compiled: they start in half the time."""
+    directory = tempfile.TemporaryDirectory(prefix="fastpump-tests-")
     config.add_cleanup(directory.cleanup)
     set_hypothesis_home_dir(directory.name)
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", f"{directory.name}/pycache")   # xdist's, too
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
 

@@ -191,7 +191,9 @@ class Workers:
             busy_poll_us=self._options.busy_poll_us, parent=os.getpid(),
             lane_fds=tuple(self._lane_fds), tun_fds=tuple(self._tun.fds))
         package_dir = str(Path(__file__).resolve().parents[2])
-        # -I -S: no environment, no site hooks; what it imports stands next to us.
+        # -I -S: no environment, no site hooks; what it imports stands next to us. What is compiled
+        # goes where ours does.
+        compiled = ["-X", f"pycache_prefix={sys.pycache_prefix}"] if sys.pycache_prefix else []
         program = (f"import sys; sys.path.insert(0, {package_dir!r}); "
                    "from fastpump.worker import main; main()")
         worker.started_at = time.monotonic()
@@ -199,8 +201,8 @@ class Workers:
         try:
             # A process group of its own: Ctrl-C is the supervisor's to handle.
             worker.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", *["-B"] * sys.dont_write_bytecode, "-c", program,
-                 *arguments.emit()],
+                [sys.executable, "-I", "-S", *["-B"] * sys.dont_write_bytecode, *compiled, "-c",
+                 program, *arguments.emit()],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 pass_fds=arguments.fds, process_group=0)
         except OSError as error:

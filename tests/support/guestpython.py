@@ -42,7 +42,7 @@ def _command(program: Path, *words: str) -> list[str]:
     places = [str(PACKAGE_ROOT), *(path for path in sys.path if path.endswith("-packages"))]
     start = (f"import sys; sys.path += {places!r}; sys.argv[0] = {str(program)!r}; "
              "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')")
-    return [str(Path(sys.executable).resolve()), "-I", "-S", "-c", start, *words]
+    return [str(Path(sys.executable).resolve()), "-I", "-S", "-B", "-c", start, *words]
 
 
 def _quoted(word: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import secrets
@@ -28,6 +29,12 @@ def until(condition, timeout_s=30):
             return value
         time.sleep(0.01)
     raise AssertionError("did not happen in time")
+
+
+def open_files():
+    """How many this process has, but for those that are garbage, of any test before."""
+    gc.collect()
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def with_tun_device(mode, *command):

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import os
 import struct
-from pathlib import Path
 
 import pytest
 
@@ -20,6 +19,7 @@ from fastpump.kernel import (
     TUNSETIFF,
 )
 from fastpump.tun import queues
+from support.hosts import open_files
 
 FLAGS = IFF_TUN | IFF_VNET_HDR | IFF_MULTI_QUEUE
 ALL = FLAGS | IFF_NO_PI
@@ -60,15 +60,11 @@ def install(tmp_path, monkeypatch):
     return install
 
 
-def open_fds():
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def refusal(name="fp-test0"):
-    before = open_fds()
+    before = open_files()
     with pytest.raises(SystemSetupError) as error:
         queues.open_queue(name, FLAGS)
-    assert open_fds() == before
+    assert open_files() == before
     return str(error.value)
 
 

@@ -26,6 +26,7 @@ def test_a_worker_loads_little():
                "if name in sys.modules])")
     path = str(Path(fastpump.__file__).parents[1])
     result = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {path!r}); {program}"],
+        [sys.executable, "-I", "-S", "-B", "-c",
+         f"import sys; sys.path.insert(0, {path!r}); {program}"],
         capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
