@@ -20,8 +20,8 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from fastpump.cli import status_text
     from fastpump.ipc import control
-    from fastpump.tunnel import status as tunnel_status
 
     errors: list[SystemSetupError] = []
     if args.name is None:
@@ -34,7 +34,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"interfaces": found}, indent=2))
     elif found:
-        print("\n\n".join(tunnel_status.show(status) for status in found))
+        print("\n\n".join(status_text.show(status) for status in found))
     elif not errors:
         print("no tunnel is running in this network namespace")
     sys.stdout.flush()

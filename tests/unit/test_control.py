@@ -253,7 +253,7 @@ def test_a_socket_that_cannot_be_renamed_is_told(caplog):
 
 
 def test_status_shows_the_other_tunnels(monkeypatch, capsys):
-    monkeypatch.setattr("fastpump.tunnel.status.show", lambda status: status["it"])
+    monkeypatch.setattr("fastpump.cli.status_text.show", lambda status: status["it"])
     with listening("fp0"), listening("fp2"), serving("fp1", {"status": show}):
         began = time.monotonic()
         assert main(["status"]) == 1

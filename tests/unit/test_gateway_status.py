@@ -2,9 +2,9 @@
 
 import pytest
 
+from fastpump.cli import status_text
 from fastpump.config.gateway import Gateway
 from fastpump.host import gateway_status, gateway_table
-from fastpump.tunnel import status
 from support.hosts import make_program
 
 RULES = "  iif 5 {0}\n  oif 5 {0}\n".format(
@@ -49,7 +49,7 @@ def test_the_lines_of_a_gateway(change, expected):
              "interfaces_missing": [], "table": "t", "table_lacks": [], "forwarding_off": []}
     usual = ["  gateway: forward, nat on x, y", "    nftables table t: complete",
              "    forwarding: on"]
-    assert status._gateway_lines(found) == usual
-    lines = status._gateway_lines(found | change)
+    assert status_text._gateway_lines(found) == usual
+    lines = status_text._gateway_lines(found | change)
     assert expected in lines and set(lines) <= {*usual, expected}
-    assert status._gateway_lines(None) == []
+    assert status_text._gateway_lines(None) == []
