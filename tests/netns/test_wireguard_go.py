@@ -106,7 +106,7 @@ def a_life(lab, directory, initiator, psk, v6):
     assert is_reachable(lab, INSIDE4["b" if ours else "a"], "a" if ours else "b")
     arrived = {}
     ways = [threading.Thread(target=lambda s=side, o=other: arrived.update(
-        {s: transfer(lab, s, INSIDE4[o], 16 << 20, port=f"700{ord(s) % 10}", seconds=135)}))
+        {s: transfer(lab, s, INSIDE4[o], 8 << 20, port=f"700{ord(s) % 10}", seconds=135)}))
         for side, other in (("a", "b"), ("b", "a"))]
     for way in ways:
         way.start()
