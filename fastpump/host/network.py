@@ -174,10 +174,14 @@ class HostState:
                            (MTU, self._change_mtu), (DNS, self._change_dns),
                            (CLOSED, self._close), (RULES, self._change_rules),
                            (ROUTES, self._change_routes), (OPENED, self._reopen)):
-            if step(index, wanted) and what != CLOSED:
+            if step(index, wanted):
                 changed.append(RULES if what == OPENED else what)
+        if not {CLOSED, RULES, ROUTES}.isdisjoint(changed) and any(
+                table == wanted.default_table and network.version == 6
+                for network, table in (*wanted.routes, *wanted.closed)):
+            routes.forget_default_routes()
         self._write()
-        return list(dict.fromkeys(changed))
+        return list(dict.fromkeys(what for what in changed if what != CLOSED))
 
     def restore(self, index: int) -> list[str]:
         """Put back what somebody else has taken away, or the kernel when the interface was set

@@ -11,6 +11,7 @@ import errno
 import functools
 import ipaddress
 import itertools
+import secrets
 import socket
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ TABLE_DEFAULT, TABLE_LOCAL = 253, 255
 CLOSED_METRIC = 4278198272      # worse than any that others choose; usual for VRFs, too
 
 OUTER_OVERHEAD = 80     # IPv6, UDP, WireGuard's 32
+DISCARD_ONLY = int(ipaddress.IPv6Address("100::"))      # /64
 TABLE_NAMES = (Path("/etc/iproute2/rt_tables"), Path("/usr/share/iproute2/rt_tables"),
                Path("/usr/lib/iproute2/rt_tables"))
 
@@ -135,7 +137,11 @@ def likely_address(but_not_of: int, but_not: Collection[Address] = ()) -> str | 
 # -- routes
 
 def _route(netlink: IPRoute, verb: str, index: int, network: Network, table: int) -> None:
-    scope = {"scope": rt_scope["link"]} if network.version == 4 else {}
+    # As `ip route` does for a route without a gateway; but not in a table that rules lead to before
+    # the main one. The kernel would find the next hop of a new route there: `ip route add default
+    # via ROUTER` without `dev` would lead into the tunnel (net/ipv4/fib_semantics.c, fib_check_nh).
+    is_main = table == TABLE_MAIN
+    scope = {"scope": rt_scope["link" if is_main else "universe"]} if network.version == 4 else {}
     with _explaining_route(f"cannot {verb} the route to {network} through the tunnel"):
         netlink.route(verb, dst=str(network), oif=index, family=FAMILIES[network.version],
                       table=table, **scope)
@@ -276,6 +282,17 @@ def _change_closed(verb: str, network: Network, table: int) -> None:
             _explaining_route(f"cannot {verb} the unreachable route to {network}"):
         netlink.route(verb, dst=str(network), type="unreachable", table=table,
                       family=FAMILIES[network.version], priority=CLOSED_METRIC)
+
+
+def forget_default_routes() -> None:
+    """Have connected sockets that found an IPv6 default route look again. By themselves they do
+    when the table of their route changes, but not when a rule leads to a route that is new in
+    another table (net/ipv6/ip6_fib.c, fib6_update_sernum_upto_root; IPv4 forgets all at any
+    change). So the main table has another route for a moment, to an address that nobody has
+    (RFC 6666)."""
+    nobody = ipaddress.ip_network((DISCARD_ONLY + secrets.randbits(64), 128))
+    _change_closed("add", nobody, TABLE_MAIN)
+    _change_closed("del", nobody, TABLE_MAIN)
 
 
 # -- path MTUs

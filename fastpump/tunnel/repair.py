@@ -3,8 +3,8 @@ ruleset`, `ip rule flush`, an address deleted), within a second, and counts it.
 
 The kernel says that something was removed (netlink/notifications.py); then all is compared with the
 kernel, and what is missing is put back. Who keeps removing it is not fought at full speed: after
-MAX_AT_ONCE repairs the next ones wait, twice as long each time, and a line says so. When QUIET_S
-have passed without one, all begins anew.
+MAX_AT_ONCE repairs the next ones wait, twice as long each time, and a line says so. Each EVERY_S
+forget one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ log = logging.getLogger("fastpump")
 
 DELAY_S = 0.1
 """What is removed together is put back together."""
-MAX_AT_ONCE = 5
-LONGEST_S = 60.0
-QUIET_S = 300.0
+MAX_AT_ONCE = 10
+EVERY_S = 10.0
+"""As often as that it is put back all the same."""
 
 
 class Patience:
@@ -31,22 +31,25 @@ class Patience:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._count = 0
-        self._last = -QUIET_S
+        self._noted = 0.0
+        self._last = clock()
+
+    @property
+    def _count(self) -> float:
+        """Of repairs that are not forgotten."""
+        return max(0.0, self._noted - (self._clock() - self._last) / EVERY_S)
 
     @property
     def delay_s(self) -> float:
         """Until the next repair."""
-        if self._clock() - self._last >= QUIET_S:
-            self._count = 0
-        return float(min(DELAY_S if self._count < MAX_AT_ONCE
-                         else 2.0 ** (self._count - MAX_AT_ONCE), LONGEST_S))
+        beyond = self._count - MAX_AT_ONCE
+        return DELAY_S if beyond < 0 else float(min(2.0 ** int(beyond), EVERY_S))
 
     def note(self) -> bool:
         """There was a repair; whether the next one is the first that waits longer."""
-        self._count += 1
-        self._last = self._clock()
-        return self._count == MAX_AT_ONCE
+        before = self._count
+        self._noted, self._last = before + 1, self._clock()
+        return before < MAX_AT_ONCE <= self._noted
 
 
 class RepairWatch:
@@ -119,7 +122,7 @@ class RepairWatch:
         if self._patience.note():
             log.warning("%(what)s: removed again and again, so the next times it is restored later "
                         "and later, up to %(longest).0f s; `ip monitor` and `nft monitor` show "
-                        "when, and who runs then", {"what": what, "longest": LONGEST_S})
+                        "when, and who runs then", {"what": what, "longest": EVERY_S})
 
     def _tell_failure(self, why: str) -> None:
         if why != self._failure:

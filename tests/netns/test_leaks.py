@@ -87,6 +87,7 @@ def test_nothing_leaves_in_clear(quick, lab, request, way, switch):
         before = count(lab)
         passes(lab)
         for name, happen in EVENTS.items():
+            print(name, time.monotonic(), flush=True)
             happen(host)
             host.settle()
             passes(lab)

@@ -61,7 +61,7 @@ def test_it_comes_back(world, lab, what, switch):
 def test_it_comes_back_every_time(world, lab):
     world.write(ADDRESSES, peer=(FULL,))
     world("up")
-    for count in range(1, 8):           # the last two wait 1 s and 2 s
+    for count in range(1, 14):          # the last ones wait 1 s, or 2 s
         lab.run("a", "nft", "flush", "ruleset")
         until(lambda count=count: repairs(lab).get("the firewall") == count)
     assert is_reachable(lab, FAR[0])

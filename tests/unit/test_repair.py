@@ -22,13 +22,15 @@ def test_the_first_repairs_are_made_at_once_the_next_ones_later_and_later():
     clock = Clock()
     patience = Patience(clock)
     delays, said = [], []
-    for _ in range(14):
+    for _ in range(40):
         delays.append(patience.delay_s)
+        clock.now += delays[-1]
         said.append(patience.note())
-        clock.now += 1
-    assert delays == [0.1] * 5 + [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    assert said == [False] * 4 + [True] + [False] * 9
-    clock.now += repair.QUIET_S
+    after = said.index(True) + 1
+    assert set(delays[:after]) == {0.1} and after >= repair.MAX_AT_ONCE
+    assert delays[after:after + 4] == [1, 2, 4, 8] and set(delays[25:]) == {repair.EVERY_S}
+    assert said.count(True) == 1
+    clock.now += repair.MAX_AT_ONCE * repair.EVERY_S
     assert patience.delay_s == 0.1 and not patience.note()
 
 
@@ -115,12 +117,12 @@ def test_a_repair_that_fails_is_tried_again_and_told_once(watched, caplog):
 
 def test_who_keeps_removing_it_is_told_once(watched, caplog):
     async def scenario(watch, asked):
-        for count in range(1, 6):
+        for count in range(1, repair.MAX_AT_ONCE + 2):
             await times(asked, count)
             await asyncio.sleep(0)
             watch.look()
 
-    watched(scenario, [["the rules"]] * 5)
+    watched(scenario, [["the rules"]] * (repair.MAX_AT_ONCE + 1))
     assert caplog.text.count("removed again and again") == 1
 
 
