@@ -24,6 +24,7 @@ from fastpump.config.wording import OptionError
 from fastpump.errors import SystemSetupError
 from fastpump.host import forwarding, gateway_table
 from fastpump.host.forwarding import GATEWAY
+from fastpump.host.nft_table import NftTable
 from fastpump.host.undo_record import Record, locked, namespace_cookie
 from fastpump.netlink import links
 from fastpump.netlink.links import Link
@@ -47,12 +48,13 @@ def set_up(gateway: Gateway, index: int, versions: Collection[int],
     record = Record.take(path)
     if record is None:
         raise SystemSetupError(f"{path} is locked by another process; end that first")
-    cleanup.callback(_undo, tun.name, record)
+    table = gateway_table.table(tun.name)
+    cleanup.callback(_undo, record, table)
     has_table = gateway.masquerades or gateway.clamps
     content: dict[str, Any] = {"namespace": namespace_cookie(), "has_table": has_table}
     record.write(content)
     if has_table:
-        gateway_table.make(tun.name, tun.index, gateway)
+        table.make(gateway_table.chains(tun.index, gateway))
     if gateway.forwards:
         with locked(path.parent):
             steps = forwarding.plan(interfaces, versions, forwarding.steps_of_others(record))
@@ -61,15 +63,15 @@ def set_up(gateway: Gateway, index: int, versions: Collection[int],
     hindrance = gateway_table.hindrance(tun.name, tun.index, versions)
     if hindrance is not None:
         log.warning("%(warning)s", {"warning": hindrance})
-    return partial(_restore, gateway, tun, record)
+    return partial(_restore, gateway, tun, record, table)
 
 
-def _restore(gateway: Gateway, tun: Link, record: Record) -> list[str]:
+def _restore(gateway: Gateway, tun: Link, record: Record, table: NftTable) -> list[str]:
     restored = []
     needed = {"nat"} if gateway.masquerades else set()
     needed |= {"mss"} if gateway.clamps else set()
-    if not needed <= gateway_table.parts_in(gateway_table.table_of(tun.name)):
-        gateway_table.make(tun.name, tun.index, gateway)
+    if not needed <= gateway_table.parts_in(table.name):
+        table.make(gateway_table.chains(tun.index, gateway))
         restored.append("the gateway's table")
     off = forwarding.undone(forwarding.steps_in(record.read()))
     if off:
@@ -103,11 +105,11 @@ def recover(name: str | None = None) -> bool:
             log.warning("%(name)s was killed when it last ran; undoing what it left behind",
                         {"name": owner})
             was_any = True
-        _undo(owner, record)
+        _undo(record, gateway_table.table(owner))
     return was_any
 
 
-def _undo(name: str, record: Record) -> None:
+def _undo(record: Record, table: NftTable) -> None:
     """Undo what a record says, and remove it; errors go to the log."""
     said = record.read()
     with locked(record.path.parent):
@@ -115,7 +117,7 @@ def _undo(name: str, record: Record) -> None:
             _tolerate(lambda: forwarding.switch_off(forwarding.steps_in(said),
                                                     forwarding.steps_of_others(record)))
             if said.get("has_table", False):
-                _tolerate(lambda: gateway_table.remove(name))
+                _tolerate(table.remove)
         record.remove()
 
 

@@ -6,6 +6,9 @@
     leaving   postrouting: what comes from the tunnel and leaves by another interface is masqueraded
               (`iif` in postrouting: Linux 5.7).
 
+It is owned: while nothing translates addresses, the host would answer for the tunnel's networks,
+and end their connections (RST).
+
 The tunnel is named by its index: that stays when it is renamed, and no later interface has it. Ways
 out are named: an uplink may come back with another index.
 
@@ -26,7 +29,7 @@ from typing import Any
 
 from fastpump.config.gateway import Gateway
 from fastpump.errors import SystemSetupError
-from fastpump.host.nft_table import run_nft
+from fastpump.host.nft_table import Chain, NftTable, run_nft
 
 PURPOSE = "a gateway"
 _CLAMP = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
@@ -45,28 +48,23 @@ def quoted(name: str) -> str:
         else "__" if char == "_" else f"_{ord(char):x}_" for char in name)
 
 
-def make(name: str, index: int, gateway: Gateway) -> None:
-    """Make the table of the tunnel with that index, in place of what it was before."""
+def table(name: str) -> NftTable:
+    """The table of a tunnel."""
+    return NftTable(table_of(name), PURPOSE, is_owned=True)
+
+
+def chains(index: int, gateway: Gateway) -> dict[str, Chain]:
+    """What is in it for the tunnel with that index."""
     ways_out = ", ".join(f'"{each}"' for each in gateway.ways_out)
     only = f" oifname {{ {ways_out} }}" if ways_out else ""
-    chains = f"""\
-  chain clamp {{
-    type filter hook forward priority mangle
-    iif {index} {_CLAMP}
-    oif {index} {_CLAMP}
-  }}
-""" * gateway.clamps + f"""\
-  chain leaving {{
-    type nat hook postrouting priority srcnat
-    iif {index} oif != {index}{only} masquerade
-  }}
-""" * gateway.masquerades
-    _replace(table_of(name), chains)
-
-
-def remove(name: str) -> None:
-    """Remove that table, if it is there."""
-    run_nft(_removal(table_of(name)), PURPOSE)
+    found = {}
+    if gateway.clamps:
+        found["clamp"] = Chain("type filter hook forward priority mangle",
+                               (f"iif {index} {_CLAMP}", f"oif {index} {_CLAMP}"))
+    if gateway.masquerades:
+        found["leaving"] = Chain("type nat hook postrouting priority srcnat",
+                                 (f"iif {index} oif != {index}{only} masquerade",))
+    return found
 
 
 def parts_in(table: str) -> set[str]:

@@ -13,6 +13,7 @@ import pytest
 from fastpump.lab.networks import INSIDE4, INSIDE6, key_files, need, stop
 from support.gateways import BEYOND, Site, answers, read_until_ready, stream
 from support.hosts import FASTPUMP, interface_names, make_program, until
+from support.pretence import pretending
 
 C, D = BEYOND["c"][2], BEYOND["d"][2]
 A_TO_C = ("198.51.100.1", "2001:db8:51::1")
@@ -430,7 +431,9 @@ def test_status_compares_the_gateway_with_the_kernel(site, lab):
 
 
 @PROGRAMS
-def test_what_others_take_away_comes_back(site, lab, program):
+def test_what_others_take_away_comes_back(site, lab, program, tmp_path):
+    site.prefix = ["env", *(f"{name}={value}" for name, value in pretending(
+        tmp_path, owns_no_tables=True).items())]
     site.start(program, "forward, nat:way, mss")
     site.connect()
     running = site.state()
@@ -445,6 +448,23 @@ def test_what_others_take_away_comes_back(site, lab, program):
               lab.status("a")["repairs"].get(called, 0) > before)
         until(lambda: site.state() == running)
     site.end(program)
+
+
+def test_others_cannot_take_its_table_away(site, lab):
+    """Where the kernel has that: not for a moment are addresses not translated."""
+    before = site.state()
+    site.start("tunnel")
+    running = site.state()
+    if "flags owner" not in running["nft"]:
+        pytest.skip("this kernel has no owned tables that persist (Linux 6.9)")
+    table = f"fastpump_gateway-{site.names[0]}"
+    for take in (("flush", "chain", "inet", table, "leaving"), ("flush", "ruleset"),
+                 ("delete", "table", "inet", table)):
+        lab.run("a", "nft", *take, check=False)
+        assert site.state() == running
+    assert lab.status("a")["repairs"] == {}
+    site.end("tunnel")
+    assert site.state() == before
 
 
 def test_status_of_a_gateway_that_has_no_table(site, lab):

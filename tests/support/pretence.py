@@ -15,19 +15,25 @@ said = json.loads(os.environ["PRETENCE"])
 for name, value in said["constants"].items():
     assert hasattr(constants, name)
     setattr(constants, name, value)
+if said["owns_no_tables"]:
+    from fastpump.netlink import nft_owner
+    nft_owner.claim = lambda table: None
 true_time = time.time_ns
 time.time_ns = lambda: true_time() + said["clock_ahead_ns"]
 """
 
 
-def pretending(directory, *, clock_ahead_ns=0, **constants):
-    """The environment of such a process; `constants`: of fastpump.constants, by name."""
+def pretending(directory, *, clock_ahead_ns=0, owns_no_tables=False, **constants):
+    """The environment of such a process; `owns_no_tables`: as of Linux before 6.9; `constants`: of
+    fastpump.constants, by name."""
     site = directory / "pretence"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(_SITE)
     before = os.environ.get("PYTHONPATH")
     return {"PYTHONPATH": os.pathsep.join([str(site), str(_ROOT), *([before] if before else [])]),
-            "PRETENCE": json.dumps({"clock_ahead_ns": clock_ahead_ns, "constants": constants})}
+            "PRETENCE": json.dumps({
+                "clock_ahead_ns": clock_ahead_ns, "owns_no_tables": owns_no_tables,
+                "constants": constants})}
 
 
 class Hosts:
