@@ -15,6 +15,7 @@ from typing import Any
 
 from fastpump.cli.leftovers import recover
 from fastpump.config.command_line import with_default_allowed_ips
+from fastpump.config.gateway import Gateway
 from fastpump.config.model import TunnelConfig, check
 from fastpump.constants import DEFAULT_NAME, DEFAULT_PORT
 from fastpump.host import ethernet, full_tunnel, ipv6
@@ -33,7 +34,8 @@ def run_in_foreground(config: TunnelConfig, *, as_json: bool = False) -> None:
     check(config)
     foreground = _Foreground(with_default_allowed_ips(config), as_json)
     if config.name not in (name for _, name in socket.if_nameindex()):  # else it may be running
-        recover(config.name, takes_over=config.mode == "tun")
+        recover(config.name, takes_over=config.mode == "tun",
+                masquerades=Gateway.of(config.gateway).masquerades)
     run(foreground.config, Program(configure=foreground.configure, on_ready=foreground.on_ready,
                                    before_configure=(foreground.close if config.kill_switch
                                                      else None),

@@ -10,12 +10,12 @@ from fastpump.host.network import find_leftover
 log = logging.getLogger("fastpump")
 
 
-def recover(name: str, *, takes_over: bool) -> bool:
+def recover(name: str, *, takes_over: bool, masquerades: bool = False) -> bool:
     """Undo what the last tunnel of that name left behind, if it did not end by `down`; whether
     there was anything. `takes_over`: but for what keeps packets from leaving in clear, and what
     belongs to that; the next tunnel of that name, which is about to start, takes it over.
-    SystemSetupError if its process lives."""
-    left = find_leftover(name)
+    `masquerades`: as find_leftover has it. SystemSetupError if its process lives."""
+    left = find_leftover(name, masquerades=masquerades)
     if left is None:
         return False
     if left.is_empty:

@@ -24,6 +24,7 @@ from fastpump.cli import hooks
 from fastpump.cli.leftovers import recover
 from fastpump.config import file as config_file
 from fastpump.config.file import FileConfig
+from fastpump.config.gateway import Gateway
 from fastpump.config.model import TunnelConfig
 from fastpump.conn import endpoint
 from fastpump.errors import ConfigError, SystemSetupError
@@ -101,7 +102,7 @@ def up(word: str) -> None:
         hint = (f"`fastpump reload {word}` applies a changed file" if status["configuration_file"]
                 else "it was not brought up from a file")
         raise ConfigError(f"{name} is already up: {hint}, `fastpump down {word}` stops it")
-    recover(name, takes_over=True)
+    recover(name, takes_over=True, masquerades=Gateway.of(file.tunnel.gateway).masquerades)
     if name in (each for _, each in socket.if_nameindex()):
         raise ConfigError(f"an interface {name} already exists; rename the file"
                           + taps.how_to_delete(links.find(name)))

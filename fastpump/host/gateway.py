@@ -4,7 +4,9 @@ other interfaces.
 First the nftables table (host/gateway_table.py), then forwarding (host/forwarding.py): nothing
 leaves before it is masqueraded. All of it is in a record, `<interface>@<index>.gateway`, before it
 is done, and undone in the reverse order however the process ends. If it was killed, `recover` does
-that: at the next start of a tunnel of that name or of another gateway, and at `down`.
+that: at the next start of a tunnel of that name or of another gateway, and at `down`. But the table
+of a killed one that masquerades stays until its successor's takes its place, in one step: in
+between, this host would answer for the tunnel's networks, and end their connections.
 
 Records are the only place where tunnels learn of each other's settings. Whoever reads those of
 others, and changes a setting or its record by what they say, holds the lock of their directory.
@@ -43,6 +45,8 @@ def set_up(gateway: Gateway, index: int, versions: Collection[int],
             raise OptionError(f"<gateway=nat:{name}>: there is no interface {name}; `ip link` "
                               "lists those that there are")
     interfaces = interfaces_of(gateway, tun)
+    if gateway.masquerades:
+        recover(tun.name, keeps_table=True)
     recover()
     path = paths.runtime_dir() / f"{tun.name}@{tun.index}{GATEWAY}"
     record = Record.take(path)
@@ -90,9 +94,10 @@ def interfaces_of(gateway: Gateway, tun: Link) -> list[int]:
         else not link.is_loopback and link.master not in bridges))]
 
 
-def recover(name: str | None = None) -> bool:
+def recover(name: str | None = None, *, keeps_table: bool = False) -> bool:
     """Undo what killed processes left behind in this network namespace, or only the one whose
-    interface was called so; whether there was anything."""
+    interface was called so; whether there was anything. `keeps_table`: but for its table, which is
+    replaced at once."""
     was_any = False
     for path in sorted(paths.runtime_dir().glob(f"*{GATEWAY}")):
         owner = path.name.rpartition("@")[0]
@@ -105,18 +110,18 @@ def recover(name: str | None = None) -> bool:
             log.warning("%(name)s was killed when it last ran; undoing what it left behind",
                         {"name": owner})
             was_any = True
-        _undo(record, gateway_table.table(owner))
+        _undo(record, None if keeps_table else gateway_table.table(owner))
     return was_any
 
 
-def _undo(record: Record, table: NftTable) -> None:
+def _undo(record: Record, table: NftTable | None) -> None:
     """Undo what a record says, and remove it; errors go to the log."""
     said = record.read()
     with locked(record.path.parent):
         if said.get("namespace") == namespace_cookie():     # else all of it is gone
             _tolerate(lambda: forwarding.switch_off(forwarding.steps_in(said),
                                                     forwarding.steps_of_others(record)))
-            if said.get("has_table", False):
+            if table is not None and said.get("has_table", False):
                 _tolerate(table.remove)
         record.remove()
 

@@ -423,12 +423,15 @@ class Leftover:
                                               "has_kill_switch"))
 
 
-def find_leftover(name: str) -> Leftover | None:
-    """What is left of the tunnel that was called so. SystemSetupError if its process lives."""
-    was_there = [recover(name) for recover in (
-        attach_undo.recover, gateway.recover, resolv_conf.forget_gone)]
+def find_leftover(name: str, *, masquerades: bool = False) -> Leftover | None:
+    """What is left of the tunnel that was called so. SystemSetupError if its process lives.
+    `masquerades`: the next one of that name, which takes over what is left of a gateway."""
+    was_there = attach_undo.recover(name)
+    if not masquerades:
+        was_there |= gateway.recover(name)
+    was_there |= resolv_conf.forget_gone(name)
     if not _record_file(name).exists():
-        return Leftover(name, None) if any(was_there) else None
+        return Leftover(name, None) if was_there else None
     return Leftover(name, _open_record(name))
 
 

@@ -102,7 +102,8 @@ def run(config: TunnelConfig, program: Program) -> None:
     _set_rlimits()
     with start.cleanup:
         start.cleanup.enter_context(signals.unwinding())
-        gateway.recover(config.name)
+        if not Gateway.of(config.gateway).masquerades:     # else `set_up` does
+            gateway.recover(config.name)
         start.open_queues()
         start.read_private_key()
         start.probe_offloads()

@@ -1,6 +1,7 @@
 """`--gateway` (`Gateway`): a host that forwards what comes out of the tunnel, and is as before when
 the tunnel ends."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fastpump.lab.networks import INSIDE4, INSIDE6, key_files, need, stop
+from fastpump.errors import SystemSetupError
+from fastpump.lab.networks import INSIDE4, INSIDE6, key_files, need, stop, wait_for_line
 from support.gateways import BEYOND, Site, answers, read_until_ready, stream
 from support.hosts import FASTPUMP, interface_names, make_program, until
 from support.pretence import pretending
@@ -195,6 +197,32 @@ def test_what_a_killed_gateway_left_is_undone_by_the_next_start(site, program, t
         assert "undoing what it left behind" in site.start(program, "mss")
         assert site.sysctls()["ipv4/conf/way/forwarding"] == "0"
         site.end(program)
+    assert site.state() == before
+
+
+def watch_nft(lab):
+    """`nft monitor` on a, which shows what happens from now on."""
+    monitor = lab.spawn("a", "nft", "monitor")
+    for number in range(100):
+        lab.run("a", "nft", f"add table inet seen{number}; delete table inet seen{number}")
+        with contextlib.suppress(SystemSetupError):
+            wait_for_line(monitor, "seen", 0.1)
+            return monitor
+    raise AssertionError("nft monitor shows nothing")
+
+
+@PROGRAMS
+def test_addresses_are_translated_until_a_killed_gateway_is_replaced(site, lab, program):
+    before = site.state()
+    site.start(program)
+    kill(site)
+    monitor = watch_nft(lab)
+    assert "undoing what it left behind" in site.start(program)
+    lab.processes.remove(monitor)
+    happened = stop(monitor)
+    assert "add rule inet fastpump_gateway-" in happened
+    assert not re.search("delete (table|chain) inet fastpump_gateway-", happened)
+    site.end(program)
     assert site.state() == before
 
 

@@ -314,6 +314,7 @@ def test_the_switch_to_lanes_loses_and_reorders_nothing(lab, tmp_path):
                 assert len(busy) == 4 and min(busy) > 10, busy
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(400)
 def test_rekeys_lose_and_reorder_nothing(lab, tmp_path):
     with fastpump_pair(lab, tmp_path, "--queues", "3"):

@@ -159,7 +159,8 @@ def a_life(lab, directory, initiator, psk, v6):
     return outcome
 
 
-@pytest.mark.timeout(600)       # 150 s are its own, on a machine that does nothing else
+@pytest.mark.alone
+@pytest.mark.timeout(600)       # 150 s are its own
 def test_the_whole_life_of_a_session(tmp_path):
     """initiator x PSK x IP version outside, each with roaming of both sides, reload and rekey
     (REKEY_AFTER_TIME is 120 s: all eight run beside each other, and slowly enough that no

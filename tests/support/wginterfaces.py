@@ -19,10 +19,10 @@ def other(side):
 
 
 def has_its_sockets(lab, side):
-    """Those of two queues and for handshakes, on one port, and those of lanes."""
+    """Those of two queues, for handshakes and path probes, on one port, and two of each lane."""
     ports = Counter(line.split()[3].rpartition(":")[2]
                     for line in lab.run(side, "ss", "-lunH").stdout.splitlines())
-    return sorted(ports.values()) == [1] * 32 + [3]
+    return sorted(ports.values()) == [2] * 32 + [4]
 
 
 @dataclass
