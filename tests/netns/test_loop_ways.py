@@ -178,12 +178,13 @@ def test_somebody_on_the_path_rewrites_the_source_of_one_datagram(lab, tmp_path,
     lab.run("b", "ping", "-n", "-c", "2", "-i", "0.2", "-W", "0.2", INSIDE4["a"], check=False)
     until(lambda: looped(lab))
     assert sent(lab) - before < FEW
+    said = f"was heard from {INSIDE4['b']}, but the way there leads into this tunnel: it is "
+    log = wait_for_line(process, said)
     lab.run("b", "nft", "delete", "table", "ip", "path")
     assert is_reachable(lab, INSIDE4["a"], "b") and is_reachable(lab, INSIDE4["b"])
     lab.processes.remove(process)
-    log = stop(process)
-    assert log.count(f"was heard from {INSIDE4['b']}, but the way there leads into this tunnel: "
-                     "it is ") == 1, log
+    log += stop(process)
+    assert log.count(said) == 1, log
     if is_told:
         assert f"it is at {OUTSIDE4['b']}:51820 again" in log
 
