@@ -36,7 +36,7 @@ demo: install
 PYTEST := $(SUDO) env PYTHONDONTWRITEBYTECODE=1 $(VENV)/bin/python -m pytest -p no:cacheprovider
 MAYBE_NONE := $(if $(TEST_OPTIONS),|| [ $$? = 5 ])
 test: test-packages install
-	$(PYTEST) -n 3 -m "not alone" $(TEST_OPTIONS) $(MAYBE_NONE)
+	$(PYTEST) -n 2 -m "not alone" $(TEST_OPTIONS) $(MAYBE_NONE)
 	$(PYTEST) -n 2 -m alone $(TEST_OPTIONS) $(MAYBE_NONE)
 
 # What the suite does in short, for as long as it takes: keys expire.

@@ -140,11 +140,10 @@ def _remove_empty(directory: Path) -> None:
             each.rmdir()
 
 
-def running(namespace: int | None = None) -> list[str]:
-    """The names of the tunnels that have a control socket, of this network namespace or of one with
-    another inode."""
+def running() -> list[str]:
+    """The names of the tunnels of this network namespace that have a control socket."""
     try:
-        return sorted(path.stem for path in paths.runtime_dir(namespace).glob("*.sock"))
+        return sorted(path.stem for path in paths.runtime_dir().glob("*.sock"))
     except OSError:
         return []
 
@@ -160,9 +159,8 @@ def forget(name: str) -> None:
 class _Question:
     """A command that was sent to a tunnel, and its answer."""
 
-    def __init__(self, name: str, namespace: int | None = None) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
-        self._path = _path(name, namespace)
         self._deadline = time.monotonic() + ANSWER_TIMEOUT_S
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(ANSWER_TIMEOUT_S)
@@ -177,12 +175,13 @@ class _Question:
     def send(self, command: str, arguments: dict[str, object]) -> bool:
         """Whether somebody listens there."""
         self._command = command
-        if len(os.fsencode(self._path)) > MAX_PATH_LEN:
+        path = _path(self._name)
+        if len(os.fsencode(path)) > MAX_PATH_LEN:
             raise SystemSetupError(
-                f"the tunnel {self._name} cannot be queried: the path {self._path} is too long for "
-                "a socket; name a directory with a short path in FASTPUMP_RUN")
+                f"the tunnel {self._name} cannot be queried: the path {path} is too long for a "
+                "socket; name a directory with a short path in FASTPUMP_RUN")
         try:
-            self._socket.connect(str(self._path))
+            self._socket.connect(str(path))
             self._socket.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
         except (FileNotFoundError, ConnectionRefusedError):
             return False
@@ -240,15 +239,14 @@ def ask(name: str, command: str, **arguments: object) -> Any:
         return question.answer() if question.send(command, arguments) else None
 
 
-def ask_all(command: str, namespace: int | None = None
-            ) -> tuple[list[Any], list[SystemSetupError]]:
-    """Send a command to all running tunnels at once, as in `running`: the answers, and what is
-    wrong with tunnels that give none."""
+def ask_all(command: str) -> tuple[list[Any], list[SystemSetupError]]:
+    """Send a command to all running tunnels at once: the answers, and what is wrong with tunnels
+    that give none."""
     answers, errors = [], []
     with contextlib.ExitStack() as cleanup:
         sent = []
-        for name in running(namespace):
-            question = cleanup.enter_context(_Question(name, namespace))
+        for name in running():
+            question = cleanup.enter_context(_Question(name))
             try:
                 if question.send(command, {}):
                     sent.append(question)

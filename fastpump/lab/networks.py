@@ -24,7 +24,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fastpump import paths
 from fastpump.errors import SystemSetupError
 from fastpump.lab.iperf import Load, Report, tcp_load, udp_load
 
@@ -238,16 +237,9 @@ class Lab:
         return process
 
     def status(self, side: str) -> dict[str, Any]:
-        """What the only tunnel inside says to `fastpump status`."""
-        from fastpump.ipc import control
-
-        inode = (paths.NAMED_NAMESPACES / self.names[side]).stat().st_ino
-        found, errors = control.ask_all("status", inode)
-        if errors:
-            raise errors[0]
-        if len(found) != 1:
-            raise SystemSetupError(f"{len(found)} tunnels run in {side}")
-        (interface,) = found
+        """`fastpump status --json` of the only tunnel inside."""
+        output = self.run(side, sys.executable, "-m", "fastpump", "status", "--json").stdout
+        (interface,) = json.loads(output)["interfaces"]
         assert isinstance(interface, dict)
         return interface
 

@@ -23,7 +23,7 @@ ROOMS = {
     "netlink": VOCABULARY,
     "protocol": VOCABULARY | {"_core"},
     "conn": VOCABULARY | {"protocol"},
-    "lab": VOCABULARY | {"process", "protocol", "ipc"},
+    "lab": VOCABULARY | {"process", "protocol"},
     "tun": VOCABULARY | {"_core", "protocol"},
     "device": VOCABULARY | {"_core", "protocol", "conn"},
     "config": VOCABULARY | {"protocol", "conn", "tun"},

@@ -1,5 +1,6 @@
 """What is in the memory of a supervisor: its private key, but no key of a session or a lane."""
 
+import contextlib
 from pathlib import Path
 
 from fastpump import _core
@@ -12,8 +13,11 @@ SLOTS = 64      # that one peer can have used
 
 def tables_of(pid):
     """The shared memory of a tunnel."""
-    found = {str(fd.readlink()).split()[1]: fd for fd in Path(f"/proc/{pid}/fd").iterdir()
-             if str(fd.readlink()).startswith("/memfd:fastpump")}
+    found = {}
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):        # it was closed meanwhile
+            if str(fd.readlink()).startswith("/memfd:fastpump"):
+                found[str(fd.readlink()).split()[1]] = fd
     with found["configuration"].open("rb") as configuration, found["state"].open("r+b") as state:
         return _core.AttachedTables.attach(configuration.fileno(), state.fileno())
 

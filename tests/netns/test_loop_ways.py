@@ -60,8 +60,11 @@ def ends_without(lab, process, before, *said):
     """Few datagrams were sent since, the loop was counted and said once."""
     until(lambda: looped(lab))
     assert sent(lab) - before < FEW
+    log = ""
+    while not all(text in log for text in said):
+        log += wait_for_line(process, "") + "\n"
     lab.processes.remove(process)
-    log = stop(process)
+    log += stop(process)
     assert "Traceback" not in log
     for text in said:
         assert log.count(text) == 1, log

@@ -58,6 +58,8 @@ def test_tcp_passes_a_narrow_path(narrow, mtu, path, options):
     way = narrow(mtu, *options, **path)
     assert is_reachable(way.lab, INSIDE4["b"], timeout_s=10)
     assert is_found(way, mtu)
+    for sender, receiver in ("ab", "ba"):   # a TAP has IPv6 when DAD is over
+        assert until(lambda s=sender, r=receiver: is_reachable(way.lab, INSIDE6[r], s, 1))
     for sender, receiver in ("ab", "ba"):
         for inside in (INSIDE4, INSIDE6):
             assert transfer(way.lab, sender, inside[receiver], 5 << 20)
