@@ -25,6 +25,7 @@ ENVIRONMENT = {"LC_ALL": "C.UTF-8", "TZ": "UTC", "COLUMNS": "80", "PYTHON_COLORS
 # What changes the programs under test. FASTPUMP_EXPECT_BACKENDS is said to a suite by another.
 FOREIGN = re.compile("FASTPUMP_(?!EXPECT_BACKENDS)|WG_|LOG_LEVEL$|LANG|LC_|FORCE_COLOR$"
                      "|PYTHON(IOENCODING|UTF8|WARNINGS|DEVMODE)$")
+TEMPORARY = "fastpump-tests-"
 SYSTEM_PROGRAMS = "/usr/sbin", "/sbin"
 
 # No deadline on a machine that others share.
@@ -40,10 +41,11 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Neither Hypothesis nor Python leaves files in the tree, and a run that a signal ends leaves
     no networks. Programs under test share what Python compiled: they start in half the time."""
-    directory = tempfile.TemporaryDirectory(prefix="fastpump-tests-")
+    directory = tempfile.TemporaryDirectory(prefix=TEMPORARY)
     config.add_cleanup(directory.cleanup)
     set_hypothesis_home_dir(directory.name)
-    os.environ.setdefault("PYTHONPYCACHEPREFIX", f"{directory.name}/pycache")   # xdist's, too
+    if TEMPORARY not in os.environ.get("PYTHONPYCACHEPREFIX", ""):      # else of who started us
+        os.environ["PYTHONPYCACHEPREFIX"] = f"{directory.name}/pycache"
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
