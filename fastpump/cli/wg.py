@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
@@ -83,13 +84,18 @@ def _log_level() -> str:
 
 def serve(config: TunnelConfig, on_ready: Callable[[], None]) -> None:
     """Run the interface until it is deleted."""
+    from fastpump.cli.leftovers import recover
     from fastpump.netlink import links
+    from fastpump.tunnel.moved_routes import MovedRoutes
     from fastpump.tunnel.run import Program, run
     from fastpump.tunnel.tunnel import Tunnel
 
-    def configure(tunnel: Tunnel, _cleanup: ExitStack, _endpoints: Collection[Address]) -> None:
+    def configure(tunnel: Tunnel, cleanup: ExitStack, _endpoints: Collection[Address]) -> None:
         links.set_mtu(links.get(tunnel.link.index), DEFAULT_MTU)
+        MovedRoutes(tunnel, cleanup)
 
+    if config.name not in (name for _, name in socket.if_nameindex()):
+        recover(config.name, takes_over=False)
     run(config, Program(configure=configure, on_ready=lambda _: on_ready(), must_serve_wg=True))
 
 

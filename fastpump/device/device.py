@@ -84,6 +84,7 @@ class Device:
                                       self.lanes, self.send_errors, callbacks)
         self.handshake_problems = self._handshakes.problems
         self.close = self._handshakes.timestamps.close
+        self.redirect = self._handshakes.redirect
         self._events = PeerEvents(tables, self._handshakes, self.endpoints, self.lanes,
                                   self.send_errors, callbacks)
 

@@ -186,6 +186,33 @@ def _routes(netlink: IPRoute, index: int) -> set[tuple[Network, int]]:
     return found
 
 
+def given(index: int) -> set[Network]:
+    """The networks to which somebody, not the kernel itself, gave a route through an interface in
+    the main table."""
+    with explaining("the routes cannot be read"), \
+            IPRoute(strict_check=_kernel_filters()) as netlink:
+        return {network for network, _ in _given(netlink, index)}
+
+
+def take_away(index: int, networks: Collection[Network]) -> bool:
+    """Remove such routes; whether there were any."""
+    with explaining("the routes cannot be changed"), \
+            IPRoute(strict_check=_kernel_filters()) as netlink:
+        gone = [each for each in _given(netlink, index) if each[0] in networks]
+        for network, message in gone:
+            netlink.route("del", dst=str(network), oif=index, family=message["family"],
+                          table=TABLE_MAIN, proto=message["proto"], scope=message["scope"],
+                          priority=message.get_attr("RTA_PRIORITY") or 0)
+    return bool(gone)
+
+
+def _given(netlink: IPRoute, index: int) -> list[tuple[Network, Any]]:
+    return [(_destination(message, version), message) for version in FAMILIES
+            for message in _dump(netlink, version, oif=index)
+            if message["type"] == rt_type["unicast"] and message["proto"] != rt_proto["kernel"]
+            and message.get_attr("RTA_TABLE", message["table"]) == TABLE_MAIN]
+
+
 def _destination(message: Any, version: int) -> Network:
     everything = "0.0.0.0" if version == 4 else "::"
     return ipaddress.ip_network(

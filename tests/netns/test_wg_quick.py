@@ -48,7 +48,7 @@ def quick(lab, names, tmp_path, monkeypatch):
     return run, records
 
 
-def full_tunnel(path, private, public):
+def full_tunnel(path, private, public, allowed="0.0.0.0/0, ::/0"):
     """A file that leads everything into the tunnel."""
     path.touch(mode=0o600)
     path.write_text(
@@ -56,7 +56,7 @@ def full_tunnel(path, private, public):
         f"Address = {INSIDE4['a']}/24, {INSIDE6['a']}/64\nDNS = 10.9.0.2, example.net\n"
         f"PostUp = echo up %i >> {path.parent}/hooks\n"
         f"PostDown = echo down %i >> {path.parent}/hooks\n"
-        f"[Peer]\nPublicKey = {public}\nAllowedIPs = 0.0.0.0/0, ::/0\n"
+        f"[Peer]\nPublicKey = {public}\nAllowedIPs = {allowed}\n"
         f"Endpoint = {OUTSIDE4['b']}:51820\n")
     return path
 
@@ -86,6 +86,69 @@ def test_wg_quick_brings_a_full_tunnel_up_and_down(lab, names, tmp_path, quick):
         until(a.is_gone)
         assert network_state(lab, "a", records) == before
     assert (tmp_path / "hooks").read_text() == f"up {a.name}\ndown {a.name}\n" * 2
+
+
+HALVES = "0.0.0.0/1, 128.0.0.0/1, ::/1, 8000::/1"
+FAR = "203.0.113.7", "2001:db8:77::7"
+
+
+@pytest.fixture
+def gateway(lab, names, tmp_path, quick):
+    """An interface on side b that has the addresses FAR behind it, and one to be on side a, whose
+    way to b is its default route."""
+    a, b = (Interface(lab, side, name, tmp_path)
+            for side, name in zip("ab", names, strict=False))
+    b.start()
+    b.wg("setconf", b.config(section_of(a)))
+    b.set_up()
+    for address in FAR:
+        lab.ip("b", "address", "add", address, "dev", "lo")
+    lab.ip("a", "-4", "address", "flush", "dev", "wire")
+    lab.ip("a", "address", "add", OUTSIDE4["a"], "dev", "wire")
+    lab.ip("a", "route", "add", "default", "dev", "wire")
+    return a, b
+
+
+def rules(lab):
+    return json.loads(lab.ip("a", "-json", "rule"))
+
+
+@pytest.mark.parametrize(("allowed", "hosts"), [
+    (HALVES, FAR), ("192.0.0.0/8, 10.9.0.0/24", ()),
+    (f"{OUTSIDE4['b']}/32, 10.9.0.0/24", ())], ids=["halves", "holding", "itself"])
+def test_networks_that_hold_the_endpoint(lab, gateway, tmp_path, quick, allowed, hosts):
+    """Which wg-quick puts into the main table."""
+    a, b = gateway
+    run, records = quick
+    path = full_tunnel(tmp_path / f"{a.name}.conf", a.private, b.public, allowed)
+    before = network_state(lab, "a", records)
+    run("a", "up", path)
+    for host in (INSIDE4["b"], *hosts):
+        assert is_reachable(lab, host)
+    assert transfer(lab, "a", INSIDE4["b"], 4 << 20)
+    ours = [each for each in rules(lab) if each["priority"] not in (0, 32766, 32767)]
+    for each in ours:
+        lab.ip("a", "rule", "delete", "priority", str(each["priority"]))
+    until(lambda: all(each in rules(lab) for each in ours))
+    run("a", "down", path)
+    until(a.is_gone)
+    until(lambda: network_state(lab, "a", records) == before)
+
+
+def test_halves_are_closed_behind_a_killed_process(lab, gateway, tmp_path, quick):
+    a, b = gateway
+    run, records = quick
+    path = full_tunnel(tmp_path / f"{a.name}.conf", a.private, b.public, HALVES)
+    before = network_state(lab, "a", records)
+    run("a", "up", path)
+    assert is_reachable(lab, FAR[0])
+    os.kill(a.pid, signal.SIGKILL)
+    until(lambda: pids_in(lab, "a") == [])
+    assert "unreachable 0.0.0.0/1 " in lab.ip("a", "route", "show", "table", "all")
+    run("a", "up", path)
+    assert is_reachable(lab, FAR[0])
+    run("a", "down", path)
+    until(lambda: network_state(lab, "a", records) == before)
 
 
 def test_wg_quick_undoes_all_when_a_command_of_the_file_fails(lab, names, tmp_path, quick):
