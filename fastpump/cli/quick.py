@@ -112,7 +112,7 @@ def up(word: str) -> None:
     try:
         hooks.run(file.post_up, name, str(path))
     except BaseException:
-        _end(name, stays_closed=was_closed)
+        _end(name, leaves_all=was_closed)
         raise
     status = control.ask(name, "status")
     if status is not None:
@@ -187,8 +187,8 @@ def _down(name: str, path: Path, *, keeps_closed: bool) -> None:
             _save(path, name)
         except SystemSetupError as error:
             log.warning("the running configuration is not saved: %(error)s", {"error": error})
-    _end(name, commands.post_down, stays_closed=keeps_closed)
-    left, failure = find_leftover(name), None
+    _end(name, commands.post_down, leaves_all=keeps_closed)
+    left, failure = find_leftover(name, masquerades=keeps_closed), None
     is_kept = left is not None and keeps_closed and left.is_closed
     if left is not None and not is_kept:
         left.undo()     # it may have been killed just now
@@ -205,10 +205,10 @@ def _down(name: str, path: Path, *, keeps_closed: bool) -> None:
         raise failure
 
 
-def _end(name: str, post_down: Sequence[str] = (), *, stays_closed: bool = False) -> None:
+def _end(name: str, post_down: Sequence[str] = (), *, leaves_all: bool = False) -> None:
     """Stop the background process, and wait until it has ended. What is to be run then is in the
-    record until somebody has run it. `stays_closed`: as a killed one before it left it."""
-    answer = control.ask(name, "stop", post_down=post_down, stays_closed=stays_closed)
+    record until somebody has run it. `leaves_all`: it changes nothing on the host any more."""
+    answer = control.ask(name, "stop", post_down=post_down, leaves_all=leaves_all)
     if answer is not None and not wait_for_end(answer["pid"], END_TIMEOUT_S):
         raise SystemSetupError(
             f"{name} has not ended within {END_TIMEOUT_S:g} s; its process is {answer['pid']}"

@@ -44,9 +44,9 @@ def fill_up(parser: argparse.ArgumentParser) -> None:
 def fill_down(parser: argparse.ArgumentParser) -> None:
     """Add what `down` takes."""
     parser.add_argument("--keep-closed", action="store_true",
-                        help="of a full tunnel, or one with a kill switch: go on letting nothing "
-                             "leave in clear, until the next `up` takes that over, or another "
-                             "`down`")
+                        help="for a restart: a full tunnel, or one with a kill switch, goes on "
+                             "letting nothing leave in clear, and a gateway on masquerading, until "
+                             "the next `up` takes that over, or another `down`")
     _fill(parser, "Stop a tunnel that `fastpump up` started, and undo everything it changed.",
           "fastpump.cli.quick.down", keeps_closed="keep_closed")
 

@@ -6,7 +6,8 @@ leaves before it is masqueraded. All of it is in a record, `<interface>@<index>.
 is done, and undone in the reverse order however the process ends. If it was killed, `recover` does
 that: at the next start of a tunnel of that name or of another gateway, and at `down`. But the table
 of a killed one that masquerades stays until its successor's takes its place, in one step: in
-between, this host would answer for the tunnel's networks, and end their connections.
+between, this host would answer for the tunnel's networks, and end their connections. So it is when
+a tunnel is restarted (`down --keep-closed`).
 
 Records are the only place where tunnels learn of each other's settings. Whoever reads those of
 others, and changes a setting or its record by what they say, holds the lock of their directory.
@@ -35,10 +36,11 @@ log = logging.getLogger("fastpump")
 
 
 def set_up(gateway: Gateway, index: int, versions: Collection[int],
-           cleanup: ExitStack) -> Callable[[], list[str]]:
+           cleanup: ExitStack, leaves_all: Callable[[], bool]) -> Callable[[], list[str]]:
     """Make the host a gateway for the tunnel of that interface, which carries these IP versions;
-    how to undo it goes on the stack. Gives what restores it when others have removed some of it:
-    that says what that was, in words. OptionError or SystemSetupError."""
+    how to undo it goes on the stack, unless all is to be left then for a successor. Gives what
+    restores it when others have removed some of it: that says what that was, in words. OptionError
+    or SystemSetupError."""
     tun = links.get(index)
     for name in gateway.ways_out:
         if links.find(name) is None:
@@ -53,7 +55,16 @@ def set_up(gateway: Gateway, index: int, versions: Collection[int],
     if record is None:
         raise SystemSetupError(f"{path} is locked by another process; end that first")
     table = gateway_table.table(tun.name)
-    cleanup.callback(_undo, record, table)
+
+    def end() -> None:
+        if leaves_all():
+            table.release()
+            record.write({**record.read(), "has_ended": True})
+            record.release()
+        else:
+            _undo(record, table)
+
+    cleanup.callback(end)
     has_table = gateway.masquerades or gateway.clamps
     content: dict[str, Any] = {"namespace": namespace_cookie(), "has_table": has_table}
     record.write(content)
@@ -106,10 +117,11 @@ def recover(name: str | None = None, *, keeps_table: bool = False) -> bool:
         record = Record.take(path)
         if record is None:
             continue        # its process lives
-        if record.read():
+        said = record.read()
+        was_any |= bool(said)
+        if said and not said.get("has_ended", False):
             log.warning("%(name)s was killed when it last ran; undoing what it left behind",
                         {"name": owner})
-            was_any = True
         _undo(record, None if keeps_table else gateway_table.table(owner))
     return was_any
 

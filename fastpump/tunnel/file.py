@@ -143,8 +143,7 @@ class FileTunnel:
         """End. `down` has run PreDown, and says what it will run when we have ended: that is left
         to do until it has, which may give up waiting for us. It finds it in the record of the
         interface's own name and network namespace."""
-        if self._changes is not None:
-            self._changes.stays_closed = bool(request.get("stays_closed", False))
+        running.leaves_all = bool(request.get("leaves_all", False))
         left = tuple(map(str, request.get("post_down", ())))
         if left and self._was_ready and running.is_at_home and running.link.name == self.name:
             assert self.host is not None

@@ -44,8 +44,6 @@ class HostChanges:
         self.table = 0
         """What rules lead to; 0: nothing, so far."""
         self._turn = turn
-        self.stays_closed = False
-        """At the end: whoever asked for it wants it so."""
         self._networks: Collection[Network] = ()
         self._loop: asyncio.AbstractEventLoop | None = None
         """Once the tunnel is up."""
@@ -193,7 +191,7 @@ class HostChanges:
         ended."""
         supervisor, was_ready = self._running.supervisor, self._loop is not None
         has_failed = not supervisor.stop_reason or supervisor.failure is not None
-        if self.state.is_closed and (self.stays_closed or (
+        if self.state.is_closed and (self._running.leaves_all or (
                 has_failed and (was_ready or self.state.is_taken_over))):
             log.warning("nothing leaves in clear of what was to go through the tunnel, until "
                         "`fastpump down %(name)s`", {"name": self._name})

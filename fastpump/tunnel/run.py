@@ -281,7 +281,7 @@ class _Start:
         if config.gateway:      # before a packet can come
             tunnel.restore_gateway = await asyncio.to_thread(
                 gateway.set_up, Gateway.of(config.gateway), tunnel.link.index,
-                self._versions(supervisor), self.cleanup)
+                self._versions(supervisor), self.cleanup, lambda: tunnel.leaves_all)
         await asyncio.to_thread(program.configure, tunnel, self.cleanup,
                                 tunnel.addresses_of_peers())
 

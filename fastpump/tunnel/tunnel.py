@@ -50,6 +50,8 @@ class Tunnel:
     """Puts back what others have removed of a gateway; what that was, in words. For a thread."""
     on_link_up: Callable[[], None] = lambda: None
     """Called when the interface was set down, and is up again: its routes are gone."""
+    leaves_all: bool = False
+    """At the end: what it has changed on the host stays as if it were killed, for a successor."""
 
     @property
     def is_at_home(self) -> bool:

@@ -226,6 +226,20 @@ def test_addresses_are_translated_until_a_killed_gateway_is_replaced(site, lab, 
     assert site.state() == before
 
 
+def test_addresses_are_translated_while_a_gateway_is_restarted(site, lab):
+    before = site.state()
+    site.start("file")
+    monitor = watch_nft(lab)
+    assert site.fastpump("down", "--keep-closed", str(site.path)).stderr == ""
+    assert "masquerade" in site.state()["nft"]
+    assert "killed" not in site.start("file")
+    lab.processes.remove(monitor)
+    assert not re.search("delete (table|chain) inet fastpump_gateway-", stop(monitor))
+    assert site.fastpump("down", "--keep-closed", str(site.path)).stderr == ""
+    site.fastpump("down", str(site.path))
+    assert site.state() == before
+
+
 def test_a_record_that_somebody_removed_is_not_needed(site):
     before = site.state()
     site.start("tunnel")

@@ -26,7 +26,7 @@ class State:
 @pytest.fixture
 def ended(monkeypatch):
     """How a tunnel ends that was stopped for a reason (empty: by an exception)."""
-    def run(reason, *, was_ready=True, is_closed=True, is_taken_over=False, stays_closed=False,
+    def run(reason, *, was_ready=True, is_closed=True, is_taken_over=False, leaves_all=False,
             failure=None):
         state = State(is_closed=is_closed, is_taken_over=is_taken_over)
         monkeypatch.setattr(host_changes, "HostState", lambda *_: state)
@@ -43,8 +43,8 @@ def ended(monkeypatch):
 
         if was_ready:
             asyncio.run(ready())
-        changes.stays_closed = stays_closed
-        changes.end(keeps_commands=not stays_closed)    # as whoever wants that has them run
+        running.leaves_all = leaves_all
+        changes.end(keeps_commands=not leaves_all)    # as whoever wants that has them run
         return state.end
 
     return run
@@ -67,5 +67,5 @@ def test_an_error_of_ours_leaves_a_full_tunnel_closed(ended):
 def test_a_start_that_fails_leaves_what_it_found(ended):
     assert ended("", was_ready=False) == ("undone", True)
     assert ended("", was_ready=False, is_taken_over=True) == ("closed", False)
-    assert ended("on request", stays_closed=True, is_taken_over=True) == ("closed", False)
-    assert ended("on request", stays_closed=True, is_closed=False) == ("undone", False)
+    assert ended("on request", leaves_all=True, is_taken_over=True) == ("closed", False)
+    assert ended("on request", leaves_all=True, is_closed=False) == ("undone", False)
