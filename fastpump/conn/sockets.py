@@ -165,6 +165,18 @@ def check_route(where: Endpoint, family: int, fwmark: int = 0) -> None:
                 "check the address, and the routes: ip route") from None
 
 
+def source_towards(where: Endpoint, family: int, fwmark: int = 0) -> str | None:
+    """The address that the kernel sends from to an endpoint now; None if there is no way."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        if fwmark:
+            _mark(probe, fwmark)
+        try:
+            probe.connect(where.to_python(family))
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
+
+
 class SocketGroup:
     """The workers' sockets, the handshake socket, and their common port; the lane sockets."""
 

@@ -188,6 +188,16 @@ class Endpoints:
         self._tables.peers.forget_source_address(peer.slot)
         self.follow(peer)
 
+    def way_changed(self, peer: Peer, now: int) -> None:
+        """The kernel sends to the peer from another address than before: let it, and tell the peer
+        at once. (It would notice by our next data; and we, if the replies to that went astray, when
+        there was none for KEEPALIVE_TIMEOUT and REKEY_TIMEOUT.)"""
+        self.forget_source(peer)
+        lanes = self._lanes.of(peer)
+        lanes.sets.forget_sources()
+        if peer.keypairs.current is not None:
+            lanes.announce(now)
+
     def follow(self, peer: Peer) -> None:
         """A worker received from elsewhere, wrote that, and sends there already: adopt it."""
         self._tables.peers.rearm(peer.slot, "roam")     # first: it may be elsewhere again

@@ -419,6 +419,12 @@ class LaneSets:
                 if self._tables.lanes.endpoint(slot)[0] in (b"", old):
                     self._tables.lanes.set_endpoint(slot, after.sockaddr(family), source_address)
 
+    def forget_sources(self) -> None:
+        """Let the kernel choose the source addresses until the peer sends again."""
+        for lane_set in self._live:
+            for slot in lane_set.slots:
+                self._tables.lanes.forget_source_address(slot)
+
     def _endpoints(self, lane_set: LaneSet) -> list[tuple[bytes, bytes]]:
         """Where the lanes of a new set are: where those of the set before are, if the same
         sockets are used, else with the session if we open them."""

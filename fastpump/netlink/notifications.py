@@ -1,4 +1,5 @@
-"""The kernel's word that something was taken away on this host: rules, routes, addresses, nftables.
+"""The kernel's word that something was taken away on this host (rules, routes, addresses,
+nftables), or that datagrams may have another way out of it.
 
 A router has thousands of changes of routes a second. So a classic BPF program on the socket lets
 pass what concerns one interface and one routing table only: removed addresses of the interface,
@@ -30,30 +31,31 @@ from fastpump.kernel import SO_ATTACH_FILTER
 from fastpump.netlink.nft_owner import NETLINK_NETFILTER
 
 # linux/rtnetlink.h, linux/netlink.h, linux/netfilter/nfnetlink.h
-RTM_DELADDR, RTM_DELROUTE, RTM_DELRULE, RTM_NEWNETCONF = 21, 25, 33, 80
+RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE, RTM_DELRULE, RTM_NEWNETCONF = 21, 24, 25, 33, 80
 RTNLGRP = (5, 7, 8, 9, 11, 19, 24, 25)
 """Addresses, routes, rules, settings; of IPv4 and of IPv6."""
+RTNLGRP_WAYS = (1, 5, 7, 8, 9, 11, 19)
+"""Links, and the same but settings."""
 NFNLGRP_NFTABLES = 7
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
 _RT_TABLE_COMPAT, _RTA_OIF = 252, 4
 
 _KIND = 4                               # in struct nlmsghdr; 16 bytes
 _ADDRESS_INDEX = 16 + 4                 # in struct ifaddrmsg
+_ROUTE_LENGTH = 16 + 1                  # in struct rtmsg: of the prefix
 _ROUTE_TABLE = 16 + 4                   # in struct rtmsg; 12 bytes
 _ROUTE_ATTRIBUTES = 16 + 12
 
 
 def program(index: int, table: int) -> list[Instruction]:
-    """Netlink has the numbers of this machine, and loads are big-endian."""
-    def swapped(value: int, size: int) -> int:
-        return socket.htons(value) if size == 2 else socket.htonl(value)
-
+    """What Notifications hears. Netlink has the numbers of this machine, and loads are
+    big-endian."""
     return [
         (LD_H_ABS, 0, 0, _KIND),
-        (JEQ, 15, 0, swapped(RTM_DELRULE, 2)),
-        (JEQ, 14, 0, swapped(RTM_NEWNETCONF, 2)),
-        (JEQ, 10, 0, swapped(RTM_DELADDR, 2)),
-        (JEQ, 0, 11, swapped(RTM_DELROUTE, 2)),
+        (JEQ, 15, 0, socket.htons(RTM_DELRULE)),
+        (JEQ, 14, 0, socket.htons(RTM_NEWNETCONF)),
+        (JEQ, 10, 0, socket.htons(RTM_DELADDR)),
+        (JEQ, 0, 11, socket.htons(RTM_DELROUTE)),
         (LD_B_ABS, 0, 0, _ROUTE_TABLE),
         (JEQ, 10, 0, table if table < 256 else _RT_TABLE_COMPAT),
         (LDX_IMM, 0, 0, _RTA_OIF),
@@ -62,12 +64,64 @@ def program(index: int, table: int) -> list[Instruction]:
         (JEQ, 5, 0, 0),
         (TAX, 0, 0, 0),
         (LD_W_IND, 0, 0, 4),
-        (JEQ, 3, 2, swapped(index, 4)),
+        (JEQ, 3, 2, socket.htonl(index)),
         (LD_W_ABS, 0, 0, _ADDRESS_INDEX),       # of RTM_DELADDR
-        (JEQ, 1, 0, swapped(index, 4)),
+        (JEQ, 1, 0, socket.htonl(index)),
         (RET_K, 0, 0, 0),
         (RET_K, 0, 0, 0xFFFF),
     ]
+
+
+def ways_program() -> list[Instruction]:
+    """What WayNotifications hears: of routes, only the default ones."""
+    return [
+        (LD_H_ABS, 0, 0, _KIND),
+        (JEQ, 1, 0, socket.htons(RTM_NEWROUTE)),
+        (JEQ, 0, 2, socket.htons(RTM_DELROUTE)),
+        (LD_B_ABS, 0, 0, _ROUTE_LENGTH),
+        (JEQ, 0, 1, 0),
+        (RET_K, 0, 0, 0xFFFF),
+        (RET_K, 0, 0, 0),
+    ]
+
+
+def _listen(protocol: int, groups: Collection[int],
+            program: list[Instruction] | None = None) -> socket.socket:
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
+    with contextlib.ExitStack() as failure:
+        failure.callback(made.close)
+        made.bind((0, 0))
+        if program is not None:
+            classic_bpf.attach(made, SO_ATTACH_FILTER, program)
+        for group in groups:
+            made.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+        failure.pop_all()
+    return made
+
+
+class WayNotifications:
+    """Those that datagrams may leave this network namespace by another interface, or from another
+    address: of default routes, rules, addresses and links. A file for select; whoever is woken by
+    it calls `drain`."""
+
+    def __init__(self) -> None:
+        """OSError."""
+        self._socket = _listen(socket.NETLINK_ROUTE, RTNLGRP_WAYS, ways_program())
+        self.fileno = self._socket.fileno
+
+    def drain(self) -> None:
+        """Take what has come."""
+        while True:
+            try:
+                self._socket.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError:     # ENOBUFS: some were lost
+                continue
+
+    def close(self) -> None:
+        """Hear nothing any more."""
+        self._socket.close()
 
 
 class Notifications:
@@ -77,23 +131,9 @@ class Notifications:
     def __init__(self, index: int, table: int, nft_tables: Collection[str] = ()) -> None:
         """OSError."""
         self._nft_tables = [name.encode() + b"\0" for name in nft_tables]
-        self.sockets: list[socket.socket] = []
-        with contextlib.ExitStack() as failure:
-            failure.callback(self.close)
-            routes = self._open(socket.NETLINK_ROUTE)
-            classic_bpf.attach(routes, SO_ATTACH_FILTER, program(index, table))
-            for group in RTNLGRP:
-                routes.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
-            with contextlib.suppress(OSError):      # a kernel without nftables
-                self._open(NETLINK_NETFILTER).setsockopt(
-                    _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
-            failure.pop_all()
-
-    def _open(self, protocol: int) -> socket.socket:
-        made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
-        self.sockets.append(made)
-        made.bind((0, 0))
-        return made
+        self.sockets = [_listen(socket.NETLINK_ROUTE, RTNLGRP, program(index, table))]
+        with contextlib.suppress(OSError):      # a kernel without nftables
+            self.sockets.append(_listen(NETLINK_NETFILTER, (NFNLGRP_NFTABLES,)))
 
     def drain(self) -> bool:
         """Take what has come; whether any of it concerns us."""

@@ -28,7 +28,7 @@ from fastpump import cpus
 from fastpump._core import ADMISSION_BATCH, Admission, SharedTables
 from fastpump.clock import now_ns
 from fastpump.conn.endpoint import Endpoint
-from fastpump.conn.sockets import SocketDrops, SocketGroup, preferred_family
+from fastpump.conn.sockets import SocketDrops, SocketGroup, preferred_family, source_towards
 from fastpump.device.callbacks import DeviceCallbacks
 from fastpump.device.device import Device
 from fastpump.device.events import ControlPacket, WorkerEvent
@@ -43,6 +43,7 @@ from fastpump.tunnel.alarms import Alarms
 from fastpump.tunnel.containment import Containment
 from fastpump.tunnel.loops import Loops
 from fastpump.tunnel.timestamp_files import TimestampFiles
+from fastpump.tunnel.ways import Ways
 from fastpump.tunnel.workers import WorkerOptions, WorkerProcess, Workers, WorkersCallbacks
 from fastpump.verdicts import Verdict
 
@@ -124,6 +125,8 @@ class Supervisor:
         ), self.family, cpu_count=cpus.usable_count(), lanes=options.lanes,
             is_steered=options.is_steered)
         self.loops = Loops(options.loop_guard, self.device, self.contained)
+        self._ways = Ways(self.device, self.contained, lambda endpoint: source_towards(
+            endpoint, self.family, self._fwmark))
         self._handshakes = HandshakeQueue(self.device, self._admission, QueueCallbacks(
             on_slice=self._hand_over_all_events, on_passed_on=self._workers.ring))
 
@@ -200,6 +203,7 @@ class Supervisor:
             self._workers.attach(loop)
             self._alarms.start(loop, self.device)
             self.loops.start(loop)
+            self._ways.start(loop)
             if is_up:
                 self._is_wanted_up = True
                 self._bring_up()
@@ -303,6 +307,7 @@ class Supervisor:
         self._stopped.set()             # whatever is called back from now on does nothing
         self._alarms.stop()
         self.loops.stop()
+        self._ways.stop()
         assert self._loop is not None
         if self._sockets is not None:
             self._leave(self._sockets)
@@ -402,3 +407,4 @@ class Supervisor:
             self._admission.remove_known(before.sockaddr(self.family))
         if after is not None:
             self._admission.add_known(after.sockaddr(self.family))
+            self._ways.note(after)

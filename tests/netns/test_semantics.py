@@ -25,7 +25,7 @@ from fastpump.lab.networks import (
 )
 from fastpump.protocol import keys
 from support.flows import answer, answered
-from support.hosts import FASTPUMP, WG_SOCKETS, interface_names, until
+from support.hosts import FASTPUMP, WG_SOCKETS, interface_names, is_reachable, until
 
 KINDS = ("lanes", "wireguard", "wireguard-go")
 PORT = 51820
@@ -269,6 +269,27 @@ def test_the_cable_is_pulled_and_put_in_again(tunnel):
         lab.ip(side, "link", "set", "wire", "up")
         until(lambda: all(is_up(lab, each, "wire") for each in "ab"))
         assert tunnel.flow_both_ways(side)
+
+
+def test_another_uplink_is_better_for_a_while(tunnel):
+    """The address that a sent from is still there, but nobody takes datagrams from it there."""
+    lab, far = tunnel.lab, "203.0.113.1"
+    ip("link", "add", "second", "netns", lab.names["a"], "type", "veth", "peer", "name", "second",
+       "netns", lab.names["b"])
+    for side in "ab":
+        lab.ip(side, "address", "add", f"{WAN[{'a': 'n', 'b': 'b'}[side]]}/24", "dev", "second")
+        lab.ip(side, "link", "set", "second", "up")
+    assert is_reachable(lab, WAN["b"])      # ARP's retries would take a second
+    lab.ip("b", "address", "add", far, "dev", "lo")
+    lab.sysctl("b", {f"net.ipv4.conf.{name}.rp_filter": 1 for name in ("all", "wire", "second")})
+    lab.ip("a", "route", "add", "default", "via", OUTSIDE4["b"], "metric", "100")
+    tunnel.know("a", b=far)
+    tunnel.connect()
+    other = "default", "via", WAN["b"], "metric", "50"
+    for verb, where in (("add", WAN["n"]), ("delete", OUTSIDE4["a"])) * 2:
+        lab.ip("a", "route", verb, *other)
+        assert tunnel.flow_both_ways()
+        assert tunnel.shows("b", at(where))
 
 
 @pytest.mark.parametrize("side", ["a", "b"])
