@@ -7,10 +7,11 @@ at random.
     a   192.168.1.0/24   r (NAT)   100.64.1.0/24   n   192.0.2.0/24   b   198.51.100.0/24   c
         192.168.2.0/24   q (NAT)   100.64.2.0/24
 
-a sends everything through the tunnel to b, with a kill switch; b is a gateway; c does not know the
-tunnel, and sends back what it receives. No stream may end, and no byte differ. For each event it is
-measured how long nothing came back after its cause was over: by datagrams, of which one is sent
-every 50 ms, and by the slowest of the streams, whose TCP waits longer. Needs root.
+a sends everything through the tunnel to b, with a kill switch (`fastpump tunnel`); b is a gateway,
+which is restarted as the unit does it (`fastpump down --keep-closed`, `fastpump up`); c does not
+know the tunnel, and sends back what it receives. No stream may end, and no byte differ. For each
+event it is measured how long nothing came back after its cause was over: by datagrams, of which one
+is sent every 50 ms, and by the slowest of the streams, whose TCP waits longer. Needs root.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
 import shlex
 import signal
@@ -39,7 +41,7 @@ from fastpump.lab.networks import (
     wait_for_line,
     wait_until,
 )
-from support.hosts import FASTPUMP, children, is_worker
+from support.hosts import FASTPUMP, children, is_worker, own_pid
 
 SERVERS = "198.51.100.2", "2001:db8:51::2"
 STREAMS = SERVERS * 2
@@ -176,7 +178,7 @@ class Day:
         self._env = {"FASTPUMP_STATE": str(directory / "state"),
                      "FASTPUMP_RUN": str(directory / "run")}
         self.names = {side: f"fpday{side}" for side in "ab"}
-        self.tunnels = {}
+        self._file = directory / f"{self.names['b']}.conf"
         self._number = 10
         self._build()
         for side in "ba":
@@ -230,26 +232,37 @@ class Day:
     # -- the tunnel
 
     def start(self, side):
-        other = "ab"[side == "a"]
-        words = ["tunnel", self.names[side], "--queues", "2", "--listen-port", "51820", "--address",
-                 f"{INSIDE4[side]}/24", "--address", f"{INSIDE6[side]}/64", "--private-key",
-                 str(self._keys[side][0]), *self._options]
-        if side == "a":
-            words += ["--kill-switch", "--peer", f"{self._keys['b'][1]}@{OUTSIDE4['b']}:51820,"
-                      "allowed-ips=0.0.0.0/0+::/0,keepalive=25"]
-        else:
-            words += ["--gateway", "forward,nat,mss", "--peer",
-                      f"{self._keys[other][1]},allowed-ips={INSIDE4['a']}/32+{INSIDE6['a']}/128"]
-        log = (self.directory / f"{side}.log").open("a")
-        with log:
-            process = self.lab.spawn(side, *FASTPUMP, *words, env=self._env, stderr=log.fileno())
-        wait_for_line(process, " is ready: ")
-        self.tunnels[side] = process
+        self._START[side](self)
 
-    def _end(self, side, number):
-        process = self.tunnels.pop(side)
-        stop(process, number)
-        self.lab.processes.remove(process)
+    def _start_client(self):
+        with (self.directory / "a.log").open("a") as log:
+            self.client = self.lab.spawn(
+                "a", *FASTPUMP, "tunnel", self.names["a"], "--queues", "2", "--listen-port",
+                "51820", "--address", f"{INSIDE4['a']}/24", "--address", f"{INSIDE6['a']}/64",
+                "--private-key", str(self._keys["a"][0]), *self._options, "--kill-switch", "--peer",
+                f"{self._keys['b'][1]}@{OUTSIDE4['b']}:51820,"
+                "allowed-ips=0.0.0.0/0+::/0,keepalive=25", env=self._env, stderr=log.fileno())
+        wait_for_line(self.client, " is ready: ")
+
+    def _start_gateway(self):
+        self._file.touch(mode=0o600)
+        self._file.write_text(
+            f"[Interface]\nPrivateKey = {self._keys['b'][0].read_text()}Queues = 2\n"
+            f"ListenPort = 51820\nAddress = {INSIDE4['b']}/24, {INSIDE6['b']}/64\n"
+            "Gateway = forward, nat, mss\n"
+            f"[Peer]\nPublicKey = {self._keys['a'][1]}\n"
+            f"AllowedIPs = {INSIDE4['a']}/32, {INSIDE6['a']}/128\n")
+        self._fastpump("b", "up", str(self._file))
+
+    _START = {"a": _start_client, "b": _start_gateway}
+
+    def _fastpump(self, side, *words):
+        env = (f"{name}={value}" for name, value in self._env.items())
+        return self.lab.run(side, "env", *env, *FASTPUMP, *words, timeout=60)
+
+    def pid(self, side):
+        """Of the supervisor."""
+        return self.client.pid if side == "a" else own_pid(self.lab, "b", self.names["b"])
 
     # -- what happens; each returns when its cause is over
 
@@ -258,18 +271,21 @@ class Day:
         self.lab.ip("a", "address", "flush", "dev", "wire")
         self._come_by("wire")
 
-    def other_uplink(self):
-        """The first uplink is lost, and comes back: Wi-Fi to LTE, and home again."""
+    def lose_uplink(self):
+        """Wi-Fi to LTE."""
         self.lab.ip("a", "address", "flush", "dev", "wire")
         self.lab.ip("a", "link", "set", "wire", "down")
-        time.sleep(self.rng.uniform(2, 6))
+
+    def find_uplink(self):
+        """And home again."""
         self.lab.ip("a", "link", "set", "wire", "up")
         self._come_by("wire")
 
-    def other_metric(self):
-        """Another program prefers another uplink, for a while."""
+    def prefer_uplink(self):
+        """Another program prefers the other one."""
         self.lab.ip("a", "route", "add", "default", "via", "192.168.2.1", "metric", "50")
-        time.sleep(self.rng.uniform(1, 4))
+
+    def prefer_none(self):
         self.lab.ip("a", "route", "delete", "default", "via", "192.168.2.1", "metric", "50")
 
     def other_mtu(self):
@@ -291,19 +307,31 @@ class Day:
         self.lab.ip("n", "link", "set", "core", "up")
 
     def kill_worker(self, side):
-        pid = self.rng.choice([each for each in children(self.tunnels[side].pid)
+        pid = self.rng.choice([each for each in children(self.pid(side))
                                if is_worker(each)])
         self.lab.run(side, "kill", "-KILL", str(pid))
 
     def kill_all(self, side):
         """The supervisor; systemd starts it again."""
-        self._end(side, signal.SIGKILL)
+        if side == "a":
+            self._end_client(signal.SIGKILL)
+        else:
+            pid = self.pid("b")
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the gateway goes on")
         time.sleep(0.1)
         self.start(side)
 
     def restart(self, side):
-        self._end(side, signal.SIGTERM)
+        if side == "a":
+            self._end_client(signal.SIGTERM)
+        else:
+            self._fastpump("b", "down", "--keep-closed", str(self._file))
         self.start(side)
+
+    def _end_client(self, number):
+        stop(self.client, number)
+        self.lab.processes.remove(self.client)
 
     def run(self, side, command):
         """By some other program on that host."""
@@ -311,8 +339,8 @@ class Day:
 
     EVENTS = {
         "another address": other_address,
-        "the uplink is lost, and comes back": other_uplink,
-        "another uplink is better for a while": other_metric,
+        "the uplink is lost": lose_uplink,
+        "another uplink is better": prefer_uplink,
         "another path MTU": other_mtu,
         "the NAT forgets its ports": other_nat_port,
         "an outage": outage,
@@ -342,11 +370,22 @@ class Day:
             "echo 0 > /proc/sys/net/ipv6/conf/$each/forwarding; done"),
     }
 
-    def measure(self, name):
+    FOLLOWING = {
+        "the uplink is lost": ("the uplink comes back", find_uplink),
+        "another uplink is better": ("and worse again", prefer_none),
+    }
+
+    def happen(self, name):
+        """What happens, and what must follow: (name, as `measure` has it)."""
+        yield name, self.measure(name, self.EVENTS[name])
+        if name in self.FOLLOWING:
+            yield self.FOLLOWING[name][0], self.measure(*self.FOLLOWING[name])
+
+    def measure(self, name, event):
         """Let it happen; (seconds without datagrams, seconds without TCP) after its cause was over.
         SystemSetupError if they do not come again."""
         begun = time.monotonic()
-        self.EVENTS[name](self)
+        event(self)
         over = time.monotonic()
         wait_until(lambda: all(last > over + 1 for ways in self._ways() for last, _, _ in ways),
                    f"{name}: not everything came back", RECOVERY_S)
@@ -393,10 +432,9 @@ def live(minutes, seed, options=()):
         end = time.monotonic() + 60 * minutes
         while time.monotonic() < end:
             time.sleep(rng.uniform(0.5, 3))
-            name = rng.choice(list(Day.EVENTS))
-            recoveries[name].append(day.measure(name))
-            print(f"{name}: {recoveries[name][-1][0]:.1f} {recoveries[name][-1][1]:.1f}",
-                  file=sys.stderr, flush=True)
+            for name, seconds in day.happen(rng.choice(list(Day.EVENTS))):
+                recoveries[name].append(seconds)
+                print(f"{name}: {seconds[0]:.1f} {seconds[1]:.1f}", file=sys.stderr, flush=True)
         return recoveries, day.end()
 
 
@@ -404,7 +442,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--options", type=shlex.split, default=[], help="more for both tunnels")
+    parser.add_argument("--options", type=shlex.split, default=[], help="more for the client")
     args = parser.parse_args()
     recoveries, streams = live(args.minutes, args.seed, args.options)
     table(recoveries)
