@@ -38,6 +38,12 @@ def pytest_addoption(parser):
                      help="what a suite does in short for so long as it takes")
 
 
+@pytest.fixture
+def is_long(request):
+    """Whether there is time to wait for what WireGuard waits for: keys expire after minutes."""
+    return request.config.getoption("--long")
+
+
 def pytest_configure(config):
     """Neither Hypothesis nor Python leaves files in the tree, and a run that a signal ends leaves
     no networks. Programs under test share what Python compiled: they start in half the time."""

@@ -94,7 +94,7 @@ def test_a_build_without_encryption_refuses_to_run(tmp_path):
     """It is for measuring only, and made only on purpose."""
     assert not _core.HAS_NULL_CIPHER
     copy_tree(tmp_path)
-    result = build(tmp_path, FASTPUMP_BUILD_NULL_CIPHER="1")
+    result = build(tmp_path, FASTPUMP_BUILD_NULL_CIPHER="1", FASTPUMP_BUILD_DEBUG="1")
     assert result.returncode == 0, result.stderr
     result = subprocess.run(
         [sys.executable, "-m", "fastpump", "tunnel", "--address", "10.9.0.1/24"], cwd=tmp_path,

@@ -73,14 +73,15 @@ EVENTS = {
 }
 
 
+@pytest.mark.abridged
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("way, switch", [("up", True), ("tunnel", False)],
                          ids=["up, kill switch", "tunnel, full only"])
-def test_nothing_leaves_in_clear(quick, lab, request, way, switch):
+def test_nothing_leaves_in_clear(quick, lab, is_long, way, switch):
     watch(lab)
     hosts = (*FAR, OUTSIDE4["b"], OUTSIDE6["b"]) if switch else FAR
     count = in_clear if switch else lambda lab: seen(lab, "clear")
-    silence_s = 200 if request.config.getoption("--long") else 3
+    silence_s = 200 if is_long else 3
     leaks = {}
     with traffic(lab, *hosts):
         host = Host(Started(quick, way, *(["KillSwitch = on"] if switch else [])), silence_s)

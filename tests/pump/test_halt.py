@@ -116,7 +116,8 @@ def test_what_was_sealed_before_the_keys_were_dropped_does_not_leave_after(tmp_p
     source, library = tmp_path / "halt.c", tmp_path / "halt.so"
     source.write_text(HALT_IN_READ)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(
+    preloaded = f"{os.environ.get('LD_PRELOAD', '')} {library}"     # sanitizers must come first
+    environment = {**os.environ, "LD_PRELOAD": preloaded, "PYTHONPATH": os.pathsep.join(
         [str(Path(__file__).parents[1]), *sys.path])}
     result = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, text=True,
                             capture_output=True, check=False, timeout=60)
