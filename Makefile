@@ -26,7 +26,7 @@ define apt_install
 	    apt-get -qq -y --no-install-recommends install $$missing >/dev/null; fi
 endef
 
-.PHONY: demo test test-long test-pythons lint fuzz-memory path-table day bench bench-gateway bench-forwarding bench-lanes bench-limits packages test-packages install clean
+.PHONY: demo test test-long test-pythons lint fuzz-memory path-table start-table day bench bench-gateway bench-forwarding bench-lanes bench-limits packages test-packages install clean
 
 demo: install
 	$(SUDO) $(VENV)/bin/fastpump demo $(DEMO_OPTIONS)
@@ -41,7 +41,8 @@ test: test-packages install
 
 # What the suite does in short, for as long as it takes: keys expire.
 test-long: test-packages install
-	$(PYTEST) -n 2 --long tests/netns/test_leaks.py $(TEST_OPTIONS)
+	$(PYTEST) -n 2 --long -m "abridged and not alone" $(TEST_OPTIONS) $(MAYBE_NONE)
+	$(PYTEST) -n 2 --long -m "abridged and alone" $(TEST_OPTIONS) $(MAYBE_NONE)
 
 # With other Pythons: those of these Debian releases, each in a root of its own.
 PYTHONS_OF := bookworm trixie forky
@@ -61,6 +62,10 @@ fuzz-memory: install
 # Path MTUs of all sizes, with routers of all kinds: half an hour.
 path-table: install
 	$(SUDO) env PYTHONPATH=.:tests $(VENV)/bin/python -m support.pathtable $(PATH_OPTIONS)
+
+# Starts without what is not there yet: some minutes.
+start-table: test-packages install
+	$(SUDO) env PYTHONPATH=.:tests $(VENV)/bin/python -m support.starts $(START_OPTIONS)
 
 # All that may happen in a day, while TCP runs through a gateway: half an hour.
 day: test-packages install

@@ -3,7 +3,8 @@
 start, reload  All names of a peer are asked for at once, and waited for ANSWER_WAIT_S at most
                (`ask`). The peer is configured by what is known then (`follow`): if that is
                nothing, without an endpoint. A name without an answer is asked for again after 1 s,
-               then after twice as long each time, up to 60 s. Its answer configures the peer, and
+               then after twice as long each time, up to 60 s; and at once, and from 1 s on, when
+               the host's way out has changed (`hurry`). Its answer configures the peer, and
                whatever waits there starts a handshake.
 unanswered     When an initiation has no answer, the names may mean other addresses by now (dynamic
                DNS): they are asked for again, at most every `interval_s` seconds. If the peer is at
@@ -64,6 +65,8 @@ class Resolver:
         self._resolved_at: weakref.WeakKeyDictionary[Peer, int] = weakref.WeakKeyDictionary()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._free_lookups = asyncio.Semaphore(MAX_LOOKUPS)
+        self._hurried = asyncio.Event()
+        self._hurried_at: int | None = None
 
     # -- a start, or a reload
 
@@ -117,17 +120,34 @@ class Resolver:
             self._place(peer, names)
         delay_s = FIRST_RETRY_S
         while names.missing:
-            await self._sleep(delay_s)
+            delay_s = await self.pause(delay_s)
             if not self._are_of(peer, names):
                 return
-            delay_s = min(2 * delay_s, LAST_RETRY_S)
             await self._ask(names, names.missing)
             self._place(peer, names)
 
-    async def _sleep(self, delay_s: int) -> None:
-        due = self._clock() + delay_s * SECOND
-        while (left := due - self._clock()) > 0:
-            await asyncio.sleep(min(TURN_S, left / SECOND))
+    async def pause(self, delay_s: int) -> int:
+        """Wait before a name is asked for again, unless there may be an answer now; for how long
+        to wait the next time."""
+        if await self._sleep(delay_s):
+            return FIRST_RETRY_S
+        return min(2 * delay_s, LAST_RETRY_S)
+
+    async def _sleep(self, delay_s: int) -> bool:
+        """Whether it was cut short."""
+        due, hurried = self._clock() + delay_s * SECOND, self._hurried
+        while (left := due - self._clock()) > 0 and not hurried.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(hurried.wait(), min(TURN_S, left / SECOND))
+        return hurried.is_set()
+
+    def hurry(self) -> None:
+        """Name servers may be there now that were not before."""
+        now = self._clock()
+        if self._hurried_at is None or now >= self._hurried_at + FIRST_RETRY_S * SECOND:
+            self._hurried_at = now
+            self._hurried.set()
+            self._hurried = asyncio.Event()
 
     def problem(self, peer: Peer) -> str | None:
         """Why the peer waits for an address; None if it does not."""

@@ -52,7 +52,7 @@ from fastpump.tun.offloads import Offloads, lane_ciphers, probe
 from fastpump.tun.queues import TunQueues
 from fastpump.tunnel import kept_endpoints, peer_changes
 from fastpump.tunnel.names import Names
-from fastpump.tunnel.resolver import FIRST_RETRY_S, LAST_RETRY_S, Resolver
+from fastpump.tunnel.resolver import FIRST_RETRY_S, Resolver
 from fastpump.tunnel.service import Service, TunnelCommand
 from fastpump.tunnel.supervisor import Supervisor, SupervisorOptions
 from fastpump.tunnel.tunnel import Tunnel
@@ -260,6 +260,7 @@ class _Start:
         supervisor = Supervisor(self._tables, self._queues, self._supervisor_options(),
                                 on_unanswered=resolver.on_unanswered)
         resolver.device = supervisor.device
+        supervisor.ways.on_change = resolver.hurry
         tunnel = Tunnel(config, self._tables, supervisor, resolver, self._offloads, self._link,
                         self._watcher, program.configuration_file)
         service = Service(tunnel, self._watcher, program.commands,
@@ -291,12 +292,11 @@ class _Start:
                                           for peer in self._config.peers if peer.endpoints})
         self._note_candidates(resolver)
         delay_s = FIRST_RETRY_S
+        if self._program.needs_names and not all(self._candidates.values()):
+            log.warning("the tunnel is not up before its peers have an address: then name servers "
+                        "may be reached through it only")
         while self._program.needs_names and not all(self._candidates.values()):
-            if delay_s == FIRST_RETRY_S:
-                log.warning("the tunnel is not up before its peers have an address: then name "
-                            "servers may be reached through it only")
-            await asyncio.sleep(delay_s)
-            delay_s = min(2 * delay_s, LAST_RETRY_S)
+            delay_s = await resolver.pause(delay_s)
             await resolver.ask_again(self._names[key] for key, known in self._candidates.items()
                                      if not known)
             self._note_candidates(resolver)

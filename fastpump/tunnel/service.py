@@ -67,6 +67,7 @@ class Service:
         chores: list[asyncio.Task[None]] = []
         loop.add_reader(self._watcher, self._on_link)
         self._clones.start(loop)
+        supervisor.ways.start(loop)
         try:
             await self._control.start()
             hidden = await self._start_wg()
@@ -88,6 +89,7 @@ class Service:
             if self._tunnel.repairs is not None:
                 self._tunnel.repairs.stop()
             self._clones.close()
+            supervisor.ways.stop()
             await self._wg.stop()
             await self._control.stop()
         log.info("stopped %(reason)s", {"reason": supervisor.stop_reason})

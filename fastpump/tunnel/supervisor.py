@@ -125,7 +125,7 @@ class Supervisor:
         ), self.family, cpu_count=cpus.usable_count(), lanes=options.lanes,
             is_steered=options.is_steered)
         self.loops = Loops(options.loop_guard, self.device, self.contained)
-        self._ways = Ways(self.device, self.contained, lambda endpoint: source_towards(
+        self.ways = Ways(self.device, self.contained, lambda endpoint: source_towards(
             endpoint, self.family, self._fwmark))
         self._handshakes = HandshakeQueue(self.device, self._admission, QueueCallbacks(
             on_slice=self._hand_over_all_events, on_passed_on=self._workers.ring))
@@ -203,7 +203,6 @@ class Supervisor:
             self._workers.attach(loop)
             self._alarms.start(loop, self.device)
             self.loops.start(loop)
-            self._ways.start(loop)
             if is_up:
                 self._is_wanted_up = True
                 self._bring_up()
@@ -307,7 +306,6 @@ class Supervisor:
         self._stopped.set()             # whatever is called back from now on does nothing
         self._alarms.stop()
         self.loops.stop()
-        self._ways.stop()
         assert self._loop is not None
         if self._sockets is not None:
             self._leave(self._sockets)
@@ -407,4 +405,4 @@ class Supervisor:
             self._admission.remove_known(before.sockaddr(self.family))
         if after is not None:
             self._admission.add_known(after.sockaddr(self.family))
-            self._ways.note(after)
+            self.ways.note(after)

@@ -45,6 +45,8 @@ class Ways:
         self._notifications: WayNotifications | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when anything has changed: links, addresses, default routes, rules."""
         self._again: list[asyncio.TimerHandle] = []
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -91,6 +93,7 @@ class Ways:
         assert self._loop is not None
         self._timer = None
         with self._contained:
+            self.on_change()
             changed = self.find_changed()
             if changed:
                 self.follow(changed)

@@ -15,7 +15,7 @@ from fastpump.constants import SECOND
 from fastpump.device.peer_change import PeerChange
 from fastpump.tunnel import resolver as resolver_module
 from fastpump.tunnel.peer_changes import peer_change_of
-from fastpump.tunnel.resolver import Resolver
+from fastpump.tunnel.resolver import FIRST_RETRY_S, LAST_RETRY_S, Resolver
 from support.devices import Clock, Side
 
 
@@ -379,3 +379,30 @@ def test_a_change_of_several_endpoints():
     assert peer_change_of(several, (A1, A2), at=A2) == PeerChange(
         PEER, preshared_key=bytes(32), candidates=(A1, A2), endpoint_names=several.endpoints,
         replaces_allowed_ips=True, keepalive_s=0)
+
+
+def test_what_waits_is_asked_for_at_once_when_the_way_out_changes():
+    """But not as often as links flap."""
+    async def run():
+        clock = Clock()
+        resolver = Resolver(0, lambda: clock.now)
+
+        async def begun():
+            waiting = asyncio.ensure_future(resolver.pause(LAST_RETRY_S))
+            await asyncio.sleep(0)
+            return waiting
+
+        waiting = await begun()
+        resolver.hurry()
+        assert await waiting == FIRST_RETRY_S
+        waiting = await begun()
+        resolver.hurry()
+        assert not waiting.done()
+        clock.pass_time(FIRST_RETRY_S * SECOND)
+        resolver.hurry()
+        assert await waiting == FIRST_RETRY_S
+        waiting = await begun()
+        clock.pass_time(LAST_RETRY_S * SECOND)
+        assert await waiting == LAST_RETRY_S
+
+    asyncio.run(run())
