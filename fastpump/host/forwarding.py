@@ -13,8 +13,8 @@ first of them (`Step`); the last one to end restores that. A value that somebody
 as it is; so does what was switched on for all interfaces meanwhile.
 
 Accepted limits: what is switched on for an interface is so for all packets that come from there,
-also those that do not go to the tunnel; a firewall may drop them. Interfaces that come later are
-not switched on.
+also those that do not go to the tunnel; a firewall may drop them. An interface that comes later,
+where all are routers, takes no router advertisements unless somebody sets its accept_ra.
 """
 
 from __future__ import annotations

@@ -78,21 +78,38 @@ def set_up(gateway: Gateway, index: int, versions: Collection[int],
     hindrance = gateway_table.hindrance(tun.name, tun.index, versions)
     if hindrance is not None:
         log.warning("%(warning)s", {"warning": hindrance})
-    return partial(_restore, gateway, tun, record, table)
+    return partial(_restore, gateway, tun, versions, record, table)
 
 
-def _restore(gateway: Gateway, tun: Link, record: Record, table: NftTable) -> list[str]:
+def _restore(gateway: Gateway, tun: Link, versions: Collection[int], record: Record,
+             table: NftTable) -> list[str]:
+    """Put back what others have removed, and forward from interfaces that are new, too."""
     restored = []
     needed = {"nat"} if gateway.masquerades else set()
     needed |= {"mss"} if gateway.clamps else set()
     if not needed <= gateway_table.parts_in(table.name):
         table.make(gateway_table.chains(tun.index, gateway))
         restored.append("the gateway's table")
+    if gateway.forwards:
+        _switch_on_new(gateway, tun, versions, record)
     off = forwarding.undone(forwarding.steps_in(record.read()))
     if off:
         forwarding.switch_on(off, "<gateway=forward>")
         restored.append("forwarding")
     return restored
+
+
+def _switch_on_new(gateway: Gateway, tun: Link, versions: Collection[int], record: Record) -> None:
+    with locked(record.path.parent):
+        content = record.read()
+        steps = forwarding.steps_in(content)
+        known = {step.setting for step in steps}
+        new = [step for step in forwarding.plan(interfaces_of(gateway, tun), versions,
+                                                forwarding.steps_of_others(record))
+               if step.setting not in known]
+        if new:
+            record.write(content | {"steps": [step.to_json() for step in (*steps, *new)]})
+            forwarding.switch_on(new, "<gateway=forward>")
 
 
 def interfaces_of(gateway: Gateway, tun: Link) -> list[int]:

@@ -492,6 +492,23 @@ def test_what_others_take_away_comes_back(site, lab, program, tmp_path):
     site.end(program)
 
 
+@pytest.mark.parametrize("gateway, expected", [("forward, nat", "1"), ("forward, nat:way", "0")])
+def test_an_interface_that_comes_later(site, lab, gateway, expected):
+    """An uplink that is put in, say."""
+    before = site.state()
+    site.start("tunnel", gateway)
+    lab.ip("a", "link", "add", "late", "type", "veth", "peer", "name", "late2")
+    lab.sysctl("a", {"net.ipv4.conf.way.forwarding": 0})
+    until(lambda: site.sysctls()["ipv4/conf/way/forwarding"] == "1")    # so it has looked
+    assert site.sysctls()["ipv4/conf/late/forwarding"] == expected
+    if HAS_FORCE_FORWARDING:
+        assert site.sysctls()["ipv6/conf/late/force_forwarding"] == expected
+    site.end("tunnel")
+    assert site.sysctls()["ipv4/conf/late/forwarding"] == "0"
+    lab.ip("a", "link", "delete", "late")
+    assert site.state() == before
+
+
 def test_others_cannot_take_its_table_away(site, lab):
     """Where the kernel has that: not for a moment are addresses not translated."""
     before = site.state()
