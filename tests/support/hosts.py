@@ -58,10 +58,10 @@ def is_reachable(lab, host, side="a", timeout_s=5):
                    check=False).returncode == 0
 
 
-def transfer(lab, sender, host, size, port="7000", seconds=0):
+def transfer(lab, sender, host, size, port="7000", seconds=0, stall_s=20):
     """Send `size` random bytes over TCP, evenly over `seconds`; whether their hash arrived. What is
     sent at once then fits into the default buffer of a peer's socket, also after the CPU was
-    somebody else's for a while."""
+    somebody else's for a while. `stall_s`: how long nothing may move."""
     receiver = lab.spawn("a" if sender == "b" else "b", sys.executable, "-c", (
         "import hashlib, socket, sys\n"
         "family = socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET\n"
@@ -75,7 +75,8 @@ def transfer(lab, sender, host, size, port="7000", seconds=0):
     wait_for_line(receiver, "listening")
     sent = lab.run(sender, sys.executable, "-c", (
         "import hashlib, os, socket, sys, time\n"
-        "connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)\n"
+        "connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), "
+        "float(sys.argv[5]))\n"
         "digest = hashlib.sha256()\n"
         "seconds = float(sys.argv[4])\n"
         "piece = 1 << 13 if seconds else 1 << 16\n"
@@ -86,8 +87,8 @@ def transfer(lab, sender, host, size, port="7000", seconds=0):
         "    connection.sendall(data)\n"
         "    time.sleep(seconds / pieces)\n"
         "connection.close()\n"
-        "print(digest.hexdigest())\n"), host, port, str(size), str(seconds),
-        timeout=seconds + 60).stdout.strip()
+        "print(digest.hexdigest())\n"), host, port, str(size), str(seconds), str(stall_s),
+        timeout=seconds + 40 + stall_s).stdout.strip()
     received = wait_for_line(receiver, "hash").split()[1]
     stop(receiver)
     lab.processes.remove(receiver)
