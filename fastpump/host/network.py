@@ -538,6 +538,8 @@ def _undo(name: str, said: dict[str, Any]) -> None:
         _tolerate(rules.remove, each)
     for network, table in _closed_of(said):
         _tolerate(routes.reopen, network, table)
+    if any(network.version == 6 for network, _ in _closed_of(said)):
+        _tolerate(routes.remove_nobody)     # it may have been killed just then
     if said.get("is_protected", False):
         _tolerate(protection.table(name).remove)
     if (way := dns.way_in(said)) is not None:

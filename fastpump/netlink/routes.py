@@ -11,7 +11,6 @@ import errno
 import functools
 import ipaddress
 import itertools
-import secrets
 import socket
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -35,7 +34,8 @@ TABLE_DEFAULT, TABLE_LOCAL = 253, 255
 CLOSED_METRIC = 4278198272      # worse than any that others choose; usual for VRFs, too
 
 OUTER_OVERHEAD = 80     # IPv6, UDP, WireGuard's 32
-DISCARD_ONLY = int(ipaddress.IPv6Address("100::"))      # /64
+TRIES = 5
+NOBODY = ipaddress.ip_network("100::fa57:5f5f/128")     # discard-only (RFC 6666)
 TABLE_NAMES = (Path("/etc/iproute2/rt_tables"), Path("/usr/share/iproute2/rt_tables"),
                Path("/usr/lib/iproute2/rt_tables"))
 
@@ -315,11 +315,21 @@ def forget_default_routes() -> None:
     """Have connected sockets that found an IPv6 default route look again. By themselves they do
     when the table of their route changes, but not when a rule leads to a route that is new in
     another table (net/ipv6/ip6_fib.c, fib6_update_sernum_upto_root; IPv4 forgets all at any
-    change). So the main table has another route for a moment, to an address that nobody has
-    (RFC 6666)."""
-    nobody = ipaddress.ip_network((DISCARD_ONLY + secrets.randbits(64), 128))
-    _change_closed("add", nobody, TABLE_MAIN)
-    _change_closed("del", nobody, TABLE_MAIN)
+    change). So the main table has another route for a moment, NOBODY's."""
+    for tries in reversed(range(TRIES)):
+        try:
+            _change_closed("add", NOBODY, TABLE_MAIN)
+            break
+        except SystemSetupError:    # it may be another tunnel's
+            if not tries:
+                raise
+            remove_nobody()
+    remove_nobody()
+
+
+def remove_nobody() -> None:
+    """Remove the route of `forget_default_routes`, if it is there."""
+    reopen(NOBODY, TABLE_MAIN)
 
 
 # -- path MTUs

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from fastpump.lab.networks import INSIDE4, OUTSIDE4
+from fastpump.netlink.routes import CLOSED_METRIC, NOBODY
 from fastpump.protocol import keys
 from support.hosts import FASTPUMP, is_reachable, until
 from support.leaks import Started, passes, seen, traffic, watch
@@ -109,6 +110,20 @@ def test_a_killed_tunnel_fails_closed_until_down(world, lab, way):
     assert {**world.state(), "processes": 0} == {**running, "processes": 0}
     assert tunnel.said.count("was killed; what it left behind is taken over now") == 2
     tunnel.end()
+    assert world.state() == before
+
+
+@WAYS
+def test_one_that_is_killed_while_connections_are_told_leaves_nothing(world, lab, way):
+    """The route that tells them is there for a moment only."""
+    route = "unreachable", str(NOBODY), "metric", str(CLOSED_METRIC)
+    before = world.state()
+    lab.ip("a", "-6", "route", "add", *route)           # of another one, or of one that was killed
+    tunnel = started(world, way, EVERYWHERE)
+    assert str(NOBODY.network_address) not in lab.ip("a", "-6", "route")
+    tunnel.kill()
+    lab.ip("a", "-6", "route", "add", *route)
+    world("down")
     assert world.state() == before
 
 

@@ -131,8 +131,8 @@ def test_networks_that_hold_the_endpoint(lab, gateway, tmp_path, quick, allowed,
         lab.ip("a", "rule", "delete", "priority", str(each["priority"]))
     until(lambda: all(each in rules(lab) for each in ours))
     run("a", "down", path)
-    until(a.is_gone)
-    until(lambda: network_state(lab, "a", records) == before)
+    until(lambda: pids_in(lab, "a") == [])
+    assert network_state(lab, "a", records) == before
 
 
 def test_halves_are_closed_behind_a_killed_process(lab, gateway, tmp_path, quick):
@@ -148,7 +148,8 @@ def test_halves_are_closed_behind_a_killed_process(lab, gateway, tmp_path, quick
     run("a", "up", path)
     assert is_reachable(lab, FAR[0])
     run("a", "down", path)
-    until(lambda: network_state(lab, "a", records) == before)
+    until(lambda: pids_in(lab, "a") == [])
+    assert network_state(lab, "a", records) == before
 
 
 def test_wg_quick_undoes_all_when_a_command_of_the_file_fails(lab, names, tmp_path, quick):
