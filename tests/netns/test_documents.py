@@ -33,6 +33,8 @@ NOT_RUN = {
     'make bench-lanes BENCH_OPTIONS="--rounds 5"': MEASURES,
     "make bench-limits": MEASURES,
     "python bench/compare.py --rounds 5 --seconds 2 --only fastpump,wireguard-go": MEASURES,
+    "python bench/compare.py --forwarding --rounds 5 --seconds 2 --wireguard-go "
+    "/path/to/wireguard-go": MEASURES,
     'python bench/compare.py --rounds 5 --seconds 1.5 --queues 1 --only "fastpump,fastpump '
     'tap,fastd,tinc" --options "--mtu 1382"': MEASURES,
 }
