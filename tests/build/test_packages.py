@@ -90,7 +90,10 @@ def test_it_installs_as_the_readme_says(sdist, tmp_path):
     assert "good: Python 3." in shown
     if shutil.which("man"):
         assert re.search(r"^ +--listen-port PORT$", shown, re.MULTILINE)
-        assert "warning" not in shown.partition("good: Python")[2].partition("NAME")[0]
+        # Of the formatter, anywhere: it writes to another stream than the page goes to. A narrow
+        # column of a table cannot be adjusted.
+        warned = re.findall(r"<standard input>.*warning.*$", shown, re.MULTILINE)
+        assert [each for each in warned if "cannot adjust line" not in each] == []
 
 
 def test_the_unit_runs_commands_that_there_are():
