@@ -166,15 +166,16 @@ def check_route(where: Endpoint, family: int, fwmark: int = 0) -> None:
 
 
 def source_towards(where: Endpoint, family: int, fwmark: int = 0) -> str | None:
-    """The address that the kernel sends from to an endpoint now; None if there is no way."""
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        if fwmark:
-            _mark(probe, fwmark)
-        try:
+    """The address that the kernel sends from to an endpoint now; None if there is no way, or no
+    file descriptor left to ask with."""
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            if fwmark:
+                _mark(probe, fwmark)
             probe.connect(where.to_python(family))
-        except OSError:
-            return None
-        return str(probe.getsockname()[0])
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
 
 
 class SocketGroup:

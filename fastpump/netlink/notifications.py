@@ -111,13 +111,9 @@ class WayNotifications:
 
     def drain(self) -> None:
         """Take what has come."""
-        while True:
-            try:
+        with contextlib.suppress(OSError):      # EAGAIN; ENOBUFS: some were lost, the rest is ready
+            while True:
                 self._socket.recv(1 << 16)
-            except BlockingIOError:
-                return
-            except OSError:     # ENOBUFS: some were lost
-                continue
 
     def close(self) -> None:
         """Hear nothing any more."""

@@ -109,7 +109,7 @@ class Ways:
         """Where the peers are to which the kernel sends from another address than before."""
         before = self.known
         self.known = {address: self._source_towards(endpoint)
-                       for address, endpoint in self._endpoints().items()}
+                      for address, endpoint in self._endpoints().items()}
         return {address for address, source in self.known.items()
                 if address in before and before[address] != source}
 

@@ -1,11 +1,16 @@
 """Which ways to peers have changed."""
 
+import errno
 import ipaddress
+import os
+import socket
 from types import SimpleNamespace
 
 import pytest
 
+from fastpump.conn import sockets
 from fastpump.conn.endpoint import Endpoint
+from fastpump.conn.sockets import source_towards
 from fastpump.tunnel.containment import Containment
 from fastpump.tunnel.ways import MIN_KNOWN, Ways
 
@@ -73,3 +78,14 @@ def test_what_is_known_is_bounded(host):
         assert len(host.ways.known) <= MIN_KNOWN + 2 * len(host.peers) + 1
     host.sources["192.0.2.1"] = "10.1.0.1"
     assert host.look() == ["two"]
+
+
+def test_no_file_descriptor_is_no_way(monkeypatch):
+    """And no error: whoever was heard has moved all the same."""
+    def no_socket(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    there = Endpoint(ipaddress.ip_address("127.0.0.1"), 51820)
+    assert source_towards(there, socket.AF_INET) == "127.0.0.1"
+    monkeypatch.setattr(sockets.socket, "socket", no_socket)
+    assert source_towards(there, socket.AF_INET) is None
