@@ -11,8 +11,9 @@ from fastpump.hot.fdb cimport fdb_flush
 from fastpump.hot.send_errors cimport send_error_changes, send_error_set
 from fastpump.hot.shm cimport (
     NONE, POLICY_ANY, POLICY_LANES, POLICY_NOTHING, REPORTED_GSO_REFUSED, REPORTED_LOOP,
-    REPORTED_ROAM, REPORTED_SOURCE_ADDRESS_GONE, REPORTED_UNANSWERED_RX, REPORTED_UNANSWERED_TX,
-    REPORTED_WANT_SESSION, SOURCE_ADDRESS_LEN, PeerSlot, PeerState,
+    REPORTED_RESENT, REPORTED_RESENT_ACKED, REPORTED_ROAM, REPORTED_SOURCE_ADDRESS_GONE,
+    REPORTED_UNANSWERED_RX, REPORTED_UNANSWERED_TX, REPORTED_WANT_SESSION, SOURCE_ADDRESS_LEN,
+    UNPROBED, PeerSlot, PeerState,
 )
 from fastpump.hot.verdict cimport VERDICT_COUNT
 
@@ -25,6 +26,8 @@ REPORTED_BITS = {
     "source_address_gone": REPORTED_SOURCE_ADDRESS_GONE,
     "gso_refused": REPORTED_GSO_REFUSED,
     "loop": REPORTED_LOOP,
+    "resent": REPORTED_RESENT,
+    "resent_acked": REPORTED_RESENT_ACKED,
 }
 NO_SLOT = <uint32_t>NONE         # as it comes in events
 
@@ -48,7 +51,7 @@ cdef class Peers(SlotTable):
                VERDICT_COUNT * sizeof(uint64_t))
         bucket_configure(&state.storm, storm_bucket(self.mapping.tables.header.storm_limit), 0)
         state.send_keypair = state.lanes[0] = state.lanes[1] = NONE
-        peer.policy, peer.originator_id, peer.payload_mtu = POLICY_ANY, 0, NONE
+        peer.policy, peer.originator_id, peer.payload_mtu = POLICY_ANY, 0, UNPROBED
         peer.purge_count += 1       # what a worker still staged is not its
         self.mapping.peers_end = self.end
         store32(&self.mapping.configuration.header.peers_end, self.end, RELEASE)
@@ -107,12 +110,17 @@ cdef class Peers(SlotTable):
             value = mtu
         store32(&self.mapping.configuration.peers[slot].payload_mtu, value, RELAXED)
 
+    def set_unprobed(self, uint32_t slot):
+        """Nothing is known of the path to the peer: workers watch TCP there (hot/resent.pxd)."""
+        self.mapping.check_peer(slot)
+        store32(&self.mapping.configuration.peers[slot].payload_mtu, UNPROBED, RELAXED)
+
     def payload_mtu(self, uint32_t slot):
-        """As it was set."""
+        """As it was set; None, too, where nothing is known."""
         cdef uint32_t value
         self.mapping.check_peer(slot)
         value = self.mapping.configuration.peers[slot].payload_mtu
-        return None if value == <uint32_t>NONE else value
+        return None if value >= <uint32_t>UNPROBED else value
 
     def set_lanes(self, uint32_t slot, newest, older):
         """The sets of lanes that workers send on, by the slots of their first lanes; None for

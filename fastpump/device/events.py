@@ -83,6 +83,8 @@ class PeerEvents:
             "path_probe": self._path_probe,
             "path_ack": self._path_ack,
             "loop": self._loop,
+            "resent": self._resent,
+            "resent_acked": self._resent_acked,
         }
 
     def handle(self, peer: Peer, event: WorkerEvent, now: int) -> None:
@@ -140,6 +142,12 @@ class PeerEvents:
         if endpoint is not None:
             self._endpoints.give_up(peer, endpoint.address, now)
         self._tables.peers.rearm(peer.slot, "loop")
+
+    def _resent(self, peer: Peer, _event: WorkerEvent, now: int) -> None:
+        self._lanes.of(peer).paths.black_hole.on_resent(now)
+
+    def _resent_acked(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
+        self._lanes.of(peer).paths.on_resent_acked(event.at_ns)
 
     def _gso_refused(self, peer: Peer, _event: WorkerEvent, _now: int) -> None:
         """Said once for each place where the peer is: a new set of lanes finds it out again."""

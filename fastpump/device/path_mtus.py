@@ -13,9 +13,8 @@ more after SILENT_SESSIONS. Whoever receives a probe answers, and may probe, too
 Probes are sent by sockets that set DF, acks like data. Neither counts as data, of which either side
 would look at its path again.
 
-A WireGuard peer cannot be probed. If data to it has no answer, the handshake after that has one,
-and data again has not, its path is taken for one that takes no more than BASE_PLPMTU, until the
-peer is elsewhere. (A peer that receives any data answers it, by a keepalive at least.)
+A WireGuard peer cannot be probed. If what is large seems to get lost (device/black_holes.py), its
+path is taken for one that takes no more than BASE_PLPMTU.
 """
 
 from __future__ import annotations
@@ -26,8 +25,9 @@ from dataclasses import dataclass, field
 
 from fastpump._core import FEATURE_PATH_MTU
 from fastpump.conn.endpoint import Endpoint
-from fastpump.constants import KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME, REKEY_TIMEOUT, SECOND
+from fastpump.constants import REJECT_AFTER_TIME, SECOND
 from fastpump.device import reported
+from fastpump.device.black_holes import BlackHole
 from fastpump.device.lane_context import LanesContext
 from fastpump.device.lane_sets import LaneSet, LaneSets
 from fastpump.device.peer import Peer
@@ -49,8 +49,6 @@ ASK_TIMEOUT = SECOND
 SILENT_SESSIONS = 3
 MAX_STEPS = 16
 """Of one search at one time: sizes that our own link refuses are found out at once."""
-UNANSWERED_TIME = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT
-"""After that, data without an answer makes a handshake begin."""
 SESSION = -1
 """In place of a lane's number."""
 
@@ -68,9 +66,9 @@ class _Path:
 class PeerPaths:
     """The paths to one peer."""
 
-    __slots__ = ("_answers", "_ask_at", "_asks_left", "_black_hole", "_context", "_logged",
-                 "_paths", "_payload_mtu", "_peer", "_sets", "_silent_sessions", "_tables",
-                 "_unanswered_at")
+    __slots__ = ("_answers", "_ask_at", "_asks_left", "_context", "_is_inferred",
+                 "_is_unprobed", "_logged", "_paths", "_payload_mtu", "_peer", "_sets",
+                 "_silent_sessions", "_tables", "black_hole")
 
     def __init__(self, peer: Peer, context: LanesContext, sets: LaneSets) -> None:
         self._peer = peer
@@ -83,16 +81,16 @@ class PeerPaths:
         self._ask_at: int | None = None
         self._asks_left = 0
         self._silent_sessions = 0
-        # Where a black hole was inferred; when data had no answer last.
-        self._black_hole: Endpoint | None = None
-        self._unanswered_at: int | None = None
+        self.black_hole = BlackHole(peer, context)
+        # What the workers have; whether only the black hole says so.
+        self._is_unprobed, self._is_inferred = True, False
         self._payload_mtu: int | None = None
         self._logged: int | None = None
 
     @property
     def mtu(self) -> int | None:
         """The path MTU, as far as it was looked for; None: not known."""
-        found = None if self._black_hole is None else BASE_PLPMTU
+        found = None if self.black_hole.endpoint is None else BASE_PLPMTU
         return min((path.search.plpmtu for path in self._paths.values() if path.search.plpmtu),
                    default=found)
 
@@ -104,16 +102,18 @@ class PeerPaths:
     def clear(self) -> None:
         """There is neither a session nor a lane."""
         self._paths.clear()
-        self._ask_at = self._black_hole = self._unanswered_at = None
-        self._set(None)
+        self._ask_at = None
+        self.black_hole.clear()
+        self._forget()
 
     # -- events
 
     def session_started(self, now: int) -> None:
         """Both sides have a new session."""
-        if self._black_hole not in (None, self._peer.endpoint):
-            self._black_hole = None
-            self._set(None)
+        if self.black_hole.endpoint not in (None, self._peer.endpoint):
+            self.black_hole.clear()
+        self.black_hole.session_started(now)
+        self._apply()
         if self._context.callbacks.send_probe is None \
                 or self._context.options.transport != "wireguard":
             return
@@ -139,17 +139,16 @@ class PeerPaths:
 
     def on_unanswered(self, activity: Activity, now: int) -> None:
         """A handshake begins, since there was no answer."""
-        first = activity.first_unanswered_tx_ns
-        if not first or now < first + UNANSWERED_TIME:
-            return
-        before, self._unanswered_at = self._unanswered_at, now
         keypair = self._keypair
-        if before is None or keypair is None or self._sets or self.mtu is not None:
-            return
-        is_answered = before <= keypair.created_ns <= before + UNANSWERED_TIME
-        if is_answered and activity.last_rx_ns <= keypair.created_ns + REKEY_TIMEOUT:
-            self._black_hole = self._peer.endpoint
+        if not self._sets and self.mtu is None:
+            self.black_hole.on_unanswered(activity, None if keypair is None
+                                          else keypair.created_ns, now)
             self._apply()
+
+    def on_resent_acked(self, at: int) -> None:
+        """What TCP sent again and again arrived, at a time."""
+        self.black_hole.on_resent_acked(at)
+        self._apply()
 
     def on_data(self, number: int, now: int) -> None:
         """Data leaves on a lane (or by the SESSION), the first for a while."""
@@ -206,7 +205,8 @@ class PeerPaths:
 
     def deadline(self) -> int | None:
         """When `tick` wants to be called next."""
-        return earliest(self._ask_at, *(path.search.deadline for path in self._paths.values()))
+        return earliest(self._ask_at, self.black_hole.deadline(),
+                        *(path.search.deadline for path in self._paths.values()))
 
     def tick(self, now: int) -> None:
         """Run what is due."""
@@ -218,6 +218,7 @@ class PeerPaths:
                     del self._paths[number]
             elif now >= path.search.deadline:
                 self._run(number, path, now)
+        self.black_hole.tick(now)
         self._apply()
 
     def _ask(self, now: int) -> None:
@@ -317,22 +318,32 @@ class PeerPaths:
         """Have the workers know what fits, and say what does not."""
         fits = [path.search.plpmtu - MESSAGE_OVERHEAD - UDP_OVERHEAD[path.where.address.version]
                 for path in self._paths.values() if path.search.plpmtu and path.where is not None]
-        if not fits and self._black_hole is not None:
-            fits = [BASE_PLPMTU - MESSAGE_OVERHEAD
-                    - UDP_OVERHEAD[self._black_hole.address.version]]
-        if not fits:
+        hole = self.black_hole.endpoint
+        if not fits and hole is None:
+            if self._is_inferred:       # it was none
+                self._forget()
             return      # what was known stays until more is
+        self._is_inferred = not fits
+        if hole is not None and not fits:
+            fits = [BASE_PLPMTU - MESSAGE_OVERHEAD - UDP_OVERHEAD[hole.address.version]]
         smallest = min(fits)
         payload_mtu = None if smallest >= self._needed_payload else smallest
         self._set(payload_mtu)
-        if payload_mtu != self._logged and self._is_settled:
+        if payload_mtu != self._logged and (
+                self.black_hole.is_certain if self._is_inferred else self._is_settled):
             self._logged = payload_mtu
             self._say()
 
     def _set(self, payload_mtu: int | None) -> None:
-        if payload_mtu != self._payload_mtu:
-            self._payload_mtu = payload_mtu
+        if self._is_unprobed or payload_mtu != self._payload_mtu:
+            self._is_unprobed, self._payload_mtu = False, payload_mtu
             self._tables.peers.set_payload_mtu(self._peer.slot, payload_mtu)
+
+    def _forget(self) -> None:
+        """Nothing is known."""
+        if not self._is_unprobed:
+            self._is_unprobed, self._is_inferred, self._payload_mtu = True, False, None
+            self._tables.peers.set_unprobed(self._peer.slot)
 
     @property
     def _is_settled(self) -> bool:
@@ -344,10 +355,10 @@ class PeerPaths:
     def _say(self) -> None:
         if self._payload_mtu is None:
             log.info("the path to %(peer)s takes all datagrams again", {"peer": self._peer})
-        elif not self._paths and self._black_hole is not None:
-            log.warning("%(peer)s answers handshakes, but no data: perhaps large datagrams get "
-                        "lost on the way, so it is sent no more than %(mtu)d bytes in one piece",
-                        {"peer": self._peer, "mtu": self.mtu})
+        elif self._is_inferred:
+            log.warning("large datagrams to %(peer)s seem to get lost on the way, and nobody says "
+                        "so: it is sent no more than %(mtu)d bytes in one piece, and TCP is made "
+                        "to fit", {"peer": self._peer, "mtu": self.mtu})
         elif any(path.search.is_black_hole for path in self._paths.values()):
             log.warning("large datagrams to %(peer)s got lost: its path takes %(mtu)d bytes now; "
                         "what is larger is answered by ICMP or goes in fragments, and TCP is made "

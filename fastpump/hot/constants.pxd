@@ -110,6 +110,10 @@ cdef enum:
     SHAPER_SHARE = 2048             # of small ones, of one peer and direction
     SHAPER_HORIZON_NS = 250000000
 
+    # TCP that is watched where the path MTU is not known; see hot/resent.pxd.
+    RESENT_FLOWS = 64
+    SURELY_FITS = 1200              # a packet within 1280 bytes of IPv6, sealed
+
     EVENT_RING_LEN = 4096
     CONTROL_RING_LEN = 64
     CONTROL_PACKET_LEN = 1504       # a control packet and its padding

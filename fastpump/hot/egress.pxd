@@ -88,7 +88,7 @@ cdef inline Verdict egress_shape(Worker *worker, uint32_t index, const VnetHeade
                                  Packet *packet, const Relay *relay) noexcept nogil:
     """To a peer: now, or when the rate limits allow it. Not what is larger than its path takes."""
     cdef uint32_t payload_mtu = load32(&worker.tables.peers[index].payload_mtu, RELAXED)
-    if payload_mtu != NONE and not path_mtu_takes(worker, payload_mtu, vnet, packet,
+    if payload_mtu != NONE and not path_mtu_takes(worker, index, payload_mtu, vnet, packet,
                                                   relay.word != 0):
         return peer_verdict(worker, index, DROP_PATH_MTU)
     if shaper_is_used(worker):

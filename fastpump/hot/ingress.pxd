@@ -59,6 +59,7 @@ from fastpump.hot.lane cimport lane_find
 from fastpump.hot.linux cimport EAGAIN, EINTR, errno
 from fastpump.hot.lookup cimport lookup_peer
 from fastpump.hot.packet cimport packet_parse_frame, packet_parse_ip
+from fastpump.hot.path_mtu cimport path_mtu_received
 from fastpump.hot.path_probe cimport path_probe_is, path_probe_on_lane, path_probe_on_session
 from fastpump.hot.recv cimport Sender, Train, recv_batch, recv_prepare, recv_train
 from fastpump.hot.reorder cimport reorder_add, reorder_must_wait
@@ -335,6 +336,7 @@ cdef inline Verdict ingress_packet(Worker *worker, uint32_t peer, uint8_t *start
             ip_source(&candidate.packet.ip), candidate.packet.ip.is_v6) else DROP_SOURCE_NOT_ALLOWED
     if not ecn_leave(&candidate.packet, worker.outer_ecn):
         return DROP_ECN
+    path_mtu_received(worker, peer, &candidate.packet, is_partial)
     ingress_coalesce(worker, &candidate, peer, is_partial)
     return PASS
 

@@ -2,9 +2,10 @@
 #
 # The supervisor finds it (device/path_mtus.py), and puts into PeerSlot.payload_mtu what fits into
 # one message: a packet, or a frame with its relay header. NONE, the usual case, costs one
-# comparison. Else:
+# comparison. UNPROBED has TCP watched (hot/resent.pxd). Else:
 #
-#   TCP that opens   its MSS is lowered to what fits (MSS clamping), of both kinds of interface
+#   TCP that opens   its MSS is lowered to what fits (MSS clamping), of both kinds of interface;
+#                    with a TUN also in what comes from the peer: perhaps it does not do so itself
 #   a packet         that is larger is answered to its sender: "fragmentation needed", or for IPv6
 #                    "packet too big", with the MTU (hot/icmp.pxd). Of a superpacket the segments
 #                    count: the kernel makes smaller ones from then on
@@ -14,6 +15,7 @@
 
 from libc.stdint cimport uint32_t, uint8_t
 
+from fastpump.hot.atomics cimport RELAXED, load32
 from fastpump.hot.bytes cimport load_be16, store_be16
 from fastpump.hot.checksum cimport checksum_replace
 from fastpump.hot.constants cimport RELAY_HEADER_LEN
@@ -21,6 +23,8 @@ from fastpump.hot.icmp cimport icmp_too_big
 from fastpump.hot.ip cimport PROTOCOL_TCP, ip_can_be_partial
 from fastpump.hot.linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM
 from fastpump.hot.packet cimport Packet
+from fastpump.hot.resent cimport resent_check, resent_watch
+from fastpump.hot.shm cimport UNPROBED
 from fastpump.hot.vnet cimport VnetHeader, vnet_segment_len
 from fastpump.hot.worker cimport Worker
 
@@ -36,16 +40,23 @@ cdef enum:
     TCP_MIN_MSS = 88                # as the kernel's TCP_MIN_SND_MSS, with room for options
 
 
-cdef inline bint path_mtu_takes(Worker *worker, uint32_t payload_mtu, const VnetHeader *vnet,
-                                Packet *packet, bint is_relayed) noexcept nogil:
+cdef inline bint path_mtu_takes(Worker *worker, uint32_t peer, uint32_t payload_mtu,
+                                const VnetHeader *vnet, Packet *packet,
+                                bint is_relayed) noexcept nogil:
     """Whether a packet may leave to a peer that has a payload MTU; if not, its sender was told.
     `is_relayed`: a frame that is flooded, or did not come from the interface."""
     cdef uint32_t mtu = payload_mtu
     cdef bint is_tcp = packet.ip.protocol == PROTOCOL_TCP and ip_can_be_partial(&packet.ip)
+    if payload_mtu == UNPROBED:
+        if is_tcp:
+            resent_watch(worker, peer, vnet, packet)
+        return True
+    if is_tcp and worker.resent_reported.flow:
+        resent_check(worker, peer, packet)
     if worker.is_tap:
         mtu -= packet.link_len + RELAY_HEADER_LEN
     if is_tcp:
-        mss_clamp(vnet, packet, mtu)
+        mss_clamp(packet, mtu, vnet.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM)
     if packet.ip.is_v6:
         mtu = max(mtu, <uint32_t>MIN_MTU6)
     if vnet_segment_len(vnet, packet) - packet.link_len <= mtu:
@@ -59,9 +70,18 @@ cdef inline bint path_mtu_takes(Worker *worker, uint32_t payload_mtu, const Vnet
     return not icmp_too_big(worker, &packet.ip, packet.link_len, mtu) or worker.is_tap
 
 
-cdef inline void mss_clamp(const VnetHeader *vnet, Packet *packet, uint32_t mtu) noexcept nogil:
-    """Have the other end of a TCP connection that opens send no more than fits. (The path back may
-    be narrower: then the other side clamps what we send.) The packet has a whole TCP header."""
+cdef inline void path_mtu_received(Worker *worker, uint32_t peer, Packet *packet,
+                                   bint is_partial) noexcept nogil:
+    """A packet from a peer is for the interface of a TUN."""
+    cdef uint32_t payload_mtu = load32(&worker.tables.peers[peer].payload_mtu, RELAXED)
+    if payload_mtu < UNPROBED and packet.ip.protocol == PROTOCOL_TCP \
+            and ip_can_be_partial(&packet.ip):
+        mss_clamp(packet, payload_mtu, is_partial)
+
+
+cdef inline void mss_clamp(Packet *packet, uint32_t mtu, bint is_partial) noexcept nogil:
+    """Have whoever receives this segment, if it opens a TCP connection, send no more than fits. The
+    packet has a whole TCP header; `is_partial`: its checksum is, and holds no options yet."""
     cdef uint8_t *tcp = packet.ip.start + packet.ip.header_len
     cdef uint32_t end = min(<uint32_t>(tcp[12] >> 4) * 4, packet.ip.total_len
                             - packet.ip.header_len)
@@ -74,7 +94,7 @@ cdef inline void mss_clamp(const VnetHeader *vnet, Packet *packet, uint32_t mtu)
             at += 1
         elif tcp[at] == TCP_OPTION_MSS and tcp[at + 1] == TCP_OPTION_MSS_LEN:
             if load_be16(tcp + at + 2) > mss:
-                if not vnet.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:    # else it is not in the sum yet
+                if not is_partial:
                     checksum_replace(tcp + 16, at & 1, load_be16(tcp + at + 2), mss)
                 store_be16(tcp + at + 2, mss)
             return

@@ -55,6 +55,7 @@ from fastpump.hot.verdict cimport COUNTER_COUNT, VERDICT_COUNT, Verdict
 
 cdef enum:
     NONE = 0xffffffff
+    UNPROBED = 0xfffffffe           # PeerSlot.payload_mtu: nothing is known of the path
     ADDRESS_LEN = 28                # struct sockaddr_in6; an IPv4 endpoint is v4-mapped
     SOURCE_ADDRESS_LEN = 16         # one of ours; IPv4 v4-mapped; zeros: unknown
 
@@ -68,6 +69,8 @@ cdef enum:
     REPORTED_SOURCE_ADDRESS_GONE = 16
     REPORTED_GSO_REFUSED = 32
     REPORTED_LOOP = 64
+    REPORTED_RESENT = 128
+    REPORTED_RESENT_ACKED = 256
 
 # Bits of KeypairState.flags.
 cdef enum:
@@ -127,6 +130,8 @@ cdef enum:
     EVENT_GSO_REFUSED               # the way to the peer takes no UDP GSO (EIO)
     EVENT_PATH_PROBE                # it probes the path MTU, on the lane in slot `detail`, or NONE
     EVENT_PATH_ACK                  # it has received such a probe; `error`: hot/path_probe.pxd
+    EVENT_RESENT                    # a large TCP segment to the peer was sent again and again
+    EVENT_RESENT_ACKED              # that flow goes on: it arrived
     EVENT_COUNT
 
 cdef struct Misdelivered:
@@ -224,7 +229,7 @@ cdef struct PeerSlot:
     uint32_t live
     uint32_t purge_count            # moves when staged packets must be dropped
     uint32_t policy                 # POLICY_*
-    uint32_t payload_mtu            # what fits into one message; NONE: all (hot/path_mtu.pxd)
+    uint32_t payload_mtu            # what fits into one message (hot/path_mtu.pxd); NONE: all
     uint64_t originator_id          # in relay headers of frames that come in at the peer
     uint64_t padding1
 

@@ -6,8 +6,8 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from fastpump.hot.aead cimport Aead
 from fastpump.hot.batch cimport SendBatch
 from fastpump.hot.constants cimport (
-    GRO_MAX_TCP_SEGMENTS, MAX_LANE_SOCKETS, MAX_QUEUES, RANDOM_WORDS, REORDER_MESSAGES, SHAPER_BIG,
-    SHAPER_SMALL, STAGED_SLOTS,
+    GRO_MAX_TCP_SEGMENTS, MAX_LANE_SOCKETS, MAX_QUEUES, RANDOM_WORDS, REORDER_MESSAGES,
+    RESENT_FLOWS, SHAPER_BIG, SHAPER_SMALL, STAGED_SLOTS,
 )
 from fastpump.hot.gro cimport Gro
 from fastpump.hot.linux cimport iovec, sockaddr_in6
@@ -98,6 +98,14 @@ cdef struct Shaper:
     uint64_t *due_ns                # by peer and direction: of the last that was put in
     uint32_t *in_use                # by peer and direction: slots, counted in small ones
 
+cdef struct Resent:
+    # A TCP flow to a peer; see hot/resent.pxd.
+    uint32_t peer
+    uint32_t flow                   # its hash; 0: none
+    uint32_t sequence               # of the last large segment
+    uint32_t times                  # that it was sent again
+    uint64_t since_ns
+
 cdef struct Worker:
     Tables tables
     WorkerShared *shared
@@ -136,6 +144,8 @@ cdef struct Worker:
     uint64_t *paths_full_at_ns      # by peer, of its sessions
     uint64_t icmp_full_at_ns        # the answers of hot/icmp.pxd: nobody is there
     uint64_t too_big_full_at_ns     # and: too big
+    Resent resent[RESENT_FLOWS]
+    Resent resent_reported          # the last one
     Staged staged
     ReorderBuffer reorder
     Bundle bundle

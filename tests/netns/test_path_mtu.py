@@ -9,9 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fastpump.lab.networks import INSIDE4, INSIDE6, Lab, fastpump_pair, stop, wait_for_line
+from fastpump.lab.networks import (
+    INSIDE4,
+    INSIDE6,
+    Lab,
+    fastpump_pair,
+    key_files,
+    stop,
+    tunnel_words,
+    wait_for_line,
+)
 from support.hosts import is_reachable, transfer, until
 from support.paths import NarrowPath
+from support.wireguard_go import start_wireguard_go
 
 PATHS = [
     (1280, {"v6_outside": True}, ()),
@@ -63,6 +73,25 @@ def test_tcp_passes_a_narrow_path(narrow, mtu, path, options):
     for sender, receiver in ("ab", "ba"):
         for inside in (INSIDE4, INSIDE6):
             assert transfer(way.lab, sender, inside[receiver], 5 << 20)
+
+
+@pytest.mark.parametrize("mtu, v6_outside", [(1300, False), (1400, True)])
+def test_a_black_hole_before_a_wireguard_peer_is_found_by_tcp(tmp_path, mtu, v6_outside):
+    """It cannot be probed. The first connection stands still for some seconds; from then on the
+    peer's TCP, too, is made to fit."""
+    with Lab() as lab:
+        NarrowPath(lab, mtu=mtu, icmp=False, fragments=False)
+        key = key_files(tmp_path)
+        start_wireguard_go(lab, "b", key["b"], key["a"][1], endpoint=False)
+        log = lab.fastpump("a", *tunnel_words("a", key["a"], key["b"][1], "--queues", "2",
+                                              v6_outside=v6_outside))
+        assert until(lambda: is_reachable(lab, INSIDE4["b"], "a", 1))
+        assert transfer(lab, "a", INSIDE4["b"], 5 << 20)
+        wait_for_line(log, "seem to get lost on the way")
+        for sender, receiver in ("ab", "ba"):
+            for inside in (INSIDE4, INSIDE6):
+                assert transfer(lab, sender, inside[receiver], 5 << 20)
+        assert lab.status("a")["peers"][0]["path_mtu"] == 1280
 
 
 @pytest.mark.parametrize("options", [(), ("--transport", "wireguard")], ids=["lanes", "wireguard"])

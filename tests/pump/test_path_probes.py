@@ -166,6 +166,19 @@ def test_tcp_that_opens_is_clamped(ends, addresses, fits, options, is_partial):
     assert mss_of(written) == fits
 
 
+@pytest.mark.parametrize("addresses, fits", [((A4, B4), 1220 - 40), ((A6, B6), 1220 - 60)])
+def test_the_receiver_clamps_to_its_own_path_back(ends, addresses, fits):
+    """The sender may be one that does not clamp."""
+    one, two = ends
+    one.tables.peers.set_payload_mtu(one.peer, None)
+    two.tables.peers.set_payload_mtu(two.peer, 1220)
+    one.give(tcp(*addresses, b"", flags=SYN | ACK, options=MSS))
+    one.poll()
+    two.poll()
+    ((_, written),) = [parse_vnet(data) for data in two.take()]
+    assert mss_of(written) == fits
+
+
 @pytest.mark.parametrize("flags, options, mss", [
     (SYN | ACK, MSS, FITS - 40), (SYN, struct.pack("!BBH", 2, 4, 536), 536), (ACK, MSS, 1460)])
 def test_what_else_has_an_mss(ends, flags, options, mss):

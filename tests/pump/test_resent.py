@@ -1,0 +1,89 @@
+"""TCP that sends the same large segment again and again, where nothing is known of the path."""
+
+import pytest
+
+from fastpump.constants import SECOND
+from support.packets import A4, A6, ACK, B4, B6, superpacket, tcp
+from support.pumps import START, on_the_wire, pair
+
+LARGE, SMALL = bytes(1200), bytes(1160)
+FLIGHT = [0, 0.2, 0.6, 1.4]
+
+
+@pytest.fixture
+def one(closed):
+    return closed(pair())[0]
+
+
+def send(one, at, packet):
+    """At a time in seconds; the events but those of timers."""
+    if isinstance(packet, bytes):
+        one.give(packet)
+    else:
+        one.interface.send(superpacket(*packet))
+    one.poll(START + int(at * SECOND))
+    return [name for name in one.events() if name.startswith("resent")]
+
+
+def segment(sequence, payload=LARGE, addresses=(A4, B4), **more):
+    return tcp(*addresses, payload, seq=sequence, flags=ACK, **more)
+
+
+@pytest.mark.parametrize("addresses", [(A4, B4), (A6, B6)])
+def test_the_third_time_it_is_reported_once(one, addresses):
+    packet = segment(7, addresses=addresses)
+    assert [send(one, at, packet) for at in (*FLIGHT, 3)] == [[], [], [], ["resent"], []]
+    one.tables.peers.rearm(one.peer, "resent")
+    assert send(one, 6.2, packet) == ["resent"]
+
+
+def test_it_arrived_in_the_end(one):
+    for at in FLIGHT:
+        send(one, at, segment(7))
+    assert send(one, 2, segment(7)) == []
+    assert send(one, 2, segment(9, sport=4)) == []          # another flow
+    assert send(one, 2, segment(6)) == []
+    assert send(one, 2, segment(8, SMALL)) == ["resent_acked"]
+    assert send(one, 2, segment(9)) == []
+
+
+def test_also_when_the_path_is_taken_for_narrow_meanwhile(one):
+    for at in FLIGHT:
+        send(one, at, segment(7))
+    one.tables.peers.set_payload_mtu(one.peer, 1220)
+    assert send(one, 3, segment(7, SMALL)) == []
+    assert send(one, 3, segment(7 + len(SMALL), SMALL)) == ["resent_acked"]
+
+
+def test_tcp_that_goes_back_sends_again(one):
+    """A flight in two superpackets, of which the first was lost, too; then single segments."""
+    flight = [(segment(sequence, bytes(12000)), 1200) for sequence in (1000, 13000)]
+    assert send(one, 0, flight[0]) == send(one, 0, flight[1]) == []
+    assert [send(one, at, segment(1000)) for at in (0.2, 0.6, 1.4)] == [[], [], ["resent"]]
+
+
+@pytest.mark.parametrize("sent", [
+    [(at, segment(7, SMALL)) for at in FLIGHT],                             # it would pass
+    [(at / 2, segment(7)) for at in FLIGHT],                                # too soon
+    [(at, segment(7 + number)) for number, at in enumerate(FLIGHT)],        # TCP goes on
+    [(at, segment(2**32 - 2 + number)) for number, at in enumerate(FLIGHT)],
+    [(at, segment(7, sport=80 + number)) for number, at in enumerate(FLIGHT)],
+])
+def test_what_says_nothing(one, sent):
+    assert [event for at, packet in sent for event in send(one, at, packet)] == []
+
+
+def test_nothing_is_watched_where_the_path_is_known(one):
+    one.tables.peers.set_payload_mtu(one.peer, None)
+    assert [event for at in FLIGHT for event in send(one, at, segment(7))] == []
+    one.tables.peers.set_unprobed(one.peer)
+    assert one.tables.peers.payload_mtu(one.peer) is None
+    assert [event for at in FLIGHT for event in send(one, at, segment(7))] == ["resent"]
+
+
+def test_all_of_it_leaves(closed):
+    one, two = closed(pair())
+    on_the_wire(two)
+    for at in FLIGHT:
+        send(one, at, segment(7))
+    assert len(on_the_wire(two)) == len(FLIGHT)
