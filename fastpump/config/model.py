@@ -54,6 +54,7 @@ class TunnelConfig:
     pin: bool = DEFAULTS["pin"]
     busy_poll_us: int = DEFAULTS["busy_poll_us"]
     offloads: Mapping[str, bool] = field(default_factory=lambda: DEFAULTS["offloads"])
+    latency: str = DEFAULTS["latency"]
     dscp: int | str = DEFAULTS["dscp"]
     """A number, or "copy"."""
     resolve_every_s: int = DEFAULTS["resolve_every_s"]

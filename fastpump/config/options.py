@@ -193,6 +193,11 @@ OPTIONS = (
            needs_restart=True, is_own=True,
            summary="spin this long before sleeping: lower latency for more CPU time ({bounds}; "
                    "default: {default})"),
+    Option(name="latency", value=Choice("latency", ("low", "balanced", "throughput")),
+           default="balanced", flag="--latency", key="Latency", environment="FASTPUMP_LATENCY",
+           metavar="low|balanced|throughput", needs_restart=True, is_own=True,
+           summary="where many packets come: let a worker handle each at once (low), or collect "
+                   "them for up to 100 or 200 us, to save CPU time (default: {default})"),
     Option(name="offloads", value=Settings(Parsed(
                lazily("fastpump.config.parsers.parse_offload"),
                lazily("fastpump.config.parsers.emit_offload"))),

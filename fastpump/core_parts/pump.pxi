@@ -18,6 +18,7 @@ from fastpump.hot.linux cimport close, munmap, now_ns
 from fastpump.hot.loop cimport (
     loop_doorbell, loop_init, loop_receive, loop_release, loop_run, loop_snapshot,
 )
+from fastpump.hot.moderation cimport moderation_pause_ns
 from fastpump.hot.recv cimport recv_init
 from fastpump.hot.sandbox cimport (
     sandbox_drop_capabilities, sandbox_filter_syscalls, sandbox_tie_to_parent,
@@ -26,6 +27,7 @@ from fastpump.hot.shaper cimport shaper_init
 from fastpump.hot.staged cimport staged_init
 from fastpump.hot.title cimport title_set
 from fastpump.hot.tun_read cimport tun_to_udp
+from fastpump.hot.verdict cimport WAKEUPS
 from fastpump.hot.worker cimport Worker
 
 
@@ -137,9 +139,11 @@ cdef class Pump:
             loop_run(self.worker)
 
     def poll(self, now=None):
-        """One iteration: doorbell, tun_to_udp, udp_to_tun. `now`: CLOCK_BOOTTIME in ns."""
+        """One iteration: doorbell, tun_to_udp, udp_to_tun. `now`: CLOCK_BOOTTIME in ns. How long
+        `run` would pause after it, ns."""
         cdef Worker *worker = self.worker
         worker.now_ns = now_ns() if now is None else now
+        worker.shared.counters[WAKEUPS] += 1
         with nogil:
             loop_snapshot(worker)
             loop_release(worker)
@@ -147,6 +151,7 @@ cdef class Pump:
             tun_to_udp(worker)
             ingress_reordered(worker)
             loop_receive(worker, <uint64_t>-1)
+        return moderation_pause_ns(worker)
 
 
 def set_title(bytes title, bytes short_name):

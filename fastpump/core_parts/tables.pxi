@@ -200,6 +200,16 @@ cdef class SharedTables(AttachedTables):
         store32(&self.mapping.configuration.header.tos_fixed, fixed, RELAXED)
 
     @property
+    def max_pause_us(self):
+        """How long workers may pause for more packets, where many come (hot/moderation.pxd); 0:
+        never."""
+        return self.mapping.tables.header.max_pause_ns // 1000
+
+    @max_pause_us.setter
+    def max_pause_us(self, uint32_t value):
+        store32(&self.mapping.configuration.header.max_pause_ns, 1000 * value, RELAXED)
+
+    @property
     def has_send_errors(self):
         """Whether workers are to look for the end of a peer's send errors."""
         return bool(self.mapping.tables.header.has_send_errors)

@@ -154,6 +154,9 @@ cdef extern from "<time.h>" nogil:
         long tv_nsec
     enum:
         CLOCK_BOOTTIME
+        CLOCK_MONOTONIC
+    int clock_nanosleep(int clock, int flags, const c_timespec *wanted,
+                        c_timespec *left)                               # clock_nanosleep
     int clock_gettime(int clock, c_timespec *now)     # in the vDSO: no system call
 
 

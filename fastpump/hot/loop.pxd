@@ -7,6 +7,7 @@
 #   reordered    lane messages that came too early (hot/reorder.pxd)
 #   udp_to_tun   hot/ingress.pxd, each socket
 #   report       wake the supervisor if there are events
+#   pause        if many packets come, so that more come at once (hot/moderation.pxd)
 #   wait         until something is ready or due
 #
 # Under load the wait has timeout 0, so that neither direction starves the other; when both are
@@ -22,9 +23,10 @@ from fastpump.hot.halt cimport halt_number
 from fastpump.hot.ingress cimport udp_to_tun
 from fastpump.hot.ingress_delayed cimport ingress_misdelivered, ingress_reordered
 from fastpump.hot.linux cimport (
-    EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno,
-    now_ns, read, write,
+    CLOCK_MONOTONIC, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, c_timespec, clock_nanosleep,
+    epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, now_ns, read, write,
 )
+from fastpump.hot.moderation cimport moderation_pause_ns
 from fastpump.hot.reclaim cimport epoch_enter, epoch_leave
 from fastpump.hot.shaper cimport shaper_pop, shaper_slot_free, shaper_timeout_ms
 from fastpump.hot.shm cimport DIRECTION_RX, NONE
@@ -74,6 +76,7 @@ cdef inline void loop_run(Worker *worker) noexcept nogil:
     cdef uint64_t ready = READY_DOORBELL
     cdef bint has_more
     cdef int timeout
+    cdef uint64_t pause_ns
     epoch_enter(worker.shared, epoch)
     worker.send.has_events = True   # the first wake-up says that this worker runs
     while not worker.is_interface_gone:
@@ -98,7 +101,8 @@ cdef inline void loop_run(Worker *worker) noexcept nogil:
                 idle_since_ns = worker.now_ns
             if worker.now_ns - idle_since_ns < worker.busy_poll_ns:
                 timeout = 0
-        ready = loop_wait(worker, &epoch, timeout)
+        pause_ns = moderation_pause_ns(worker) if timeout else 0
+        ready = loop_wait(worker, &epoch, timeout, pause_ns)
 
 
 cdef inline void loop_snapshot(Worker *worker) noexcept nogil:
@@ -107,6 +111,7 @@ cdef inline void loop_snapshot(Worker *worker) noexcept nogil:
     worker.send.now_ns = worker.now_ns
     worker.now_s = <uint32_t>(worker.now_ns / 1000000000)
     worker.mtu = load32(&worker.tables.header.mtu, RELAXED)
+    worker.max_pause_ns = load32(&worker.tables.header.max_pause_ns, RELAXED)
     worker.spread_queues = load32(&worker.tables.header.spread_queues, RELAXED)
     worker.send.has_send_errors = load32(&worker.tables.header.has_send_errors, RELAXED) != 0
     worker.tos_copied = load32(&worker.tables.header.tos_copied, RELAXED)
@@ -164,14 +169,19 @@ cdef inline int loop_timeout(const Worker *worker) noexcept nogil:
     return timeout
 
 
-cdef inline uint64_t loop_wait(Worker *worker, uint64_t *epoch, int timeout) noexcept nogil:
+cdef inline uint64_t loop_wait(Worker *worker, uint64_t *epoch, int timeout,
+                               uint64_t pause_ns) noexcept nogil:
     """What is ready (READY_*). The epoch is even exactly while this blocks."""
     cdef epoll_event events[LOOP_EVENTS]
+    cdef c_timespec pause
     cdef uint64_t ready = 0
     cdef int count, i
     if timeout:
         epoch[0] += 1
         epoch_leave(worker.shared, epoch[0])
+        if pause_ns:
+            pause.tv_sec, pause.tv_nsec = 0, <long>pause_ns
+            clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL)
         count = epoll_wait(worker.epoll_fd, events, LOOP_EVENTS, timeout)
         worker.shared.counters[WAKEUPS] += 1
         epoch[0] += 1

@@ -2,7 +2,7 @@
  * pump. Everything else answers EPERM.
  *
  * The list follows the comments in linux.pxd: the reads, writes, sends, receives and
- * waits of the loop; getrandom for flood ids; clock_gettime for clock sources
+ * waits and pauses of the loop; getrandom for flood ids; clock_gettime for clock sources
  * that the vDSO cannot read; exit.
  */
 #ifndef FASTPUMP_SANDBOX_H
@@ -60,6 +60,7 @@ static int sandbox_filter_syscalls(void)
 #endif
         SANDBOX_ALLOW(epoll_pwait),
         SANDBOX_ALLOW(clock_gettime),
+        SANDBOX_ALLOW(clock_nanosleep),
         SANDBOX_ALLOW(getrandom),
         SANDBOX_ALLOW(restart_syscall),
         SANDBOX_ALLOW(rt_sigreturn),

@@ -85,4 +85,5 @@ cdef enum:
     SHAPED_PACKETS                  # waited for a rate limit
     ICMP_ERRORS                     # written to the interface, for packets without a way
     WAKEUPS                         # returns of the wait
+    PAUSES                          # before a wait, for more to come (hot/moderation.pxd)
     COUNTER_COUNT

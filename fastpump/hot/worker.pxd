@@ -121,6 +121,13 @@ cdef struct Worker:
     int event_fd                    # eventfd: wakes the supervisor to read events
     int epoll_fd
     uint64_t busy_poll_ns
+    uint64_t max_pause_ns           # of the iteration; see hot/moderation.pxd
+    uint64_t window_began_ns        # when packets were counted last,
+    uint64_t window_sent            # those from the interface,
+    uint64_t window_received        # those to it,
+    uint64_t window_bytes           # the bytes of both,
+    uint64_t window_wakeups         # and wake-ups
+    uint64_t next_pause_ns
     uint64_t now_ns                 # of the iteration
     uint32_t now_s
     uint32_t mtu                    # of the iteration

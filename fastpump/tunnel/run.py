@@ -62,6 +62,9 @@ log = logging.getLogger("fastpump")
 
 NULL_CIPHER_CONSENT = "I-want-no-encryption"
 
+MAX_PAUSES_US = {"low": 0, "balanced": 100, "throughput": 200}
+"""How long a worker waits for more packets, where many come, by `Latency` (hot/moderation.pxd)."""
+
 Configure = Callable[[Tunnel, ExitStack, Collection[Address]], None]
 """Give the interface of a new tunnel what it needs; what must be undone goes on the stack. The
 addresses are those of the peers' endpoints. Called in a thread."""
@@ -375,6 +378,7 @@ class _Start:
         config = self._config
         return SupervisorOptions(
             listen_port=config.listen_port, fwmark=config.fwmark, dscp=config.dscp,
+            max_pause_us=MAX_PAUSES_US[config.latency],
             gro=self._offloads.has_udp_gro,
             lanes=self._lane_options(), is_steered=self._is_steered, loop_guard=self._loop_guard,
             workers=WorkerOptions(pin=config.pin, busy_poll_us=config.busy_poll_us))

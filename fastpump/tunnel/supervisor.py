@@ -68,6 +68,8 @@ class SupervisorOptions:
     fwmark: int = 0
     dscp: int | str = 0
     """Of data: a number, or "copy"."""
+    max_pause_us: int = 0
+    """Of workers to which many packets come; 0: none (hot/moderation.pxd)."""
     gro: bool = True
     """Receive trains of datagrams (UDP GRO)."""
     lanes: Options | None = None
@@ -89,6 +91,7 @@ class Supervisor:
         self._wanted_port = options.listen_port
         self._fixed_dscp = options.dscp if isinstance(options.dscp, int) else 0
         tables.set_dscp(options.dscp)
+        tables.max_pause_us = options.max_pause_us
         self._fwmark = options.fwmark
         self.on_port_or_mark: Callable[[], None] = lambda: None
         """Called when `listen_port` or `fwmark` may be another."""

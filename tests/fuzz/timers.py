@@ -32,7 +32,8 @@ class PlayedPeers:
         self.reported, self.looks, self.rearms = set(), 0, 0
         for name in ("add", "remove", "set_endpoint", "endpoint", "forget_source_address",
                      "set_originator_id", "set_policy", "set_lanes", "set_send_keypair",
-                     "purge_staged", "traffic", "verdicts", "record_send_outcome", "send_error"):
+                     "purge_staged", "traffic", "verdicts", "record_send_outcome", "send_error",
+                     "set_payload_mtu", "set_unprobed"):
             setattr(self, name, getattr(peers, name))
 
     def activity(self, slot):
@@ -150,11 +151,12 @@ class Player(devices.Side):
         elif what <= 4 and peer.keypairs.current is not None:
             self.played.data_received(peer, self.now)
         elif what == 5:
-            self.played.report(peer, rng.choice(("rekey", "roam", "source_address_gone")), self.now)
+            self.played.report(peer, rng.choice((
+                "rekey", "roam", "source_address_gone", "resent", "resent_acked")), self.now)
         elif what == 6:     # what may still come of a peer or keypair that is gone
             self.played.events[rng.randrange(2)].append(WorkerEvent(
                 rng.choice(("want_session", "unanswered_tx", "unanswered_rx", "confirmed",
-                            "rekey", "send_error")),
+                            "rekey", "send_error", "resent", "resent_acked")),
                 rng.choice((peer.slot, 3, 2 ** 32 - 1)), rng.randrange(16), 101, self.now))
         elif what == 7:
             self.configure(peer.public_key, keepalive_s=rng.choice((0, 1, 25, 65535)))

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
-from fastpump.lab.networks import INSIDE4, need, stop, wait_for_line
+from fastpump.lab.networks import INSIDE4, fastpump_pair, need, stop, wait_for_line
 from support.hosts import is_reachable, until
 
-PUMP = {"read", "write", "writev", "sendmmsg", "recvmmsg", "epoll_wait", "epoll_pwait"}
+PUMP = {"read", "write", "writev", "sendmmsg", "recvmmsg", "epoll_wait", "epoll_pwait",
+        "clock_nanosleep"}
 
 
 def trace(lab, pids, seconds, output):
@@ -60,6 +62,36 @@ def test_a_worker_cannot_write_the_configuration(lab, tunnel):
         modes = {name.split()[1]: int(info.split("flags:")[1].split()[0], 8) & os.O_ACCMODE
                  for name, info in opened.items()}
         assert modes == {"configuration": os.O_RDONLY, "state": os.O_RDWR}
+
+
+SMALL_PACKETS = """
+import socket, sys, time
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+end = time.monotonic() + 1
+while time.monotonic() < end:
+    for _ in range(200):
+        sender.sendto(bytes(36), (sys.argv[1], 9))
+"""
+
+
+def pauses(lab):
+    return sum(queue["pauses"] for queue in lab.status("a")["queues"])
+
+
+def test_workers_pause_where_many_packets_come(lab, tmp_path):
+    """And where few do, never."""
+    with fastpump_pair(lab, tmp_path, "--queues", "1"):
+        lab.ping("a", INSIDE4["b"], 20)
+        assert pauses(lab) == 0
+        lab.run("a", sys.executable, "-c", SMALL_PACKETS, INSIDE4["b"])
+        assert until(lambda: pauses(lab) > 0)
+
+
+def test_with_low_latency_they_do_not(lab, tmp_path):
+    with fastpump_pair(lab, tmp_path, "--queues", "1", "--latency", "low"):
+        lab.run("a", sys.executable, "-c", SMALL_PACKETS, INSIDE4["b"])
+        assert until(lambda: lab.status("a")["queues"][0]["tun_rx_packets"] > 1000)
+        assert pauses(lab) == 0
 
 
 def test_batches_grow_under_load(lab, tunnel):

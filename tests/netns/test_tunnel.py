@@ -88,8 +88,8 @@ def test_status_shows_live_workers_that_share_the_work(lab, tunnel):
 @pytest.mark.parametrize("options", [
     ("--offload", "csum=off"), ("--offload", "uso=off", "--offload", "tso6=off"),
     ("--offload", "gro=off", "--offload", "udp-gro=off"), ("--offload", "udp-gso=off"),
-    ("--busy-poll", "50"), ("--pin",), ("--mtu", "1280"), ("--mtu", "9000"),
-    ("--mtu", "65000"),
+    ("--busy-poll", "50"), ("--latency", "throughput"), ("--latency", "low"), ("--pin",),
+    ("--mtu", "1280"), ("--mtu", "9000"), ("--mtu", "65000"),
 ], ids=" ".join)
 def test_each_option_still_carries_traffic(lab, tmp_path, options):
     with fastpump_pair(lab, tmp_path, "--queues", "2", *options):

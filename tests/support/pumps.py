@@ -78,7 +78,7 @@ class Pumped:
         return list(drain(self.interface))
 
     def poll(self, now=START):
-        self.pump.poll(now)
+        return self.pump.poll(now)
 
     def counters(self):
         return self.tables.workers.counters(0)["counters"]

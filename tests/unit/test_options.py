@@ -24,7 +24,7 @@ LIMIT = "tx=1gbit,burst=10mb"
 EXAMPLES = {
     "addresses": "10.9.0.1/24 fd00::1/64", "routes": "false", "dns": "10.9.0.53, corp.example",
     "mtu": "0x578", "table": "0x100", "queues": "4", "pin": "TRUE", "busy_poll_us": "50",
-    "dscp": "46",
+    "dscp": "46", "latency": "low",
     "offloads": "tso4=off, gro=on", "resolve_every_s": "30", "transport": "lanes",
     "cipher": "aes-256-gcm", "rate_limits": LIMIT, "mode": "tap", "bridge": "br0",
     "attach": "eth1,tap0", "attach_mode": "tc", "bridge_vlans": "10, 100-4094",
