@@ -26,7 +26,7 @@ define apt_install
 	    apt-get -qq -y --no-install-recommends install $$missing >/dev/null; fi
 endef
 
-.PHONY: demo test test-long test-pythons lint fuzz-memory path-table start-table day bench bench-gateway bench-forwarding bench-lanes bench-limits packages test-packages install clean
+.PHONY: demo test test-long test-pythons lint fuzz-memory path-table start-table day bench bench-gateway bench-lanes bench-limits packages test-packages install clean
 
 demo: install
 	$(SUDO) $(VENV)/bin/fastpump demo $(DEMO_OPTIONS)
@@ -75,17 +75,12 @@ day: test-packages install
 bench: install
 	$(VENV)/bin/python -m pytest -p no:cacheprovider bench --benchmark-only \
 	  --override-ini addopts= --benchmark-columns=median,iqr,rounds
-	$(SUDO) $(VENV)/bin/python bench/compare.py $(BENCH_OPTIONS) \
-	  $(if $(WIREGUARD_GO),--wireguard-go $(WIREGUARD_GO))
+	$(SUDO) $(VENV)/bin/fastpump bench $(BENCH_OPTIONS) \
+	  $(if $(WIREGUARD_GO),--program wireguard-go=$(WIREGUARD_GO))
 
 # A gateway with many peers, and under attack.
 bench-gateway: install
 	$(SUDO) $(VENV)/bin/python bench/gateway.py $(BENCH_OPTIONS) \
-	  $(if $(WIREGUARD_GO),--wireguard-go $(WIREGUARD_GO))
-
-# Between hosts beyond both ends of the tunnel, which forward and masquerade.
-bench-forwarding: install
-	$(SUDO) $(VENV)/bin/python bench/compare.py --forwarding $(BENCH_OPTIONS) \
 	  $(if $(WIREGUARD_GO),--wireguard-go $(WIREGUARD_GO))
 
 # What each technique of lanes gains.

@@ -31,6 +31,7 @@ COMMANDS = (
      "fastpump.cli.tap_interfaces.fill_interfaces"),
     ("tap", "create and delete TAPs for virtual machines", "fastpump.cli.tap_interfaces.fill_tap"),
     ("demo", "show what a tunnel does on this machine", "fastpump.cli.demo.fill"),
+    ("bench", "measure tunnels beside each other", "fastpump.cli.bench.fill"),
     ("genkey", "generate a private key and print it", "fastpump.cli.key_commands.fill_genkey"),
     ("pubkey", "read a private key from stdin, print its public key",
      "fastpump.cli.key_commands.fill_pubkey"),

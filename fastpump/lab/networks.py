@@ -155,8 +155,8 @@ class Lab:
     def add_host(self, side: str) -> None:
         """A namespace of that name, in which nothing but the loopback interface is up."""
         name = f"{self.tag}-{side}"
+        self.names[side] = name         # before: a signal may come while ip runs
         ip("netns", "add", name)
-        self.names[side] = name
         self.sysctl(side, SETTINGS, check=False)    # what may not be written stays as it is
         self.ip(side, "link", "set", "lo", "up")
 
@@ -296,10 +296,11 @@ class Lab:
         there, back = (tcp_load(self._report(client, host, seconds)) for client in clients)
         return there + back
 
-    def udp(self, side: str, host: str, seconds: float, size: int) -> Load:
-        """UDP datagrams of `size` bytes as fast as they go: what was received."""
+    def udp(self, side: str, host: str, seconds: float, size: int, rate: int = 0) -> Load:
+        """UDP datagrams of `size` bytes, `rate` a second (0: as fast as they go): what was
+        received."""
         return udp_load(self.iperf(side, host, seconds, "--udp", "--length", str(size),
-                                   "--bitrate", "0"), size)
+                                   "--bitrate", str(8 * size * rate)), size)
 
     def ping(self, side: str, host: str, count: int, interval_s: float = 0.01) -> list[float]:
         """Round-trip times in ms, sorted; lost ones are missing."""

@@ -24,6 +24,7 @@ ROOMS = {
     "protocol": VOCABULARY | {"_core"},
     "conn": VOCABULARY | {"protocol"},
     "lab": VOCABULARY | {"process", "protocol"},
+    "bench": VOCABULARY | {"process", "lab"},
     "tun": VOCABULARY | {"_core", "protocol"},
     "device": VOCABULARY | {"_core", "protocol", "conn"},
     "config": VOCABULARY | {"protocol", "conn", "tun"},
@@ -31,8 +32,8 @@ ROOMS = {
     "ipc": VOCABULARY | {"_core", "protocol", "conn", "device", "config"},
     "tunnel": VOCABULARY | {"_core", "worker", "process", "netlink", "protocol", "conn", "tun",
                             "device", "config", "host", "ipc"},
-    "cli": VOCABULARY | {"__init__", "process", "netlink", "protocol", "conn", "lab", "tun",
-                         "device", "config", "host", "ipc", "tunnel"},
+    "cli": VOCABULARY | {"__init__", "process", "netlink", "protocol", "conn", "lab",
+                         "bench", "tun", "device", "config", "host", "ipc", "tunnel"},
 }
 # What a module of the root may import.
 ROOT_MODULES = {

@@ -27,16 +27,14 @@ NOT_RUN = {
     "time fastpump tap create --count 1000 --prefix vm --bridge br0": THOUSAND,
     "time fastpump tap list": THOUSAND,
     "time fastpump tap delete --prefix vm": THOUSAND,
-    'make bench WIREGUARD_GO=/path/to/wireguard-go BENCH_OPTIONS="--rounds 5 --json figures.json"':
-        MEASURES,
-    "make bench-forwarding WIREGUARD_GO=/path/to/wireguard-go": MEASURES,
+    'make bench WIREGUARD_GO=/path/to/wireguard-go BENCH_OPTIONS="--json figures.json"': MEASURES,
     'make bench-lanes BENCH_OPTIONS="--rounds 5"': MEASURES,
     "make bench-limits": MEASURES,
-    "python bench/compare.py --rounds 5 --seconds 2 --only fastpump,wireguard-go": MEASURES,
-    "python bench/compare.py --forwarding --rounds 5 --seconds 2 --wireguard-go "
-    "/path/to/wireguard-go": MEASURES,
-    'python bench/compare.py --rounds 5 --seconds 1.5 --queues 1 --only "fastpump,fastpump '
-    'tap,fastd,tinc" --options "--mtu 1382"': MEASURES,
+    "fastpump bench --rounds 5 --only fastpump,wireguard-go": MEASURES,
+    "fastpump bench --topology gateways --rounds 5 --program "
+    "wireguard-go=/path/to/wireguard-go": MEASURES,
+    'fastpump bench --rounds 5 --queues 1 --only "fastpump,fastpump tap,fastd,tinc" --options '
+    '"--mtu 1382"': MEASURES,
 }
 
 

@@ -1,0 +1,58 @@
+"""What a report measures, in which unit, and which end of the scale is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a load."""
+
+    name: str
+    unit: str
+    more_is_better: bool
+    digits: int = 3
+
+    def text(self, value: float) -> str:
+        """The value as the table has it, without the unit."""
+        return f"{value:,.{self.digits}f}"
+
+
+def throughput(load: str) -> Figure:
+    """Of payload that arrived."""
+    return Figure(f"{load}: throughput", "Gbit/s", True, 2)
+
+
+def cpu_per_gb(load: str) -> Figure:
+    """Of the tunnel's processes at both ends; a GB is 10^9 bytes of payload that arrived."""
+    return Figure(f"{load}: CPU", "s/GB", False, 2)
+
+
+def packets(load: str) -> Figure:
+    """That arrived."""
+    return Figure(f"{load}: received", "packets/s", True, 0)
+
+
+def lost(load: str) -> Figure:
+    """Of those that were sent."""
+    return Figure(f"{load}: lost", "%", False, 2)
+
+
+def cpu_per_packet(load: str) -> Figure:
+    """Of the tunnel's processes at both ends, per packet that arrived."""
+    return Figure(f"{load}: CPU", "us/packet", False, 2)
+
+
+def ping_median(load: str) -> Figure:
+    """Round-trip time."""
+    return Figure(f"{load}: median", "ms", False)
+
+
+def ping_tail(load: str) -> Figure:
+    """The round-trip time that 99 of 100 pings do not exceed."""
+    return Figure(f"{load}: p99", "ms", False)
+
+
+MEMORY = Figure("memory, both ends", "MB", False, 0)
+"""Resident; what processes share counts in parts."""

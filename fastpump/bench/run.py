@@ -1,0 +1,77 @@
+"""A run: rounds, in which each contender has a turn, in random order.
+
+Each turn has a laboratory of its own, so that nothing is left of the one before.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastpump.bench.contender import Contender
+from fastpump.bench.figures import Figure
+from fastpump.bench.loads import Turn, run_loads
+from fastpump.bench.results import Column, Results
+from fastpump.bench.topologies import built
+from fastpump.errors import SystemSetupError
+from fastpump.lab.networks import Lab
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run."""
+
+    topologies: Sequence[str]
+    contenders: Sequence[tuple[Contender, str]]
+    """With their programs."""
+    loads: Sequence[str]
+    rounds: int
+    seconds: float
+    """Of each load."""
+    seed: int
+    """Of the order."""
+
+
+def run(plan: Plan, results: Results, say: Callable[[str], None],
+        after_turn: Callable[[], None]) -> None:
+    """Fill the results. `say`: what comes next; `after_turn`: some are complete."""
+    order = random.Random(plan.seed)
+    turns = []
+    for topology in plan.topologies:
+        columns = results.columns.setdefault(topology, {})
+        for contender, program in plan.contenders:
+            if topology in contender.topologies:
+                columns[contender.name] = Column(contender.kind, program, contender.settings)
+                turns.append((topology, contender, program))
+    total = plan.rounds * len(turns)
+    for number in range(plan.rounds):
+        order.shuffle(turns)
+        for place, (topology, contender, program) in enumerate(turns):
+            done = number * len(turns) + place
+            title = f"round {number + 1}, {topology}: {contender.name}"
+            say(f"[{done + 1}/{total}] {title}")
+            column = results.columns[topology][contender.name]
+            values, doubts = _take_turn(plan, topology, contender, program)
+            column.turns.append(values)
+            results.doubts += [f"{title}: {doubt}" for doubt in doubts]
+            for doubt in doubts:
+                say(f"  {doubt}")
+            after_turn()
+
+
+def _take_turn(plan: Plan, topology: str, contender: Contender,
+               program: str) -> tuple[dict[Figure, float], list[str]]:
+    """One contender, once: its figures, and what is not plausible about them, or why there are
+    none: who fails is left out of that round only."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="fastpump-bench-") as directory, Lab() as lab, \
+                built(topology, contender, program, lab, Path(directory)) as (
+                    client, server, host, processes):
+            lab.serve_iperf(server)
+            turn = Turn(lab, client, host, processes, plan.seconds)
+            return dict(run_loads(turn, plan.loads)), turn.doubts
+    except SystemSetupError as error:
+        return {}, [f"failed: {error}"]

@@ -1,0 +1,143 @@
+"""`fastpump bench`: tunnels beside each other on this machine, and runs beside each other."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from fastpump import __version__
+from fastpump.bench import choice, table
+from fastpump.bench.contender import Contender
+from fastpump.bench.loads import LOADS
+from fastpump.bench.results import Results, load_results, this_machine
+from fastpump.bench.run import Plan, run
+from fastpump.bench.topologies import HOSTS, TOPOLOGIES
+from fastpump.cli.arguments import number
+from fastpump.errors import ConfigError, SystemSetupError
+from fastpump.lab.networks import need
+from fastpump.process.signals import exit_on_signals
+
+_HELP = """\
+Measure tunnels beside each other, on this machine, between network namespaces that are made for it
+and removed afterwards: fastpump, the cable without a tunnel, and whichever of the others are
+installed, or named by --program. Each has a turn in each round, in random order; medians are
+printed, what holds them for sure, and ratios. Needs root, iperf3 and ping.
+
+  sudo fastpump bench                           all that is there, six rounds: an hour
+  sudo fastpump bench --only fastpump,wireguard-go --load tcp1,udp64-60k
+  sudo fastpump bench --program wireguard-go=/opt/wireguard-go --json today.json
+  sudo fastpump bench --topology gateways       between hosts beyond both ends, with NAT
+  fastpump bench --list                         who takes part, and by what loads
+  fastpump bench compare before.json after.json
+
+Both ends of the tunnel and the load share the machine. So throughput says how much of it a tunnel
+leaves to the load; the CPU time of the tunnel's processes is the steadiest figure. At an unlimited
+rate of small packets the one who carries most leaves least to the receiver: compare at fixed rates.
+"""
+
+
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    parser.description = _HELP
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("action", nargs="?", choices=("run", "compare"), default="run",
+                        help="run (the default), or compare two files of --json")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="for compare")
+    parser.add_argument("--list", action="store_true", help="say who would take part, and end")
+    parser.add_argument("--only", type=_words, metavar="NAME,...",
+                        help="these contenders; `fastpump` without a number of queues means all of "
+                             "them")
+    parser.add_argument("--topology", type=_words, default=[HOSTS], metavar="NAME,...",
+                        help=f"of {', '.join(TOPOLOGIES)} (default: {HOSTS})")
+    parser.add_argument("--load", type=_words, default=list(LOADS), metavar="NAME,...",
+                        help=f"of {', '.join(LOADS)} (default: all)")
+    parser.add_argument("--rounds", type=number("number of rounds", 1, 1000), default=6,
+                        metavar="N", help="turns of each contender (default: %(default)s)")
+    parser.add_argument("--seconds", type=number("number of seconds", 1, 3600), default=2,
+                        metavar="S", help="length of each load (default: %(default)s)")
+    parser.add_argument("--queues", type=_counts, default=[1, 4], metavar="N,...",
+                        help="fastpump with so many (default: 1,4)")
+    parser.add_argument("--options", default="", metavar="WORDS",
+                        help="more options of `fastpump tunnel`, in one word: --options=--pin")
+    parser.add_argument("--program", type=_program, action="append", default=[],
+                        metavar="NAME=PATH", help="where a contender's program is, if not in PATH; "
+                        "may be repeated")
+    parser.add_argument("--baseline", metavar="NAME",
+                        help="the contender that ratios are to (default: wireguard-go if it takes "
+                             "part, else the first tunnel)")
+    parser.add_argument("--seed", type=number("seed", 0, 2**32 - 1), metavar="N",
+                        help="of the order of turns (default: a new one)")
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="keep all figures there; written after each turn")
+    parser.set_defaults(run=_run)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _counts(text: str) -> list[int]:
+    parse = number("number of queues", 1, 256)
+    return [parse(word) for word in _words(text)]
+
+
+def _program(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
+    return name, path
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.action == "compare":
+        return _compare(args.files)
+    if args.files:
+        raise ConfigError(f"{args.files[0]}: files are for `fastpump bench compare`")
+    choice.check_names("topology", args.topology, TOPOLOGIES)
+    choice.check_names("load", args.load, LOADS)
+    everybody = choice.everybody(args.queues, args.options.split())
+    chosen = choice.choose(everybody, args.only, dict(args.program))
+    if args.list:
+        _list(everybody, chosen)
+        return 0
+    if os.geteuid() != 0:
+        raise SystemSetupError("bench makes network namespaces: run it as root, sudo fastpump "
+                               "bench")
+    need("ip", "iperf3", "ping", *["nft"] * ("gateways" in args.topology))
+    plan = Plan(args.topology, [(each, path) for each, path in chosen if set(
+        each.topologies) & set(args.topology)], args.load, args.rounds, args.seconds,
+        secrets.randbits(32) if args.seed is None else args.seed)
+    if not plan.contenders:
+        raise ConfigError(f"none of them takes part in {', '.join(args.topology)}; `fastpump "
+                          "bench --list` says who does")
+    baseline = choice.baseline(args.baseline, [each.name for each, _ in plan.contenders])
+    exit_on_signals()
+    results = Results(this_machine(), {
+        "fastpump": __version__, "rounds": str(plan.rounds), "seconds": f"{plan.seconds:g}",
+        "seed": str(plan.seed), "options": args.options})
+    run(plan, results, lambda line: print(line, file=sys.stderr, flush=True),
+        lambda: results.save(args.json) if args.json else None)
+    for line in table.report(results, baseline):
+        print(line)
+    return 0
+
+
+def _list(everybody: list[Contender], chosen: list[tuple[Contender, str]]) -> None:
+    there = {each.name for each, _ in chosen}
+    for each in everybody:
+        state = "" if each.name in there else " (not chosen, or not installed)"
+        print(f"{each.name}: {each.kind}; {', '.join(each.topologies)}{state}")
+    print(f"\nloads: {', '.join(LOADS)}")
+    print("topologies: " + "; ".join(f"{name}: {what}" for name, what in TOPOLOGIES.items()))
+
+
+def _compare(files: list[Path]) -> int:
+    if len(files) != 2:
+        raise ConfigError("compare takes two files of `fastpump bench --json`: the one before, and "
+                          "the one after")
+    for line in table.comparison(*map(load_results, files)):
+        print(line)
+    return 0
