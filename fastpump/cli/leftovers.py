@@ -25,6 +25,9 @@ def recover(name: str, *, takes_over: bool, masquerades: bool = False) -> bool:
     if left.was_killed:
         log.warning("the last tunnel %(name)s was killed; what it left behind is %(fate)s now",
                     {"name": name, "fate": "taken over" if is_kept else "undone"})
+    elif left.is_left:
+        log.info("the last tunnel %(name)s was stopped by `down --keep-closed`; what it left is "
+                 "%(fate)s now", {"name": name, "fate": "taken over" if is_kept else "undone"})
     else:
         log.warning("the last tunnel %(name)s ended by itself, or later than `down` waited for it; "
                     "what was not run yet of PreDown and PostDown is run now", {"name": name})

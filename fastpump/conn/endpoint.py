@@ -27,6 +27,12 @@ NO_SOURCE_ADDRESS = bytes(16)
 v4-mapped."""
 
 
+def source_address_of(host: str) -> bytes:
+    """A source address, from what getsockname(2) gives."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    return address.packed if address.version == 6 else _MAPPED_PREFIX + address.packed
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """An address and a UDP port; `scope_id` only for link-local IPv6."""

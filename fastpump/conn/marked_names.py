@@ -45,9 +45,16 @@ class MarkedNames:
     """Resolves names as conn/endpoint.py: resolve does."""
 
     def __init__(self, servers: Sequence[str], mark: Callable[[], int]) -> None:
-        """`servers`: addresses; none: the host's, as they are now. `mark`: of the sockets."""
-        self._servers = tuple(servers) or _servers_of_host()
+        """`servers`: addresses; none: the host's, as `take_servers` finds them. `mark`: of the
+        sockets."""
+        self.servers = tuple(servers)
+        """Whom it asks."""
         self._mark = mark
+
+    def take_servers(self) -> None:
+        """Unless some were named, ask the host's from now on: before the tunnel's own take their
+        place, and after what a killed tunnel left there is undone."""
+        self.servers = self.servers or _servers_of_host()
 
     def resolve(self, host: str, port: int) -> tuple[Endpoint, ...]:
         """All addresses of a name, in the order in which they are to be tried; EndpointError.
@@ -71,7 +78,7 @@ class MarkedNames:
         import dns.query
         import dns.resolver
 
-        if not self._servers:
+        if not self.servers:
             raise EndpointError(
                 f"the endpoint host {host!r} cannot be resolved: under the kill switch a name "
                 "server must be named that can be reached outside of the tunnel (EndpointDNS)",
@@ -79,7 +86,7 @@ class MarkedNames:
         # The library's only way to give its sockets options.
         dns.query.socket_factory = self._socket
         resolver = dns.resolver.Resolver(configure=False)
-        resolver.nameservers = list(self._servers)
+        resolver.nameservers = list(self.servers)
         resolver.lifetime = ANSWER_TIMEOUT_S
         found: list[str] = []
         problems: list[Exception] = []
@@ -90,7 +97,7 @@ class MarkedNames:
                 problems.append(error)
         if not found:
             raise EndpointError(f"the endpoint host {host!r} cannot be resolved: "
-                                f"{_reason(problems[-1], self._servers)}", (host, port))
+                                f"{_reason(problems[-1], self.servers)}", (host, port))
         return found
 
     def _socket(self, *args: Any, **kwargs: Any) -> socket.socket:

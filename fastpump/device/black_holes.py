@@ -4,15 +4,17 @@ A WireGuard peer cannot be probed. Two signs tell of a black hole:
 
 TCP     a worker saw a large segment that was sent again and again (hot/resent.pxd). A handshake
         tells whether the peer is there at all: if the answer comes at once, the path is tried with
-        BASE_PLPMTU, and the kernel of the connection told. If the connection goes on, it was a
-        black hole; if it does not within TRIAL_TIME, the host behind the peer is gone, or whatever:
-        the next trial comes after a pause that doubles each time.
+        BASE_PLPMTU, and the kernel of the connection told. If the segment arrives in pieces that
+        fit, it was a black hole. If it arrives as it was, or not at all within TRIAL_TIME, it was
+        something else: an outage, or a host behind the peer is gone. Then there is a pause, a long
+        one from the second time on, since hosts remember what they were told.
 else    data to the peer has no answer, the handshake after that has one, and data again has not.
         (A peer that receives any data answers it, by a keepalive at least.)
 
-What was inferred holds until the peer is elsewhere. Accepted limits: TCP that lost the same segment
-several times by chance looks the same, and costs an MTU of 1280. And what the peer sends is its
-own affair: only the TCP connections that open from then on are made to fit, both ways.
+What was inferred holds until the peer is elsewhere, or for a while, longer each time: whoever can
+send TCP to the peer can play all that. Accepted limits: TCP that lost the same segment several
+times by chance looks the same, and costs an MTU of 1280 so long. And what the peer sends is its own
+affair: only the TCP connections that open from then on are made to fit, both ways.
 """
 
 from __future__ import annotations
@@ -28,15 +30,17 @@ UNANSWERED_TIME = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT
 ANSWER_TIME = SECOND
 """So soon the peer's answer to a handshake must come; a later one may be the end of an outage."""
 TRIAL_TIME = 10 * SECOND
-TRIAL_PAUSES = 20 * SECOND, 640 * SECOND
-"""The first one, and the longest."""
+TRIAL_PAUSES = 20 * SECOND, 3600 * SECOND
+"""After the first one that failed, and after all others."""
+HOLD_TIMES = 600 * SECOND, 160 * 60 * SECOND
+"""So long a black hole is believed in: the first time, and at most; twice as long each time."""
 
 
 class BlackHole:
     """Of the path to one peer."""
 
-    __slots__ = ("_answer_until", "_ask_at", "_context", "_pause", "_peer", "_trial_at",
-                 "_trial_until", "_unanswered_at", "_watch_at", "endpoint")
+    __slots__ = ("_answer_until", "_ask_at", "_context", "_hold_ns", "_hold_until", "_pause_ns",
+                 "_peer", "_trial_at", "_trial_until", "_unanswered_at", "_watch_at", "endpoint")
 
     def __init__(self, peer: Peer, context: LanesContext) -> None:
         self._peer = peer
@@ -49,8 +53,11 @@ class BlackHole:
         self._answer_until: int | None = None
         self._trial_at = 0
         self._trial_until: int | None = None
-        self._pause = TRIAL_PAUSES[0]
+        self._pause_ns = TRIAL_PAUSES[0]
         self._watch_at: int | None = None
+        # Until when it is certain, and for how long the next one is.
+        self._hold_until: int | None = None
+        self._hold_ns = HOLD_TIMES[0]
         # When data had no answer last.
         self._unanswered_at: int | None = None
 
@@ -62,28 +69,45 @@ class BlackHole:
     def clear(self) -> None:
         """Nothing is known any more: there is no session, or the peer has moved."""
         self.endpoint = self._ask_at = self._answer_until = self._trial_until = None
-        self._unanswered_at = None
-        self._pause = TRIAL_PAUSES[0]
+        self._unanswered_at = self._hold_until = None
+        self._pause_ns, self._hold_ns = TRIAL_PAUSES[0], HOLD_TIMES[0]
         self._watch(None)
 
     def deadline(self) -> int | None:
         """When `tick` wants to be called next."""
-        return earliest(self._ask_at, self._answer_until, self._trial_until, self._watch_at)
+        return earliest(self._ask_at, self._answer_until, self._trial_until, self._hold_until,
+                        self._watch_at)
 
     def tick(self, now: int) -> None:
         """Run what is due."""
         if self._ask_at is not None and now >= self._ask_at:
-            self._ask_at, self._answer_until = None, now + ANSWER_TIME
-            self._context.callbacks.want_session(self._peer, now)
+            self._ask(now)
         if self._answer_until is not None and now >= self._answer_until:
             self._answer_until = None
             self._watch(now)
         if self._trial_until is not None and now >= self._trial_until:
             self.endpoint = self._trial_until = None
-            self._watch(now + self._pause)
-            self._pause = min(2 * self._pause, TRIAL_PAUSES[1])
+            self._watch(now + self._pause_ns)
+            self._pause_ns = TRIAL_PAUSES[1]
+        if self._hold_until is not None and now >= self._hold_until:
+            self.endpoint = self._hold_until = None
+            self._watch(None)
         if self._watch_at is not None and now >= self._watch_at:
             self._watch(None)
+
+    def _ask(self, now: int) -> None:
+        """For a handshake. The answer to one that waits already would not say what is wrong now."""
+        self._ask_at = None
+        if self._peer.handshake is not None:
+            self._watch(now + REKEY_TIMEOUT)
+            return
+        self._answer_until = now + ANSWER_TIME
+        self._context.callbacks.want_session(self._peer, now)
+
+    def _hold(self, now: int) -> None:
+        """It is certain now."""
+        self._trial_until, self._hold_until = None, now + self._hold_ns
+        self._hold_ns = min(2 * self._hold_ns, HOLD_TIMES[1])
 
     def _watch(self, at: int | None) -> None:
         """Have workers report what TCP sends again: from some time on; None: from now on."""
@@ -101,14 +125,15 @@ class BlackHole:
         last = self._peer.last_initiation_sent_at
         self._ask_at = now if last is None else max(now, last + REKEY_TIMEOUT)
 
-    def on_resent_acked(self, at: int) -> None:
-        """That flow went on, at a time. Before the trial that says only that it did."""
+    def on_resent_acked(self, was_small: bool, at: int, now: int) -> None:
+        """That flow went on, at a time, after its segment was sent in pieces that fit, or was not:
+        then nothing is wrong with the path."""
         self._context.tables.peers.rearm(self._peer.slot, "resent_acked")
-        if self._trial_until is not None:
+        if self._trial_until is not None and was_small:
             if at > self._trial_at:
-                self._trial_until = None
-        elif self._watch_at is None and self.endpoint is None:
-            self._ask_at = self._answer_until = None
+                self._hold(now)
+        elif self._trial_until is not None or (self._watch_at is None and self.endpoint is None):
+            self.endpoint = self._ask_at = self._answer_until = self._trial_until = None
             self._watch(None)
 
     def session_started(self, now: int) -> None:
@@ -130,3 +155,4 @@ class BlackHole:
                 and before <= session_at <= before + UNANSWERED_TIME \
                 and activity.last_rx_ns <= session_at + REKEY_TIMEOUT:
             self.endpoint = self._peer.endpoint
+            self._hold(now)

@@ -30,7 +30,8 @@ class WorkerEvent(NamedTuple):
     peer_slot: int
     """NO_SLOT for an event that is about no peer."""
     detail: int = 0
-    """By name: the slot of a keypair or lane, or an offload's bit."""
+    """By name: the slot of a keypair or lane, an offload's bit, or whether what TCP sent again was
+    in pieces that fit."""
     error: int = 0
     """An errno; of a path probe or its ack, number << 16 | size."""
     at_ns: int = 0
@@ -146,8 +147,8 @@ class PeerEvents:
     def _resent(self, peer: Peer, _event: WorkerEvent, now: int) -> None:
         self._lanes.of(peer).paths.black_hole.on_resent(now)
 
-    def _resent_acked(self, peer: Peer, event: WorkerEvent, _now: int) -> None:
-        self._lanes.of(peer).paths.on_resent_acked(event.at_ns)
+    def _resent_acked(self, peer: Peer, event: WorkerEvent, now: int) -> None:
+        self._lanes.of(peer).paths.on_resent_acked(bool(event.detail), event.at_ns, now)
 
     def _gso_refused(self, peer: Peer, _event: WorkerEvent, _now: int) -> None:
         """Said once for each place where the peer is: a new set of lanes finds it out again."""

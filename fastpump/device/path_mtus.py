@@ -141,13 +141,13 @@ class PeerPaths:
         """A handshake begins, since there was no answer."""
         keypair = self._keypair
         if not self._sets and self.mtu is None:
-            self.black_hole.on_unanswered(activity, None if keypair is None
-                                          else keypair.created_ns, now)
+            self.black_hole.on_unanswered(
+                activity, None if keypair is None else keypair.created_ns, now)
             self._apply()
 
-    def on_resent_acked(self, at: int) -> None:
-        """What TCP sent again and again arrived, at a time."""
-        self.black_hole.on_resent_acked(at)
+    def on_resent_acked(self, was_small: bool, at: int, now: int) -> None:
+        """What TCP sent again and again arrived, at a time: in pieces that fit, or not."""
+        self.black_hole.on_resent_acked(was_small, at, now)
         self._apply()
 
     def on_data(self, number: int, now: int) -> None:

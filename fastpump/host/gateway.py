@@ -47,8 +47,7 @@ def set_up(gateway: Gateway, index: int, versions: Collection[int],
             raise OptionError(f"<gateway=nat:{name}>: there is no interface {name}; `ip link` "
                               "lists those that there are")
     interfaces = interfaces_of(gateway, tun)
-    if gateway.masquerades:
-        recover(tun.name, keeps_table=True)
+    recover(tun.name, keeps_table=gateway.masquerades)
     recover()
     path = paths.runtime_dir() / f"{tun.name}@{tun.index}{GATEWAY}"
     record = Record.take(path)
@@ -123,9 +122,9 @@ def interfaces_of(gateway: Gateway, tun: Link) -> list[int]:
 
 
 def recover(name: str | None = None, *, keeps_table: bool = False) -> bool:
-    """Undo what killed processes left behind in this network namespace, or only the one whose
-    interface was called so; whether there was anything. `keeps_table`: but for its table, which is
-    replaced at once."""
+    """Undo what killed processes left behind in this network namespace, or whatever the one left
+    whose interface was called so, also for its successor; whether there was anything.
+    `keeps_table`: but for its table, which is replaced at once."""
     was_any = False
     for path in sorted(paths.runtime_dir().glob(f"*{GATEWAY}")):
         owner = path.name.rpartition("@")[0]
@@ -135,6 +134,9 @@ def recover(name: str | None = None, *, keeps_table: bool = False) -> bool:
         if record is None:
             continue        # its process lives
         said = record.read()
+        if name is None and said.get("has_ended", False):
+            record.release()        # left for its successor, which may be about to start
+            continue
         was_any |= bool(said)
         if said and not said.get("has_ended", False):
             log.warning("%(name)s was killed when it last ran; undoing what it left behind",

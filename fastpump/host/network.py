@@ -360,6 +360,7 @@ class HostState:
         if not keeps_commands:
             self.set_commands(DownCommands())
         self._kill_switch.release()
+        self._record.write({**self._record.read(), "has_ended": True, "is_left": True})
         self._record.release()
 
     @property
@@ -395,6 +396,8 @@ class Leftover:
         self._record = record
         self._said = {} if record is None else record.read()
         self.was_killed = not self._said.get("has_ended", False)
+        self.is_left = bool(self._said.get("is_left", False))
+        """By `down --keep-closed`."""
         self.is_closed = _says_closed(self._said)
         """Whether it keeps packets from going in clear."""
         self.commands = DownCommands() if record is None else _commands(record, self._said)

@@ -127,7 +127,7 @@ def _tunnel_of(line: bytes) -> Tunnel:
 def add(record: Path, servers: Sequence[str], search: Sequence[str]) -> None:
     """Have the file name the servers and search domains of the tunnel with that record; in place of
     those that it had before. SystemSetupError; then the file is as it was."""
-    with locked(RESOLV_CONF.parent):
+    with locked(paths.runtime_dir().parent):      # of all network namespaces
         content = _look()
         own = Tunnel(str(record), tuple(servers), tuple(search))
         there = [each.record for each in content.tunnels]
@@ -156,7 +156,7 @@ def forget_gone(name: str) -> bool:
 
 
 def _remove_if(is_removed: Callable[[Tunnel], bool]) -> list[Tunnel]:
-    with locked(RESOLV_CONF.parent):
+    with locked(paths.runtime_dir().parent):      # of all network namespaces
         content = _look()
         removed = [each for each in content.tunnels if is_removed(each)]
         left = tuple(each for each in content.tunnels if each not in removed)

@@ -3,7 +3,9 @@ done.
 
 A process has its records locked while it lives. So a process that gets the lock of a record with
 content knows that the one before was killed, and undoes what is in it. Records have mode 0600, as
-there may be secrets in the commands of a file.
+there may be secrets in the commands of a file; and locks, as whoever may open a file may lock it.
+
+A record is one line of JSON, or for a moment several: the last whole one counts.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ from fastpump.errors import SystemSetupError
 from fastpump.kernel import SO_NETNS_COOKIE
 
 log = logging.getLogger("fastpump")
+
+LOCK = ".lock"
+"""In a directory of records: there while somebody has it locked."""
 
 
 class Record:
@@ -81,21 +86,30 @@ class Record:
     def read(self) -> dict[str, Any]:
         """Its content; none, and a line in the log, if it cannot be read."""
         self._file.seek(0)
-        try:
-            content = json.loads(self._file.readline() or "{}")
-            if not isinstance(content, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            log.warning("%(path)s cannot be read (%(error)s): what it records is not undone",
-                        {"path": self.path, "error": error})
-            return {}
-        return content
+        lines = [line for line in self._file.read().split("\n") if line.strip("\0")]
+        for line in reversed(lines):
+            with contextlib.suppress(ValueError):
+                content = json.loads(line)
+                if isinstance(content, dict):
+                    return content
+        if lines:
+            log.warning("%(path)s cannot be read: what it records is not undone",
+                        {"path": self.path})
+        return {}
 
     def write(self, content: dict[str, Any]) -> None:
-        """Replace its content. Whenever we are killed, its first line is the old or the new."""
-        line = json.dumps(content).encode() + b"\n"
-        os.pwrite(self._file.fileno(), line, 0)
-        os.ftruncate(self._file.fileno(), len(line))
+        """Replace its content. Whenever we are killed, it is the old or the new: the kernel may
+        stop at the end of any page, so the new line is written behind the old one first.
+        SystemSetupError if there is no room: then it is the old."""
+        fd, line = self._file.fileno(), json.dumps(content).encode() + b"\n"
+        size = os.fstat(fd).st_size
+        try:
+            _write_all(fd, b"\n" + line, max(size, len(line)))
+        except OSError as error:
+            os.ftruncate(fd, size)
+            raise SystemSetupError(f"{self.path} cannot be written: {error.strerror}") from None
+        _write_all(fd, line, 0)
+        os.ftruncate(fd, len(line))
 
     def release(self) -> None:
         """Leave it to the next process that takes it."""
@@ -105,9 +119,19 @@ class Record:
         """All is undone."""
         self.path.unlink(missing_ok=True)
         self._file.close()
-        for directory in (self.path.parent, self.path.parent.parent):
-            with contextlib.suppress(OSError):      # it has other records
-                directory.rmdir()
+        _remove_if_empty(self.path.parent)
+
+
+def _write_all(fd: int, data: bytes, at: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, at)
+        data, at = data[written:], at + written
+
+
+def _remove_if_empty(directory: Path) -> None:
+    for each in (directory, directory.parent):
+        with contextlib.suppress(OSError):      # it has other records
+            each.rmdir()
 
 
 def namespace_cookie() -> int:
@@ -124,14 +148,33 @@ def namespace_cookie() -> int:
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """No other process is in a block like this one, for the same directory. It is made if somebody
-    has removed it."""
-    fd = -1
-    while fd < 0:
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    has removed it. SystemSetupError."""
+    path = directory / LOCK
+    fd = _open_locked(path)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
+        path.unlink(missing_ok=True)
         os.close(fd)
+        _remove_if_empty(directory)
+
+
+def _open_locked(path: Path) -> int:
+    while True:
+        try:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            continue            # its owner removed the directory just now
+        except OSError as error:
+            raise SystemSetupError(f"{path} cannot be made: {error.strerror}; name a writable "
+                                   "directory in FASTPUMP_RUN") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(fd)):
+                    return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)            # its owner removed it just now

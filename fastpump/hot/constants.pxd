@@ -112,6 +112,7 @@ cdef enum:
 
     # TCP that is watched where the path MTU is not known; see hot/resent.pxd.
     RESENT_FLOWS = 64
+    RESENT_REPORTS = 16
     SURELY_FITS = 1200              # a packet within 1280 bytes of IPv6, sealed
 
     EVENT_RING_LEN = 4096

@@ -4,7 +4,8 @@
 # The first to flood a frame gives it a random flood id, which travels with it. But all who get the
 # frame learn the id, and could send another frame by it, before the first has come to others. So
 # what is remembered is a keyed hash (hot/poly_hash.h) of the id, the originator and the frame: of
-# all but a TCP or UDP checksum, which is partial on some routes and complete on others.
+# all but a TCP or UDP checksum, which is partial on some routes and complete on others, and the ECN
+# field (with IPv4's header checksum), which a router may have marked on one of them.
 #
 # And the hops with it: whoever passes a frame on could claim so many that others do not. A copy
 # that made fewer hops is flooded once more by relays, and delivered to nobody for a second time.
@@ -50,15 +51,22 @@ cdef inline uint64_t duplicates_hash(const Tables *tables, const Packet *frame,
     """What a flooded frame is known by."""
     cdef uint64_t key = tables.header.mac_seed >> 3 | 1     # below the prime, and not 0
     cdef uint64_t hash = relay.word & FLOOD_ID_MASK
-    cdef uint32_t at, length = frame.length
+    cdef uint32_t at, length = frame.length, done = 0
     hash = poly_hash_word(hash, key, relay.originator & FLOOD_ID_MASK)
     hash = poly_hash_word(hash, key, relay.originator >> FLOOD_ID_BITS)
     hash = poly_hash_word(hash, key, length)
-    if not ip_can_be_partial(&frame.ip):
-        return poly_hash_bytes(hash, key, frame.start, length)
-    at = frame.link_len + frame.ip.header_len + ip_check_offset(&frame.ip)
-    hash = poly_hash_bytes(hash, key, frame.start, at)
-    return poly_hash_bytes(hash, key, frame.start + at + 2, length - at - 2)
+    if frame.is_ip:
+        hash = poly_hash_bytes(hash, key, frame.start, frame.link_len + 1)
+        hash = poly_hash_word(hash, key, frame.ip.start[1] & (0xcf if frame.ip.is_v6 else 0xfc))
+        done = frame.link_len + 2
+        if not frame.ip.is_v6:
+            hash = poly_hash_bytes(hash, key, frame.start + done, 8)
+            done += 10
+    if ip_can_be_partial(&frame.ip):
+        at = frame.link_len + frame.ip.header_len + ip_check_offset(&frame.ip)
+        hash = poly_hash_bytes(hash, key, frame.start + done, at - done)
+        done = at + 2
+    return poly_hash_bytes(hash, key, frame.start + done, length - done)
 
 
 cdef inline Copy duplicates_test_and_set(const Tables *tables, uint64_t hash, uint32_t hops,

@@ -63,7 +63,9 @@ from fastpump.hot.verdict cimport (
 from fastpump.hot.vnet cimport (
     VnetHeader, vnet_checksum_complete, vnet_is_plain_partial, vnet_load, vnet_segment_count,
 )
-from fastpump.hot.worker cimport Relay, ShaperEntry, Worker, peer_verdict, worker_count
+from fastpump.hot.worker cimport (
+    Relay, ShaperEntry, Worker, peer_verdict, worker_count, worker_count_of,
+)
 
 
 cdef inline Verdict egress_packet(Worker *worker, const VnetHeader *vnet, uint8_t *start,
@@ -88,8 +90,7 @@ cdef inline Verdict egress_shape(Worker *worker, uint32_t index, const VnetHeade
                                  Packet *packet, const Relay *relay) noexcept nogil:
     """To a peer: now, or when the rate limits allow it. Not what is larger than its path takes."""
     cdef uint32_t payload_mtu = load32(&worker.tables.peers[index].payload_mtu, RELAXED)
-    if payload_mtu != NONE and not path_mtu_takes(worker, index, payload_mtu, vnet, packet,
-                                                  relay.word != 0):
+    if payload_mtu != NONE and not path_mtu_takes(worker, index, payload_mtu, vnet, packet, relay):
         return peer_verdict(worker, index, DROP_PATH_MTU)
     if shaper_is_used(worker):
         return peer_verdict(worker, index,
@@ -238,6 +239,7 @@ cdef inline Verdict egress_transmit_on_lane(Worker *worker, const Lane *lane,
         sealed_len = seal_on_lane(worker, lane, &path, counter, flags, segment - before,
                                   segment_len + before)
         if sealed_len == 0:
+            egress_count_lost(worker, lane.peer, &splitter, wire_bytes)
             break
         wire_bytes += sealed_len
         counter += 1
@@ -280,6 +282,7 @@ cdef inline Verdict egress_transmit_on_session(Worker *worker, uint32_t index,
             sealed_len = seal_on_session(worker, index, keypair, counter, tos, segment,
                                          segment_len)
             if sealed_len == 0:
+                egress_count_lost(worker, index, &splitter, wire_bytes)
                 break
             wire_bytes += sealed_len
             counter += 1
@@ -290,6 +293,13 @@ cdef inline Verdict egress_transmit_on_session(Worker *worker, uint32_t index,
     activity_sent(worker, index, peer)
     worker.session_sent_ns[index] = worker.now_ns
     return PASS
+
+
+cdef inline void egress_count_lost(Worker *worker, uint32_t peer, const Splitter *splitter,
+                                   uint64_t wire_bytes) noexcept nogil:
+    """The rest of a superpacket is lost; if all of it is, that is the caller's verdict."""
+    if wire_bytes:
+        worker_count_of(worker, peer, DROP_NO_ENDPOINT, splitter.count - splitter.index + 1)
 
 
 cdef inline Verdict egress_prepare(Splitter *splitter, const VnetHeader *vnet, Packet *packet,

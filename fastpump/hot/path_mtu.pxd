@@ -18,7 +18,7 @@ from libc.stdint cimport uint32_t, uint8_t
 from fastpump.hot.atomics cimport RELAXED, load32
 from fastpump.hot.bytes cimport load_be16, store_be16
 from fastpump.hot.checksum cimport checksum_replace
-from fastpump.hot.constants cimport RELAY_HEADER_LEN
+from fastpump.hot.constants cimport FLOOD_ID_MASK, RELAY_HEADER_LEN
 from fastpump.hot.icmp cimport icmp_too_big
 from fastpump.hot.ip cimport PROTOCOL_TCP, ip_can_be_partial
 from fastpump.hot.linux cimport VIRTIO_NET_HDR_F_NEEDS_CSUM
@@ -26,7 +26,7 @@ from fastpump.hot.packet cimport Packet
 from fastpump.hot.resent cimport resent_check, resent_watch
 from fastpump.hot.shm cimport UNPROBED
 from fastpump.hot.vnet cimport VnetHeader, vnet_segment_len
-from fastpump.hot.worker cimport Worker
+from fastpump.hot.worker cimport Relay, Worker
 
 cdef enum:
     MIN_MTU6 = 1280                 # RFC 8200, 5
@@ -42,20 +42,19 @@ cdef enum:
 
 cdef inline bint path_mtu_takes(Worker *worker, uint32_t peer, uint32_t payload_mtu,
                                 const VnetHeader *vnet, Packet *packet,
-                                bint is_relayed) noexcept nogil:
-    """Whether a packet may leave to a peer that has a payload MTU; if not, its sender was told.
-    `is_relayed`: a frame that is flooded, or did not come from the interface."""
+                                const Relay *relay) noexcept nogil:
+    """Whether a packet may leave to a peer that has a payload MTU; if not, its sender was told."""
     cdef uint32_t mtu = payload_mtu
     cdef bint is_tcp = packet.ip.protocol == PROTOCOL_TCP and ip_can_be_partial(&packet.ip)
     if payload_mtu == UNPROBED:
         if is_tcp:
             resent_watch(worker, peer, vnet, packet)
         return True
-    if is_tcp and worker.resent_reported.flow:
-        resent_check(worker, peer, packet)
     if worker.is_tap:
         mtu -= packet.link_len + RELAY_HEADER_LEN
     if is_tcp:
+        resent_check(worker, peer, mtu, vnet, packet)
+    if is_tcp and not relay.word & FLOOD_ID_MASK:       # all copies of a flooded frame are equal
         mss_clamp(packet, mtu, vnet.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM)
     if packet.ip.is_v6:
         mtu = max(mtu, <uint32_t>MIN_MTU6)
@@ -64,7 +63,7 @@ cdef inline bint path_mtu_takes(Worker *worker, uint32_t peer, uint32_t payload_
     if not packet.ip.is_v6 and (not packet.is_ip
                                 or not load_be16(packet.ip.start + 6) & IPV4_DF):
         return True
-    if worker.is_tap and (is_relayed or not is_tcp):
+    if worker.is_tap and (relay.word or not is_tcp):    # flooded, or not from the interface
         return True
     # Who may not be told, or not now, loses nothing: it goes in fragments.
     return not icmp_too_big(worker, &packet.ip, packet.link_len, mtu) or worker.is_tap

@@ -131,7 +131,7 @@ cdef enum:
     EVENT_PATH_PROBE                # it probes the path MTU, on the lane in slot `detail`, or NONE
     EVENT_PATH_ACK                  # it has received such a probe; `error`: hot/path_probe.pxd
     EVENT_RESENT                    # a large TCP segment to the peer was sent again and again
-    EVENT_RESENT_ACKED              # that flow goes on: it arrived
+    EVENT_RESENT_ACKED              # that flow goes on; `detail`: it was in pieces that fit, or not
     EVENT_COUNT
 
 cdef struct Misdelivered:

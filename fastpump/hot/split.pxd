@@ -18,6 +18,9 @@
 # pseudo-header's sum), where the transport can mark them so. The pseudo-header's sum comes from
 # the superpacket's checksum, which is partial: its addresses are not always the IP header's (the
 # destination is the last one of an IPv6 routing header, RFC 8200, 8.1, or IPv4 source route).
+#
+# A guest behind a TAP may ask for segments of one byte, which the kernel lets pass: 65,000 of them
+# would keep a worker from all others for long. More than SPLIT_MAX_SEGMENTS are refused.
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
@@ -38,6 +41,7 @@ from fastpump.hot.vnet cimport GSO_UDP_L4, VnetHeader
 
 cdef enum:
     SPLIT_MAX_HEADER = 256          # Ethernet, IP (with extension headers) and TCP
+    SPLIT_MAX_SEGMENTS = 2048       # of 32 bytes, and less than any TCP's in 64 KiB; see the head
 
 cdef struct Splitter:
     uint8_t *packet
@@ -106,6 +110,8 @@ cdef inline bint splitter_init(Splitter *self, const VnetHeader *vnet,
     self.count = 1
     if self.payload_len > self.segment_size:
         self.count = (self.payload_len + self.segment_size - 1) / self.segment_size
+    if self.count > SPLIT_MAX_SEGMENTS:
+        return False
     self.done = 0
     self.index = 0
     self.first_id = 0 if self.is_v6 else load_be16(ip.start + 4)

@@ -13,7 +13,7 @@
 from libc.stdint cimport uint32_t, uint8_t
 from libc.string cimport memcpy, memset
 
-from fastpump.hot.atomics cimport RELAXED, and32, load32
+from fastpump.hot.atomics cimport ACQUIRE, RELAXED, and32, load32
 from fastpump.hot.constants cimport VNET_HEADER_LEN
 from fastpump.hot.events cimport event_push
 from fastpump.hot.gro cimport Item, gro_reset, item_finish
@@ -21,11 +21,12 @@ from fastpump.hot.linux cimport EAGAIN, EINVAL, EIO, ENOBUFS, ENOMEM, errno, iov
 from fastpump.hot.shaper cimport shaper_buffer, shaper_is_used, shaper_push, shaper_schedule
 from fastpump.hot.shm cimport DIRECTION_RX, EVENT_OFFLOAD_OFF, NONE
 from fastpump.hot.verdict cimport (
-    DROP_INTERFACE_DOWN, DROP_INTERFACE_ERROR, DROP_INTERFACE_FULL, DROP_RATE_LIMIT, FAILED_TUN_GSO,
-    TUN_TX_BYTES, TUN_TX_PACKETS, TUN_TX_SUPERPACKETS, TUN_TX_WRITES,
+    DROP_INTERFACE_DOWN, DROP_INTERFACE_ERROR, DROP_INTERFACE_FULL, DROP_RATE_LIMIT,
+    DROP_STAGED_TIMEOUT, FAILED_TUN_GSO, TUN_TX_BYTES, TUN_TX_PACKETS, TUN_TX_SUPERPACKETS,
+    TUN_TX_WRITES,
 )
 from fastpump.hot.vnet cimport VnetHeader
-from fastpump.hot.worker cimport ShaperEntry, Worker, worker_count_of
+from fastpump.hot.worker cimport ShaperEntry, Worker, worker_count, worker_count_of
 
 
 cdef inline void tun_write_flush(Worker *worker) noexcept nogil:
@@ -101,6 +102,9 @@ cdef inline void tun_write_release(Worker *worker, const ShaperEntry *shaped) no
     """What waited for a rate limit is due."""
     cdef iovec iov
     cdef int error
+    if load32(&worker.tables.peers[shaped.peer].purge_count, ACQUIRE) != shaped.purge_count:
+        worker_count(worker, DROP_STAGED_TIMEOUT)       # the peer is gone
+        return
     iov.iov_base = shaper_buffer(&worker.shaper, shaped.slot)
     iov.iov_len = shaped.length
     if tun_write_vector(worker, shaped.fd, &iov, 1, shaped.packet_count,

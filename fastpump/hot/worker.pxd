@@ -7,7 +7,7 @@ from fastpump.hot.aead cimport Aead
 from fastpump.hot.batch cimport SendBatch
 from fastpump.hot.constants cimport (
     GRO_MAX_TCP_SEGMENTS, MAX_LANE_SOCKETS, MAX_QUEUES, RANDOM_WORDS, REORDER_MESSAGES,
-    RESENT_FLOWS, SHAPER_BIG, SHAPER_SMALL, STAGED_SLOTS,
+    RESENT_FLOWS, RESENT_REPORTS, SHAPER_BIG, SHAPER_SMALL, STAGED_SLOTS,
 )
 from fastpump.hot.gro cimport Gro
 from fastpump.hot.linux cimport iovec, sockaddr_in6
@@ -104,7 +104,7 @@ cdef struct Resent:
     uint32_t flow                   # its hash; 0: none
     uint32_t sequence               # of the last large segment
     uint32_t times                  # that it was sent again
-    uint64_t since_ns
+    uint64_t since_ns               # its first time; of a report, when that was made
 
 cdef struct Worker:
     Tables tables
@@ -152,7 +152,7 @@ cdef struct Worker:
     uint64_t icmp_full_at_ns        # the answers of hot/icmp.pxd: nobody is there
     uint64_t too_big_full_at_ns     # and: too big
     Resent resent[RESENT_FLOWS]
-    Resent resent_reported          # the last one
+    Resent resent_reports[RESENT_REPORTS]   # by peer: the last one
     Staged staged
     ReorderBuffer reorder
     Bundle bundle

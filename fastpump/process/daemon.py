@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -86,7 +87,8 @@ def detach(work: Callable[[Foreground], None],
                 with contextlib.suppress(BrokenPipeError):
                     here.send(_GO_ON)
     except BaseException:
-        os.waitpid(pid, 0)      # what it made is undone
+        os.kill(pid, signal.SIGTERM)    # it may wait for something that never comes
+        os.waitpid(pid, 0)              # what it made is undone
         raise
     if message == _READY:
         return pid

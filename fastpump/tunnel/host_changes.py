@@ -95,6 +95,7 @@ class HostChanges:
     def _take_table(self) -> None:
         if not self.table:
             self.table = self.state.take_table(self._running.supervisor.fwmark, DEFAULT_PORT)
+            self._running.supervisor.mark_of_rules = self.table
             self._set_mark(self.table)
             self._note_names()
             if self._loop is not None:

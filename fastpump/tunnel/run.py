@@ -173,6 +173,7 @@ class _Start:
         """What undoes the steps."""
         self._names: dict[bytes, Names] = {}
         self._kept_endpoints = kept_endpoints.load(config.name) if config.kill_switch else {}
+        self._marked_names: MarkedNames | None = None
         self._candidates: dict[bytes, tuple[Endpoint, ...]] = {}
         """Where the peers may be, by their public keys, as far as that is known."""
         self._is_tap = config.mode == "tap"
@@ -258,8 +259,10 @@ class _Start:
         def mark() -> int:
             return supervisor.fwmark
 
-        resolver = Resolver(config.resolve_every_s, resolve=MarkedNames(
-            config.endpoint_dns, mark).resolve if config.kill_switch else None)
+        if config.kill_switch:
+            self._marked_names = MarkedNames(config.endpoint_dns, mark)
+        resolver = Resolver(config.resolve_every_s, resolve=None if self._marked_names is None
+                            else self._marked_names.resolve)
         supervisor = Supervisor(self._tables, self._queues, self._supervisor_options(),
                                 on_unanswered=resolver.on_unanswered)
         resolver.device = supervisor.device
@@ -276,6 +279,8 @@ class _Start:
         if program.before_configure is not None and not await supervisor.unless_stopped(
                 program.before_configure(tunnel, self.cleanup)):
             return
+        if self._marked_names is not None:
+            self._marked_names.take_servers()
         if not await supervisor.unless_stopped(self._resolve(tunnel.resolver)):
             return
         self._configure_interface(tunnel)

@@ -93,6 +93,8 @@ class Supervisor:
         tables.set_dscp(options.dscp)
         tables.max_pause_us = options.max_pause_us
         self._fwmark = options.fwmark
+        self.mark_of_rules = 0
+        """0: there are none."""
         self.on_port_or_mark: Callable[[], None] = lambda: None
         """Called when `listen_port` or `fwmark` may be another."""
         self._last_port = 0
@@ -167,7 +169,9 @@ class Supervisor:
         return self._fwmark
 
     def set_fwmark(self, fwmark: int) -> None:
-        """Mark what is sent from now on; 0 for no mark."""
+        """Mark what is sent from now on; 0 for no mark, or for that of the rules that keep us out
+        of our tunnel (`wg setconf` with a file that says nothing of a mark sets 0)."""
+        fwmark = fwmark or self.mark_of_rules
         if self._sockets is not None:
             self._sockets.set_fwmark(fwmark)
         self._fwmark = fwmark

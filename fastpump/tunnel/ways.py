@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping
 
 from fastpump.clock import now_ns
-from fastpump.conn.endpoint import Endpoint
+from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint, source_address_of
 from fastpump.device.device import Device
 from fastpump.ip import Address
 from fastpump.netlink.notifications import WayNotifications
@@ -101,22 +101,27 @@ class Ways:
                 self._again += [self._loop.call_later(delay, self._follow_again, changed)
                                 for delay in AGAIN_S]
 
-    def _follow_again(self, changed: Set[Address]) -> None:
+    def _follow_again(self, changed: Mapping[Address, str | None]) -> None:
         with self._contained:
             self.follow(changed)
 
-    def find_changed(self) -> set[Address]:
-        """Where the peers are to which the kernel sends from another address than before."""
+    def find_changed(self) -> dict[Address, str | None]:
+        """Where the peers are to which the kernel sends from another address than before; that."""
         before = self.known
         self.known = {address: self._source_towards(endpoint)
                       for address, endpoint in self._endpoints().items()}
-        return {address for address, source in self.known.items()
+        return {address: before[address] for address, source in self.known.items()
                 if address in before and before[address] != source}
 
-    def follow(self, changed: Set[Address]) -> None:
-        """Send to the peers there as the kernel would."""
+    def follow(self, changed: Mapping[Address, str | None]) -> None:
+        """Send to the peers there as the kernel would, if it was by that way: whoever sends to
+        another address of ours (of another uplink, by a rule) is sent to from there, as before."""
         for peer in list(self._device.peers.values()):
             if peer.endpoint is None or peer.endpoint.address not in changed:
+                continue
+            before = changed[peer.endpoint.address]
+            if before is not None and peer.source_address not in (
+                    NO_SOURCE_ADDRESS, source_address_of(before)):
                 continue
             with self._contained:
                 log.debug("the way to %(peer)s has changed: from %(source)s",

@@ -31,6 +31,23 @@ def write(world, *interface, allowed):
     world.write(*interface, peer=(f"AllowedIPs = {', '.join(allowed)}",), endpoint=ENDPOINTS[4])
 
 
+def test_a_file_without_a_mark_keeps_our_datagrams_out_of_the_tunnel(world, lab):
+    """`wg setconf` and `syncconf` set fwmark to 0 then; the rules go by the mark."""
+    write(world, allowed=EVERYWHERE)
+    tunnel = started(world, "up", EVERYWHERE)
+    assert is_reachable(lab, FAR[0])
+    mark = lab.run("a", "wg", "show", world.name, "fwmark").stdout
+    stripped = world.directory / "stripped"
+    stripped.write_text(lab.run("a", "wg", "showconf", world.name).stdout)
+    stripped.write_text("".join(line for line in stripped.read_text().splitlines(True)
+                                if not line.startswith("FwMark")))
+    for verb in ("syncconf", "setconf"):
+        lab.run("a", "wg", verb, world.name, str(stripped))
+        assert lab.run("a", "wg", "show", world.name, "fwmark").stdout == mark != "off\n"
+        assert is_reachable(lab, FAR[0])
+    tunnel.end()
+
+
 def started(world, way, allowed, version=4):
     """A tunnel without a kill switch to such a peer."""
     return Started(world, way, allowed=allowed, endpoint=ENDPOINTS[version])

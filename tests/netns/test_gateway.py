@@ -240,6 +240,21 @@ def test_addresses_are_translated_while_a_gateway_is_restarted(site, lab):
     assert site.state() == before
 
 
+def test_a_restart_is_not_undone_by_another_gateway_that_starts(site, lab):
+    """As when both are restarted at once."""
+    before = site.state()
+    site.start("file")
+    site.fastpump("down", "--keep-closed", str(site.path))
+    monitor = watch_nft(lab)
+    second, _ = start_second(site)
+    site.start("file")
+    lab.processes.remove(monitor)
+    assert not re.search("delete (table|chain) inet fastpump_gateway-", stop(monitor))
+    end(site, second)
+    site.fastpump("down", str(site.path))
+    assert site.state() == before
+
+
 def test_a_record_that_somebody_removed_is_not_needed(site):
     before = site.state()
     site.start("tunnel")

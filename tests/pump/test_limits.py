@@ -198,6 +198,17 @@ def test_what_waits_for_a_peer_is_not_sent_to_the_next_one_in_its_slot(ends):
     assert datagrams(two.udp) == []
 
 
+def test_what_came_from_a_removed_peer_is_not_delivered(ends):
+    one, two = ends
+    limits_bytes(two, "rx", 14_000, 1400)
+    offered(one, two, 1400, 0.001, 3)
+    two.take()
+    assert two.counters()["shaped_packets"] == 2
+    two.tables.peers.remove(two.peer)
+    two.poll(START + SECOND)
+    assert two.take() == [] and two.verdicts()["DROP_STAGED_TIMEOUT"] == 2
+
+
 def test_one_peer_cannot_have_all_the_room_there_is():
     from support.packets import frame
     sites = network(*"abc")

@@ -201,9 +201,20 @@ def test_broken_options_are_left_alone(ends, options):
     assert written == packet
 
 
+def introduce(mesh, vlans):
+    """The hosts of a and b are known."""
+    for other in "ab":
+        mesh[other].interface.send(bytes(10) + frame(
+            HOST["a" if other == "b" else "b"], HOST[other], udp(A4, B4, b""), vlans=vlans))
+        settle(mesh)
+    for each in mesh.values():
+        each.take()
+
+
 @pytest.mark.parametrize("vlans", [(), (5,)])
 def test_tcp_in_frames_is_clamped(mesh, vlans):
     """And frames that are too large leave: their datagrams travel in fragments."""
+    introduce(mesh, vlans)
     for site in mesh.values():
         for peer in site.peers.values():
             site.tables.peers.set_payload_mtu(peer, FITS)
@@ -218,17 +229,22 @@ def test_tcp_in_frames_is_clamped(mesh, vlans):
     assert len(large) == 1428
 
 
+def test_a_flooded_frame_is_the_same_for_all(mesh):
+    """Or its copies would not be known for copies (hot/duplicates.pxd)."""
+    site = mesh["a"]
+    site.tables.peers.set_payload_mtu(site.peers["b"], FITS)
+    opening = frame(HOST["b"], HOST["a"], tcp(A4, B4, b"", flags=SYN, options=MSS))
+    site.interface.send(bytes(10) + opening)
+    settle(mesh)
+    assert [data[10:] for data in mesh["b"].take()] == [opening]
+
+
 @pytest.mark.parametrize("vlans", [(), (5,)])
 @pytest.mark.parametrize("packet", [tcp(A4, B4, bytes(1400)), tcp(A6, B6, bytes(1400))])
 def test_the_sender_of_a_frame_with_tcp_is_told(mesh, packet, vlans):
     """It leaves all the same: its host may not listen."""
     site = mesh["a"]
-    for other in "ab":
-        mesh[other].interface.send(bytes(10) + frame(
-            HOST["a" if other == "b" else "b"], HOST[other], udp(A4, B4, b""), vlans=vlans))
-        settle(mesh)
-    for each in mesh.values():
-        each.take()
+    introduce(mesh, vlans)
     for peer in site.peers.values():
         site.tables.peers.set_payload_mtu(peer, FITS)
     data = frame(HOST["b"], HOST["a"], packet, vlans=vlans)

@@ -22,11 +22,12 @@ def send(one, at, packet):
     else:
         one.interface.send(superpacket(*packet))
     one.poll(START + int(at * SECOND))
-    return [name for name in one.events() if name.startswith("resent")]
+    return [name + " in pieces" * detail for name, _, detail, *_ in one.tables.workers.events(0)
+            if name.startswith("resent")]
 
 
-def segment(sequence, payload=LARGE, addresses=(A4, B4), **more):
-    return tcp(*addresses, payload, seq=sequence, flags=ACK, **more)
+def segment(sequence, payload=LARGE, addresses=(A4, B4), flags=ACK, **more):
+    return tcp(*addresses, payload, seq=sequence, flags=flags, **more)
 
 
 @pytest.mark.parametrize("addresses", [(A4, B4), (A6, B6)])
@@ -37,22 +38,44 @@ def test_the_third_time_it_is_reported_once(one, addresses):
     assert send(one, 6.2, packet) == ["resent"]
 
 
-def test_it_arrived_in_the_end(one):
+NEXT = 7 + len(LARGE)
+RST = 4
+NOTHING = [
+    segment(7),                                 # once more
+    segment(NEXT, sport=4),                     # another flow
+    segment(6),
+    segment(NEXT, b""),                         # an ACK: of what comes next
+    segment(NEXT, b"x", flags=ACK | RST),
+]
+
+
+@pytest.mark.parametrize("others", [[], NOTHING])
+def test_the_flow_goes_on_as_it_was(one, others):
     for at in FLIGHT:
         send(one, at, segment(7))
-    assert send(one, 2, segment(7)) == []
-    assert send(one, 2, segment(9, sport=4)) == []          # another flow
-    assert send(one, 2, segment(6)) == []
-    assert send(one, 2, segment(8, SMALL)) == ["resent_acked"]
-    assert send(one, 2, segment(9)) == []
+    for packet in [*others, segment(NEXT, SMALL)]:      # a small one may be sent before the ack
+        assert send(one, 2, packet) == []
+    assert send(one, 2, segment(NEXT)) == ["resent_acked"]
+    assert send(one, 2, segment(NEXT + 1)) == []
 
 
-def test_also_when_the_path_is_taken_for_narrow_meanwhile(one):
+@pytest.mark.parametrize("others", [[], NOTHING])
+def test_the_flow_goes_on_in_pieces_that_fit(one, others):
     for at in FLIGHT:
         send(one, at, segment(7))
     one.tables.peers.set_payload_mtu(one.peer, 1220)
+    for packet in [*others, segment(NEXT, SMALL)]:
+        assert send(one, 3, packet) == []
     assert send(one, 3, segment(7, SMALL)) == []
-    assert send(one, 3, segment(7 + len(SMALL), SMALL)) == ["resent_acked"]
+    for packet in others:
+        assert send(one, 3, packet) == []
+    assert send(one, 3, segment(7 + len(SMALL), SMALL)) == ["resent_acked in pieces"]
+
+
+def test_what_was_long_ago_says_nothing(one):
+    for at in FLIGHT:
+        send(one, at, segment(7))
+    assert send(one, 40, segment(NEXT)) == []
 
 
 def test_tcp_that_goes_back_sends_again(one):

@@ -6,7 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from fastpump.constants import REKEY_TIMEOUT, SECOND
-from fastpump.device.black_holes import ANSWER_TIME, TRIAL_PAUSES, TRIAL_TIME, BlackHole
+from fastpump.device.black_holes import (
+    ANSWER_TIME,
+    HOLD_TIMES,
+    TRIAL_PAUSES,
+    TRIAL_TIME,
+    BlackHole,
+)
 from support.devices import PLACE, World
 
 FITS = 1280 - 28 - 32
@@ -19,7 +25,8 @@ class Path:
 
     def __init__(self):
         self.now, self.asked, self.let = NOW, [], []
-        self.peer = SimpleNamespace(slot=7, endpoint=PLACE["b"], last_initiation_sent_at=None)
+        self.peer = SimpleNamespace(slot=7, endpoint=PLACE["b"], last_initiation_sent_at=None,
+                                    handshake=None)
         self.hole = BlackHole(self.peer, SimpleNamespace(
             tables=SimpleNamespace(peers=SimpleNamespace(rearm=self.rearm)),
             callbacks=SimpleNamespace(want_session=self.want_session)))
@@ -57,11 +64,49 @@ def test_the_peer_answers_and_tcp_goes_on(path):
     assert path.asked == [NOW] and path.hole.endpoint is None
     path.hole.session_started(NOW + SECOND // 10)
     assert path.hole.endpoint == PLACE["b"] and not path.hole.is_certain
-    path.hole.on_resent_acked(NOW + SECOND)
-    assert path.hole.is_certain and path.hole.deadline() is None
-    assert path.let == [("resent_acked", NOW)]
+    path.hole.on_resent_acked(True, NOW + SECOND, NOW + SECOND)
+    assert path.hole.is_certain and path.let == [("resent_acked", NOW)]
     path.resent()               # as a worker may say that was taken over
     assert path.asked == [NOW]
+
+
+def test_it_is_not_believed_in_for_ever(path):
+    """Whoever can send TCP to the peer can play it."""
+    held = []
+    for _ in range(7):
+        path.trial()
+        path.hole.on_resent_acked(True, path.now + 1, path.now)
+        begun = path.now
+        path.wait()
+        assert path.hole.endpoint is None and path.hole.deadline() is None
+        assert path.let[-1] == ("resent", path.now)
+        held.append((path.now - begun) // (60 * SECOND))
+    assert held == [10, 20, 40, 80, 160, 160, 160]
+    path.hole.clear()
+    path.trial()
+    path.hole.on_resent_acked(True, path.now + 1, path.now)
+    assert path.hole.deadline() == path.now + HOLD_TIMES[0]
+
+
+def test_what_arrives_as_it_was_needs_no_smaller_pieces(path):
+    """The outage ended just before the trial: the segment had arrived already."""
+    path.trial()
+    path.hole.on_resent_acked(False, NOW + 1, NOW + 1)
+    assert path.hole.endpoint is None and path.hole.deadline() is None
+    assert path.let[-1] == ("resent", NOW)
+    path.trial()
+    assert path.hole.endpoint is not None
+
+
+def test_a_handshake_that_has_no_answer_yet_is_not_waited_for(path):
+    """Its answer would say that an outage is over."""
+    path.peer.handshake = object()
+    path.resent()
+    assert path.asked == [] and path.hole.deadline() == NOW + REKEY_TIMEOUT
+    path.hole.session_started(NOW + SECOND)
+    assert path.hole.endpoint is None
+    path.wait()
+    assert path.let == [("resent", NOW + REKEY_TIMEOUT)]
 
 
 def test_handshakes_do_not_follow_too_soon(path):
@@ -85,7 +130,7 @@ def test_an_outage_is_no_black_hole(path):
 def test_tcp_that_went_on_before_the_trial(path, is_asked):
     path.peer.last_initiation_sent_at = NOW if not is_asked else None
     path.resent()
-    path.hole.on_resent_acked(NOW)
+    path.hole.on_resent_acked(False, NOW, NOW)
     assert path.let == [("resent_acked", NOW), ("resent", NOW)] and path.hole.deadline() is None
     path.hole.session_started(NOW)
     assert path.hole.endpoint is None
@@ -93,28 +138,28 @@ def test_tcp_that_went_on_before_the_trial(path, is_asked):
 
 def test_what_was_acked_before_the_trial_does_not_end_it(path):
     path.trial()
-    path.hole.on_resent_acked(NOW - 1)
+    path.hole.on_resent_acked(True, NOW - 1, NOW)
     assert not path.hole.is_certain
 
 
 def test_a_host_that_is_gone_is_no_black_hole(path):
-    """Trials end, and become rare."""
+    """Trials end, and become rare: hosts remember for ten minutes what they were told."""
     pauses = []
-    for _ in range(8):
+    for _ in range(4):
         path.trial()
         begun = path.now
         path.wait()
         assert path.hole.endpoint is None and path.now == begun + TRIAL_TIME
         ended = path.now
         path.resent()
-        path.hole.on_resent_acked(path.now)         # of an old trial
+        path.hole.on_resent_acked(True, path.now, path.now)         # of an old trial
         assert path.hole.endpoint is None and "resent" not in [
             event for event, at in path.let if at >= ended]
         path.wait()
         pauses.append((path.now - ended) // SECOND)
-    assert pauses == [20, 40, 80, 160, 320, 640, 640, 640]
-    assert TRIAL_PAUSES == (20 * SECOND, 640 * SECOND)
-    assert len(path.asked) == 8
+    assert pauses == [20, 3600, 3600, 3600] == [each // SECOND for each in (
+        TRIAL_PAUSES[0], *3 * TRIAL_PAUSES[1:])]
+    assert len(path.asked) == 4
 
 
 def test_nothing_is_left_after_the_peer_has_moved(path):
@@ -154,7 +199,7 @@ def test_less_is_sent_until_the_peer_is_elsewhere(world, caplog):
     assert "get lost" not in caplog.text        # it is not certain yet
     world.advance(SECOND)
     with caplog.at_level(logging.WARNING):
-        world.a.event("resent_acked")
+        world.a.event("resent_acked", 1)
     world.advance(2 * TRIAL_TIME)
     assert payload_mtu(world) == FITS and world.a.device.lanes.of(world.a.peer).paths.mtu == 1280
     assert caplog.text.count("seem to get lost on the way") == 1

@@ -71,6 +71,27 @@ def test_a_start_that_a_signal_ended_is_no_bug(capfd, number):
     assert capfd.readouterr().err == ""
 
 
+def test_ctrl_c_ends_what_waits_in_the_background(tmp_path):
+    """For a name server that is not up, say: it is in a session of its own."""
+    said = tmp_path / "said"
+
+    def work(foreground):
+        with unwinding():
+            try:
+                foreground._way.send(b"T")
+                signal.pause()
+            except SystemExit:
+                said.write_text("undone")
+                raise
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        detach(work, on_turn=interrupt)
+    assert said.read_text() == "undone"
+
+
 @pytest.mark.parametrize("program", [
     "from fastpump.tunnel import run\nfrom fastpump.config.model import TunnelConfig\n"
     "run._Start.open_queues = leave\n"

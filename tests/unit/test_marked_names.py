@@ -26,8 +26,10 @@ def test_the_name_servers_of_the_host(files, stub, upstream, expected):
     for name, text in (("resolv.conf", stub), ("upstream", upstream)):
         if text is not None:
             files[name].write_text(text)
-    assert MarkedNames((), lambda: 0)._servers == expected
-    assert MarkedNames(["198.51.100.53"], lambda: 0)._servers == ("198.51.100.53",)
+    for named, servers in (((), expected), (["198.51.100.53"], ("198.51.100.53",))):
+        names = MarkedNames(named, lambda: 0)
+        names.take_servers()
+        assert names.servers == servers
 
 
 def test_the_hosts_file_comes_first(files):

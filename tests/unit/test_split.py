@@ -137,6 +137,14 @@ def blank(l4, check_at):
     return l4[:check_at] + bytes(2) + l4[check_at + 2:]
 
 
+@pytest.mark.parametrize("size, count", [(32, 2000), (31, None), (1, None)])
+def test_very_many_segments_are_refused(size, count):
+    """A guest may ask for them, and the kernel lets it; others would wait for the worker."""
+    data = superpacket(tcp(A4, B4, bytes(64_000), flags=ACK), size)
+    packets = _core.split(data)
+    assert packets is None if count is None else len(packets) == count
+
+
 def test_a_superpacket_of_one_segment():
     whole = tcp(A4, B4, b"abc", flags=ACK | PSH)
     assert _core.split(superpacket(whole, 1000)) == [whole]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from fastpump.conn import sockets
-from fastpump.conn.endpoint import Endpoint
+from fastpump.conn.endpoint import NO_SOURCE_ADDRESS, Endpoint, source_address_of
 from fastpump.conn.sockets import source_towards
 from fastpump.tunnel.containment import Containment
 from fastpump.tunnel.ways import MIN_KNOWN, Ways
@@ -28,9 +28,12 @@ class Host:
             redirect=lambda peer, _now: self.redirected.append(peer.name))
         self.ways = Ways(device, Containment(), lambda where: self.sources.get(where.host))
 
-    def peer(self, name, host):
+    def peer(self, name, host, source=None):
+        """`source`: the address of ours that it sends to, if it has sent."""
         endpoint = Endpoint(ipaddress.ip_address(host), 51820)
-        self.peers[name] = SimpleNamespace(name=name, endpoint=endpoint)
+        self.peers[name] = SimpleNamespace(
+            name=name, endpoint=endpoint,
+            source_address=NO_SOURCE_ADDRESS if source is None else source_address_of(source))
         self.ways.note(endpoint)
 
     def look(self):
@@ -56,6 +59,20 @@ def test_only_what_changed(host):
     assert host.look() == []
     host.sources["192.0.2.1"] = "10.1.0.1"
     assert host.look() == ["one", "two"] and host.look() == []
+
+
+@pytest.mark.parametrize("before", ["10.0.0.1", "::ffff:10.0.0.1"])
+def test_a_peer_that_came_by_another_uplink_stays_there(host, before):
+    """The default route changes; `ip rule from 10.5.0.1` leads its datagrams another way."""
+    host.sources["192.0.2.1"] = before
+    host.peer("one", "192.0.2.1", "10.0.0.1")
+    host.peer("two", "192.0.2.1", "10.5.0.1")
+    host.sources["192.0.2.1"] = "10.1.0.1"
+    assert host.look() == ["one"]
+    del host.sources["192.0.2.1"]               # no way at all is no way by a rule
+    assert host.look() == []
+    host.sources["192.0.2.1"] = "10.1.0.1"
+    assert host.look() == ["one", "two"]
 
 
 def test_a_way_that_is_lost_and_found(host):
