@@ -60,8 +60,8 @@ def fill(parser: argparse.ArgumentParser) -> None:
                         metavar="S", help="length of each load (default: %(default)s)")
     parser.add_argument("--queues", type=_counts, default=[1, 4], metavar="N,...",
                         help="fastpump with so many (default: 1,4)")
-    parser.add_argument("--options", default="", metavar="WORDS",
-                        help="more options of `fastpump tunnel`, in one word: --options=--pin")
+    parser.add_argument("--tunnel", default="", metavar="WORDS",
+                        help="more options of `fastpump tunnel`, in one word: --tunnel=--pin")
     parser.add_argument("--program", type=_program, action="append", default=[],
                         metavar="NAME=PATH", help="where a contender's program is, if not in PATH; "
                         "may be repeated")
@@ -98,7 +98,7 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.files[0]}: files are for `fastpump bench compare`")
     choice.check_names("topology", args.topology, TOPOLOGIES)
     choice.check_names("load", args.load, LOADS)
-    everybody = choice.everybody(args.queues, args.options.split())
+    everybody = choice.everybody(args.queues, args.tunnel.split())
     chosen = choice.choose(everybody, args.only, dict(args.program))
     if args.list:
         _list(everybody, chosen)
@@ -117,7 +117,7 @@ def _run(args: argparse.Namespace) -> int:
     exit_on_signals()
     results = Results(this_machine(), {
         "fastpump": __version__, "rounds": str(plan.rounds), "seconds": f"{plan.seconds:g}",
-        "seed": str(plan.seed), "options": args.options})
+        "seed": str(plan.seed), "tunnel": args.tunnel})
     run(plan, results, lambda line: print(line, file=sys.stderr, flush=True),
         lambda: results.save(args.json) if args.json else None)
     for line in table.report(results, baseline):

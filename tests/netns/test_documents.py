@@ -33,7 +33,7 @@ NOT_RUN = {
     "fastpump bench --rounds 5 --only fastpump,wireguard-go": MEASURES,
     "fastpump bench --topology gateways --rounds 5 --program "
     "wireguard-go=/path/to/wireguard-go": MEASURES,
-    'fastpump bench --rounds 5 --queues 1 --only "fastpump,fastpump tap,fastd,tinc" --options '
+    'fastpump bench --rounds 5 --queues 1 --only "fastpump,fastpump tap,fastd,tinc" --tunnel '
     '"--mtu 1382"': MEASURES,
 }
 
