@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from fastpump.bench.contender import BARE, Contender
-from fastpump.bench.contenders import fastd, fastpump, openvpn, tinc, wireguard_go
+from fastpump.bench.contenders import (
+    fastd,
+    fastpump,
+    nebula,
+    openvpn,
+    tinc,
+    wireguard_go,
+)
 from fastpump.errors import ConfigError
 
-OTHERS = (wireguard_go.CONTENDER, openvpn.CONTENDER, fastd.CONTENDER, tinc.CONTENDER)
+OTHERS = tuple(each.CONTENDER for each in (wireguard_go, nebula, openvpn, fastd, tinc))
 RIVAL = wireguard_go.CONTENDER.name
 """Whom ratios are to, if it takes part."""
 

@@ -23,7 +23,8 @@ def namespaces():
 
 @pytest.mark.parametrize("topology, load, only", [
     ("hosts", "ping,tcp4,tcp-reverse,udp64-20k,udp1300,ping-tcp", "fastpump"),
-    ("hosts,gateways", "ping,tcp1", "bare,fastpump wireguard,wireguard-go")])
+    ("hosts,gateways", "ping,tcp1", "bare,fastpump wireguard,wireguard-go"),
+    ("hosts", "tcp1", "nebula,openvpn,fastd,tinc")])
 def test_all_figures_of_all_who_take_part(tmp_path, topology, load, only):
     path = tmp_path / "figures.json"
     ran = bench(*SHORT, "--topology", topology, "--load", load, "--only", only, "--json",
