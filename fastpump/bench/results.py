@@ -55,10 +55,11 @@ class Results:
     def save(self, path: Path) -> None:
         """Write the file, as a whole."""
         part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(self._as_json(), indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(self.as_json(), indent=1) + "\n", encoding="utf-8")
         part.replace(path)
 
-    def _as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
+        """What the file holds."""
         return {
             "format": FORMAT, "machine": self.machine, "settings": self.settings,
             "doubts": self.doubts,

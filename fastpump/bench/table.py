@@ -30,7 +30,7 @@ def report(results: Results, baseline: str) -> Iterator[str]:
                 yield _line(figure, median_of(column.values(figure)), ratio)
     yield ""
     yield from _legend(results, baseline)
-    yield from _doubts(results)
+    yield from doubts(results)
 
 
 def _about(results: Results) -> Iterator[str]:
@@ -67,7 +67,8 @@ def _legend(results: Results, baseline: str) -> Iterator[str]:
         yield f"With fewer than six rounds no ratio is sure: {CONFIDENCE:.0%} need --rounds 6."
 
 
-def _doubts(results: Results) -> Iterator[str]:
+def doubts(results: Results) -> Iterator[str]:
+    """What is noisy, not plausible, or has failed."""
     for topology, columns in results.columns.items():
         for name, column in columns.items():
             noisy = [figure.name for figure in column.figures if _is_noisy(figure, column)]

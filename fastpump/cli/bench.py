@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from fastpump import __version__
-from fastpump.bench import choice, table
+from fastpump.bench import choice, page, plots, table
 from fastpump.bench.contender import Contender
 from fastpump.bench.loads import LOADS
 from fastpump.bench.results import Results, load_results, this_machine
@@ -31,6 +31,7 @@ printed, what holds them for sure, and ratios. Needs root, iperf3 and ping.
   sudo fastpump bench --program wireguard-go=/opt/wireguard-go --json today.json
   sudo fastpump bench --topology gateways       between hosts beyond both ends, with NAT
   fastpump bench --list                         who takes part, and by what loads
+  fastpump bench report today.json --html today.html
   fastpump bench compare before.json after.json
 
 Both ends of the tunnel and the load share the machine. So throughput says how much of it a tunnel
@@ -43,9 +44,10 @@ def fill(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     parser.description = _HELP
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("action", nargs="?", choices=("run", "compare"), default="run",
-                        help="run (the default), or compare two files of --json")
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="for compare")
+    parser.add_argument("action", nargs="?", choices=("run", "report", "compare"), default="run",
+                        help="run (the default), report a file of --json once more, or compare two")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE",
+                        help="for report and compare")
     parser.add_argument("--list", action="store_true", help="say who would take part, and end")
     parser.add_argument("--only", type=_words, metavar="NAME,...",
                         help="these contenders; `fastpump` without a number of queues means all of "
@@ -72,6 +74,8 @@ def fill(parser: argparse.ArgumentParser) -> None:
                         help="of the order of turns (default: a new one)")
     parser.add_argument("--json", type=Path, metavar="FILE",
                         help="keep all figures there; written after each turn")
+    parser.add_argument("--html", type=Path, metavar="FILE",
+                        help="write a report with plots there, in one file; needs matplotlib")
     parser.set_defaults(run=_run)
 
 
@@ -94,8 +98,12 @@ def _program(text: str) -> tuple[str, str]:
 def _run(args: argparse.Namespace) -> int:
     if args.action == "compare":
         return _compare(args.files)
+    if args.html:
+        plots.check()
+    if args.action == "report":
+        return _report_again(args)
     if args.files:
-        raise ConfigError(f"{args.files[0]}: files are for `fastpump bench compare`")
+        raise ConfigError(f"{args.files[0]}: files are for `fastpump bench report` and `compare`")
     choice.check_names("topology", args.topology, TOPOLOGIES)
     choice.check_names("load", args.load, LOADS)
     everybody = choice.everybody(args.queues, args.tunnel.split())
@@ -120,8 +128,28 @@ def _run(args: argparse.Namespace) -> int:
         "seed": str(plan.seed), "tunnel": args.tunnel})
     run(plan, results, lambda line: print(line, file=sys.stderr, flush=True),
         lambda: results.save(args.json) if args.json else None)
+    _report(results, baseline, args.html)
+    return 0
+
+
+def _report(results: Results, baseline: str, path: Path | None) -> None:
     for line in table.report(results, baseline):
         print(line)
+    if path is not None:
+        try:
+            path.write_text(page.render(results, baseline), encoding="utf-8")
+        except OSError as error:
+            raise SystemSetupError(f"{path}: {error.strerror}") from None
+
+
+def _report_again(args: argparse.Namespace) -> int:
+    if len(args.files) != 1:
+        raise ConfigError("report takes one file of `fastpump bench --json`")
+    results = load_results(args.files[0])
+    names = list(dict.fromkeys(name for columns in results.columns.values() for name in columns))
+    if not names:
+        raise ConfigError(f"{args.files[0]} has no results")
+    _report(results, choice.baseline(args.baseline, names), args.html)
     return 0
 
 
