@@ -80,15 +80,19 @@ def detach(work: Callable[[Foreground], None],
         here.close()
         _run(work, there)
     there.close()
+    is_our_turn = False
     try:
         with here:
             while (message := _receive(here)) == _TURN:
+                is_our_turn = True
                 on_turn()
                 with contextlib.suppress(BrokenPipeError):
                     here.send(_GO_ON)
+                is_our_turn = False
     except BaseException:
-        os.kill(pid, signal.SIGTERM)    # it may wait for something that never comes
-        os.waitpid(pid, 0)              # what it made is undone
+        if not is_our_turn:     # else it waits for us, and ends as a start that failed
+            os.kill(pid, signal.SIGTERM)    # it may wait for something that never comes
+        os.waitpid(pid, 0)      # what it made is undone
         raise
     if message == _READY:
         return pid

@@ -1,5 +1,6 @@
 """The background process: what it keeps of its caller, and of its memory's secrets."""
 
+import asyncio
 import os
 import select
 import signal
@@ -11,6 +12,7 @@ import pytest
 from fastpump.errors import SystemSetupError
 from fastpump.process.daemon import detach
 from fastpump.process.signals import unwinding
+from support.hosts import until
 
 GET_DUMPABLE = """
 import ctypes, os
@@ -73,23 +75,48 @@ def test_a_start_that_a_signal_ended_is_no_bug(capfd, number):
 
 def test_ctrl_c_ends_what_waits_in_the_background(tmp_path):
     """For a name server that is not up, say: it is in a session of its own."""
-    said = tmp_path / "said"
+    said, ready = tmp_path / "said", tmp_path / "ready"
+    program = (
+        "import sys, signal, pathlib\n"
+        "from fastpump.process.daemon import detach\n"
+        "from fastpump.process.signals import unwinding\n"
+        "said, ready = map(pathlib.Path, sys.argv[1:])\n"
+        "def work(foreground):\n"
+        "    with unwinding():\n"
+        "        try:\n"
+        "            ready.touch()\n"
+        "            signal.pause()\n"
+        "        except SystemExit:\n"
+        "            said.write_text('undone')\n"
+        "            raise\n"
+        "detach(work)\n")
+    with subprocess.Popen([sys.executable, "-c", program, str(said), str(ready)],
+                          stderr=subprocess.PIPE, text=True) as running:
+        assert until(ready.exists)
+        running.send_signal(signal.SIGINT)
+        errors = running.communicate(timeout=20)[1]
+    assert said.read_text() == "undone" and "KeyboardInterrupt" in errors
+
+
+def test_a_turn_that_fails_is_a_start_that_fails():
+    """No signal: that would be an end as by `down`."""
+    seen, writer = os.pipe()
 
     def work(foreground):
-        with unwinding():
-            try:
-                foreground._way.send(b"T")
-                signal.pause()
-            except SystemExit:
-                said.write_text("undone")
-                raise
+        try:
+            asyncio.run(foreground.take_turn())
+        except BaseException as error:
+            os.write(writer, type(error).__name__.encode())
+            raise
 
-    def interrupt():
-        raise KeyboardInterrupt
+    def fail():
+        raise SystemSetupError("PreUp")
 
-    with pytest.raises(KeyboardInterrupt):
-        detach(work, on_turn=interrupt)
-    assert said.read_text() == "undone"
+    with pytest.raises(SystemSetupError, match="PreUp"):
+        detach(work, on_turn=fail)
+    assert os.read(seen, 100) == b"SystemSetupError"
+    os.close(seen)
+    os.close(writer)
 
 
 @pytest.mark.parametrize("program", [
