@@ -45,11 +45,12 @@ def _page(results: Results, baseline: str) -> Iterator[str]:
            f"{escape(machine['cpus'])} CPUs, {escape(machine['kernel'])}. "
            "Both ends of the tunnel and the load shared this machine.</p>")
     yield "<nav>" + "".join(
-        f"<a href=\"#{name}\">{escape(TOPOLOGIES.get(name, name))}</a>"
+        f"<a href=\"#{escape(name)}\">{escape(TOPOLOGIES.get(name, name))}</a>"
         for name in results.columns) + "<a href=\"#doubts\">doubts</a>" \
         "<a href=\"#table\">all figures</a></nav>"
     for topology, columns in results.columns.items():
-        yield f"<section id=\"{topology}\"><h2>{escape(TOPOLOGIES.get(topology, topology))}</h2>"
+        yield (f"<section id=\"{escape(topology)}\">"
+               f"<h2>{escape(TOPOLOGIES.get(topology, topology))}</h2>")
         yield from _verdicts(columns)
         yield from _contenders(columns)
         yield from _plots(columns)
@@ -58,7 +59,7 @@ def _page(results: Results, baseline: str) -> Iterator[str]:
     yield ("<section id=\"table\"><h2>All figures</h2><pre>"
            + escape("\n".join(table.report(results, baseline))) + "</pre></section>")
     yield ("<script type=\"application/json\" id=\"results\">"
-           + json.dumps(results.as_json()).replace("</", "<\\/") + "</script></body></html>\n")
+           + json.dumps(results.as_json()).replace("<", "\\u003c") + "</script></body></html>\n")
 
 
 def _verdicts(columns: dict[str, Column]) -> Iterator[str]:

@@ -44,13 +44,14 @@ def bars(figure: Figure, columns: dict[str, Column]) -> str:
         axes.plot([median.low, median.high], [place, place], color="#1f2933", linewidth=1.6)
         axes.plot(values, [place] * len(values), ".", color="#1f2933", markersize=4, alpha=0.55)
         axes.annotate(f" {figure.text(median.value)}", (max(median.high, *values), place),
-                      va="center", fontsize=8)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8.5)
+                      va="center", fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8.5,
+                    parse_math=False)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.margins(x=0.12)
     axes.set_xlabel(f"{figure.unit} ({'more' if figure.more_is_better else 'less'} is better)",
-                    fontsize=8.5)
+                    fontsize=8.5, parse_math=False)
     axes.tick_params(axis="x", labelsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

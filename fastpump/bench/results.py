@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from dataclasses import asdict, dataclass, field
@@ -79,9 +80,12 @@ def load_results(path: Path) -> Results:
         if data["format"] != FORMAT:
             raise ConfigError(f"{path} is of another version of fastpump: {data['format']!r} "
                               f"instead of {FORMAT!r}")
-        return Results(data["machine"], data["settings"], {
-            topology: {name: _column(column) for name, column in columns.items()}
-            for topology, columns in data["topologies"].items()}, data["doubts"])
+        return Results(
+            {name: str(data["machine"][name]) for name in this_machine()},
+            {name: str(value) for name, value in data["settings"].items()},
+            {topology: {_name(name): _column(column) for name, column in columns.items()}
+             for topology, columns in data["topologies"].items()},
+            [str(doubt) for doubt in data["doubts"]])
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -90,9 +94,23 @@ def load_results(path: Path) -> Results:
 
 
 def _column(data: dict[str, Any]) -> Column:
-    figures = {each["name"]: Figure(**each) for each in data["figures"]}
-    return Column(data["kind"], data["program"], data["settings"], [
-        {figures[name]: float(value) for name, value in turn.items()} for turn in data["turns"]])
+    figures = {each["name"]: Figure(_name(each["name"]), str(each["unit"]),
+                                    bool(each["more_is_better"]), min(9, max(0, each["digits"])))
+               for each in data["figures"]}
+    return Column(str(data["kind"]), str(data["program"]), str(data["settings"]), [
+        {figures[name]: _value(value) for name, value in turn.items()} for turn in data["turns"]])
+
+
+def _name(text: str) -> str:
+    if not text.strip():
+        raise ValueError("an empty name")
+    return text
+
+
+def _value(number: float) -> float:
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"{number} is no figure")
+    return float(number)
 
 
 def this_machine() -> dict[str, str]:

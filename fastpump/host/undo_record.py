@@ -41,15 +41,7 @@ class Record:
     def take(cls, path: Path) -> Record | None:
         """Open a record, or make it, and lock it; None if a living process has it."""
         while True:
-            try:
-                path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            except FileNotFoundError:
-                continue        # its owner removed the directory just now
-            except OSError as error:
-                raise SystemSetupError(f"{path} cannot be written: {error.strerror}; name a "
-                                       "writable directory in FASTPUMP_RUN") from None
-            file = os.fdopen(fd, "r+", encoding="utf-8")
+            file = os.fdopen(_open_or_make(path), "r+", encoding="utf-8", errors="replace")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -67,7 +59,7 @@ class Record:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             return None
-        return cls(path, os.fdopen(fd, "r", encoding="utf-8"))
+        return cls(path, os.fdopen(fd, "r", encoding="utf-8", errors="replace"))
 
     @property
     def is_trusted(self) -> bool:
@@ -122,6 +114,18 @@ class Record:
         _remove_if_empty(self.path.parent)
 
 
+def _open_or_make(path: Path) -> int:
+    while True:
+        try:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            continue            # its owner removed the directory just now
+        except OSError as error:
+            raise SystemSetupError(f"{path} cannot be written: {error.strerror}; name a writable "
+                                   "directory in FASTPUMP_RUN") from None
+
+
 def _write_all(fd: int, data: bytes, at: int) -> None:
     while data:
         written = os.pwrite(fd, data, at)
@@ -161,14 +165,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 def _open_locked(path: Path) -> int:
     while True:
-        try:
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except FileNotFoundError:
-            continue            # its owner removed the directory just now
-        except OSError as error:
-            raise SystemSetupError(f"{path} cannot be made: {error.strerror}; name a writable "
-                                   "directory in FASTPUMP_RUN") from None
+        fd = _open_or_make(path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):

@@ -41,7 +41,7 @@ from fastpump.hot.vnet cimport GSO_UDP_L4, VnetHeader
 
 cdef enum:
     SPLIT_MAX_HEADER = 256          # Ethernet, IP (with extension headers) and TCP
-    SPLIT_MAX_SEGMENTS = 2048       # of 32 bytes, and less than any TCP's in 64 KiB; see the head
+    SPLIT_MAX_SEGMENTS = 2048       # more than any TCP makes of 64 KiB; see the head
 
 cdef struct Splitter:
     uint8_t *packet

@@ -127,6 +127,45 @@ def test_the_command(tmp_path, capsys):
     assert "takes one file" in capsys.readouterr().err
 
 
+def lying(change):
+    """A file of results of which one thing is not as we write it."""
+    data = json.loads(json.dumps(results().as_json()))
+    column = data["topologies"]["hosts"].pop(OURS)
+    change(data, column)
+    data["topologies"]["hosts"].setdefault(OURS, column)
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize("change", [
+    lambda data, _: data["machine"].pop("processor"),
+    lambda data, _: data.update(settings=["x"]),
+    lambda data, _: data.update(doubts=None),
+    lambda data, column: data["topologies"]["hosts"].update({" ": column}),
+    lambda _, column: column["figures"][0].update(digits="x"),
+    lambda _, column: column["figures"][0].update(name=7),
+    lambda _, column: column["turns"][0].update({SPEED.name: float("nan")}),
+    lambda _, column: column["turns"][0].update({SPEED.name: float("inf")}),
+    lambda _, column: column["turns"][0].update({SPEED.name: -1}),
+    lambda _, column: column["turns"][0].update({SPEED.name: "1"}),
+    lambda _, column: column["turns"].append([]),
+])
+def test_a_file_that_lies_is_refused(tmp_path, capsys, change):
+    path = tmp_path / "x.json"
+    path.write_text(lying(change))
+    assert main(["bench", "report", str(path), "--html", str(tmp_path / "x.html")]) == 1
+    assert "is no file of `fastpump bench --json`" in capsys.readouterr().err
+
+
+def test_names_are_shown_as_they_are(tmp_path):
+    r"""Neither HTML nor formulas, like $\frac$."""
+    odd = '"><script>x</script> $\\frac$ $'
+    path, report = tmp_path / "x.json", tmp_path / "x.html"
+    path.write_text(lying(lambda data, column: data["topologies"].update(
+        {odd: {odd: column, OURS: column}})))
+    assert main(["bench", "report", str(path), "--html", str(report)]) == 0
+    assert "<script>x" not in report.read_text() and Page(report.read_text()).svgs > 3
+
+
 def test_without_matplotlib_it_says_what_to_do(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigError):

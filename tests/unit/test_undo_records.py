@@ -82,9 +82,9 @@ def test_without_room_it_stays_as_it_was(record, monkeypatch):
     assert record.read() == SMALL
 
 
-@pytest.mark.parametrize("content", ["[]\n", "{\n", "x"])
+@pytest.mark.parametrize("content", [b"[]\n", b"{\n", b"x", b"\xff\xfe{}\n"])
 def test_what_is_no_record_is_said(record, caplog, content):
-    record.path.write_text(content)
+    record.path.write_bytes(content)
     assert record.read() == {} and "cannot be read" in caplog.text
     record.path.write_text("")
     caplog.clear()
