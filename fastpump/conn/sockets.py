@@ -8,7 +8,8 @@ worker lane number modulo queues, everything else to the handshake socket. So an
 unmodified peer reaches the right worker wherever it roams.
 
 Lane sockets are for the lanes that we open ourselves (device/lanes.py): each has a port of its
-own, and all peers share them.
+own, and all peers share them. The kernel chooses it, but never one of those that tunnels are given
+by habit (GIVEN_PORTS): another tunnel could not start then.
 
 On each of these ports one more socket is bound, last, to which the program sends nothing: the
 supervisor sends probes of the path MTU by it (device/path_mtus.py). They have DF set, which data
@@ -54,6 +55,9 @@ from fastpump.kernel import (
 from fastpump.protocol.wire import INITIATION_TYPE, LANE_TYPE, TRANSPORT_TYPE
 
 log = logging.getLogger("fastpump")
+
+GIVEN_PORTS = range(DEFAULT_PORT, DEFAULT_PORT + 256)
+"""What `--listen-port` is of the first tunnel of a host, of its second one, ..."""
 
 HANDSHAKE_TOS = 0x88        # AF41, as the kernel's WireGuard
 OTHER_TOS = 0x90            # AF42, if data has that
@@ -202,8 +206,7 @@ class SocketGroup:
             self._prober = self._make_prober(self.port)
             self._lane_probers: list[socket.socket] = []
             for _ in range(lane_sockets):
-                sock = self._make()
-                sock.bind(("", 0))      # alone at first: as workers[0]
+                sock = self._make_free()        # alone at first: as workers[0]
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 self.lanes.append(sock)
                 self._lane_probers.append(self._make_prober(sock.getsockname()[1]))
@@ -242,6 +245,10 @@ class SocketGroup:
     def _bind_first(self, wanted: int | None) -> socket.socket:
         """The first socket claims the port for itself, and only then lets others join:
         joining the group of another process would steal its datagrams."""
+        if wanted == 0:
+            sock = self._make_free()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            return sock
         sock = self._make()
         port = DEFAULT_PORT if wanted is None else wanted
         try:
@@ -254,11 +261,36 @@ class SocketGroup:
                 raise SystemSetupError(
                     f"the UDP port {wanted} is in use; choose another, or "
                     f"see who has it: ss -lunp 'sport = :{wanted}'") from None
-            sock.bind(("", 0))
+            self._drop(sock)
+            sock = self._make_free()
             log.warning("the UDP port %(wanted)d is in use: this tunnel has port %(port)d",
                         {"wanted": port, "port": sock.getsockname()[1]})
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         return sock
+
+    def _make_free(self) -> socket.socket:
+        """A socket on a port that nobody has, and that nobody is going to be given."""
+        refused: list[socket.socket] = []
+        try:
+            while True:
+                sock = self._make()
+                try:
+                    sock.bind(("", 0))
+                except OSError:
+                    if not refused:
+                        raise
+                    self._drop(sock)
+                    return refused.pop()    # the host has no others
+                if sock.getsockname()[1] not in GIVEN_PORTS:
+                    return sock
+                refused.append(sock)        # kept until then, so that it is not chosen again
+        finally:
+            for each in refused:
+                self._drop(each)
+
+    def _drop(self, sock: socket.socket) -> None:
+        self._open.remove(sock)
+        sock.close()
 
     def _bind(self, port: int) -> socket.socket:
         """Another socket of the group."""

@@ -463,6 +463,16 @@ def test_a_taken_default_port_gives_way_to_a_free_one(lab, tmp_path):
     assert ports["fp0"] == 51820 and ports["fp1"] not in (0, 51820)
 
 
+@pytest.mark.parametrize(("usable", "expected"), [
+    ("52060 52120", range(52076, 52121)), ("51900 51980", range(51900, 51981))])
+def test_free_ports_are_none_that_tunnels_are_given(lab, usable, expected):
+    """Where the host has others."""
+    lab.run("b", "sh", "-c", f"echo {usable} > /proc/sys/net/ipv4/ip_local_port_range")
+    lab.fastpump("b", "--listen-port", "0")
+    ports = {int(port) for port in re.findall(r":(\d+)\s", lab.run("b", "ss", "-Hlun").stdout)}
+    assert len(ports) > 32 and ports <= set(expected)
+
+
 def test_status_of_nothing(lab):
     assert "no tunnel is running" in lab.run("a", *FASTPUMP, "status").stdout
     assert json.loads(lab.run("a", *FASTPUMP, "status", "--json").stdout) == {"interfaces": []}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastpump.lab.networks import INSIDE4, INSIDE6, OUTSIDE4, stop, wait_for_line
-from support.hosts import FASTPUMP, network_state, own_pid
+from support.hosts import FASTPUMP, network_state, own_pid, records_of
 
 # {host: (interface of a, its addresses, the host's addresses)}
 BEYOND = {"c": ("way", ("198.51.100.1/24", "2001:db8:51::1/64"),
@@ -165,6 +165,5 @@ class Site:
 
     def state(self):
         """All that a gateway may leave behind."""
-        inode = self.lab.run("a", "stat", "-Lc", "%i", "/proc/self/ns/net").stdout.strip()
         return network_state(self.lab, "a") | self.sysctls() | {
-            "run": sorted(map(str, (self.directory / "run").rglob(f"{inode}/*")))}
+            "run": records_of(self.lab, "a", self.directory / "run")}

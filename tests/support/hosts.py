@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from fastpump.host.undo_record import LOCK
 from fastpump.lab.networks import ip, stop, wait_for_line
 from fastpump.protocol import keys
 
@@ -187,6 +188,18 @@ def network_state(lab, side, *records):
     for directory in records:
         state |= {str(path): path.read_text() for path in directory.iterdir()}
     return state
+
+
+def records_of(lab, side, directory):
+    """The files of a side's interfaces below a FASTPUMP_RUN, once nobody has that directory locked
+    or in 5 s: to repair what others took away is to lock it for a moment."""
+    inode = lab.run(side, "stat", "-Lc", "%i", "/proc/self/ns/net").stdout.strip()
+    deadline = time.monotonic() + 5
+    while True:
+        found = sorted(map(str, directory.rglob(f"{inode}/*")))
+        if not any(path.endswith(LOCK) for path in found) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.01)
 
 
 def pids_in(lab, side):

@@ -15,6 +15,7 @@ from support.hosts import (
     network_state,
     own_pid,
     pids_in,
+    records_of,
 )
 
 FAR = ("203.0.113.7", "2001:db8:77::7")     # behind b
@@ -76,9 +77,8 @@ class Quick:
     def state(self):
         """All that there is to leave behind on a."""
         return network_state(self.lab, "a", self.records) | {
-            "run": sorted(map(str, (self.directory / "run").rglob(
-                f"{self.lab.run('a', 'stat', '-Lc', '%i', '/proc/self/ns/net').stdout.strip()}/*"
-            ))), "processes": len(pids_in(self.lab, "a"))}
+            "run": records_of(self.lab, "a", self.directory / "run"),
+            "processes": len(pids_in(self.lab, "a"))}
 
     def hooks(self):
         return (self.directory / "hooks").read_text().splitlines()
