@@ -1,6 +1,7 @@
-"""Build the one extension module, ``fastpump._core``, and the man pages of docs/.
+"""Build the data plane, ``fastpump._core``, what makes load, ``fastpump.bench._packets``, and the
+man pages of docs/.
 
-Everything else about the package is in pyproject.toml. Two libraries give the
+Everything else about the package is in pyproject.toml. Two libraries give the data plane its
 ciphers: OpenSSL's libcrypto (always) and intel-ipsec-mb (x86-64, when its
 header is there; the library is loaded at run time, if it is there then).
 FASTPUMP_AEAD chooses at run time.
@@ -97,13 +98,14 @@ class BuildExt(build_ext):
         if not header_compiles("openssl/evp.h", crypto_cflags):
             sys.exit("fastpump: the headers of OpenSSL are missing; install them "
                      "(Debian: apt install libssl-dev)")
-        for extension in self.extensions:
-            extension.extra_compile_args += crypto_cflags
-            extension.extra_link_args += pkg_config("--libs", "libcrypto")
+        core, load = self.extensions
+        core.extra_compile_args += crypto_cflags
+        core.extra_link_args += pkg_config("--libs", "libcrypto")
+        if self.has_ipsec_mb():
+            core.define_macros.append(("FASTPUMP_IPSEC_MB", "1"))
+            core.libraries.append("dl")                 # of its own before glibc 2.34
+        for extension in (core, load):
             extension.sources = translated(extension)
-            if self.has_ipsec_mb():
-                extension.define_macros.append(("FASTPUMP_IPSEC_MB", "1"))
-                extension.libraries.append("dl")        # of its own before glibc 2.34
         super().build_extensions()
 
     @staticmethod
@@ -152,26 +154,40 @@ def man_page(manual: str) -> str:
     return text
 
 
-def core_extension() -> Extension:
+def compile_args() -> list[str]:
     # -fno-strict-aliasing: headers are read in place, out of byte buffers.
-    compile_args = [*WARNINGS, "-fno-strict-aliasing"]
+    args = [*WARNINGS, "-fno-strict-aliasing"]
     if environment_flag("FASTPUMP_BUILD_DEBUG"):
-        compile_args += ["-O0", "-g", "-UNDEBUG", "-DFASTPUMP_DEBUG=1"]
+        args += ["-O0", "-g", "-UNDEBUG", "-DFASTPUMP_DEBUG=1"]
     else:
-        compile_args += ["-O3"]
+        args += ["-O3"]
     if environment_flag("FASTPUMP_BUILD_PROFILE"):
-        compile_args += ["-g", "-fno-omit-frame-pointer"]
+        args += ["-g", "-fno-omit-frame-pointer"]
+    return args
+
+
+def core_extension() -> Extension:
     macros: list[tuple[str, str | None]] = [("_GNU_SOURCE", "1")]
     if environment_flag("FASTPUMP_BUILD_NULL_CIPHER"):
         macros.append(("FASTPUMP_NULL_CIPHER", "1"))
     return Extension(
         "fastpump._core",
         ["fastpump/_core.pyx"],
-        extra_compile_args=compile_args,
+        extra_compile_args=compile_args(),
         define_macros=macros,
         include_dirs=["fastpump/hot"],
         depends=sorted(str(path.relative_to(HERE)) for folder in ("hot", "core_parts")
                        for path in HERE.glob(f"fastpump/{folder}/*.*")),
+    )
+
+
+def load_extension() -> Extension:
+    return Extension(
+        "fastpump.bench._packets",
+        ["fastpump/bench/_packets.pyx"],
+        extra_compile_args=compile_args(),
+        define_macros=[("_GNU_SOURCE", "1")],
+        depends=["fastpump/hot/linux.pxd"],
     )
 
 
@@ -186,4 +202,5 @@ def translated(extension: Extension) -> list[str]:
     return list(made.sources)
 
 
-setup(ext_modules=[core_extension()], cmdclass={"build_ext": BuildExt, "install_data": InstallData})
+setup(ext_modules=[core_extension(), load_extension()],
+      cmdclass={"build_ext": BuildExt, "install_data": InstallData})

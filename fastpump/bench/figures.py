@@ -39,6 +39,23 @@ def lost(load: str) -> Figure:
     return Figure(f"{load}: lost", "%", False, 2)
 
 
+def reordered(load: str) -> Figure:
+    """Of those that arrived: after a later one of the same flow (RFC 4737, 3)."""
+    return Figure(f"{load}: reordered", "%", False, 2)
+
+
+def delay(load: str, percent: float) -> Figure:
+    """From the sender's system call to the receiver's kernel, which so many percent do not
+    exceed."""
+    return Figure(f"{load}: delay {'median' if percent == 50 else f'p{percent:g}'}", "us", False,
+                  0)
+
+
+def highest_rate(load: str) -> Figure:
+    """At which no more is lost than LOSS_ALLOWED of loads.py."""
+    return Figure(f"{load}: highest rate", "packets/s", True, 0)
+
+
 def cpu_per_packet(load: str) -> Figure:
     """Of the tunnel's processes at both ends, per packet that arrived."""
     return Figure(f"{load}: CPU", "us/packet", False, 2)

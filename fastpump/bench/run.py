@@ -71,7 +71,7 @@ def _take_turn(plan: Plan, topology: str, contender: Contender,
                 built(topology, contender, program, lab, Path(directory)) as (
                     client, server, host, processes):
             lab.serve_iperf(server)
-            turn = Turn(lab, client, host, processes, plan.seconds)
+            turn = Turn(lab, client, server, host, processes, plan.seconds)
             return dict(run_loads(turn, plan.loads)), turn.doubts
     except SystemSetupError as error:
         return {}, [f"failed: {error}"]

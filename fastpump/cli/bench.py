@@ -26,7 +26,7 @@ and removed afterwards: fastpump, the cable without a tunnel, and whichever of t
 installed, or named by --program. Each has a turn in each round, in random order; medians are
 printed, what holds them for sure, and ratios. Needs root, iperf3 and ping.
 
-  sudo fastpump bench                           all that is there, six rounds: an hour
+  sudo fastpump bench                           all that is there, six rounds: hours
   sudo fastpump bench --only fastpump,wireguard-go --load tcp1,udp64-60k
   sudo fastpump bench --program wireguard-go=/opt/wireguard-go --json today.json
   sudo fastpump bench --topology gateways       between hosts beyond both ends, with NAT
@@ -35,8 +35,8 @@ printed, what holds them for sure, and ratios. Needs root, iperf3 and ping.
   fastpump bench compare before.json after.json
 
 Both ends of the tunnel and the load share the machine. So throughput says how much of it a tunnel
-leaves to the load; the CPU time of the tunnel's processes is the steadiest figure. At an unlimited
-rate of small packets the one who carries most leaves least to the receiver: compare at fixed rates.
+leaves to the load; the CPU time of the tunnel's processes is the steadiest figure. Small packets are
+sent at fixed rates: at an unlimited one who carries most leaves least to the receiver.
 """
 
 

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fastpump.bench.loads import Turn, udp_highest
+from fastpump.bench.packets import Stream, run_stream
+from fastpump.errors import SystemSetupError
+from fastpump.lab.networks import OUTSIDE4, OUTSIDE6
 from support.hosts import until
 
 FASTPUMP = sys.executable, "-m", "fastpump"
@@ -22,7 +26,7 @@ def namespaces():
 
 
 @pytest.mark.parametrize("topology, load, only", [
-    ("hosts", "ping,tcp4,tcp-reverse,udp64-20k,udp1300,ping-tcp", "fastpump"),
+    ("hosts", "ping,tcp4,tcp-reverse,udp64-20k,imix,quic,ping-tcp", "fastpump"),
     ("hosts,gateways", "ping,tcp1", "bare,fastpump wireguard,wireguard-go"),
     ("hosts", "tcp1", "nebula,openvpn,fastd,tinc")])
 def test_all_figures_of_all_who_take_part(tmp_path, topology, load, only):
@@ -46,6 +50,38 @@ def test_all_figures_of_all_who_take_part(tmp_path, topology, load, only):
     assert "no ratio is sure" in ran.stdout
     again = bench("compare", str(path), str(path))
     assert " x 1.00 " in again.stdout
+
+
+def filtered(lab, statement):
+    """What comes to b is dropped by this."""
+    lab.run("b", "nft", "-f", "-", input=(
+        f"table ip lossy {{ chain in {{ type filter hook input priority 0; udp length > 30 "
+        f"{statement} drop; }}; }}\n".replace("; ", "\n")))
+
+
+def test_packets_that_a_host_drops_are_missed(lab):
+    """Each tenth; IPv4 and IPv6."""
+    filtered(lab, "numgen inc mod 10 0")
+    arrived = run_stream(lab, "a", "b", OUTSIDE4["b"], Stream((64, 500), 2000, flows=2), 0.5)
+    assert arrived.received == arrived.sent - -(-arrived.sent // 10)
+    assert 0.1 <= arrived.lost < 0.11 and not arrived.reordered
+    every = run_stream(lab, "a", "b", OUTSIDE6["b"], Stream((64,), 2000), 0.2)
+    assert every.received == every.sent > 0
+
+
+def test_the_highest_rate_is_not_beyond_a_limit(lab):
+    filtered(lab, "limit rate over 8000/second burst 50 packets")
+    turn = Turn(lab, "a", "b", OUTSIDE4["b"], {}, 0.5)
+    (rate,) = udp_highest(64)(turn).values()
+    assert 0 < rate < 8000 * 1.06
+
+
+def test_who_cannot_send_or_receive_is_told(lab):
+    stream = Stream((64,), 1000)
+    with pytest.raises(SystemSetupError, match="Network is unreachable"):
+        run_stream(lab, "a", "b", "203.0.113.9", stream, 0.1)
+    with pytest.raises(SystemSetupError, match="nothing arrived"):
+        Turn(lab, "a", "b", OUTSIDE4["a"], {}, 0.1).streamed("small", stream, 0.1)
 
 
 def test_an_end_under_way_leaves_nothing():
