@@ -54,6 +54,9 @@ class Contender:
     settings: str = ""
     """What was chosen, in the words of its own configuration."""
     topologies: tuple[str, ...] = ("hosts",)
+    """Of topologies.py, in which it takes part."""
+    device: str = ""
+    """Its interface, for the topology `bridges`."""
     target: str = INSIDE4["b"]
     """The address of the other host, for the topology `hosts`."""
 
@@ -72,7 +75,8 @@ def bare(_: Place) -> Iterator[Processes]:
     yield {}
 
 
-BARE = Contender("bare", "no tunnel: the cable itself", bare, target=OUTSIDE4["b"])
+BARE = Contender("bare", "no tunnel: the cable itself", bare, target=OUTSIDE4["b"], device="wire",
+                 topologies=("hosts", "gateways", "bridges"))
 
 
 @contextlib.contextmanager
@@ -94,8 +98,3 @@ def configure_link(lab: Lab, name: str) -> None:
                    f"there is no {name}")
         lab.ip(side, "address", "replace", f"{INSIDE4[side]}/24", "dev", name)
         lab.ip(side, "link", "set", name, "up")
-
-
-def answers(lab: Lab, name: str) -> None:
-    """Wait until the other host answers through the tunnel."""
-    wait_until(lambda: lab.ping("a", INSIDE4["b"], 1), f"{name} answers no ping")

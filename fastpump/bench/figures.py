@@ -61,15 +61,28 @@ def cpu_per_packet(load: str) -> Figure:
     return Figure(f"{load}: CPU", "us/packet", False, 2)
 
 
-def ping_median(load: str) -> Figure:
-    """Round-trip time."""
+def connections(load: str) -> Figure:
+    """That were made, used and ended."""
+    return Figure(f"{load}: rate", "per s", True, 0)
+
+
+def cpu_per_connection(load: str) -> Figure:
+    """Of the tunnel's processes at both ends."""
+    return Figure(f"{load}: CPU", "us/conn.", False, 0)
+
+
+def time_median(load: str) -> Figure:
+    """Of a ping, there and back; of a connection, from its first segment to the answer."""
     return Figure(f"{load}: median", "ms", False)
 
 
-def ping_tail(load: str) -> Figure:
-    """The round-trip time that 99 of 100 pings do not exceed."""
+def time_tail(load: str) -> Figure:
+    """Which 99 of 100 do not exceed."""
     return Figure(f"{load}: p99", "ms", False)
 
 
+START = Figure("start to first answer", "ms", False, 0)
+"""From the start of the tunnel's programs, its keys and addresses among it, to the answer to the
+first ping."""
 MEMORY = Figure("memory, both ends", "MB", False, 0)
 """Resident; what processes share counts in parts."""

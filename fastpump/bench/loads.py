@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from fastpump.bench import figures
-from fastpump.bench.contender import Processes
+from fastpump.bench.connections import run_connections
 from fastpump.bench.figures import Figure
 from fastpump.bench.packets import Arrived, Stream, run_stream
+from fastpump.bench.topologies import Ends
 from fastpump.errors import SystemSetupError
 from fastpump.lab.iperf import Load
-from fastpump.lab.networks import Lab, cpu_seconds, percentile, resident_bytes, stop
+from fastpump.lab.networks import Lab, cpu_seconds, percentile, resident_bytes, stop, wait_until
 
 Values = dict[Figure, float]
 
@@ -30,6 +30,8 @@ IMIX = (18, 18, 548, 18, 18, 548, 18, 1392, 548, 18, 18, 548)
 tunnels), seven to four to one, as makers of test equipment mix them."""
 QUIC_SIZE = 1200
 """The least that QUIC sends before it knows the path (RFC 9000, 14)."""
+AT_ONCE = 16
+"""Connections."""
 LOSS_ALLOWED = 0.001
 FIRST_RATE, LEAST_RATE = 20_000, 1000
 
@@ -39,18 +41,24 @@ class Turn:
     """One contender's turn: what loads run on, and what is not plausible about them."""
 
     lab: Lab
-    client: str
-    server: str
-    host: str
-    """The server's address."""
-    processes: Processes
+    ends: Ends
     seconds: float
+    """Of each load."""
     doubts: list[str] = field(default_factory=list)
 
     @property
     def pids(self) -> list[int]:
         """Of the tunnel."""
-        return [process.pid for process in self.processes.values()]
+        return [process.pid for process in self.ends.processes.values()]
+
+    @property
+    def between(self) -> tuple[Lab, str, str, str]:
+        """The lab, the host that sends, the one that receives, and its address."""
+        return self.lab, self.ends.client, self.ends.server, self.ends.address
+
+    def ping(self, count: int, interval_s: float) -> list[float]:
+        """Round-trip times in ms, ascending."""
+        return self.lab.ping(self.ends.client, self.ends.address, count, interval_s)
 
     def measured(self, name: str, run: Callable[[], Load]) -> tuple[Load, float]:
         """A load, and the CPU seconds that the tunnel took."""
@@ -63,7 +71,7 @@ class Turn:
         """A stream of packets, and the CPU seconds that the tunnel took. SystemSetupError if
         nothing arrives."""
         before = cpu_seconds(self.pids)
-        arrived = run_stream(self.lab, self.client, self.server, self.host, stream, seconds)
+        arrived = run_stream(*self.between, stream, seconds)
         used = cpu_seconds(self.pids) - before
         if not arrived.received:
             raise SystemSetupError(f"{name}: nothing arrived")
@@ -79,37 +87,46 @@ class Turn:
 
 def ping_idle(turn: Turn) -> Values:
     """200 pings, 5 ms apart, while nothing else happens."""
-    return _ping_figures("ping, idle", turn.lab.ping(turn.client, turn.host, 200, 0.005))
+    return _time_figures("ping, idle", turn.ping(200, 0.005))
 
 
 def ping_beside_tcp(turn: Turn) -> Values:
     """Pings, 10 ms apart, while one TCP stream takes all it gets."""
-    lab = turn.lab
-    stream = lab.spawn(turn.client, "iperf3", "--client", turn.host, "--time",
+    lab, ends = turn.lab, turn.ends
+    stream = lab.spawn(ends.client, "iperf3", "--client", ends.address, "--time",
                        str(turn.seconds + 2))
     time.sleep(1)       # until it has its rate
-    with ThreadPoolExecutor(1) as pool:
-        times = pool.submit(lab.ping, turn.client, turn.host,
-                            max(1, int(turn.seconds / 0.01)), 0.01).result()
+    times = turn.ping(max(1, int(turn.seconds / 0.01)), 0.01)
     stop(stream)
     lab.processes.remove(stream)
     time.sleep(0.5)     # iperf3's server sees the end
-    return _ping_figures("ping, beside TCP", times)
+    return _time_figures("ping, beside TCP", times)
 
 
-def _ping_figures(name: str, times: list[float]) -> Values:
-    return {figures.ping_median(name): percentile(times, 50),
-            figures.ping_tail(name): percentile(times, 99)}
+def _time_figures(name: str, times_ms: list[float]) -> Values:
+    return {figures.time_median(name): percentile(times_ms, 50),
+            figures.time_tail(name): percentile(times_ms, 99)}
 
 
 def tcp(name: str, *options: str) -> Callable[[Turn], Values]:
     """TCP streams that take what they get."""
     def run(turn: Turn) -> Values:
         load, used = turn.measured(name, lambda: turn.lab.tcp(
-            turn.client, turn.host, turn.seconds, *options))
+            turn.ends.client, turn.ends.address, turn.seconds, *options))
         return {figures.throughput(name): load.gbit_per_s,
                 figures.cpu_per_gb(name): used / (load.bytes / 1e9)}
     return run
+
+
+def connect(turn: Turn) -> Values:
+    """Short TCP connections, AT_ONCE of them at any time."""
+    name = f"{AT_ONCE} connections at once"
+    before = cpu_seconds(turn.pids)
+    done = run_connections(*turn.between, AT_ONCE, turn.seconds)
+    used = cpu_seconds(turn.pids) - before
+    return {figures.connections(name): done.per_s,
+            figures.cpu_per_connection(name): used * 1e6 / len(done.times_ms),
+            **_time_figures(name, done.times_ms)}
 
 
 def udp(name: str, stream: Stream) -> Callable[[Turn], Values]:
@@ -134,8 +151,7 @@ def udp_highest(size: int) -> Callable[[Turn], Values]:
     def run(turn: Turn) -> Values:
         def passes(rate: int) -> bool:
             for _ in range(2):
-                arrived = run_stream(turn.lab, turn.client, turn.server, turn.host,
-                                     Stream((size,), rate), turn.seconds / 2)
+                arrived = run_stream(*turn.between, Stream((size,), rate), turn.seconds / 2)
                 wanted = rate * arrived.seconds
                 if arrived.sent > 0.99 * wanted and arrived.lost <= LOSS_ALLOWED:
                     return True
@@ -158,6 +174,7 @@ LOADS: dict[str, Callable[[Turn], Values]] = {
                           *(() if count == 1 else ("--parallel", str(count))))
        for count in STREAMS},
     "tcp-reverse": tcp("TCP, reverse", "--reverse"),
+    "connect": connect,
     **{f"udp{size}-{rate // 1000}k": udp(f"UDP {size} B, {rate:,}/s", Stream((size,), rate))
        for size, rate in RATES},
     "udp64-60k-flows": udp("UDP 64 B, 60,000/s, 64 flows", Stream((64,), 60_000, flows=64)),
@@ -171,9 +188,13 @@ LOADS: dict[str, Callable[[Turn], Values]] = {
 
 def run_loads(turn: Turn, names: Sequence[str]) -> Iterator[tuple[Figure, float]]:
     """Run them; the figures as they come. SystemSetupError if nothing arrives."""
-    if not turn.lab.ping(turn.client, turn.host, 3):
-        raise SystemSetupError(f"{turn.host} does not answer")
+    lab, ends = turn.lab, turn.ends
+    wait_until(lambda: lab.run(ends.client, "ping", "-n", "-c", "1", "-W", "0.1", ends.address,
+                               check=False).returncode == 0, f"{ends.address} does not answer")
+    if ends.processes:
+        yield figures.START, 1e3 * (time.monotonic() - ends.begun_s)
+    lab.serve_iperf(ends.server)
     for name in names:
         yield from LOADS[name](turn).items()
-    if turn.processes:
+    if ends.processes:
         yield figures.MEMORY, resident_bytes(turn.pids) / 1e6

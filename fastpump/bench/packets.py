@@ -150,4 +150,8 @@ def receive(words: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"send": send, "receive": receive}[sys.argv[1]](json.loads(sys.argv[2]))))
+    try:
+        print(json.dumps({"send": send, "receive": receive}[sys.argv[1]](
+            json.loads(sys.argv[2]))))
+    except OSError as error:
+        sys.exit(str(error))

@@ -15,7 +15,7 @@ from fastpump.bench.contender import Contender
 from fastpump.bench.figures import Figure
 from fastpump.bench.loads import Turn, run_loads
 from fastpump.bench.results import Column, Results
-from fastpump.bench.topologies import built
+from fastpump.bench.topologies import built, shape
 from fastpump.errors import SystemSetupError
 from fastpump.lab.networks import Lab
 
@@ -43,7 +43,7 @@ def run(plan: Plan, results: Results, say: Callable[[str], None],
     for topology in plan.topologies:
         columns = results.columns.setdefault(topology, {})
         for contender, program in plan.contenders:
-            if topology in contender.topologies:
+            if shape(topology) in contender.topologies:
                 columns[contender.name] = Column(contender.kind, program, contender.settings)
                 turns.append((topology, contender, program))
     total = plan.rounds * len(turns)
@@ -68,10 +68,8 @@ def _take_turn(plan: Plan, topology: str, contender: Contender,
     none: who fails is left out of that round only."""
     try:
         with tempfile.TemporaryDirectory(prefix="fastpump-bench-") as directory, Lab() as lab, \
-                built(topology, contender, program, lab, Path(directory)) as (
-                    client, server, host, processes):
-            lab.serve_iperf(server)
-            turn = Turn(lab, client, server, host, processes, plan.seconds)
+                built(topology, contender, program, lab, Path(directory)) as ends:
+            turn = Turn(lab, ends, plan.seconds)
             return dict(run_loads(turn, plan.loads)), turn.doubts
     except SystemSetupError as error:
         return {}, [f"failed: {error}"]

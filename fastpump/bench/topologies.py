@@ -6,30 +6,46 @@ gateways   client ---- a ==== tunnel ==== b ---- server
            10.20.0.2   gateway            gateway, which masquerades
                                                  10.30.0.2
 
-Each host is a network namespace. What the gateways do besides the tunnel is the same for all
-contenders: IPv4 forwarding, segment sizes that fit the way, and at b NAT, by nftables. The client's
+bridges    client ---- a ==== tunnel ==== b ---- server
+           10.40.0.1   bridge             bridge   10.40.0.2
+
+Each host is a network namespace. What a and b do besides the tunnel is the same for all contenders.
+Gateways: IPv4 forwarding, segment sizes that fit the way, and at b NAT, by nftables. The client's
 packets of 1500 bytes, the tunnel's of less and an address that is translated are what a router has
-to do with; the load is at neither end of the tunnel.
+to do with; the load is at neither end of the tunnel. Bridges: the tunnel's interface and the cable
+to the site are ports of a bridge; client and server have the tunnel's MTU.
+
+Each of them is there once more with `-plain`: the cable between a and b then has no GSO, GRO and
+checksum offload. Virtual cables carry trains of UDP datagrams in one piece, network cards may not.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastpump.bench.contender import Contender, Place, Processes
-from fastpump.lab.networks import OUTSIDE4, Lab
+from fastpump.lab.networks import OUTSIDE4, Lab, need
 
-HOSTS, GATEWAYS = "hosts", "gateways"
-TOPOLOGIES = {
+HOSTS, GATEWAYS, BRIDGES = "hosts", "gateways", "bridges"
+PLAIN = "-plain"
+_SHAPES = {
     HOSTS: "two hosts, the ends of the tunnel",
     GATEWAYS: "client, gateway, gateway, server; one gateway masquerades",
+    BRIDGES: "client, bridge, bridge, server; the tunnel carries Ethernet",
 }
+TOPOLOGIES = _SHAPES | {name + PLAIN: f"{text}; a cable without offloads"
+                        for name, text in _SHAPES.items()}
+_PROGRAMS = {GATEWAYS: "nft", PLAIN: "ethtool"}
 
 CLIENT, SERVER = "client", "server"
 BEHIND = {"a": "10.20.0.0/24", "b": "10.30.0.0/24"}
 SERVER_ADDRESS = "10.30.0.2"
+BRIDGED = {CLIENT: "10.40.0.1", SERVER: "10.40.0.2"}
+_SITES = (("a", CLIENT), ("b", SERVER))
 _GATEWAY = """\
 table inet gateway {
   chain clamp {
@@ -43,27 +59,63 @@ _NAT = """\
     oifname "lan" masquerade
   }
 """
+_NO_OFFLOADS = "tx", "off", "rx", "off", "tso", "off", "gso", "off", "gro", "off"
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What load runs between."""
+
+    client: str
+    """The host that sends, ..."""
+    server: str
+    """... the one that receives, ..."""
+    address: str
+    """... and the latter's address."""
+    processes: Processes
+    """Of the tunnel."""
+    begun_s: float
+    """When the set-up of the tunnel began (time.monotonic)."""
+
+
+def shape(topology: str) -> str:
+    """Its name without PLAIN."""
+    return topology.removesuffix(PLAIN)
+
+
+def check_programs(topologies: list[str]) -> None:
+    """SystemSetupError if a program is missing that they need."""
+    need(*(program for part, program in _PROGRAMS.items()
+           if any(part in topology for topology in topologies)))
 
 
 @contextlib.contextmanager
 def built(topology: str, contender: Contender, program: str, lab: Lab,
-          directory: Path) -> Iterator[tuple[str, str, str, Processes]]:
-    """The topology with the contender in it: the host that sends, the one that receives, the
-    latter's address, and the tunnel's processes."""
-    if topology == HOSTS:
-        with contender.setup(Place(lab, directory, program)) as processes:
-            yield "a", "b", contender.target, processes
-        return
-    _add_sites(lab)
-    with contender.setup(Place(lab, directory, program, BEHIND)) as processes:
-        if not processes:
-            _route_over_the_cable(lab)
-        yield CLIENT, SERVER, SERVER_ADDRESS, processes
+          directory: Path) -> Iterator[Ends]:
+    """The topology with the contender in it."""
+    if topology.endswith(PLAIN):
+        for side in "ab":
+            lab.run(side, "ethtool", "-K", "wire", *_NO_OFFLOADS)
+    kind = shape(topology)
+    if kind == GATEWAYS:
+        _add_gateways(lab)
+    begun_s = time.monotonic()
+    behind = BEHIND if kind == GATEWAYS else None
+    with contender.setup(Place(lab, directory, program, behind)) as processes:
+        if kind == HOSTS:
+            yield Ends("a", "b", contender.target, processes, begun_s)
+        elif kind == GATEWAYS:
+            if not processes:
+                _route_over_the_cable(lab)
+            yield Ends(CLIENT, SERVER, SERVER_ADDRESS, processes, begun_s)
+        else:
+            _add_bridges(lab, contender.device)
+            yield Ends(CLIENT, SERVER, BRIDGED[SERVER], processes, begun_s)
 
 
-def _add_sites(lab: Lab) -> None:
+def _add_gateways(lab: Lab) -> None:
     """Add the sites, and make a and b gateways."""
-    for side, host in (("a", CLIENT), ("b", SERVER)):
+    for side, host in _SITES:
         gateway, own = (f"{BEHIND[side].removesuffix('.0/24')}.{number}" for number in (1, 2))
         lab.add_host(host)
         lab.join(side, host, "lan", [f"{gateway}/24"], [f"{own}/24"])
@@ -76,3 +128,16 @@ def _route_over_the_cable(lab: Lab) -> None:
     """No tunnel: the gateways route over the cable between them."""
     for side, other in (("a", "b"), ("b", "a")):
         lab.ip(side, "route", "add", BEHIND[other], "via", OUTSIDE4[other])
+
+
+def _add_bridges(lab: Lab, device: str) -> None:
+    """Add the sites, and join each to an interface that is there already."""
+    for side, host in _SITES:
+        mtu = lab.run(side, "cat", f"/sys/class/net/{device}/mtu").stdout.strip()
+        lab.add_host(host)
+        lab.join(side, host, "lan", [], [f"{BRIDGED[host]}/24"])
+        lab.ip(side, "link", "add", "bridge", "type", "bridge")
+        for port in ("lan", device):
+            lab.ip(side, "link", "set", port, "master", "bridge", "up")
+        lab.ip(side, "link", "set", "bridge", "up")
+        lab.ip(host, "link", "set", "wire", "mtu", mtu)

@@ -14,7 +14,7 @@ from fastpump.bench.contender import Contender
 from fastpump.bench.loads import LOADS
 from fastpump.bench.results import Results, load_results, this_machine
 from fastpump.bench.run import Plan, run
-from fastpump.bench.topologies import HOSTS, TOPOLOGIES
+from fastpump.bench.topologies import HOSTS, TOPOLOGIES, check_programs, shape
 from fastpump.cli.arguments import number
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.lab.networks import need
@@ -35,8 +35,8 @@ printed, what holds them for sure, and ratios. Needs root, iperf3 and ping.
   fastpump bench compare before.json after.json
 
 Both ends of the tunnel and the load share the machine. So throughput says how much of it a tunnel
-leaves to the load; the CPU time of the tunnel's processes is the steadiest figure. Small packets are
-sent at fixed rates: at an unlimited one who carries most leaves least to the receiver.
+leaves to the load; the CPU time of the tunnel's processes is the steadiest figure. Small packets
+are sent at fixed rates: at an unlimited one who carries most leaves least to the receiver.
 """
 
 
@@ -114,9 +114,10 @@ def _run(args: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise SystemSetupError("bench makes network namespaces: run it as root, sudo fastpump "
                                "bench")
-    need("ip", "iperf3", "ping", *["nft"] * ("gateways" in args.topology))
+    need("ip", "iperf3", "ping")
+    check_programs(args.topology)
     plan = Plan(args.topology, [(each, path) for each, path in chosen if set(
-        each.topologies) & set(args.topology)], args.load, args.rounds, args.seconds,
+        each.topologies) & set(map(shape, args.topology))], args.load, args.rounds, args.seconds,
         secrets.randbits(32) if args.seed is None else args.seed)
     if not plan.contenders:
         raise ConfigError(f"none of them takes part in {', '.join(args.topology)}; `fastpump "

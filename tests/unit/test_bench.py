@@ -3,6 +3,7 @@
 import json
 import random
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from fastpump.bench.contender import BARE, Contender
 from fastpump.bench.figures import Figure, cpu_per_gb, throughput
 from fastpump.bench.medians import median_of, ratio_in_turn, ratio_of_runs
 from fastpump.bench.results import Column, Results, load_results, this_machine
+from fastpump.bench.topologies import Ends
 from fastpump.cli.main import main
 from fastpump.errors import ConfigError, SystemSetupError
 
@@ -191,22 +193,19 @@ class Bench:
     def lab(self):
         yield self
 
-    def serve_iperf(self, side):
-        pass
-
     @contextmanager
     def built(self, topology, contender, program, lab, directory):
         assert directory.is_dir()
         self.turns.append((topology, contender.name))
         if contender.name in self.failing:
             raise SystemSetupError("it does not start")
-        yield "a", "b", "10.9.0.2", {}
+        yield Ends("a", "b", "10.9.0.2", {}, 0.0)
 
 
 def test_each_has_a_turn_in_each_round(monkeypatch):
     bench = Bench(monkeypatch, failing=["two"])
-    contenders = [BARE, *(Contender(name, "IP", None, topologies=("hosts", "gateways"))
-                          for name in ("one", "two"))]
+    contenders = [replace(BARE, topologies=("hosts",)), *(
+        Contender(name, "IP", None, topologies=("hosts", "gateways")) for name in ("one", "two"))]
     said, saved, found = [], [], Results({}, {})
     run.run(run.Plan(["hosts", "gateways"], [(each, "") for each in contenders], ["tcp1"], 12, 1,
                      5), found, said.append, lambda: saved.append(len(bench.turns)))
@@ -228,7 +227,7 @@ def test_each_has_a_turn_in_each_round(monkeypatch):
     (["compare", "/nowhere/a", "/nowhere/b"], "No such file"),
     (["run", "a.json"], "files are for"),
     (["--load", "tcp1,udp"], "there is no load 'udp'"),
-    (["--topology", "ring"], "there is no topology 'ring'; there are: hosts, gateways"),
+    (["--topology", "ring"], "there is no topology 'ring'; there are: hosts, gateways, "),
     (["--only", "fastpump tap", "--topology", "gateways"], "none of them takes part in gateways"),
 ])
 def test_what_is_wrong_is_said(words, said, capsys, monkeypatch):

@@ -10,7 +10,6 @@ from fastpump.bench.contender import (
     Contender,
     Place,
     Processes,
-    answers,
     configure_link,
     ended,
 )
@@ -35,9 +34,9 @@ def setup(place: Place) -> Iterator[Processes]:
                 f'remote {OUTSIDE4[other]} port 51820; }}\n', encoding="ascii")
             processes[side] = lab.spawn(side, place.program, "--config", str(config))
         configure_link(lab, "fastd0")
-        answers(lab, "fastd")
         yield processes
 
 
 CONTENDER = Contender("fastd", "Ethernet, not encrypted", setup, "fastd",
-                      settings='mode tap; method "null"; mtu 1406')
+                      settings='mode tap; method "null"; mtu 1406',
+                      topologies=("hosts", "bridges"), device="fastd0")

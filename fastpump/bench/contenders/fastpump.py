@@ -13,7 +13,7 @@ KINDS = {
                  ("hosts", "gateways")),
     "fastpump wireguard": ("IP, WireGuard: ChaCha20-Poly1305", ("--transport", "wireguard"),
                            ("hosts", "gateways")),
-    "fastpump tap": ("Ethernet, lanes", ("--tap",), ("hosts",)),
+    "fastpump tap": ("Ethernet, lanes", ("--tap",), ("hosts", "bridges")),
 }
 
 
@@ -23,7 +23,8 @@ def contenders(queues: Sequence[int], options: Sequence[str] = ()) -> Iterator[C
         for count in queues:
             words_of = ("--queues", str(count), *words, *options)
             yield Contender(f"{name}, {count} queue{'s' * (count != 1)}", kind, _setup(words_of),
-                            settings=" ".join(words_of), topologies=topologies)
+                            settings=" ".join(words_of), topologies=topologies,
+                            device="fp0")
 
 
 def _setup(words: Sequence[str]) -> Setup:

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 
-from fastpump.bench.contender import SIDES, Contender, Place, Processes, answers, ended
+from fastpump.bench.contender import SIDES, Contender, Place, Processes, ended
 from fastpump.lab.networks import INSIDE4, OUTSIDE4
 
 ROUTINES = 2
@@ -41,7 +41,6 @@ def setup(place: Place) -> Iterator[Processes]:
                 "firewall": {"outbound": everything, "inbound": everything},
             }), encoding="ascii")
             processes[side] = lab.spawn(side, place.program, "-config", str(config))
-        answers(lab, "nebula")
         yield processes
 
 

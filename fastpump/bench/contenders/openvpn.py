@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from fastpump.bench.contender import SIDES, Contender, Place, Processes, answers, ended
+from fastpump.bench.contender import SIDES, Contender, Place, Processes, ended
 from fastpump.lab.networks import INSIDE4, OUTSIDE4
 
 
@@ -30,7 +30,6 @@ def setup(place: Place) -> Iterator[Processes]:
                 "--data-ciphers", "AES-256-GCM", "--cipher", "AES-256-GCM", "--cert",
                 str(directory / f"{side}.crt"), "--key", str(directory / f"{side}.pem"),
                 "--peer-fingerprint", prints[other].strip(), *role)
-        answers(lab, "openvpn")
         yield processes
 
 

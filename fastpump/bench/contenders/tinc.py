@@ -11,7 +11,6 @@ from fastpump.bench.contender import (
     Contender,
     Place,
     Processes,
-    answers,
     configure_link,
     ended,
 )
@@ -42,9 +41,9 @@ def setup(place: Place) -> Iterator[Processes]:
                 side, place.program, "--no-detach", "--config", str(directory / f"tinc-{side}"),
                 "--pidfile", str(directory / f"tinc-{side}.pid"))
         configure_link(lab, "tinc0")
-        answers(lab, "tinc")
         yield processes
 
 
 CONTENDER = Contender("tinc", "Ethernet, its protocol of 1.0: AES-256-CBC, HMAC-SHA-256", setup,
-                      "tincd", settings="Mode = switch; its default ciphers")
+                      "tincd", settings="Mode = switch; its default ciphers",
+                      topologies=("hosts", "bridges"), device="tinc0")
