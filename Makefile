@@ -12,7 +12,7 @@ ifeq ($(shell uname -m),x86_64)
 BUILD_PACKAGES += libipsec-mb-dev
 endif
 TEST_PACKAGES := wireguard-go wireguard-tools nftables strace procps ethtool dnsmasq-base busybox \
-	qemu-system-x86 nebula openvpn fastd tinc chromium
+	qemu-system-x86 nebula openvpn fastd tinc chromium android-libboringssl
 
 # Installs those of its packages that are missing, if any are.
 define apt_install
@@ -53,7 +53,8 @@ test-pythons: install
 lint: install
 	$(VENV)/bin/ruff check --no-cache .
 	$(VENV)/bin/mypy --cache-dir=/dev/null
-	$(VENV)/bin/cython-lint fastpump/_core.pyx fastpump/core_parts/*.pxi fastpump/hot/*.pxd
+	$(VENV)/bin/cython-lint fastpump/_core.pyx fastpump/bench/_packets.pyx \
+	  fastpump/core_parts/*.pxi fastpump/hot/*.pxd
 
 # Every word that a worker may write, with every hostile value: some minutes.
 fuzz-memory: install

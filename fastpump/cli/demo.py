@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastpump.cli.arguments import add_option, number
+from fastpump.cli.status_text import libraries
 from fastpump.config.model import TunnelConfig
 from fastpump.config.options import named
 from fastpump.errors import SystemSetupError
@@ -80,8 +81,8 @@ def _run(args: argparse.Namespace) -> int:
             status = lab.status("b")
     print(_table(bare, tunnel, queue_count))
     peer = status["peers"][0]
-    print(f"\nThe tunnel: {len(status['queues'])} queues, ciphers by {status['aead']}, offloads "
-          f"{', '.join(status['offloads'])};\n{peer['rx_bytes'] / 1e9:.2f} GB received, "
+    print(f"\nThe tunnel: {len(status['queues'])} queues, ciphers by {libraries(status['aead'])}, "
+          f"offloads {', '.join(status['offloads'])};\n{peer['rx_bytes'] / 1e9:.2f} GB received, "
           f"{status['worker_restarts']} worker restarts. Both ends and the load shared "
           f"{len(os.sched_getaffinity(0))} CPUs.")
     return 0

@@ -108,6 +108,13 @@ def _dropped_lines(status: dict[str, Any]) -> list[str]:
     return ["", "dropped by the kernel:", *lines] if lines else []
 
 
+def libraries(aead: dict[str, str]) -> str:
+    """Who gives the ciphers."""
+    if len(set(aead.values())) == 1:
+        return next(iter(aead.values()))
+    return ", ".join(f"{name} ({cipher})" for cipher, name in aead.items())
+
+
 def show(status: dict[str, Any]) -> str:
     """The status of one interface for a terminal."""
     lines = [
@@ -116,7 +123,7 @@ def show(status: dict[str, Any]) -> str:
         f"  public key: {status['public_key'] or '(none)'}",
         f"  listening port: {status['listen_port']}",
         f"  offloads: {', '.join(status['offloads']) or 'none'}",
-        f"  ciphers by: {status['aead']}",
+        f"  ciphers by: {libraries(status['aead'])}",
         *_switch_lines(status["switch"]),
         *_gateway_lines(status["gateway"]),
         *_limit_lines(status["rate_limits"]),

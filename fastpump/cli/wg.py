@@ -52,7 +52,9 @@ def _epilog() -> str:
            f"{'1' if isinstance(option.value, Switch) else listed(option)}": option.help
            for option in options},
         "FASTPUMP_LOG_LEVEL=LEVEL": f"{one_of(logs.LEVELS)} (default: info)",
-        "FASTPUMP_AEAD=LIBRARY": "ipsec-mb or openssl (default: the first that the build has)",
+        "FASTPUMP_AEAD=LIBRARY": "ipsec-mb, boringssl or openssl (default: the fastest of each "
+                                 "cipher)",
+        "FASTPUMP_BORINGSSL=FILE": "the library of BoringSSL or AWS-LC",
         "WG_PROCESS_FOREGROUND=1": "the same as -f"}, 28))
 
 

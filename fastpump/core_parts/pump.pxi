@@ -70,8 +70,7 @@ cdef class Pump:
     cdef Arena arena
 
     def __init__(self, AttachedTables tables, uint32_t number, list tun_fds, int udp_fd,
-                 int doorbell_fd, int event_fd, *, lane_fds=(), str backend=None,
-                 uint64_t busy_poll_us=0):
+                 int doorbell_fd, int event_fd, *, lane_fds=(), uint64_t busy_poll_us=0):
         cdef Worker *worker
         cdef int error
         if self.worker != NULL:
@@ -105,8 +104,9 @@ cdef class Pump:
         recv_init(&worker.recv)
         staged_init(&worker.staged)
         shaper_init(&worker.shaper)
-        backend_start(&worker.aead, self.mapping.tables.header.aead_backend if backend is None
-                      else backend_number(backend))
+        backends_start(&worker.aead,
+                       self.mapping.tables.header.aead_backends[AEAD_CHACHA20_POLY1305],
+                       self.mapping.tables.header.aead_backends[AEAD_AES_256_GCM])
         error = loop_init(worker)
         if error < 0:
             raise OSError(-error, f"epoll: {os.strerror(-error)}")

@@ -47,9 +47,10 @@ cdef class AttachedTables:
         return self.mapping.tables.header.queue_count
 
     @property
-    def aead_backend(self):
-        """The name of the AEAD backend that the supervisor and all workers use."""
-        return backend_name(self.mapping.tables.header.aead_backend)
+    def aead_backends(self):
+        """{cipher: name of the AEAD backend}, which the supervisor and all workers use."""
+        return {cipher: backend_name(self.mapping.tables.header.aead_backends[number])
+                for cipher, number in CIPHERS.items()}
 
     @property
     def is_tap(self):
@@ -90,20 +91,23 @@ cdef class SharedTables(AttachedTables):
     def create(cls, uint32_t queue_count, uint32_t peer_capacity=16384,
                uint32_t node_capacity=1 << 20, *, str backend=None, bint is_tap=False,
                uint32_t mac_limit=32768):
-        """New, empty tables for `queue_count` workers (1 to 256), whose AEAD backend it is. A
-        TAP's have room for so many MAC addresses."""
+        """New, empty tables for `queue_count` workers (1 to 256). `backend`: of all ciphers; None:
+        as `choose_backends` says. A TAP's have room for so many MAC addresses."""
         cdef SharedTables self = cls.__new__(cls)
         cdef Header header
         if not 1 <= queue_count <= MAX_QUEUES:
             raise ValueError(f"a TUN has 1 to {MAX_QUEUES} queues, not {queue_count}")
         header_fill(&header, queue_count, peer_capacity, node_capacity)
-        header.aead_backend = backend_number(backend or default_backend())
+        names = dict.fromkeys(CIPHERS, backend) if backend else choose_backends()
+        for cipher, number in CIPHERS.items():
+            header.aead_backends[<int>number] = backend_number(names[cipher])
         if is_tap:
             header_fill_tap(&header, mac_limit)
         try:
             self.make_memory(&header)
             self.make_parts()
-            backend_start(&self.mapping.aead, header.aead_backend)
+            backends_start(&self.mapping.aead, header.aead_backends[AEAD_CHACHA20_POLY1305],
+                           header.aead_backends[AEAD_AES_256_GCM])
         except BaseException:
             self.close()
             raise

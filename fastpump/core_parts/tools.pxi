@@ -39,7 +39,7 @@ def aead(str backend, str cipher, bytes key, bytes nonce, bytes aad, bytes data,
     cdef int result
     if len(key) != 32 or len(nonce) != 12 or (not seal and length < TAG_LEN):
         raise ValueError("key 32 bytes, nonce 12, sealed data at least 16")
-    backend_start(&context, backend_number(backend))
+    backends_start(&context, backend_number(backend), backend_number(backend))
     room = <uint8_t *>calloc(2, AEAD_KEY_LEN)       # aligned to 64
     if room == NULL:
         aead_free(&context)

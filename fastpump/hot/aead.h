@@ -1,10 +1,14 @@
-/* AEAD by two libraries behind one pair of calls. No cipher is implemented here.
+/* AEAD by three libraries behind one pair of calls. No cipher is implemented here.
  *
  *   ipsec-mb   intel-ipsec-mb: the job interface for ChaCha20-Poly1305 (one
  *              submit call runs the whole message; the init/update/finalize
  *              calls are 150 ns slower each), the direct calls for AES-256-GCM.
  *   openssl    libcrypto's EVP, one context per direction and cipher, keyed per
  *              message (cheap for ChaCha20, an expansion for AES).
+ * *   boringssl  BoringSSL or AWS-LC (boringssl.h), keyed per message.
+ *
+ * Each cipher has a library of its own: on processors without AVX-512 one is best at the one, and
+ * another at the other. `aead_time_ns` measures that.
  *
  * A key is what `aead_key_set` makes of 32 bytes: ipsec-mb's AES-256-GCM wants it
  * expanded, which takes longer than sealing a packet. For everything else it is the
@@ -29,24 +33,27 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+
+#include "boringssl.h"
 #ifdef FASTPUMP_IPSEC_MB
-#include <dlfcn.h>
 #include <intel-ipsec-mb.h>
 #include <stdio.h>
 #endif
 
-enum { AEAD_OPENSSL = 0, AEAD_IPSEC_MB = 1 };
+enum { AEAD_OPENSSL = 0, AEAD_IPSEC_MB = 1, AEAD_BORINGSSL = 2 };
 enum { AEAD_CHACHA20_POLY1305 = 0, AEAD_AES_256_GCM = 1 };
 /* An expanded key has 1008 bytes in version 1 of intel-ipsec-mb, and 1280 in version 2. */
 enum { AEAD_RAW_KEY_LEN = 32, AEAD_KEY_LEN = 1280 };
 
 typedef struct {
-    int backend;
+    int backends[2]; /* by cipher */
 #ifdef FASTPUMP_IPSEC_MB
     IMB_MGR *manager;
 #endif
     EVP_CIPHER_CTX *seal[2]; /* by cipher */
     EVP_CIPHER_CTX *open[2];
+    BoringContext *boring;
 } Aead;
 
 static inline int aead_has_ipsec_mb(void)
@@ -129,33 +136,72 @@ static void aead_free(Aead *self)
     if (self->manager != NULL)
         ipsec_mb.free(self->manager);
 #endif
+    if (self->boring != NULL) {
+        OPENSSL_cleanse(self->boring, sizeof *self->boring);
+        free(self->boring);
+    }
     memset(self, 0, sizeof *self);
 }
 
-/* NULL, or why the library cannot be used here. */
-static const char *aead_init(Aead *self, int backend)
+static const char *aead_init_openssl(Aead *self)
 {
-    memset(self, 0, sizeof *self);
-    self->backend = backend;
-    if (backend == AEAD_IPSEC_MB) {
-#ifdef FASTPUMP_IPSEC_MB
-        return ipsec_mb_init(&self->manager);
-#else
-        return "intel-ipsec-mb is not in this build";
-#endif
-    }
     const EVP_CIPHER *ciphers[2] = {EVP_chacha20_poly1305(), EVP_aes_256_gcm()};
     for (int cipher = 0; cipher < 2; cipher++) {
         self->seal[cipher] = EVP_CIPHER_CTX_new();
         self->open[cipher] = EVP_CIPHER_CTX_new();
         if (self->seal[cipher] == NULL || self->open[cipher] == NULL ||
             EVP_EncryptInit_ex(self->seal[cipher], ciphers[cipher], NULL, NULL, NULL) != 1 ||
-            EVP_DecryptInit_ex(self->open[cipher], ciphers[cipher], NULL, NULL, NULL) != 1) {
-            aead_free(self);
+            EVP_DecryptInit_ex(self->open[cipher], ciphers[cipher], NULL, NULL, NULL) != 1)
             return "OpenSSL does not start: it lacks a cipher, or there is no memory";
-        }
     }
     return NULL;
+}
+
+static inline int aead_openssl_seal(EVP_CIPHER_CTX *context, const uint8_t *key,
+                                    const uint8_t *nonce, const uint8_t *aad, size_t aad_len,
+                                    const uint8_t *src, uint8_t *dst, size_t len);
+
+/* Needs OpenSSL's contexts, to compare. `path`: of the library. */
+static const char *aead_init_boringssl(Aead *self, const char *path)
+{
+    static const uint8_t text[100] = "BoringSSL has no stable binary interface";
+    uint8_t expected[sizeof text + 16];
+    const char *problem = path == NULL ? "it is not installed" : boringssl_load(path);
+    if (problem != NULL)
+        return problem;
+    self->boring = aligned_alloc(64, sizeof *self->boring);
+    if (self->boring == NULL)
+        return "no memory";
+    for (int cipher = 0; cipher < 2; cipher++)
+        if (aead_openssl_seal(self->seal[cipher], text, text + 40, text, 7, text, expected,
+                              sizeof text) != 0 ||
+            !boringssl_is_right(self->boring, cipher, text, text + 40, text, expected,
+                                sizeof text))
+            return "it gives other bytes than OpenSSL, or its contexts are too large";
+    return NULL;
+}
+
+/* NULL, or why a library cannot be used here. `boringssl_path`: NULL if there is none. */
+static const char *aead_init(Aead *self, int chacha_backend, int gcm_backend,
+                             const char *boringssl_path)
+{
+    const char *problem = NULL;
+    memset(self, 0, sizeof *self);
+    self->backends[AEAD_CHACHA20_POLY1305] = chacha_backend;
+    self->backends[AEAD_AES_256_GCM] = gcm_backend;
+    if (chacha_backend != AEAD_IPSEC_MB || gcm_backend != AEAD_IPSEC_MB)
+        problem = aead_init_openssl(self);
+    if (problem == NULL && (chacha_backend == AEAD_BORINGSSL || gcm_backend == AEAD_BORINGSSL))
+        problem = aead_init_boringssl(self, boringssl_path);
+    if (problem == NULL && (chacha_backend == AEAD_IPSEC_MB || gcm_backend == AEAD_IPSEC_MB))
+#ifdef FASTPUMP_IPSEC_MB
+        problem = ipsec_mb_init(&self->manager);
+#else
+        problem = "intel-ipsec-mb is not in this build";
+#endif
+    if (problem != NULL)
+        aead_free(self);
+    return problem;
 }
 
 #ifdef FASTPUMP_IPSEC_MB
@@ -240,7 +286,7 @@ static inline void aead_key_set(Aead *self, int cipher, const uint8_t *raw, uint
 {
 #ifdef FASTPUMP_IPSEC_MB
     _Static_assert(sizeof(struct gcm_key_data) <= AEAD_KEY_LEN, "the expanded key does not fit");
-    if (self->backend == AEAD_IPSEC_MB && cipher == AEAD_AES_256_GCM) {
+    if (cipher == AEAD_AES_256_GCM && self->backends[cipher] == AEAD_IPSEC_MB) {
         IMB_AES256_GCM_PRE(self->manager, raw, (struct gcm_key_data *)key);
         return;
     }
@@ -260,9 +306,11 @@ static inline int aead_seal(Aead *self, int cipher, const uint8_t *key, const ui
         return 0;
     }
 #ifdef FASTPUMP_IPSEC_MB
-    if (self->backend == AEAD_IPSEC_MB)
+    if (self->backends[cipher] == AEAD_IPSEC_MB)
         return aead_ipsec_mb(self, cipher, 1, key, nonce, aad, aad_len, src, dst, len, dst + len);
 #endif
+    if (self->backends[cipher] == AEAD_BORINGSSL)
+        return boringssl_seal(self->boring, cipher, key, nonce, aad, aad_len, src, dst, len);
     return aead_openssl_seal(self->seal[cipher], key, nonce, aad, aad_len, src, dst, len);
 }
 
@@ -277,13 +325,32 @@ static inline int aead_open(Aead *self, int cipher, const uint8_t *key, const ui
         return 0;
     }
 #ifdef FASTPUMP_IPSEC_MB
-    if (self->backend == AEAD_IPSEC_MB) {
+    if (self->backends[cipher] == AEAD_IPSEC_MB) {
         uint8_t tag[16];
         if (aead_ipsec_mb(self, cipher, 0, key, nonce, aad, aad_len, src, dst, len, tag) != 0)
             return -1;
         return CRYPTO_memcmp(tag, src + len, 16) == 0 ? 0 : -1;
     }
 #endif
+    if (self->backends[cipher] == AEAD_BORINGSSL)
+        return boringssl_open(self->boring, cipher, key, nonce, aad, aad_len, src, dst, len);
     return aead_openssl_open(self->open[cipher], key, nonce, aad, aad_len, src, dst, len);
+}
+
+/* How long one message of `len` bytes (up to 1500) takes to seal, in ns, or as long as a second if
+ * the library fails. The least of several trials is what it can do. */
+static int64_t aead_time_ns(Aead *self, int cipher, size_t len)
+{
+    enum { MESSAGES = 8 };
+    _Alignas(64) uint8_t key[AEAD_KEY_LEN];
+    uint8_t message[1500 + 16] = {0}, nonce[12] = {0};
+    struct timespec begin, end;
+    aead_key_set(self, cipher, message, key);
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    for (int count = 0; count < MESSAGES; count++)
+        if (aead_seal(self, cipher, key, nonce, NULL, 0, message, message, len) != 0)
+            return 1000000000;
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    return ((end.tv_sec - begin.tv_sec) * 1000000000 + end.tv_nsec - begin.tv_nsec) / MESSAGES;
 }
 #endif

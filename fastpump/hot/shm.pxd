@@ -214,7 +214,7 @@ cdef struct Header:
     uint32_t tos_copied             # bits of a packet's TOS that its datagram has, too: ECN, DSCP
     uint32_t tos_fixed              # DSCP bits that it has in any case
     uint32_t max_pause_ns           # for more packets to come (hot/moderation.pxd); 0: none
-    uint32_t aead_backend           # of all processes: an expanded key is one library's
+    uint32_t aead_backends[2]       # by cipher, of all processes: an expanded key is one library's
     # TAP only.
     uint32_t is_tap
     uint32_t is_relay

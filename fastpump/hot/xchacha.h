@@ -27,7 +27,7 @@ static void xchacha_free(XChaCha *self)
 static int xchacha_init(XChaCha *self)
 {
     self->block = EVP_CIPHER_CTX_new();
-    if (aead_init(&self->aead, AEAD_OPENSSL) == 0 && self->block != NULL)
+    if (aead_init(&self->aead, AEAD_OPENSSL, AEAD_OPENSSL, NULL) == NULL && self->block != NULL)
         return 0;
     xchacha_free(self);
     return -1;

@@ -27,7 +27,7 @@ from fastpump._core import (
     HAS_NULL_CIPHER,
     SharedTables,
     backend_problem,
-    default_backend,
+    choose_backends,
 )
 from fastpump.config.gateway import Gateway
 from fastpump.config.model import TunnelConfig, check
@@ -144,15 +144,20 @@ def _warn_of_another_key(file: Path, key: bytes, kept: Path) -> None:
 
 
 def _check_ciphers() -> None:
-    """Say so if not the fastest library gives the ciphers though nobody chose another."""
+    """Say so if a library is missing that was built with or named, though nobody chose another."""
     try:
-        backend, fastest = default_backend(), BACKENDS[-1]
+        chosen = choose_backends()
     except (ValueError, OSError) as error:
         raise ConfigError(f"FASTPUMP_AEAD: {error}") from None
-    if backend != fastest and not os.environ.get("FASTPUMP_AEAD"):
-        log.warning("%(library)s cannot be used (%(problem)s): %(used)s gives the ciphers, at "
-                    "about half the speed", {"library": fastest, "used": backend,
-                                             "problem": backend_problem(fastest)})
+    if os.environ.get("FASTPUMP_AEAD"):
+        return
+    wanted = [BACKENDS[-1], *(["boringssl"] if os.environ.get("FASTPUMP_BORINGSSL") else [])]
+    for library in wanted:
+        problem = backend_problem(library)
+        if problem is not None:
+            log.warning("%(library)s cannot be used (%(problem)s): %(used)s gives the ciphers, "
+                        "slower", {"library": library, "problem": problem,
+                                   "used": " and ".join(dict.fromkeys(chosen.values()))})
 
 
 def _set_rlimits() -> None:

@@ -47,7 +47,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 @pytest.mark.parametrize("command", [
     ["ruff", "check", "--no-cache", "."],
     ["mypy", "--cache-dir=/dev/null"],
-    ["cython-lint", "fastpump/_core.pyx", *HOT],
+    ["cython-lint", "fastpump/_core.pyx", "fastpump/bench/_packets.pyx", *HOT],
 ], ids=lambda command: command[0])
 def test_linter(command, monkeypatch):
     run_linter(command, monkeypatch)

@@ -260,20 +260,21 @@ def test_a_refused_gso_send_is_a_matter_of_the_path(refusing, steps):
     run(refusing, PATHS + steps)
 
 
-@pytest.mark.skipif("ipsec-mb" not in _core.BACKENDS, reason="only one library in this build")
+@pytest.mark.skipif("ipsec-mb" not in _core.BACKENDS, reason="it is not in this build")
 def test_a_machine_without_the_faster_library_is_told_and_has_a_tunnel(lab, tmp_path):
-    """What was built with it runs with OpenSSL, in all processes."""
+    """What was built with it runs with the others, in all processes."""
     hidden = without_ipsec_mb(tmp_path)
     key = key_files(tmp_path)
     processes = {side: lab.spawn(side, *FASTPUMP, "tunnel", *tunnel_words(
         side, key[side], key[other][1]), env=hidden) for side, other in ("ab", "ba")}
     for process in processes.values():
         assert re.match(r"WARNING fp0: ipsec-mb cannot be used \(\S+/libIPSec_MB\.so\.\d+: file "
-                        r"too short\): openssl gives the ciphers, at about half the speed$",
+                        r"too short\): [a-z and]+ gives the ciphers, slower$",
                         wait_for_line(process, "WARNING"))
         wait_for_line(process, " is ready: ")
     assert is_reachable(lab, "10.9.0.2")
-    assert lab.status("a")["aead"] == lab.status("b")["aead"] == "openssl"
+    for side in "ab":
+        assert "ipsec-mb" not in lab.status(side)["aead"].values()
     result = subprocess.run(lab.command("a", [*FASTPUMP, "tunnel", "fp1"]), text=True, timeout=20,
                             capture_output=True, check=False,
                             env={**os.environ, **hidden, "FASTPUMP_AEAD": "ipsec-mb"})

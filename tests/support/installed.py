@@ -14,8 +14,8 @@ from pathlib import Path
 PAGES = ("man1/fastpump.1", "man1/fastpump-wg.1", "man5/fastpump.conf.5")
 SEALS = """
 from fastpump import _core
-sealed = _core.aead(_core.default_backend(), "aes-256-gcm", bytes(32), bytes(12), b"", b"x",
-                    seal=True)
+library = _core.choose_backends()["aes-256-gcm"]
+sealed = _core.aead(library, "aes-256-gcm", bytes(32), bytes(12), b"", b"x", seal=True)
 print(_core.aead("openssl", "aes-256-gcm", bytes(32), bytes(12), b"", sealed, seal=False))
 """
 

@@ -1,4 +1,4 @@
-"""The library of intel-ipsec-mb: where it is, and how a program does not find it."""
+"""The libraries of ciphers: where they are, and how a program does not find one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ def ipsec_mb() -> tuple[Path, str]:
     headers = subprocess.run(["objdump", "-p", found], capture_output=True, text=True,
                              check=True).stdout
     return Path(found).resolve(), re.search(r"SONAME +(\S+)", headers)[1]
+
+
+def boringssl() -> Path:
+    """The file of Debian's BoringSSL."""
+    (found,) = Path("/usr/lib").glob("*/android/libcrypto.so.0")
+    return found
 
 
 def without_ipsec_mb(directory: Path) -> dict[str, str]:

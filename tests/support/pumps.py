@@ -96,7 +96,7 @@ class End(Pumped):
     """One pump, one worker, one peer. `interface` is the kernel's side of its queue."""
 
     def __init__(self, number: int, *, offloads=EVERYTHING, backend=None, session=True, mtu=1420):
-        self.tables = SharedTables.create(1, 16, 8192)
+        self.tables = SharedTables.create(1, 16, 8192, backend=backend)
         self.tables.offloads = offloads
         self.tables.mtu = mtu
         self.peer = self.tables.peers.add()
@@ -119,7 +119,7 @@ class End(Pumped):
             self.start_session()
         self.lane_sockets = [udp_socket() for _ in range(LANE_SOCKETS)]
         self.pump = Pump(attached(self.tables), 0, [self.queue.fileno()], self.udp.fileno(),
-                         self.doorbell, self.event, backend=backend,
+                         self.doorbell, self.event,
                          lane_fds=[sock.fileno() for sock in self.lane_sockets])
 
     def start_session(self, remote_index=0x01020304, *, is_initiator=True, created=START):

@@ -1,5 +1,6 @@
-"""Both AEAD libraries give the published bytes, and each other's."""
+"""All AEAD libraries give the published bytes, and each other's."""
 
+import ctypes.util
 import json
 import os
 import platform
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpump import _core
-from support.libraries import ipsec_mb, without_ipsec_mb
+from support.libraries import boringssl, ipsec_mb, without_ipsec_mb
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "aead.json").read_text())
 CIPHERS = ("chacha20-poly1305", "aes-256-gcm")
@@ -89,7 +90,7 @@ void init_mb_mgr_auto(IMB_MGR *manager, IMB_ARCH *arch)
 """
 
 
-@pytest.mark.skipif("ipsec-mb" not in _core.BACKENDS, reason="only one library in this build")
+@pytest.mark.skipif("ipsec-mb" not in _core.BACKENDS, reason="it is not in this build")
 @pytest.mark.parametrize(("instructions", "flag", "openssl_mask"), [
     ("avx2", "avx2", ":~0x600d0230000"),                        # without AVX-512 and VAES
     ("sse", "sse4_2", "~0x1000000000000000:~0x600d0230020"),    # and without AVX
@@ -111,48 +112,144 @@ def test_processors_that_can_do_less_give_the_same(tmp_path, instructions, flag,
 
 
 def test_the_build_has_the_backends_it_should():
-    """Both on x86-64, where the header is a package away (make installs it)."""
-    default = "openssl,ipsec-mb" if platform.machine() == "x86_64" else "openssl"
+    """Intel's on x86-64, where the header is a package away (make installs it)."""
+    default = "openssl,boringssl" + ",ipsec-mb" * (platform.machine() == "x86_64")
     expected = os.environ.get("FASTPUMP_EXPECT_BACKENDS", default)
     assert ",".join(_core.BACKENDS) == expected
 
 
 def test_environment_chooses_the_backend(monkeypatch):
-    monkeypatch.delenv("FASTPUMP_AEAD", raising=False)
-    assert _core.default_backend() == _core.BACKENDS[-1]
-    monkeypatch.setenv("FASTPUMP_AEAD", "openssl")
-    assert _core.default_backend() == "openssl"
+    for name in _core.BACKENDS:
+        monkeypatch.setenv("FASTPUMP_AEAD", name)
+        assert _core.choose_backends() == dict.fromkeys(CIPHERS, name)
     monkeypatch.setenv("FASTPUMP_AEAD", "rot13")
     with pytest.raises(ValueError, match=r"rot13.*openssl"):
-        _core.default_backend()
+        _core.choose_backends()
 
 
-@pytest.mark.skipif("ipsec-mb" not in _core.BACKENDS, reason="only one library in this build")
-def test_openssl_takes_over_where_the_other_library_cannot_be_loaded(tmp_path):
+def python(program, **environment):
+    """What a process of its own prints: libraries are loaded once."""
+    result = subprocess.run([sys.executable, "-c", f"from fastpump import _core\n{program}"],
+                            capture_output=True, text=True, check=False,
+                            env={**os.environ, "FASTPUMP_AEAD": "", **environment})
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_choice_is_measured_once():
+    choices = python("print(_core.choose_backends() is not _core.choose_backends())\n"
+                     "print(*_core.choose_backends().items(), sep='\\n')\n"
+                     "print(_core.SharedTables.create(1).aead_backends == _core.choose_backends())")
+    same, *chosen, taken = choices.splitlines()
+    assert same == taken == "True" and len(chosen) == len(CIPHERS)
+    for cipher, line in zip(CIPHERS, chosen, strict=True):
+        assert line in {f"({cipher!r}, {name!r})" for name in _core.BACKENDS}
+
+
+@pytest.mark.skipif("ipsec-mb" not in _core.BACKENDS, reason="it is not in this build")
+def test_others_take_over_where_a_library_cannot_be_loaded(tmp_path):
     """An empty file of its name stands in for a machine without it."""
     hidden = without_ipsec_mb(tmp_path)
+    problem, chosen = python("print(_core.backend_problem('ipsec-mb'))\n"
+                             "print(_core.choose_backends())", **hidden).splitlines()
+    assert problem.startswith(f"{tmp_path}/libIPSec_MB.so") and "ipsec-mb" not in chosen
+    nothing = hidden | {"FASTPUMP_BORINGSSL": str(tmp_path / "none")}
+    assert python("print(set(_core.choose_backends().values()))", **nothing) == "{'openssl'}\n"
+    refused = python("try: _core.choose_backends()\nexcept OSError as error: print(error)",
+                     **hidden | {"FASTPUMP_AEAD": "ipsec-mb"})
+    assert refused.startswith(f"{tmp_path}/libIPSec_MB.so")
 
-    def python(program, **environment):
-        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
-                              check=False, env={**os.environ, **environment, **hidden})
 
-    result = python("from fastpump import _core; print(_core.BACKENDS, _core.default_backend(), "
-                    "_core.SharedTables.create(1).aead_backend, _core.backend_problem('ipsec-mb'))")
-    assert result.stdout.startswith("('openssl', 'ipsec-mb') openssl openssl "
-                                    f"{tmp_path}/libIPSec_MB.so"), result.stderr
-    result = python("from fastpump import _core\ntry: _core.default_backend()\n"
-                    "except OSError as error: print(error)", FASTPUMP_AEAD="ipsec-mb")
-    assert result.stdout.startswith(f"{tmp_path}/libIPSec_MB.so"), result.stderr
+# Gives what the library gives, but for ...
+NEARLY = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef int (*Run)(const void *, uint8_t *, size_t *, size_t, const uint8_t *, size_t,
+                   const uint8_t *, size_t, const uint8_t *, size_t);
+
+static void *real(const char *name)
+{
+    return dlsym(dlopen("%(library)s", RTLD_NOW | RTLD_DEEPBIND), name);
+}
+
+const void *EVP_aead_chacha20_poly1305(void)
+{
+    return ((const void *(*)(void))real("EVP_aead_chacha20_poly1305"))();
+}
+
+const void *EVP_aead_aes_256_gcm(void)
+{
+    return ((const void *(*)(void))real("EVP_aead_aes_256_gcm"))();
+}
+
+int EVP_AEAD_CTX_init(uint8_t *context, const void *aead, const uint8_t *key, size_t key_len,
+                      size_t tag_len, void *engine)
+{
+    %(init)s
+    return ((int (*)(void *, const void *, const uint8_t *, size_t, size_t, void *))real(
+        "EVP_AEAD_CTX_init"))(context, aead, key, key_len, tag_len, engine);
+}
+
+int EVP_AEAD_CTX_seal(const void *context, uint8_t *out, size_t *written, size_t room,
+                      const uint8_t *nonce, size_t nonce_len, const uint8_t *in, size_t len,
+                      const uint8_t *aad, size_t aad_len)
+{
+    int result = ((Run)real("EVP_AEAD_CTX_seal"))(context, out, written, room, nonce, nonce_len,
+                                                  in, len, aad, aad_len);
+    %(sealed)s
+    return result;
+}
+
+int EVP_AEAD_CTX_open(const void *context, uint8_t *out, size_t *written, size_t room,
+                      const uint8_t *nonce, size_t nonce_len, const uint8_t *in, size_t len,
+                      const uint8_t *aad, size_t aad_len)
+{
+    int result = ((Run)real("EVP_AEAD_CTX_open"))(context, out, written, room, nonce, nonce_len,
+                                                  in, len, aad, aad_len);
+    %(opened)s
+    return result;
+}
+"""
+RIGHT = {"init": "", "sealed": "", "opened": ""}
+
+
+@pytest.mark.parametrize(("wrong", "said"), [
+    ({}, "None"),
+    ({"sealed": "out[3] ^= 1;"}, "it gives other bytes than OpenSSL"),
+    ({"opened": "if (result) out[len - 17] ^= 1;"}, "it gives other bytes than OpenSSL"),
+    ({"opened": "result = 1;"}, "it gives other bytes than OpenSSL"),
+    ({"init": "memset(context + 1000, 0, 50);"}, "or its contexts are too large"),
+    ({"init": "return 0;"}, "it gives other bytes than OpenSSL")])
+def test_a_library_is_believed_that_does_what_openssl_does(tmp_path, wrong, said):
+    """BoringSSL has no stable interface."""
+    library = tmp_path / "libcrypto.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, "-x", "c", "-"], check=True, text=True,
+                   input=NEARLY % {"library": boringssl(), **RIGHT, **wrong})
+    assert said in python("print(_core.backend_problem('boringssl'))",
+                          FASTPUMP_BORINGSSL=str(library))
+
+
+def test_openssl_is_not_boringssl(tmp_path):
+    """The names that it has are the same."""
+    library = ctypes.util.find_library("crypto")
+    assert "it is neither BoringSSL nor AWS-LC" in python(
+        "print(_core.backend_problem('boringssl'))", FASTPUMP_BORINGSSL=library)
+    assert "No such file" in python("print(_core.backend_problem('boringssl'))",
+                                    FASTPUMP_BORINGSSL=str(tmp_path / "none"))
 
 
 def test_workers_use_the_backend_of_the_tables(monkeypatch):
     """Keys in the tables are expanded for one library: a worker that starts later, where another
     would be chosen, must not choose it."""
     tables = _core.SharedTables.create(1, 16, 1024, backend="openssl")
-    assert tables.aead_backend == "openssl"
+    assert set(tables.aead_backends.values()) == {"openssl"}
     monkeypatch.setenv("FASTPUMP_AEAD", "rot13")
     attached = _core.AttachedTables.attach(tables.readonly_fd, tables.state_fd)
-    assert attached.aead_backend == "openssl"
+    assert attached.aead_backends == tables.aead_backends
     ends = [*socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM),
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM)]
     doorbell, event = os.eventfd(0), os.eventfd(0)
