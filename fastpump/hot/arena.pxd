@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t
 
 cdef enum:
     PAGE = 4096
+    HUGE_PAGE = 2097152
 
 cdef struct Arena:
     uint8_t *memory                 # NULL: to measure; what is taken must not be used

@@ -142,6 +142,7 @@ cdef extern from "<sys/mman.h>" nogil:
         MAP_ANONYMOUS
         MADV_DONTDUMP
         MADV_HUGEPAGE
+        MADV_NOHUGEPAGE
     void *MAP_FAILED
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
     int munmap(void *addr, size_t length)

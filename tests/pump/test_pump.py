@@ -3,11 +3,13 @@
 import ctypes
 import errno
 import mmap
+import re
 import socket
 import struct
 import sys
 import threading
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -55,6 +57,27 @@ def test_a_packet_arrives_as_it_was(backend, packet):
     assert one.verdicts() == two.verdicts() == {}
     one.close()
     two.close()
+
+
+def private_kib():
+    """Of this process: memory that no file backs."""
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return int(re.search(r"Private_Dirty: +(\d+) kB", text)[1])
+
+
+def test_a_worker_that_has_little_to_do_has_little_memory(closed):
+    """Its 60 MB of buffers are there when they are needed. In huge pages, of 2 MiB, too."""
+    closed(pair())          # what this process needs for the first one
+    before = private_kib()
+    one, two = closed(pair(session=False))
+    one.interface.send(PLAIN + udp(A4, B4, bytes(1300)))        # waits for a session
+    one.poll()
+    for end, other in ((one, two), (two, one)):
+        end.start_session(other.index)
+    for _ in range(3):
+        assert carry(one, two, udp(A4, B4, bytes(1300)))
+        assert carry(two, one, udp(B4, A4, bytes(1300)))
+    assert private_kib() - before < 2 * (2048 + 1024)
 
 
 @pytest.mark.parametrize("backend", _core.BACKENDS)
