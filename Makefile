@@ -12,7 +12,8 @@ ifeq ($(shell uname -m),x86_64)
 BUILD_PACKAGES += libipsec-mb-dev
 endif
 TEST_PACKAGES := wireguard-go wireguard-tools nftables strace procps ethtool dnsmasq-base busybox \
-	qemu-system-x86 nebula openvpn fastd tinc chromium android-libboringssl
+	qemu-system-x86 nebula openvpn fastd tinc vtun quicktun n2n chromium \
+	android-libboringssl
 
 # Installs those of its packages that are missing, if any are.
 define apt_install

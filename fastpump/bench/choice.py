@@ -8,14 +8,18 @@ from fastpump.bench.contender import BARE, Contender
 from fastpump.bench.contenders import (
     fastd,
     fastpump,
+    n2n,
     nebula,
     openvpn,
+    quicktun,
     tinc,
+    vtun,
     wireguard_go,
 )
 from fastpump.errors import ConfigError
 
-OTHERS = tuple(each.CONTENDER for each in (wireguard_go, nebula, openvpn, fastd, tinc))
+OTHERS = tuple(each.CONTENDER for each in (
+    wireguard_go, nebula, openvpn, fastd, tinc, vtun, quicktun, n2n))
 RIVAL = wireguard_go.CONTENDER.name
 """Whom ratios are to, if it takes part."""
 

@@ -91,10 +91,11 @@ def ended(lab: Lab) -> Iterator[Processes]:
             lab.processes.remove(process)
 
 
-def configure_link(lab: Lab, name: str) -> None:
-    """Addresses for an interface that a daemon makes on both hosts."""
+def configure_link(lab: Lab, name: str, mtu: int | None = None) -> None:
+    """Addresses for an interface that a daemon makes on both hosts, and an MTU that it does not
+    choose itself."""
     for side in "ab":
         wait_until(partial(lab.ip, side, "link", "show", name, check=False),
                    f"there is no {name}")
         lab.ip(side, "address", "replace", f"{INSIDE4[side]}/24", "dev", name)
-        lab.ip(side, "link", "set", name, "up")
+        lab.ip(side, "link", "set", name, *([] if mtu is None else ["mtu", str(mtu)]), "up")

@@ -29,7 +29,8 @@ def namespaces():
 @pytest.mark.parametrize("topology, load, only", [
     ("hosts", "ping,tcp4,tcp-reverse,connect,udp64-20k,imix,quic,ping-tcp", "fastpump"),
     ("hosts-plain,gateways", "ping,tcp1", "bare,fastpump wireguard,wireguard-go"),
-    ("hosts,bridges-plain", "tcp1", "bare,fastpump tap,nebula,openvpn,fastd,tinc")])
+    ("hosts,bridges-plain", "tcp1", "bare,fastpump tap,nebula,openvpn,fastd,tinc"),
+    ("hosts", "udp64-20k", "vtun,quicktun,n2n")])
 def test_all_figures_of_all_who_take_part(tmp_path, topology, load, only):
     path = tmp_path / "figures.json"
     ran = bench(*SHORT, "--topology", topology, "--load", load, "--only", only, "--json",
