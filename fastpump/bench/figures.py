@@ -29,6 +29,11 @@ def cpu_per_gb(load: str) -> Figure:
     return Figure(f"{load}: CPU", "s/GB", False, 2)
 
 
+def energy_per_gb(load: str) -> Figure:
+    """Of all processors, load and all; where the machine says it (RAPL)."""
+    return Figure(f"{load}: energy", "J/GB", False, 1)
+
+
 def packets(load: str) -> Figure:
     """That arrived."""
     return Figure(f"{load}: received", "packets/s", True, 0)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from fastpump.bench import figures
 from fastpump.bench.connections import run_connections
 from fastpump.bench.figures import Figure
+from fastpump.bench.machine import Energy
 from fastpump.bench.packets import Arrived, Stream, run_stream
 from fastpump.bench.topologies import Ends
 from fastpump.errors import SystemSetupError
@@ -111,10 +112,12 @@ def _time_figures(name: str, times_ms: list[float]) -> Values:
 def tcp(name: str, *options: str) -> Callable[[Turn], Values]:
     """TCP streams that take what they get."""
     def run(turn: Turn) -> Values:
+        energy = Energy()
         load, used = turn.measured(name, lambda: turn.lab.tcp(
             turn.ends.client, turn.ends.address, turn.seconds, *options))
-        return {figures.throughput(name): load.gbit_per_s,
-                figures.cpu_per_gb(name): used / (load.bytes / 1e9)}
+        gb, joules = load.bytes / 1e9, energy.joules()
+        return {figures.throughput(name): load.gbit_per_s, figures.cpu_per_gb(name): used / gb,
+                **({} if joules is None else {figures.energy_per_gb(name): joules / gb})}
     return run
 
 

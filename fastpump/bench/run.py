@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from fastpump.bench.contender import Contender
 from fastpump.bench.figures import Figure
 from fastpump.bench.loads import Turn, run_loads
+from fastpump.bench.machine import Quiet
 from fastpump.bench.results import Column, Results
 from fastpump.bench.topologies import built, shape
 from fastpump.errors import SystemSetupError
@@ -35,9 +37,18 @@ class Plan:
     """Of the order."""
 
 
-def run(plan: Plan, results: Results, say: Callable[[str], None],
-        after_turn: Callable[[], None]) -> None:
-    """Fill the results. `say`: what comes next; `after_turn`: some are complete."""
+class Progress(Protocol):
+    """Who hears how far it is."""
+
+    def begins(self, done: int, total: int, title: str) -> None:
+        """The next turn, after so many of all."""
+
+    def ended(self, doubts: Sequence[str]) -> None:
+        """That turn: its figures are in the results, and this is odd about them."""
+
+
+def run(plan: Plan, results: Results, progress: Progress) -> None:
+    """Fill the results."""
     order = random.Random(plan.seed)
     turns = []
     for topology in plan.topologies:
@@ -50,16 +61,13 @@ def run(plan: Plan, results: Results, say: Callable[[str], None],
     for number in range(plan.rounds):
         order.shuffle(turns)
         for place, (topology, contender, program) in enumerate(turns):
-            done = number * len(turns) + place
             title = f"round {number + 1}, {topology}: {contender.name}"
-            say(f"[{done + 1}/{total}] {title}")
+            progress.begins(number * len(turns) + place, total, title)
             column = results.columns[topology][contender.name]
             values, doubts = _take_turn(plan, topology, contender, program)
             column.turns.append(values)
             results.doubts += [f"{title}: {doubt}" for doubt in doubts]
-            for doubt in doubts:
-                say(f"  {doubt}")
-            after_turn()
+            progress.ended(doubts)
 
 
 def _take_turn(plan: Plan, topology: str, contender: Contender,
@@ -69,7 +77,8 @@ def _take_turn(plan: Plan, topology: str, contender: Contender,
     try:
         with tempfile.TemporaryDirectory(prefix="fastpump-bench-") as directory, Lab() as lab, \
                 built(topology, contender, program, lab, Path(directory)) as ends:
-            turn = Turn(lab, ends, plan.seconds)
-            return dict(run_loads(turn, plan.loads)), turn.doubts
+            turn, quiet = Turn(lab, ends, plan.seconds), Quiet()
+            values = dict(run_loads(turn, plan.loads))
+            return values, turn.doubts + quiet.doubts()
     except SystemSetupError as error:
         return {}, [f"failed: {error}"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fastpump import __version__
 from fastpump.bench import choice, page, plots, table
@@ -127,10 +130,51 @@ def _run(args: argparse.Namespace) -> int:
     results = Results(this_machine(), {
         "fastpump": __version__, "rounds": str(plan.rounds), "seconds": f"{plan.seconds:g}",
         "seed": str(plan.seed), "tunnel": args.tunnel})
-    run(plan, results, lambda line: print(line, file=sys.stderr, flush=True),
-        lambda: results.save(args.json) if args.json else None)
+    with Progress(results, args.json) as progress:
+        run(plan, results, progress)
     _report(results, baseline, args.html)
     return 0
+
+
+class Progress:
+    """On stderr: a bar, if that is a terminal and tqdm is installed; else a line for each turn. The
+    file is written after each turn."""
+
+    def __init__(self, results: Results, path: Path | None) -> None:
+        self._results, self._path = results, path
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def begins(self, done: int, total: int, title: str) -> None:
+        if done == 0 and sys.stderr.isatty():
+            with contextlib.suppress(ImportError):
+                from tqdm import tqdm
+
+                self._bar = tqdm(total=total, unit="turn", dynamic_ncols=True, smoothing=0.1)
+        if self._bar is None:
+            self._say(f"[{done + 1}/{total}] {title}")
+        else:
+            self._bar.set_description_str(title)
+
+    def ended(self, doubts: Sequence[str]) -> None:
+        if self._path:
+            self._results.save(self._path)
+        for doubt in doubts:
+            self._say(f"  {doubt}")
+        if self._bar is not None:
+            self._bar.update()
+
+    def _say(self, line: str) -> None:
+        if self._bar is None:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._bar.write(line, file=sys.stderr)
 
 
 def _report(results: Results, baseline: str, path: Path | None) -> None:

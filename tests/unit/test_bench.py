@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from fastpump.bench.figures import Figure, cpu_per_gb, throughput
 from fastpump.bench.medians import median_of, ratio_in_turn, ratio_of_runs
 from fastpump.bench.results import Column, Results, load_results, this_machine
 from fastpump.bench.topologies import Ends
+from fastpump.cli.bench import Progress
 from fastpump.cli.main import main
 from fastpump.errors import ConfigError, SystemSetupError
 
@@ -202,22 +204,57 @@ class Bench:
         yield Ends("a", "b", "10.9.0.2", {}, 0.0)
 
 
+class Heard:
+    def __init__(self, bench):
+        self.bench, self.begins_at, self.titles, self.ends, self.doubts = bench, [], [], [], []
+
+    def begins(self, done, total, title):
+        self.begins_at.append((done, total))
+        self.titles.append(title)
+
+    def ended(self, doubts):
+        self.ends.append(len(self.bench.turns))
+        self.doubts += doubts
+
+
 def test_each_has_a_turn_in_each_round(monkeypatch):
     bench = Bench(monkeypatch, failing=["two"])
     contenders = [replace(BARE, topologies=("hosts",)), *(
         Contender(name, "IP", None, topologies=("hosts", "gateways")) for name in ("one", "two"))]
-    said, saved, found = [], [], Results({}, {})
+    found, heard = Results({}, {}), Heard(bench)
     run.run(run.Plan(["hosts", "gateways"], [(each, "") for each in contenders], ["tcp1"], 12, 1,
-                     5), found, said.append, lambda: saved.append(len(bench.turns)))
+                     5), found, heard)
     everybody = [("hosts", "bare"), *((topology, name) for topology in ("hosts", "gateways")
                                       for name in ("one", "two"))]
     rounds = [bench.turns[at:at + 5] for at in range(0, 60, 5)]
     assert all(sorted(each) == sorted(everybody) for each in rounds) and len(bench.turns) == 60
     assert len({tuple(each) for each in rounds}) > 6        # in another order each time
-    assert saved == list(range(1, 61)) and said[0].startswith("[1/60] round 1, ")
+    assert heard.ends == list(range(1, 61)) and heard.begins_at == [
+        (number, 60) for number in range(60)]
+    assert heard.titles[0].startswith("round 1, ") and len(heard.doubts) == 24
     assert found.columns["hosts"]["one"].values(SPEED) == [1.0] * 12
     assert found.columns["gateways"]["two"].turns == [{}] * 12
     assert len(found.doubts) == 24 and found.doubts[0].endswith("two: failed: it does not start")
+
+
+@pytest.mark.parametrize("terminal, installed, said", [
+    (False, True, "[1/2] round 1, hosts: one\n  odd\n[2/2] round 1, hosts: two\n"),
+    (True, False, "[1/2] round 1, hosts: one\n  odd\n[2/2] round 1, hosts: two\n"),
+    (True, True, "round 1, hosts: two:  50%")])
+def test_how_far_it_is_is_shown(terminal, installed, said, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setenv("COLUMNS", "100")
+    if not installed:
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+    path = tmp_path / "figures.json"
+    with Progress(results(), path) as progress:
+        progress.begins(0, 2, "round 1, hosts: one")
+        assert not path.exists()
+        progress.ended(["odd"])
+        assert load_results(path) == results()
+        progress.begins(1, 2, "round 1, hosts: two")
+        progress.ended([])
+    assert said in capsys.readouterr().err.replace("\r", "\n")
 
 
 # -- the command
