@@ -9,18 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from fastpump.bench import figures
 from fastpump.bench.connections import run_connections
+from fastpump.bench.ends import Ends
 from fastpump.bench.figures import Figure
 from fastpump.bench.machine import Energy
 from fastpump.bench.packets import Arrived, Stream, run_stream
-from fastpump.bench.topologies import Ends
 from fastpump.errors import SystemSetupError
-from fastpump.lab.iperf import Load
-from fastpump.lab.networks import Lab, cpu_seconds, percentile, resident_bytes, stop, wait_until
+from fastpump.lab.networks import Lab, percentile, stop, wait_until
 
 Values = dict[Figure, float]
+T = TypeVar("T")
 
 RATES = ((64, 20_000), (64, 60_000), (64, 150_000), (512, 60_000), (1300, 20_000), (1300, 40_000))
 """Sizes of UDP payload, and packets per second."""
@@ -48,11 +49,6 @@ class Turn:
     doubts: list[str] = field(default_factory=list)
 
     @property
-    def pids(self) -> list[int]:
-        """Of the tunnel."""
-        return [process.pid for process in self.ends.processes.values()]
-
-    @property
     def between(self) -> tuple[Lab, str, str, str]:
         """The lab, the host that sends, the one that receives, and its address."""
         return self.lab, self.ends.client, self.ends.server, self.ends.address
@@ -61,19 +57,21 @@ class Turn:
         """Round-trip times in ms, ascending."""
         return self.lab.ping(self.ends.client, self.ends.address, count, interval_s)
 
-    def measured(self, name: str, run: Callable[[], Load]) -> tuple[Load, float]:
-        """A load, and the CPU seconds that the tunnel took."""
-        before = cpu_seconds(self.pids)
-        load = run()
-        self.doubts += [f"{name}: {doubt}" for doubt in load.doubts]
-        return load, cpu_seconds(self.pids) - before
+    def used_by(self, run: Callable[[], T]) -> tuple[T, float | None]:
+        """What a load gives, and the CPU seconds that the tunnel took, if they are known."""
+        usage = self.ends.usage
+        if usage is None:
+            return run(), None
+        before = usage.cpu_seconds()
+        value, used = run(), usage.cpu_seconds() - before
+        if used < 0:
+            self.doubts.append("a process of the tunnel ended meanwhile: its CPU time is not known")
+            return value, None
+        return value, used
 
-    def streamed(self, name: str, stream: Stream, seconds: float) -> tuple[Arrived, float]:
-        """A stream of packets, and the CPU seconds that the tunnel took. SystemSetupError if
-        nothing arrives."""
-        before = cpu_seconds(self.pids)
+    def stream(self, name: str, stream: Stream, seconds: float) -> Arrived:
+        """A stream of packets. SystemSetupError if nothing arrives."""
         arrived = run_stream(*self.between, stream, seconds)
-        used = cpu_seconds(self.pids) - before
         if not arrived.received:
             raise SystemSetupError(f"{name}: nothing arrived")
         wanted = stream.rate * seconds
@@ -83,7 +81,11 @@ class Turn:
             (f"{arrived.repeated:,} packets came twice", arrived.repeated),
             (f"{arrived.damaged:,} packets came with another payload", arrived.damaged),
         ) if is_true]
-        return arrived, used
+        return arrived
+
+
+def _known(figure: Figure, value: float | None) -> Values:
+    return {} if value is None else {figure: value}
 
 
 def ping_idle(turn: Turn) -> Values:
@@ -113,35 +115,37 @@ def tcp(name: str, *options: str) -> Callable[[Turn], Values]:
     """TCP streams that take what they get."""
     def run(turn: Turn) -> Values:
         energy = Energy()
-        load, used = turn.measured(name, lambda: turn.lab.tcp(
+        load, used = turn.used_by(lambda: turn.lab.tcp(
             turn.ends.client, turn.ends.address, turn.seconds, *options))
+        turn.doubts += [f"{name}: {doubt}" for doubt in load.doubts]
         gb, joules = load.bytes / 1e9, energy.joules()
-        return {figures.throughput(name): load.gbit_per_s, figures.cpu_per_gb(name): used / gb,
-                **({} if joules is None else {figures.energy_per_gb(name): joules / gb})}
+        return {figures.throughput(name): load.gbit_per_s,
+                **_known(figures.cpu_per_gb(name), used and used / gb),
+                **_known(figures.energy_per_gb(name), joules and joules / gb)}
     return run
 
 
 def connect(turn: Turn) -> Values:
     """Short TCP connections, AT_ONCE of them at any time."""
     name = f"{AT_ONCE} connections at once"
-    before = cpu_seconds(turn.pids)
-    done = run_connections(*turn.between, AT_ONCE, turn.seconds)
-    used = cpu_seconds(turn.pids) - before
+    done, used = turn.used_by(lambda: run_connections(*turn.between, AT_ONCE, turn.seconds))
     return {figures.connections(name): done.per_s,
-            figures.cpu_per_connection(name): used * 1e6 / len(done.times_ms),
+            **_known(figures.cpu_per_connection(name), used and used * 1e6 / len(done.times_ms)),
             **_time_figures(name, done.times_ms)}
 
 
 def udp(name: str, stream: Stream) -> Callable[[Turn], Values]:
     """UDP at a fixed rate."""
     def run(turn: Turn) -> Values:
-        arrived, used = turn.streamed(name, stream, turn.seconds)
+        arrived, used = turn.used_by(lambda: turn.stream(name, stream, turn.seconds))
         values = {figures.packets(name): arrived.packets_per_s,
-                  figures.cpu_per_packet(name): used * 1e6 / arrived.received,
+                  **_known(figures.cpu_per_packet(name), used and used * 1e6 / arrived.received),
                   figures.lost(name): 100 * arrived.lost,
                   figures.reordered(name): 100 * arrived.reordered / arrived.received}
-        return values | {figures.delay(name, percent): arrived.delay_us(percent)
-                         for percent in (50, 99, 99.9)}
+        if turn.ends.have_one_clock:
+            values |= {figures.delay(name, percent): arrived.delay_us(percent)
+                       for percent in (50, 99, 99.9)}
+        return values
     return run
 
 
@@ -194,10 +198,10 @@ def run_loads(turn: Turn, names: Sequence[str]) -> Iterator[tuple[Figure, float]
     lab, ends = turn.lab, turn.ends
     wait_until(lambda: lab.run(ends.client, "ping", "-n", "-c", "1", "-W", "0.1", ends.address,
                                check=False).returncode == 0, f"{ends.address} does not answer")
-    if ends.processes:
+    if ends.begun_s is not None:
         yield figures.START, 1e3 * (time.monotonic() - ends.begun_s)
     lab.serve_iperf(ends.server)
     for name in names:
         yield from LOADS[name](turn).items()
-    if ends.processes:
-        yield figures.MEMORY, resident_bytes(turn.pids) / 1e6
+    if ends.usage is not None:
+        yield figures.MEMORY, ends.usage.memory_bytes() / 1e6

@@ -17,7 +17,7 @@ def report(results: Results, baseline: str) -> Iterator[str]:
     """The table of a run, line by line. Ratios are to the contender `baseline`."""
     yield from _about(results)
     for topology, columns in results.columns.items():
-        yield f"\n{topology}: {TOPOLOGIES.get(topology, '')}"
+        yield f"\n{topology}: {TOPOLOGIES.get(topology, 'two real hosts')}"
         base = columns.get(baseline)
         for name, column in columns.items():
             yield f"\n{name}: {column.kind}"

@@ -24,10 +24,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from fastpump.bench.contender import Contender, Place, Processes
+from fastpump.bench.contender import Contender, Place
+from fastpump.bench.ends import Ends, OfProcesses
 from fastpump.lab.networks import OUTSIDE4, Lab, need
 
 HOSTS, GATEWAYS, BRIDGES = "hosts", "gateways", "bridges"
@@ -39,6 +39,8 @@ _SHAPES = {
 }
 TOPOLOGIES = _SHAPES | {name + PLAIN: f"{text}; a cable without offloads"
                         for name, text in _SHAPES.items()}
+REAL = "real"
+"""Of results only: this host and another one (real.py)."""
 _PROGRAMS = {GATEWAYS: "nft", PLAIN: "ethtool"}
 
 CLIENT, SERVER = "client", "server"
@@ -60,22 +62,6 @@ _NAT = """\
   }
 """
 _NO_OFFLOADS = "tx", "off", "rx", "off", "tso", "off", "gso", "off", "gro", "off"
-
-
-@dataclass(frozen=True)
-class Ends:
-    """What load runs between."""
-
-    client: str
-    """The host that sends, ..."""
-    server: str
-    """... the one that receives, ..."""
-    address: str
-    """... and the latter's address."""
-    processes: Processes
-    """Of the tunnel."""
-    begun_s: float
-    """When the set-up of the tunnel began (time.monotonic)."""
 
 
 def shape(topology: str) -> str:
@@ -103,14 +89,17 @@ def built(topology: str, contender: Contender, program: str, lab: Lab,
     behind = BEHIND if kind == GATEWAYS else None
     with contender.setup(Place(lab, directory, program, behind)) as processes:
         if kind == HOSTS:
-            yield Ends("a", "b", contender.target, processes, begun_s)
+            between = "a", "b", contender.target
         elif kind == GATEWAYS:
+            between = CLIENT, SERVER, SERVER_ADDRESS
             if not processes:
                 _route_over_the_cable(lab)
-            yield Ends(CLIENT, SERVER, SERVER_ADDRESS, processes, begun_s)
         else:
+            between = CLIENT, SERVER, BRIDGED[SERVER]
             _add_bridges(lab, contender.device)
-            yield Ends(CLIENT, SERVER, BRIDGED[SERVER], processes, begun_s)
+        is_tunnel = bool(processes)
+        yield Ends(*between, OfProcesses(processes) if is_tunnel else None,
+                   begun_s if is_tunnel else None)
 
 
 def _add_gateways(lab: Lab) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from fastpump import __version__
-from fastpump.bench import choice, page, plots, table
+from fastpump.bench import choice, page, plots, real, remote, table
 from fastpump.bench.contender import Contender
 from fastpump.bench.loads import LOADS
 from fastpump.bench.results import Results, load_results, this_machine
 from fastpump.bench.run import Plan, run
-from fastpump.bench.topologies import HOSTS, TOPOLOGIES, check_programs, shape
+from fastpump.bench.topologies import HOSTS, REAL, TOPOLOGIES, check_programs, shape
 from fastpump.cli.arguments import number
 from fastpump.errors import ConfigError, SystemSetupError
 from fastpump.lab.networks import need
@@ -33,6 +33,9 @@ printed, what holds them for sure, and ratios. Needs root, iperf3 and ping.
   sudo fastpump bench --only fastpump,wireguard-go --load tcp1,udp64-60k
   sudo fastpump bench --program wireguard-go=/opt/wireguard-go --json today.json
   sudo fastpump bench --topology gateways       between hosts beyond both ends, with NAT
+  fastpump bench --server                       on another host, and on this one ...
+  fastpump bench --client 10.9.0.2 --name wg --json hosts.json
+                                                ... what leads there, beside earlier ones
   fastpump bench --list                         who takes part, and by what loads
   fastpump bench report today.json --html today.html
   fastpump bench compare before.json after.json
@@ -79,6 +82,19 @@ def fill(parser: argparse.ArgumentParser) -> None:
                         help="keep all figures there; written after each turn")
     parser.add_argument("--html", type=Path, metavar="FILE",
                         help="write a report with plots there, in one file; needs matplotlib")
+    hosts = parser.add_argument_group("two real hosts")
+    hosts.add_argument("--server", nargs="?", const="", metavar="ADDRESS",
+                       help="receive load from another host, at all addresses or this one, until a "
+                       "signal ends it; whoever can connect can send load")
+    hosts.add_argument("--client", metavar="ADDRESS",
+                       help="send load there, where `fastpump bench --server` runs: the tunnel is "
+                       "what leads to this address")
+    hosts.add_argument("--name", default="tunnel", metavar="NAME",
+                       help="what the report calls that tunnel (default: %(default)s)")
+    hosts.add_argument("--process", metavar="NAME",
+                       help="its program on both hosts, whose CPU time and memory are counted")
+    hosts.add_argument("--control", metavar="HOST",
+                       help="where the server is asked, if not by the tunnel")
     parser.set_defaults(run=_run)
 
 
@@ -99,6 +115,10 @@ def _program(text: str) -> tuple[str, str]:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.server is not None:
+        exit_on_signals()
+        remote.serve(args.server, lambda line: print(line, flush=True))
+        return 0
     if args.action == "compare":
         return _compare(args.files)
     if args.html:
@@ -109,6 +129,8 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.files[0]}: files are for `fastpump bench report` and `compare`")
     choice.check_names("topology", args.topology, TOPOLOGIES)
     choice.check_names("load", args.load, LOADS)
+    if args.client:
+        return _run_real(args)
     everybody = choice.everybody(args.queues, args.tunnel.split())
     chosen = choice.choose(everybody, args.only, dict(args.program))
     if args.list:
@@ -133,6 +155,26 @@ def _run(args: argparse.Namespace) -> int:
     with Progress(results, args.json) as progress:
         run(plan, results, progress)
     _report(results, baseline, args.html)
+    return 0
+
+
+def _run_real(args: argparse.Namespace) -> int:
+    """Measure what leads to another host, beside what the file has of other tunnels."""
+    need("iperf3", "ping")
+    exit_on_signals()
+    settings = {"fastpump": __version__, "rounds": str(args.rounds),
+                "seconds": f"{args.seconds:g}"}
+    results = Results(this_machine(), settings)
+    if args.json and args.json.exists():
+        results = load_results(args.json)
+        if results.settings != settings or results.machine != this_machine():
+            raise ConfigError(f"{args.json} is of another machine, version, number of rounds or "
+                              "length: give another file to --json")
+    pair = real.Pair(args.client, args.control or args.client, remote.PORT, args.name, args.process)
+    with Progress(results, args.json) as progress:
+        real.run(pair, args.load, args.rounds, args.seconds, results, progress)
+    names = list(results.columns[REAL])
+    _report(results, choice.baseline(args.baseline, names), args.html)
     return 0
 
 

@@ -10,10 +10,11 @@ import pytest
 
 from fastpump.bench import choice, run, table
 from fastpump.bench.contender import BARE, Contender
+from fastpump.bench.ends import Ends
 from fastpump.bench.figures import Figure, cpu_per_gb, throughput
+from fastpump.bench.loads import Turn
 from fastpump.bench.medians import median_of, ratio_in_turn, ratio_of_runs
 from fastpump.bench.results import Column, Results, load_results, this_machine
-from fastpump.bench.topologies import Ends
 from fastpump.cli.bench import Progress
 from fastpump.cli.main import main
 from fastpump.errors import ConfigError, SystemSetupError
@@ -201,7 +202,7 @@ class Bench:
         self.turns.append((topology, contender.name))
         if contender.name in self.failing:
             raise SystemSetupError("it does not start")
-        yield Ends("a", "b", "10.9.0.2", {}, 0.0)
+        yield Ends("a", "b", "10.9.0.2", None)
 
 
 class Heard:
@@ -255,6 +256,17 @@ def test_how_far_it_is_is_shown(terminal, installed, said, monkeypatch, capsys, 
         progress.begins(1, 2, "round 1, hosts: two")
         progress.ended([])
     assert said in capsys.readouterr().err.replace("\r", "\n")
+
+
+def test_a_tunnel_whose_process_ends_has_no_cpu_time():
+    class Usage:
+        seconds = [5.0, 3.0]
+
+        def cpu_seconds(self):
+            return self.seconds.pop(0)
+
+    turn = Turn(None, Ends("a", "b", "10.9.0.2", Usage()), 1)
+    assert turn.used_by(lambda: 7) == (7, None) and "ended meanwhile" in turn.doubts[0]
 
 
 # -- the command
