@@ -136,6 +136,14 @@ def python(program, **environment):
     return result.stdout
 
 
+def test_all_libraries_are_measured():
+    times = _core.cipher_times()
+    assert list(times) == list(CIPHERS)
+    for each in times.values():
+        assert list(each) == list(reversed(_core.BACKENDS))
+        assert all(0 < short < 10**9 > long > 0 for short, long in each.values())
+
+
 def test_the_choice_is_measured_once():
     choices = python("print(_core.choose_backends() is not _core.choose_backends())\n"
                      "print(*_core.choose_backends().items(), sep='\\n')\n"
