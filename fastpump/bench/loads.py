@@ -18,6 +18,7 @@ from fastpump.bench.figures import Figure
 from fastpump.bench.machine import Energy
 from fastpump.bench.packets import Arrived, Stream, run_stream
 from fastpump.errors import SystemSetupError
+from fastpump.lab.iperf import Load
 from fastpump.lab.networks import Lab, percentile, stop, wait_until
 
 Values = dict[Figure, float]
@@ -26,7 +27,7 @@ T = TypeVar("T")
 RATES = ((64, 20_000), (64, 60_000), (64, 150_000), (512, 60_000), (1300, 20_000), (1300, 40_000))
 """Sizes of UDP payload, and packets per second."""
 SIZES = 64, 512, 1300
-STREAMS = 1, 4, 16
+STREAMS = 1, 4, 16, 128
 IMIX = (18, 18, 548, 18, 18, 548, 18, 1392, 548, 18, 18, 548)
 """Of payload: IP packets of 46 bytes (the least of Ethernet), 576 and 1420 (the MTU of most
 tunnels), seven to four to one, as makers of test equipment mix them."""
@@ -111,18 +112,23 @@ def _time_figures(name: str, times_ms: list[float]) -> Values:
             figures.time_tail(name): percentile(times_ms, 99)}
 
 
-def tcp(name: str, *options: str) -> Callable[[Turn], Values]:
-    """TCP streams that take what they get."""
+def tcp(name: str, make: Callable[[Lab, str, str, float], Load]) -> Callable[[Turn], Values]:
+    """TCP streams that take what they get. `make`: by host, address and seconds."""
     def run(turn: Turn) -> Values:
         energy = Energy()
-        load, used = turn.used_by(lambda: turn.lab.tcp(
-            turn.ends.client, turn.ends.address, turn.seconds, *options))
+        load, used = turn.used_by(lambda: make(
+            turn.lab, turn.ends.client, turn.ends.address, turn.seconds))
         turn.doubts += [f"{name}: {doubt}" for doubt in load.doubts]
         gb, joules = load.bytes / 1e9, energy.joules()
         return {figures.throughput(name): load.gbit_per_s,
                 **_known(figures.cpu_per_gb(name), used and used / gb),
                 **_known(figures.energy_per_gb(name), joules and joules / gb)}
     return run
+
+
+def _with(*options: str) -> Callable[[Lab, str, str, float], Load]:
+    """TCP by an iperf3 with these options."""
+    return lambda lab, client, address, seconds: lab.tcp(client, address, seconds, *options)
 
 
 def connect(turn: Turn) -> Values:
@@ -177,10 +183,10 @@ def udp_highest(size: int) -> Callable[[Turn], Values]:
 
 LOADS: dict[str, Callable[[Turn], Values]] = {
     "ping": ping_idle,
-    **{f"tcp{count}": tcp(f"TCP, {count} stream{'s' * (count != 1)}",
-                          *(() if count == 1 else ("--parallel", str(count))))
-       for count in STREAMS},
-    "tcp-reverse": tcp("TCP, reverse", "--reverse"),
+    **{f"tcp{count}": tcp(f"TCP, {count} stream{'s' * (count != 1)}", _with(
+        *(() if count == 1 else ("--parallel", str(count))))) for count in STREAMS},
+    "tcp-reverse": tcp("TCP, reverse", _with("--reverse")),
+    "tcp-both": tcp("TCP, both ways", Lab.tcp_both_ways),
     "connect": connect,
     **{f"udp{size}-{rate // 1000}k": udp(f"UDP {size} B, {rate:,}/s", Stream((size,), rate))
        for size, rate in RATES},

@@ -28,7 +28,7 @@ def namespaces():
 
 
 @pytest.mark.parametrize("topology, load, only", [
-    ("hosts", "ping,tcp4,tcp-reverse,connect,udp64-20k,imix,quic,ping-tcp", "fastpump"),
+    ("hosts", "ping,tcp128,tcp-both,connect,udp64-20k,imix,quic,ping-tcp", "fastpump"),
     ("hosts-plain,gateways", "ping,tcp1", "bare,fastpump wireguard,wireguard-go"),
     ("hosts,bridges-plain", "tcp1", "bare,fastpump tap,nebula,openvpn,fastd,tinc"),
     ("hosts", "udp64-20k", "vtun,quicktun,n2n")])
