@@ -314,6 +314,22 @@ static inline int aead_seal(Aead *self, int cipher, const uint8_t *key, const ui
     return aead_openssl_seal(self->seal[cipher], key, nonce, aad, aad_len, src, dst, len);
 }
 
+/* The same, for a process that is not to keep the key: the libraries that are keyed per message have
+ * it until the next one. 0 or -1. */
+static int aead_seal_once(Aead *self, int cipher, const uint8_t *key, const uint8_t *nonce,
+                          const uint8_t *aad, size_t aad_len, const uint8_t *src, uint8_t *dst,
+                          size_t len)
+{
+    static const uint8_t nothing[AEAD_RAW_KEY_LEN];
+    int result = aead_seal(self, cipher, key, nonce, aad, aad_len, src, dst, len);
+    if (self->backends[cipher] == AEAD_BORINGSSL)
+        OPENSSL_cleanse(self->boring, sizeof *self->boring);
+    if (self->backends[cipher] == AEAD_OPENSSL &&
+        EVP_EncryptInit_ex(self->seal[cipher], NULL, NULL, nothing, nothing) != 1)
+        return -1;
+    return result;
+}
+
 /* Open `len` bytes of ciphertext and the 16 of tag behind them. 0, or -1 when it
  * is not authentic. */
 static inline int aead_open(Aead *self, int cipher, const uint8_t *key, const uint8_t *nonce,

@@ -3,6 +3,8 @@
 import contextlib
 from pathlib import Path
 
+import pytest
+
 from fastpump import _core
 from fastpump.lab.networks import INSIDE4, fastpump_pair
 from fastpump.protocol import keys
@@ -39,8 +41,10 @@ def private_memory(pid):
                 yield memory.read(end - begin)
 
 
-def test_keys_of_sessions_and_lanes_are_in_the_shared_memory_only(lab, tmp_path):
-    with fastpump_pair(lab, tmp_path, "--queues", "2") as processes:
+@pytest.mark.parametrize("backend", _core.BACKENDS)
+def test_keys_of_sessions_and_lanes_are_in_the_shared_memory_only(lab, tmp_path, backend):
+    with fastpump_pair(lab, tmp_path, "--queues", "2",
+                       env={"FASTPUMP_AEAD": backend}) as processes:
         assert is_reachable(lab, INSIDE4["b"])
         until(lambda: lab.status("a")["peers"][0]["transport"] == "lanes")
         for side in "ab":
