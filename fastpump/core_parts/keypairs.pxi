@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from fastpump.hot cimport constants
-from fastpump.hot.aead cimport AEAD_CHACHA20_POLY1305, aead_seal_once, nonce_set
+from fastpump.hot.aead cimport AEAD_CHACHA20_POLY1305, aead_forget, aead_seal, nonce_set
 from fastpump.hot.atomics cimport ACQUIRE, RELAXED, RELEASE, SEQ_CST, add64, and32, load32, store32
 from fastpump.hot.bytes cimport store_le32, store_le64
 from fastpump.hot.constants cimport TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_TYPE
@@ -121,9 +121,9 @@ cdef class Keypairs(SlotTable):
         store_le32(message + 4, keypair.remote_index)
         store_le64(message + 8, counter)
         nonce_set(nonce, counter)
-        if aead_seal_once(&self.mapping.aead, AEAD_CHACHA20_POLY1305, keypair.send_key, nonce, NULL,
-                          0, <const uint8_t *>PyBytes_AS_STRING(inner),
-                          message + TRANSPORT_HEADER_LEN, len(inner)) != 0:
+        if aead_seal(&self.mapping.aead, AEAD_CHACHA20_POLY1305, keypair.send_key, nonce, NULL, 0,
+                     <const uint8_t *>PyBytes_AS_STRING(inner), message + TRANSPORT_HEADER_LEN,
+                     len(inner)) != 0 or aead_forget(&self.mapping.aead) != 0:
             raise OSError("the AEAD library failed")
         return sealed
 

@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memset
 
 from fastpump.hot cimport constants
-from fastpump.hot.aead cimport aead_key_set, aead_seal_once, nonce_set
+from fastpump.hot.aead cimport aead_forget, aead_key_set, aead_seal, nonce_set
 from fastpump.hot.atomics cimport (
     RELAXED, RELEASE, SEQ_CST, add64, and32, load32, load64, or32, store32,
 )
@@ -197,9 +197,10 @@ cdef class Lanes(SlotTable):
         store_le32(message + 4, lane.remote_index)
         store_le64(message + 8, counter)
         nonce_set(nonce, counter)
-        if aead_seal_once(&self.mapping.aead, lane.cipher, lane.send_key, nonce, message,
-                          TRANSPORT_HEADER_LEN, <const uint8_t *>PyBytes_AS_STRING(payload),
-                          message + TRANSPORT_HEADER_LEN, len(payload)) != 0:
+        if aead_seal(&self.mapping.aead, lane.cipher, lane.send_key, nonce, message,
+                     TRANSPORT_HEADER_LEN, <const uint8_t *>PyBytes_AS_STRING(payload),
+                     message + TRANSPORT_HEADER_LEN, len(payload)) != 0 \
+                or aead_forget(&self.mapping.aead) != 0:
             raise OSError("the AEAD library failed")
         return sealed
 

@@ -314,20 +314,27 @@ static inline int aead_seal(Aead *self, int cipher, const uint8_t *key, const ui
     return aead_openssl_seal(self->seal[cipher], key, nonce, aad, aad_len, src, dst, len);
 }
 
-/* The same, for a process that is not to keep the key: the libraries that are keyed per message have
- * it until the next one. 0 or -1. */
-static int aead_seal_once(Aead *self, int cipher, const uint8_t *key, const uint8_t *nonce,
-                          const uint8_t *aad, size_t aad_len, const uint8_t *src, uint8_t *dst,
-                          size_t len)
+/* Overwrite what functions that have returned left on the stack. */
+static __attribute__((noinline)) void aead_wipe_stack(void)
+{
+    uint8_t left[16384];
+    OPENSSL_cleanse(left, sizeof left);
+}
+
+/* Forget the keys of earlier messages: libraries that are keyed per message have the last ones in
+ * their contexts, and leave them on the stack. 0, or -1 when the library fails. */
+static int aead_forget(Aead *self)
 {
     static const uint8_t nothing[AEAD_RAW_KEY_LEN];
-    int result = aead_seal(self, cipher, key, nonce, aad, aad_len, src, dst, len);
-    if (self->backends[cipher] == AEAD_BORINGSSL)
+    aead_wipe_stack();
+    if (self->boring != NULL)
         OPENSSL_cleanse(self->boring, sizeof *self->boring);
-    if (self->backends[cipher] == AEAD_OPENSSL &&
-        EVP_EncryptInit_ex(self->seal[cipher], NULL, NULL, nothing, nothing) != 1)
-        return -1;
-    return result;
+    for (int cipher = 0; cipher < 2; cipher++)
+        if (self->backends[cipher] == AEAD_OPENSSL &&
+            (EVP_EncryptInit_ex(self->seal[cipher], NULL, NULL, nothing, nothing) != 1 ||
+             EVP_DecryptInit_ex(self->open[cipher], NULL, NULL, nothing, nothing) != 1))
+            return -1;
+    return 0;
 }
 
 /* Open `len` bytes of ciphertext and the 16 of tag behind them. 0, or -1 when it

@@ -26,9 +26,7 @@ cdef extern from "aead.h" nogil:
     int aead_seal(Aead *self, int cipher, const uint8_t *key, const uint8_t *nonce,
                   const uint8_t *aad, size_t aad_len, const uint8_t *src, uint8_t *dst,
                   size_t length)
-    int aead_seal_once(Aead *self, int cipher, const uint8_t *key, const uint8_t *nonce,
-                       const uint8_t *aad, size_t aad_len, const uint8_t *src, uint8_t *dst,
-                       size_t length)
+    int aead_forget(Aead *self)
     int aead_open(Aead *self, int cipher, const uint8_t *key, const uint8_t *nonce,
                   const uint8_t *aad, size_t aad_len, const uint8_t *src, uint8_t *dst,
                   size_t length)

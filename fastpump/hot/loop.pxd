@@ -17,6 +17,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from fastpump.hot.aead cimport aead_forget
 from fastpump.hot.atomics cimport RELAXED, load32
 from fastpump.hot.egress cimport egress_dispatch_staged, egress_flush, egress_release
 from fastpump.hot.halt cimport halt_number
@@ -139,6 +140,7 @@ cdef inline void loop_release(Worker *worker) noexcept nogil:
 cdef inline void loop_doorbell(Worker *worker) noexcept nogil:
     cdef uint64_t rings
     read(worker.doorbell_fd, &rings, sizeof(rings))
+    aead_forget(&worker.aead)       # the supervisor rings once a second, and wipes keys
     ingress_misdelivered(worker)
     staged_purge(worker)
     egress_dispatch_staged(worker, NONE)

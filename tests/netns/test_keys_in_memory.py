@@ -1,12 +1,13 @@
 """What is in the memory of a supervisor: its private key, but no key of a session or a lane."""
 
 import contextlib
+import secrets
 from pathlib import Path
 
 import pytest
 
 from fastpump import _core
-from fastpump.lab.networks import INSIDE4, fastpump_pair
+from fastpump.lab.networks import INSIDE4, fastpump_pair, key_files, tunnel_words
 from fastpump.protocol import keys
 from support.hosts import is_reachable, until
 
@@ -56,3 +57,27 @@ def test_keys_of_sessions_and_lanes_are_in_the_shared_memory_only(lab, tmp_path,
             private = keys.read_file(tmp_path / f"{side}.key", "private key")
             assert any(private in part for part in contents)    # so keys would be found
             assert not [key.hex() for key in in_use if any(key in part for part in contents)]
+
+
+@pytest.mark.parametrize("transport", ["wireguard", "lanes"])
+@pytest.mark.parametrize("backend", _core.BACKENDS)
+def test_nobody_keeps_keys_that_are_out_of_use(lab, tmp_path, backend, transport):
+    """The workers' libraries had those of their last messages, and nothing comes after these."""
+    key = key_files(tmp_path)
+    names = {side: f"fpk{side}{secrets.token_hex(4)}" for side in "ab"}     # wg's socket is by name
+    processes = {side: lab.fastpump(side, names[side], *tunnel_words(
+        side, key[side], key[other][1], "--queues", "2", "--transport", transport),
+        env={"FASTPUMP_AEAD": backend}) for side, other in ("ab", "ba")}
+    until(lambda: is_reachable(lab, INSIDE4["b"]))
+    used = {side: until(lambda side=side: keys_in(tables_of(processes[side].pid)))
+            for side in "ab"}
+    for side, other in ("ab", "ba"):
+        lab.run(side, "wg", "set", names[side], "peer", key[other][1], "remove")
+    for side in "ab":
+        pid = processes[side].pid
+        until(lambda pid=pid: not keys_in(tables_of(pid)))
+        everybody = [pid, *(queue["pid"] for queue in lab.status(side)["queues"])]
+        assert len(everybody) == 3
+        until(lambda everybody=everybody, used=used[side]: not any(
+            key in part for each in everybody for part in private_memory(each) for key in used),
+            timeout_s=5)
