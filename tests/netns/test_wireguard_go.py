@@ -132,8 +132,10 @@ def a_life(lab, directory, initiator, psk, v6, rekey_s):
     file.write_text(configuration(
         key["a"], key["b"][1], **said, port=4343,
         more=f"[Peer]\nPublicKey = {stranger}\nAllowedIPs = 10.77.0.0/16\n"))
+    before = peer()["latest_handshake"]
     lab.run("a", *FASTPUMP, "reload", str(file))
-    outcome["reload kept the session"] = peer()["latest_handshake"] == first
+    after = peer()["latest_handshake"]      # another one if it was due; on one CPU it may be
+    outcome["reload kept the session"] = after == before or after > before + rekey_s - 1
     outcome["reload added a peer"] = len(lab.status("a")["peers"]) == 2
     for way in ways:
         way.join()
