@@ -11,6 +11,7 @@ from support.documents import DOCUMENTS, Stage, commands, files
 from support.hosts import until
 
 THOUSAND = "tests/netns/test_taps.py makes, lists and deletes a thousand TAPs"
+BETWEEN_HOSTS = "run between namespaces by tests/netns/test_bench_runs.py"
 MEASURES = "measures for minutes, on a machine that does nothing else"
 NOT_RUN = {
     "make demo": "installs packages; what it then runs is run by tests/netns/test_demo.py",
@@ -33,6 +34,10 @@ NOT_RUN = {
     "fastpump bench --rounds 5 --only fastpump,wireguard-go": MEASURES,
     "fastpump bench --topology gateways --rounds 5 --program "
     "wireguard-go=/path/to/wireguard-go": MEASURES,
+    "fastpump bench --server": BETWEEN_HOSTS,
+    "fastpump bench --client 10.9.0.2 --name wireguard --process wireguard-go --json hosts.json":
+        BETWEEN_HOSTS,
+    "fastpump bench report hosts.json --html hosts.html": BETWEEN_HOSTS,
     'fastpump bench --rounds 5 --queues 1 --only "fastpump,fastpump tap,fastd,tinc" --tunnel '
     '"--mtu 1382"': MEASURES,
 }

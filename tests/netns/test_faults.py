@@ -55,9 +55,12 @@ def without_descriptors(process):
     """Those that it has open now, and no other."""
     pid = process.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    is_open = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
-    first_free = min(set(range(len(is_open) + 1)) - is_open)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (first_free, before[1]))
+    is_open = set()
+    while is_open != (now := {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}):
+        is_open = now       # one may be open for a moment only: then there is room for another
+        first_free = min(set(range(len(is_open) + 1)) - is_open)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (first_free, before[1]))
+        time.sleep(0.3)
     try:
         yield "has no file descriptor left"
     finally:

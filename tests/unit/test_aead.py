@@ -181,7 +181,7 @@ typedef int (*Run)(const void *, uint8_t *, size_t *, size_t, const uint8_t *, s
 
 static void *real(const char *name)
 {
-    return dlsym(dlopen("%(library)s", RTLD_NOW | RTLD_DEEPBIND), name);
+    return dlsym(dlopen("%(library)s", RTLD_NOW | RTLD_LOCAL), name);
 }
 
 const void *EVP_aead_chacha20_poly1305(void)
