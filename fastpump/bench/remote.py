@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import socketserver
@@ -49,14 +50,24 @@ _BOUNDS = {"run": (0, 2**32 - 1), "flows": (1, 4096), "ack_every": (0, 1_000_000
 
 
 def pids_of(name: str) -> list[int]:
-    """The processes whose program, or script, has that name."""
-    found = []
+    """The processes whose program, or script, has that name; without this one and those that it
+    was started by, who may be called fastpump, too, and have the load among their descendants."""
+    found, own = [], _own_line()
     for path in Path("/proc").iterdir():
-        if path.name.isdigit():
+        if path.name.isdigit() and int(path.name) not in own:
             with contextlib.suppress(OSError):
                 words = (path / "cmdline").read_bytes().split(b"\0")
                 if name in {Path(word.decode(errors="replace")).name for word in words[:2]}:
                     found.append(int(path.name))
+    return found
+
+
+def _own_line() -> set[int]:
+    pid, found = os.getpid(), set()
+    while pid > 1:
+        found.add(pid)
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        pid = int(stat.rpartition(")")[2].split()[1])
     return found
 
 

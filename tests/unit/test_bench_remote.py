@@ -73,11 +73,17 @@ def test_so_many_at_once_and_no_more(server, port):
 
 
 def test_what_programs_use(port):
-    """This one, by the name of its script or program."""
-    name = Path(Path("/proc/self/cmdline").read_text().split("\0")[0]).name
-    assert os.getpid() in remote.pids_of(name) and remote.pids_of("no-such-program") == []
-    seconds, size = json.loads(answer(port, json.dumps(["usage", name]).encode() + b"\n"))
-    assert seconds > 0 and size > 1 << 20
+    """Those of another process, by the name of its program; never ours, nor of who started us."""
+    name = Path(sys.executable).name
+    with subprocess.Popen([sys.executable, "-c", "print('up', flush=True); input()"], text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline() == "up\n"
+        found = remote.pids_of(name)
+        assert child.pid in found and not {os.getpid(), os.getppid()} & set(found)
+        seconds, size = json.loads(answer(port, json.dumps(["usage", name]).encode() + b"\n"))
+        child.communicate("\n")
+    assert seconds >= 0 and size > 1 << 20
+    assert remote.pids_of("no-such-program") == []
     assert json.loads(answer(port, b'["usage", "no-such-program"]\n')) == [0, 0]
 
 
