@@ -1,9 +1,9 @@
 """Senders of bare handshake messages, hostile and honest, for gateway.py.
 
-    python bench/attack.py flood|honest|driver ORDERS
+    python bench/attack.py flood|honest ORDERS
 
 Runs inside a namespace of the lab, as a process of its own; ORDERS is a JSON file:
-the fields of Flood, Honest or Driver. One line of JSON on stdout is the result. Every
+the fields of Flood or Honest. One line of JSON on stdout is the result. Every
 process ends by itself: a flood after its seconds, the others when their patience is over.
 
     flood    datagrams at a rate, made beforehand and sent over and over, in bursts paced
@@ -11,7 +11,6 @@ process ends by itself: a flood after its seconds, the others when their patienc
     honest   single handshakes, each from a socket of its own; like a WireGuard peer it
              asks again after 5 s, with a new timestamp, and with mac2 if it got a cookie.
              Then it asks for lanes, as fastpump does, and waits for the offer
-    driver   handshakes of many peers in turn from one socket, a window at a time
 
 They run at high priority where that is allowed, as if they had a machine of their own.
 Times to start at are those of the monotonic clock, which all processes share.
@@ -92,21 +91,6 @@ class Honest:
     public: str
     tries: list[tuple[str, str, float]]
     patience_s: float
-
-
-@dataclass(frozen=True)
-class Driver:
-    """Orders of many handshakes."""
-
-    target: tuple[str, int]
-    public: str
-    privates: list[str]
-    passes: int
-    window: int
-    silence_s: float
-    """After this long without an answer, those outstanding are lost."""
-    seconds: float
-    """The end, whatever is outstanding."""
 
 
 # -- flood
@@ -382,63 +366,7 @@ def honest(orders: Honest) -> list[dict[str, float | None]]:
     return [one.result for one in tries]
 
 
-# -- many handshakes
-
-
-def driver(orders: Driver) -> dict[str, float]:
-    """How many were sent and answered, by what, in how many seconds."""
-    public = keys.decode(orders.public)
-    mac1_key = cookie.mac1_key(public)
-    statics = [noise.DhKeyPair.from_private(keys.decode(private)) for private in orders.privates]
-    messages: list[bytes] = []
-    states: list[noise.InitiatorState] = []
-    timestamp = bytes(12)
-    for static in statics * orders.passes:
-        timestamp = tai64n.emit_after(timestamp, time.time_ns())
-        initiation, state = noise.create_initiation(static, public, len(states), timestamp,
-                                                    static.exchange(public))
-        messages.append(cookie.add_macs(initiation.emit(), mac1_key))
-        states.append(state)
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-    sock.connect(orders.target)
-    sock.settimeout(orders.silence_s)
-    answers: list[bytes] = []
-    outstanding: set[int] = set()
-    sent = cookies = lost = 0
-    begin = last = time.monotonic()
-    while (sent < len(messages) or outstanding) and time.monotonic() < begin + orders.seconds:
-        while sent < len(messages) and len(outstanding) < orders.window:
-            sock.send(messages[sent])
-            outstanding.add(sent)
-            sent += 1
-        try:
-            answer = sock.recv(2048)
-        except TimeoutError:
-            lost += len(outstanding)
-            outstanding.clear()
-            continue
-        if answer[0] == wire.RESPONSE_TYPE:
-            answers.append(answer)
-            index = int.from_bytes(answer[8:12], "little")
-        elif answer[0] == wire.COOKIE_REPLY_TYPE:
-            cookies += 1
-            index = int.from_bytes(answer[4:8], "little")
-        else:                               # a keepalive perhaps
-            continue
-        outstanding.discard(index)
-        last = time.monotonic()
-    valid = 0
-    for answer in answers:
-        message = wire.parse(answer)
-        with contextlib.suppress(noise.HandshakeError, IndexError):
-            if isinstance(message, wire.Response):
-                index = message.receiver_index
-                noise.consume_response(statics[index % len(statics)], states[index], bytes(32),
-                                       message)
-                valid += 1
-    return {"sent": sent, "responses": valid, "invalid": len(answers) - valid,
-            "cookies": cookies, "lost": lost + len(outstanding), "seconds": last - begin}
+# -- the command
 
 
 def main() -> None:
@@ -453,14 +381,12 @@ def main() -> None:
             result = flood(Flood(**words))
         case "honest":
             result = honest(Honest(**words))
-        case "driver":
-            result = driver(Driver(**words))
         case other:
-            raise SystemExit(f"{other}: flood, honest or driver is expected")
+            raise SystemExit(f"{other}: flood or honest is expected")
     print(json.dumps(result))
 
 
-def orders_file(directory: Path, orders: Flood | Honest | Driver) -> list[str]:
+def orders_file(directory: Path, orders: Flood | Honest) -> list[str]:
     """Words of the command line that carries out the orders."""
     name = type(orders).__name__.lower()
     path = directory / f"{name}.json"

@@ -1,4 +1,4 @@
-"""Measure a WireGuard gateway beside wireguard-go: many peers, floods, handshakes.
+"""Measure a WireGuard gateway beside wireguard-go: many peers, floods.
 
     python bench/gateway.py --rounds 3 --wireguard-go /path/to/wireguard-go
     python bench/gateway.py --only flood --kinds none,forged --rounds 1 --wireguard-go ...
@@ -26,12 +26,9 @@ flood       One TCP stream goes through the tunnel while an attacker sends 148-b
             the gateway's sockets dropped because they were full is "datagrams dropped".
             "elsewhere" shows what making and delivering the flood costs, as all of it
             shares the machine: it goes to a port where nobody listens.
-handshakes  Handshakes of many peers in turn, some outstanding at a time: per second of
-            time, and per CPU second of the gateway (a core's worth). "cookies" and "lost"
-            are not zero where the gateway limits them.
 
 Needs root, iperf3, ping and wg. Everything ends by itself: a round of all takes about
-6 minutes for two contenders.
+5 minutes for two contenders.
 """
 
 from __future__ import annotations
@@ -55,7 +52,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from attack import KINDS, Driver, Flood, Honest, orders_file
+from attack import KINDS, Flood, Honest, orders_file
 from doubts import DOUBTS
 
 from fastpump.errors import SystemSetupError
@@ -76,7 +73,7 @@ Figures = dict[str, float]
 Turn = Callable[[list[str]], Figures]
 """Measures the gateway with this command line (less -f NAME)."""
 BASELINE = "wireguard-go"
-MEASUREMENTS = ("peers", "flood", "handshakes")
+MEASUREMENTS = ("peers", "flood")
 SOCKETS = Path("/var/run/wireguard")
 TARGET = (OUTSIDE4["b"], 51820)
 DISCARD = (OUTSIDE4["b"], 9)
@@ -84,7 +81,7 @@ SECOND_ADDRESS = "192.0.2.77"
 SPOOFED = "198.18.0.0/15"
 PATIENCE_S = 10.0
 MANY_ADDRESSES = 65_000
-COUNTS = ("datagrams/s", "answered %", "offered %", "cookies", "responses", "lost")
+COUNTS = ("datagrams/s", "answered %", "offered %", "cookies")
 """Ends of figures whose ratio says nothing."""
 
 
@@ -346,32 +343,6 @@ def measure_flood(args: argparse.Namespace, kind: str, gateway: list[str]) -> Fi
     return figures
 
 
-# -- handshakes
-
-
-def measure_handshakes(args: argparse.Namespace, count: int, gateway: list[str]) -> Figures:
-    """Handshakes of this many peers."""
-    everybody = [peer(number) for number in range(count)]
-    with tunnel(gateway, [], everybody) as (lab, directory, running):
-        time.sleep(1)
-        before = cpu_seconds(running.pids)
-        senders = lab.spawn("a", *orders_file(directory, Driver(
-            TARGET, gateway_peer().public, [one.private for one in everybody], args.passes,
-            args.window, 1.0, 30.0)))
-        done = result_of(senders, 90)
-        assert isinstance(done, dict)
-        cpu = cpu_seconds(running.pids) - before
-        responses = done["responses"]
-        return {
-            "handshakes/s": responses / max(1e-9, done["seconds"]),
-            "handshakes per CPU s": responses / max(0.01, cpu),
-            "CPU us/handshake": cpu * 1e6 / max(1, responses),
-            "responses": responses,
-            "cookies": done["cookies"],
-            "lost": done["lost"],
-        }
-
-
 # -- turns and tables
 
 
@@ -385,9 +356,6 @@ def rows(args: argparse.Namespace) -> Iterator[tuple[str, list[tuple[str, Turn]]
             case "flood":
                 yield name, [(kind, partial(measure_flood, args, kind))
                              for kind in args.kinds.split(",")]
-            case "handshakes":
-                yield name, [(f"{args.handshakes} peers", partial(
-                    measure_handshakes, args, args.handshakes))]
 
 
 Table = dict[str, dict[str, list[Figures]]]
@@ -447,7 +415,7 @@ def main() -> None:
         epilog="kinds of flood:\n" + "\n".join(
             f"  {kind:10} {meaning}" for kind, meaning in KINDS.items()))
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (3)")
-    parser.add_argument("--only", default=",".join(MEASUREMENTS), help="of peers,flood,handshakes")
+    parser.add_argument("--only", default=",".join(MEASUREMENTS), help="of peers,flood")
     parser.add_argument("--wireguard-go", metavar="PROGRAM", help="the one to compare with")
     parser.add_argument("--gateway", metavar="COMMAND", help="measure this one, started as "
                         "COMMAND -f NAME, instead of fastpump")
@@ -463,9 +431,6 @@ def main() -> None:
                         help="flood: of each kind, 12 at least (15)")
     parser.add_argument("--tries", type=int, default=5, help="flood: handshakes from each of "
                         "both addresses (5)")
-    parser.add_argument("--handshakes", type=int, default=2000, help="handshakes: peers (2000)")
-    parser.add_argument("--passes", type=int, default=3, help="handshakes: of each peer (3)")
-    parser.add_argument("--window", type=int, default=32, help="handshakes: outstanding (32)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep all figures there")
     args = parser.parse_args()
     if not set(args.only.split(",")) <= set(MEASUREMENTS):

@@ -14,13 +14,13 @@ from fastpump.bench.contenders import (
     quicktun,
     tinc,
     vtun,
-    wireguard_go,
+    wireguard,
 )
 from fastpump.errors import ConfigError
 
-OTHERS = tuple(each.CONTENDER for each in (
-    wireguard_go, nebula, openvpn, fastd, tinc, vtun, quicktun, n2n))
-RIVAL = wireguard_go.CONTENDER.name
+OTHERS = (*wireguard.CONTENDERS, nebula.CONTENDER, *openvpn.CONTENDERS, *(
+    each.CONTENDER for each in (fastd, tinc, vtun, quicktun, n2n)))
+RIVAL = wireguard.CONTENDERS[0].name
 """Whom ratios are to, if it takes part."""
 
 
@@ -49,10 +49,9 @@ def choose(contenders: Sequence[Contender], only: Sequence[str] | None,
     for each in contenders:
         is_named = only is not None and (each.name in only or _family(each) in only)
         path = each.find(programs)
-        if path is None and (is_named or each.program in programs):
-            raise ConfigError(
-                f"{each.name} needs {' and '.join((each.program, *each.needs))}; install what is "
-                f"missing, or say where it is: --program {each.program}=PATH")
+        if path is None and (is_named or (each.program in programs and not each.modules)):
+            where = each.program and f", or say where it is: --program {each.program}=PATH"
+            raise ConfigError(f"{each.name} needs {each.wants}; install what is missing{where}")
         if path is not None and (only is None or is_named):
             chosen.append((each, path))
     return chosen

@@ -8,8 +8,10 @@ part of the report.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,8 @@ class Place:
     """The contender's program, where it was found."""
     behind: Mapping[str, str] | None = None
     """The IPv4 network behind each host, to which the tunnel must carry, too."""
+    others: Sequence[tuple[str, str]] = ()
+    """Peers that b knows besides a: their WireGuard public keys, and what is allowed for each."""
 
 
 Setup = Callable[[Place], contextlib.AbstractContextManager[Processes]]
@@ -51,6 +55,8 @@ class Contender:
     """What has to be installed, or to be named by --program; "": nothing."""
     needs: tuple[str, ...] = ()
     """Other programs."""
+    modules: tuple[str, ...] = ()
+    """Of the kernel: it needs one of them."""
     settings: str = ""
     """What was chosen, in the words of its own configuration."""
     topologies: tuple[str, ...] = ("hosts",)
@@ -62,11 +68,23 @@ class Contender:
 
     def find(self, named: Mapping[str, str]) -> str | None:
         """The program's path; None if it is not there. `named`: paths that the user gave."""
-        if not self.program:
-            return ""
-        if any(shutil.which(each) is None for each in self.needs):
+        if any(shutil.which(each) is None for each in self.needs) or (
+                self.modules and not any(map(_has_module, self.modules))):
             return None
-        return shutil.which(named.get(self.program, self.program))
+        return shutil.which(named.get(self.program, self.program)) if self.program else ""
+
+    @property
+    def wants(self) -> str:
+        """What has to be there, in words."""
+        module = f"the kernel's module {' or '.join(self.modules)}" if self.modules else ""
+        return " and ".join(each for each in (self.program, *self.needs, module) if each)
+
+
+def _has_module(name: str) -> bool:
+    """Whether the kernel has it, or can load it."""
+    modprobe = shutil.which("modprobe", path=f"{os.environ.get('PATH', '')}:/sbin:/usr/sbin")
+    return Path(f"/sys/module/{name}").exists() or (modprobe is not None and subprocess.run(
+        [modprobe, "--dry-run", "--quiet", name], check=False).returncode == 0)
 
 
 @contextlib.contextmanager

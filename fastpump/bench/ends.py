@@ -35,6 +35,18 @@ class OfProcesses:
 
 
 @dataclass(frozen=True)
+class Crowd:
+    """Peers of a WireGuard gateway, who are silent until a load speaks for them."""
+
+    privates: tuple[str, ...]
+    """Their keys."""
+    gateway: str
+    """Its public key, ..."""
+    endpoint: tuple[str, int]
+    """... and where it is, for the client."""
+
+
+@dataclass(frozen=True)
 class Ends:
     """The hosts of a load, and the tunnel between them."""
 
@@ -48,5 +60,7 @@ class Ends:
     """None: there is no tunnel, or nobody knows its processes."""
     begun_s: float | None = None
     """When the set-up of the tunnel began (time.monotonic); None: before this program."""
+    crowd: Crowd | None = None
+    """That the server has besides the client."""
     have_one_clock: bool = True
     """Else no delays are measured."""

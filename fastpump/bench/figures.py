@@ -67,13 +67,18 @@ def cpu_per_packet(load: str) -> Figure:
 
 
 def connections(load: str) -> Figure:
-    """That were made, used and ended."""
+    """That were made."""
     return Figure(f"{load}: rate", "per s", True, 0)
 
 
 def cpu_per_connection(load: str) -> Figure:
     """Of the tunnel's processes at both ends."""
     return Figure(f"{load}: CPU", "us/conn.", False, 0)
+
+
+def cpu_per_handshake(load: str) -> Figure:
+    """Of the tunnel's processes; but for one, they are the gateway's."""
+    return Figure(f"{load}: CPU", "us/shake", False, 0)
 
 
 def time_median(load: str) -> Figure:

@@ -15,6 +15,7 @@ from fastpump.bench import figures
 from fastpump.bench.connections import run_connections
 from fastpump.bench.ends import Ends
 from fastpump.bench.figures import Figure
+from fastpump.bench.handshakes import run_handshakes
 from fastpump.bench.machine import Energy
 from fastpump.bench.packets import Arrived, Stream, run_stream
 from fastpump.errors import SystemSetupError
@@ -140,6 +141,20 @@ def connect(turn: Turn) -> Values:
             **_time_figures(name, done.times_ms)}
 
 
+def handshakes(turn: Turn) -> Values:
+    """Of all the server's other peers, a few at any time; where it has any."""
+    crowd = turn.ends.crowd
+    if crowd is None:
+        return {}
+    name = "handshakes"
+    done, used = turn.used_by(lambda: run_handshakes(turn.lab, turn.ends.client, crowd))
+    if done.lost or done.cookies:
+        turn.doubts.append(f"{name}: of {done.sent:,} {done.lost:,} had no answer, "
+                           f"{done.cookies:,} a cookie")
+    return {figures.connections(name): done.per_s,
+            **_known(figures.cpu_per_handshake(name), used and used * 1e6 / done.responses)}
+
+
 def udp(name: str, stream: Stream) -> Callable[[Turn], Values]:
     """UDP at a fixed rate."""
     def run(turn: Turn) -> Values:
@@ -188,6 +203,7 @@ LOADS: dict[str, Callable[[Turn], Values]] = {
     "tcp-reverse": tcp("TCP, reverse", _with("--reverse")),
     "tcp-both": tcp("TCP, both ways", Lab.tcp_both_ways),
     "connect": connect,
+    "handshakes": handshakes,
     **{f"udp{size}-{rate // 1000}k": udp(f"UDP {size} B, {rate:,}/s", Stream((size,), rate))
        for size, rate in RATES},
     "udp64-60k-flows": udp("UDP 64 B, 60,000/s, 64 flows", Stream((64,), 60_000, flows=64)),

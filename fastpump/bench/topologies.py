@@ -9,6 +9,9 @@ gateways   client ---- a ==== tunnel ==== b ---- server
 bridges    client ---- a ==== tunnel ==== b ---- server
            10.40.0.1   bridge             bridge   10.40.0.2
 
+peers      as hosts, and b knows 1,000 other peers, each with an address of its own, who are silent
+           unless the load is their handshakes; for WireGuard, and what has its handshake
+
 Each host is a network namespace. What a and b do besides the tunnel is the same for all contenders.
 Gateways: IPv4 forwarding, segment sizes that fit the way, and at b NAT, by nftables. The client's
 packets of 1500 bytes, the tunnel's of less and an address that is translated are what a router has
@@ -22,20 +25,23 @@ checksum offload. Virtual cables carry trains of UDP datagrams in one piece, net
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastpump.bench.contender import Contender, Place
-from fastpump.bench.ends import Ends, OfProcesses
+from fastpump.bench.contender import BARE, Contender, Place
+from fastpump.bench.ends import Crowd, Ends, OfProcesses
 from fastpump.lab.networks import OUTSIDE4, Lab, need
+from fastpump.protocol import keys
 
-HOSTS, GATEWAYS, BRIDGES = "hosts", "gateways", "bridges"
+HOSTS, GATEWAYS, BRIDGES, PEERS = "hosts", "gateways", "bridges", "peers"
 PLAIN = "-plain"
 _SHAPES = {
     HOSTS: "two hosts, the ends of the tunnel",
     GATEWAYS: "client, gateway, gateway, server; one gateway masquerades",
     BRIDGES: "client, bridge, bridge, server; the tunnel carries Ethernet",
+    PEERS: "two hosts, the ends of the tunnel; one of them has 1,000 other peers",
 }
 TOPOLOGIES = _SHAPES | {name + PLAIN: f"{text}; a cable without offloads"
                         for name, text in _SHAPES.items()}
@@ -47,6 +53,8 @@ CLIENT, SERVER = "client", "server"
 BEHIND = {"a": "10.20.0.0/24", "b": "10.30.0.0/24"}
 SERVER_ADDRESS = "10.30.0.2"
 BRIDGED = {CLIENT: "10.40.0.1", SERVER: "10.40.0.2"}
+OTHERS, OTHERS_ADDRESS = 1000, ipaddress.IPv4Address("10.64.0.0")
+WIREGUARD_PORT = 51820
 _SITES = (("a", CLIENT), ("b", SERVER))
 _GATEWAY = """\
 table inet gateway {
@@ -85,21 +93,33 @@ def built(topology: str, contender: Contender, program: str, lab: Lab,
     kind = shape(topology)
     if kind == GATEWAYS:
         _add_gateways(lab)
-    begun_s = time.monotonic()
     behind = BEHIND if kind == GATEWAYS else None
-    with contender.setup(Place(lab, directory, program, behind)) as processes:
-        if kind == HOSTS:
+    privates = [keys.generate_private() for _ in range(OTHERS)] if kind == PEERS else []
+    others = [(keys.encode(keys.public_of(private)), f"{OTHERS_ADDRESS + number}/32")
+              for number, private in enumerate(privates)]
+    begun_s = time.monotonic()
+    with contender.setup(Place(lab, directory, program, behind, others)) as processes:
+        is_tunnel = contender is not BARE
+        if kind in (HOSTS, PEERS):
             between = "a", "b", contender.target
         elif kind == GATEWAYS:
             between = CLIENT, SERVER, SERVER_ADDRESS
-            if not processes:
+            if not is_tunnel:
                 _route_over_the_cable(lab)
         else:
             between = CLIENT, SERVER, BRIDGED[SERVER]
             _add_bridges(lab, contender.device)
-        is_tunnel = bool(processes)
-        yield Ends(*between, OfProcesses(processes) if is_tunnel else None,
-                   begun_s if is_tunnel else None)
+        yield Ends(*between, OfProcesses(processes) if processes else None,
+                   begun_s if is_tunnel else None, _crowd(directory, privates))
+
+
+def _crowd(directory: Path, privates: list[bytes]) -> Crowd | None:
+    """Whoever knows other peers has its key in a file of lab.networks.key_files."""
+    if not privates:
+        return None
+    gateway = keys.read_file(directory / "b.key", "private key")
+    return Crowd(tuple(map(keys.encode, privates)), keys.encode(keys.public_of(gateway)),
+                 (OUTSIDE4["b"], WIREGUARD_PORT))
 
 
 def _add_gateways(lab: Lab) -> None:

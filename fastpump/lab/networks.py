@@ -374,13 +374,15 @@ def key_files(directory: Path) -> dict[str, tuple[Path, str]]:
 def tunnel_words(side: str, key: tuple[Path, str], peer_public: str, *extra: str,
                  v6_outside: bool = False, endpoint: bool = True,
                  behind: Mapping[str, str] | None = None) -> list[str]:
-    """Arguments of `fastpump tunnel` for one side of a pair. `behind`: an IPv4 network that is
-    behind each side."""
+    """Arguments of `fastpump tunnel` for one side of a pair. `behind`: IPv4 networks that are
+    behind sides, if only they and the inner addresses are allowed."""
     other = "b" if side == "a" else "a"
     where = f"[{OUTSIDE6[other]}]" if v6_outside else OUTSIDE4[other]
     peer = peer_public + (f"@{where}:51820" if endpoint else "")
     if behind is not None:
-        peer += f",allowed-ips={INSIDE4[other]}/32+{INSIDE6[other]}/128+{behind[other]}"
+        networks = [behind[other]] if other in behind else []
+        peer += ",allowed-ips=" + "+".join(
+            (f"{INSIDE4[other]}/32", f"{INSIDE6[other]}/128", *networks))
     return ["--address", f"{INSIDE4[side]}/24", "--address", f"{INSIDE6[side]}/64",
             "--private-key", str(key[0]), "--peer", peer, *extra]
 
@@ -388,16 +390,18 @@ def tunnel_words(side: str, key: tuple[Path, str], peer_public: str, *extra: str
 @contextlib.contextmanager
 def fastpump_pair(lab: Lab, directory: Path, *extra: str, v6_outside: bool = False,
                   env: dict[str, str] | None = None,
-                  behind: Mapping[str, str] | None = None) -> Iterator[dict[str, Process]]:
-    """A running fastpump tunnel between both sides. It leaves nothing outside of the directory."""
+                  behind: Mapping[str, str] | None = None,
+                  more: Mapping[str, Sequence[str]] | None = None) -> Iterator[dict[str, Process]]:
+    """A running fastpump tunnel between both sides. It leaves nothing outside of the directory.
+    `more`: words for one side only."""
     key = key_files(directory)
     processes = {}
     env = {"FASTPUMP_STATE": os.environ.get("FASTPUMP_STATE") or str(directory), **(env or {})}
     try:
         for side, other in (("a", "b"), ("b", "a")):
             processes[side] = lab.fastpump(side, *tunnel_words(
-                side, key[side], key[other][1], *extra, v6_outside=v6_outside, behind=behind),
-                env=env)
+                side, key[side], key[other][1], *extra, *(more or {}).get(side, ()),
+                v6_outside=v6_outside, behind=behind), env=env)
         yield processes
     finally:
         for process in processes.values():

@@ -24,7 +24,7 @@ ROOMS = {
     "protocol": VOCABULARY | {"_core"},
     "conn": VOCABULARY | {"protocol"},
     "lab": VOCABULARY | {"process", "protocol"},
-    "bench": VOCABULARY | {"process", "lab"},
+    "bench": VOCABULARY | {"process", "lab", "protocol"},
     "tun": VOCABULARY | {"_core", "protocol"},
     "device": VOCABULARY | {"_core", "protocol", "conn"},
     "config": VOCABULARY | {"protocol", "conn", "tun"},

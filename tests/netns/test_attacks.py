@@ -1,4 +1,4 @@
-"""The senders of bench/attack.py, against a gateway that counts what they send."""
+"""The senders of bench/attack.py, and of handshakes, against a gateway that counts what comes."""
 
 import importlib
 import json
@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fastpump.bench.ends import Crowd
+from fastpump.bench.handshakes import run_handshakes
+from fastpump.errors import SystemSetupError
 from fastpump.lab.networks import OUTSIDE4, key_files, tunnel_words
 from fastpump.protocol import keys
 
@@ -89,6 +92,11 @@ def test_a_stranger_is_not_answered(attack, carry_out, key):
     assert one["ms"] is None and one["attempts"] == 1
 
 
-def test_handshakes_in_turn_are_counted(attack, carry_out, key):
-    done = carry_out(attack.Driver(TARGET, key["b"][1], [private(key)], 1, 4, 1.0, 5.0))
-    assert (done["sent"], done["responses"], done["invalid"], done["lost"]) == (1, 1, 0, 0)
+def test_handshakes_in_turn_are_counted(lab, key):
+    crowd = Crowd((private(key),), key["b"][1], TARGET)
+    done = run_handshakes(lab, "a", crowd, passes=1)
+    assert (done.sent, done.responses, done.invalid, done.lost) == (1, 1, 0, 0)
+    assert done.per_s > 0
+    stranger = Crowd((keys.encode(keys.generate_private()),), key["b"][1], TARGET)
+    with pytest.raises(SystemSetupError, match="no handshake was answered"):
+        run_handshakes(lab, "a", stranger, passes=1)

@@ -31,6 +31,7 @@ def namespaces():
     ("hosts", "ping,tcp128,tcp-both,connect,udp64-20k,imix,quic,ping-tcp", "fastpump"),
     ("hosts-plain,gateways", "ping,tcp1", "bare,fastpump wireguard,wireguard-go"),
     ("hosts,bridges-plain", "tcp1", "bare,fastpump tap,nebula,openvpn,fastd,tinc"),
+    ("peers", "ping,handshakes", "bare,fastpump wireguard,wireguard-go"),
     ("hosts", "udp64-20k", "vtun,quicktun,n2n")])
 def test_all_figures_of_all_who_take_part(tmp_path, topology, load, only):
     path = tmp_path / "figures.json"

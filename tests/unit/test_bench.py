@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from fastpump.bench import choice, run, table
+from fastpump.bench import choice, contender, run, table
 from fastpump.bench.contender import BARE, Contender
 from fastpump.bench.ends import Ends
 from fastpump.bench.figures import Figure, cpu_per_gb, throughput
@@ -143,6 +143,7 @@ def programs(tmp_path, monkeypatch):
         path.write_text("#!/bin/sh\n")
         path.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(contender, "_has_module", lambda name: False)
     return tmp_path
 
 
@@ -162,7 +163,8 @@ def test_whoever_is_there_takes_part(programs):
 
 
 @pytest.mark.parametrize("only, paths, said", [
-    (["tinc"], {}, "tinc needs tincd; install"),
+    (["tinc"], {}, "tinc needs tincd; install what is missing, or say where it is: --program t"),
+    (["kernel"], {}, "kernel needs wg and the kernel's module wireguard; install what is missing$"),
     (None, {"tincd": "/nowhere"}, "tinc needs tincd"),
     (["vpn"], {}, "no contender 'vpn'; there are: bare, fastpump, "),
     (None, {"vpn": "/x"}, "no program 'vpn'"),

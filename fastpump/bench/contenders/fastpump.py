@@ -10,9 +10,9 @@ from fastpump.lab.networks import fastpump_pair
 
 KINDS = {
     "fastpump": ("IP, lanes: AES-256-GCM or ChaCha20-Poly1305, post-quantum keys", (),
-                 ("hosts", "gateways")),
+                 ("hosts", "gateways", "peers")),
     "fastpump wireguard": ("IP, WireGuard: ChaCha20-Poly1305", ("--transport", "wireguard"),
-                           ("hosts", "gateways")),
+                           ("hosts", "gateways", "peers")),
     "fastpump tap": ("Ethernet, lanes", ("--tap",), ("hosts", "bridges")),
 }
 
@@ -30,6 +30,10 @@ def contenders(queues: Sequence[int], options: Sequence[str] = ()) -> Iterator[C
 def _setup(words: Sequence[str]) -> Setup:
     @contextlib.contextmanager
     def setup(place: Place) -> Iterator[Processes]:
-        with fastpump_pair(place.lab, place.directory, *words, behind=place.behind) as processes:
+        others = [word for public, allowed in place.others
+                  for word in ("--peer", f"{public},allowed-ips={allowed}")]
+        behind = {} if others else place.behind
+        with fastpump_pair(place.lab, place.directory, *words, behind=behind,
+                           more={"b": others}) as processes:
             yield processes
     return setup

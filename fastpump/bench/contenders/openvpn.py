@@ -1,4 +1,5 @@
-"""OpenVPN, point to point, with throw-away certificates."""
+"""OpenVPN, point to point, with throw-away certificates; in a process, and with its data channel in
+the kernel (DCO)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from fastpump.lab.networks import INSIDE4, OUTSIDE4
 
 
 @contextlib.contextmanager
-def setup(place: Place) -> Iterator[Processes]:
+def setup(place: Place, *options: str) -> Iterator[Processes]:
     """b is the TLS server."""
     lab, directory = place.lab, place.directory
     with ended(lab) as processes:
@@ -29,9 +30,14 @@ def setup(place: Place) -> Iterator[Processes]:
                 "--remote", OUTSIDE4[other], "--ifconfig", INSIDE4[side], INSIDE4[other],
                 "--data-ciphers", "AES-256-GCM", "--cipher", "AES-256-GCM", "--cert",
                 str(directory / f"{side}.crt"), "--key", str(directory / f"{side}.pem"),
-                "--peer-fingerprint", prints[other].strip(), *role)
+                "--peer-fingerprint", prints[other].strip(), *role, *options)
         yield processes
 
 
-CONTENDER = Contender("openvpn", "IP, TLS: AES-256-GCM", setup, "openvpn", needs=("openssl",),
-                      settings="proto udp; data-ciphers AES-256-GCM; its own MTU, 1500")
+SETTINGS = "proto udp; data-ciphers AES-256-GCM; its own MTU, 1500"
+CONTENDERS = (
+    Contender("openvpn", "IP, TLS: AES-256-GCM", lambda place: setup(place, "--disable-dco"),
+              "openvpn", needs=("openssl",), settings=f"{SETTINGS}; disable-dco"),
+    Contender("openvpn dco", "IP, TLS: AES-256-GCM, in the kernel", setup, "openvpn",
+              needs=("openssl",), modules=("ovpn", "ovpn_dco_v2"), settings=SETTINGS),
+)
