@@ -22,6 +22,7 @@ TUNSETGROUP = 0x400454CE
 TUNGETFEATURES = 0x800454CF
 TUNSETOFFLOAD = 0x400454D0
 TUNGETIFF = 0x800454D2
+TUNSETVNETHDRSZ = 0x400454D8
 TUNSETSTEERINGEBPF = 0x800454E0
 TUNSETFILTEREBPF = 0x800454E1
 TUNGETDEVNETNS = 0x54E3
@@ -37,10 +38,13 @@ TUN_F_TSO6 = 0x04
 TUN_F_TSO_ECN = 0x08
 TUN_F_USO4 = 0x20
 TUN_F_USO6 = 0x40
+TUN_F_UDP_TUNNEL_GSO = 0x80
+TUN_F_UDP_TUNNEL_GSO_CSUM = 0x100
 
 # linux/virtio_net.h
-VIRTIO_NET_HDR = struct.Struct("=BBHHHH")
-"""flags, gso_type, hdr_len, gso_size, csum_start, csum_offset"""
+VIRTIO_NET_HDR = struct.Struct("=BBHHHH10xHH")
+"""flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, outer_th_offset, inner_nh_offset
+(struct virtio_net_hdr_v1_hash_tunnel)"""
 VIRTIO_NET_HDR_F_NEEDS_CSUM = 1
 VIRTIO_NET_HDR_GSO_TCPV4 = 1
 VIRTIO_NET_HDR_GSO_TCPV6 = 4

@@ -126,7 +126,7 @@ cdef class ReplayWindow:
 def split(bytes vnet_and_packet, *, bint may_leave_partial=False, bint is_frame=False):
     """What leaves for a packet (or frame) read from the interface: [packet, ...], with complete
     checksums unless they may stay partial; None if the vnet header is inconsistent. Input: vnet
-    header (10 bytes), packet."""
+    header (24 bytes), packet."""
     cdef VnetHeader vnet
     cdef Packet packet
     cdef Splitter splitter
@@ -157,7 +157,7 @@ def split(bytes vnet_and_packet, *, bint may_leave_partial=False, bint is_frame=
 def coalesce(list packets, offloads=("tun-tcp4", "tun-tcp6", "tun-udp4", "tun-udp6"), *,
              bint is_partial=False, bint is_frame=False):
     """What is written to the interface for packets (or frames) received in one batch: [vnet
-    header (10 bytes) + packet or superpacket, ...]. ValueError for none."""
+    header (24 bytes) + packet or superpacket, ...]. ValueError for none."""
     cdef Gro *gro = <Gro *>calloc(1, sizeof(Gro))
     cdef uint8_t *buffers = <uint8_t *>calloc(len(packets) + 1, BUFFER_STRIDE)
     cdef iovec iov[GRO_MAX_TCP_SEGMENTS + 1]

@@ -65,7 +65,7 @@ cdef enum:
     RANDOM_WORDS = 64               # taken from the kernel at once
 
     # Kernel (include/linux/udp.h, net/ipv4/udp.c, drivers/net/tun.c).
-    VNET_HEADER_LEN = 10
+    VNET_HEADER_LEN = 24            # struct virtio_net_hdr_v1_hash_tunnel
     MAX_PACKET_LEN = 65535
     MAX_UDP_PAYLOAD = 65467         # IPv4's 65507 less 40 bytes for options of the outer header
     MAX_GSO_SEGMENTS = 64           # UDP_MAX_SEGMENTS before Linux 6.9

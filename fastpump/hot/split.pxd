@@ -19,6 +19,10 @@
 # the superpacket's checksum, which is partial: its addresses are not always the IP header's (the
 # destination is the last one of an IPv6 routing header, RFC 8200, 8.1, or IPv4 source route).
 #
+# A superpacket may be one of a UDP tunnel (VXLAN, Geneve; hot/outer.pxd): all of that is then about
+# the headers inside, whose checksum is always written complete; the outer ones are a part of the
+# template, too.
+#
 # A guest behind a TAP may ask for segments of one byte, which the kernel lets pass: 65,000 of them
 # would keep a worker from all others for long. More than SPLIT_MAX_SEGMENTS are refused.
 
@@ -27,20 +31,21 @@ from libc.string cimport memcpy
 
 from fastpump.hot.bytes cimport load_be16, load_be32, store_be16, store_be32
 from fastpump.hot.checksum cimport (
-    checksum_fold, checksum_load, checksum_store, checksum_sum, checksum_word, l4_checksum_finish,
+    checksum_fold, checksum_load, checksum_store, checksum_word, l4_checksum_finish,
 )
 from fastpump.hot.ip cimport (
-    PROTOCOL_TCP, PROTOCOL_UDP, TCP_CWR, TCP_FIN, TCP_PSH, IpPacket, ip_total_len_set,
+    PROTOCOL_TCP, PROTOCOL_UDP, TCP_CWR, TCP_FIN, TCP_PSH, IpPacket,
 )
+from fastpump.hot.ip_template cimport IpTemplate, ip_template_init, ip_template_write
 from fastpump.hot.linux cimport (
-    VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4,
-    VIRTIO_NET_HDR_GSO_TCPV6,
+    VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
 )
+from fastpump.hot.outer cimport Outer, outer_init, outer_write
 from fastpump.hot.packet cimport Packet
-from fastpump.hot.vnet cimport GSO_UDP_L4, VnetHeader
+from fastpump.hot.vnet cimport GSO_IN_UDP, GSO_UDP_L4, VnetHeader, vnet_segment_type
 
 cdef enum:
-    SPLIT_MAX_HEADER = 256          # Ethernet, IP (with extension headers) and TCP
+    SPLIT_MAX_HEADER = 512          # Ethernet, IP (with extension headers), Geneve, and TCP
     SPLIT_MAX_SEGMENTS = 2048       # more than any TCP makes of 64 KiB; see the head
 
 cdef struct Splitter:
@@ -50,17 +55,15 @@ cdef struct Splitter:
     uint32_t segment_size           # payload bytes of each segment but the last
     uint32_t count
     uint32_t index
-    uint32_t ip_at
-    uint32_t ip_header_len
     uint32_t l4_at
     uint32_t header_len             # everything before the payload
-    bint is_v6
     bint is_tcp
-    bint leaves_partial
-    uint16_t first_id
+    bint leaves_partial             # the only checksum, or the outer one
+    bint has_outer
     uint32_t first_sequence
-    uint64_t ip_sum                 # of the IPv4 header without length, id and checksum
     uint64_t pseudo_sum             # of the pseudo-header without the length; see the head
+    IpTemplate ip
+    Outer outer
     uint8_t header[SPLIT_MAX_HEADER]
 
 
@@ -71,22 +74,28 @@ cdef inline bint splitter_init(Splitter *self, const VnetHeader *vnet,
     The L4 header's place is csum_start: behind options and extension headers. Partial
     checksums are left only where the receiver can find the place without csum_start.
     """
-    cdef uint8_t gso_type = vnet.gso_type & ~VIRTIO_NET_HDR_GSO_ECN
+    cdef uint8_t gso_type = vnet_segment_type(vnet)
     cdef const IpPacket *ip = &packet.ip
-    cdef uint32_t l4_header_len = 8, end = packet.link_len + ip.total_len
+    cdef IpPacket inner
+    cdef uint32_t l4_header_len = 8, end = packet.link_len + ip.total_len, ip_at = packet.link_len
     cdef uint16_t length
     cdef uint8_t *l4
-    cdef uint8_t *header
     if not vnet.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM or vnet.gso_size == 0 or not packet.is_ip:
         return False
     self.packet = packet.start
-    self.is_v6 = ip.is_v6
-    self.ip_at = packet.link_len
-    self.ip_header_len = ip.header_len
     self.l4_at = vnet.csum_start
     self.is_tcp = gso_type != GSO_UDP_L4
-    self.leaves_partial = may_leave_partial and self.l4_at == self.ip_at + ip.header_len \
-        and not ip.is_fragment and ip.protocol == (PROTOCOL_TCP if self.is_tcp else PROTOCOL_UDP)
+    self.has_outer = vnet.gso_type & GSO_IN_UDP != 0
+    if self.has_outer:
+        if not outer_init(&self.outer, vnet, packet, may_leave_partial, &inner):
+            return False
+        ip = &inner
+        ip_at = vnet.inner_ip_at
+        self.leaves_partial = self.outer.leaves_partial
+    else:
+        self.leaves_partial = may_leave_partial and self.l4_at == ip_at + ip.header_len \
+            and not ip.is_fragment \
+            and ip.protocol == (PROTOCOL_TCP if self.is_tcp else PROTOCOL_UDP)
     if gso_type == VIRTIO_NET_HDR_GSO_TCPV4 and ip.is_v6:
         return False
     if gso_type == VIRTIO_NET_HDR_GSO_TCPV6 and not ip.is_v6:
@@ -95,7 +104,7 @@ cdef inline bint splitter_init(Splitter *self, const VnetHeader *vnet,
         return False
     if vnet.csum_offset != (16 if self.is_tcp else 6):
         return False
-    if self.l4_at < self.ip_at + ip.header_len or self.l4_at + (20 if self.is_tcp else 8) > end:
+    if self.l4_at < ip_at + ip.header_len or self.l4_at + (20 if self.is_tcp else 8) > end:
         return False
     l4 = packet.start + self.l4_at
     if self.is_tcp:
@@ -114,15 +123,9 @@ cdef inline bint splitter_init(Splitter *self, const VnetHeader *vnet,
         return False
     self.done = 0
     self.index = 0
-    self.first_id = 0 if self.is_v6 else load_be16(ip.start + 4)
     self.first_sequence = load_be32(l4 + 4) if self.is_tcp else 0
     memcpy(self.header, packet.start, self.header_len)
-    header = self.header + self.ip_at
-    if not self.is_v6:
-        store_be16(header + 2, 0)
-        store_be16(header + 4, 0)
-        store_be16(header + 10, 0)
-        self.ip_sum = checksum_sum(header, self.ip_header_len)
+    ip_template_init(&self.ip, ip, ip_at)
     # Without the superpacket's length: adding the complement subtracts.
     length = <uint16_t>(end - self.l4_at) if self.is_tcp else load_be16(l4 + 4)
     self.pseudo_sum = checksum_load(l4 + vnet.csum_offset) + (0xffff ^ checksum_word(length))
@@ -138,7 +141,6 @@ cdef inline uint32_t splitter_next(Splitter *self, uint8_t **segment) noexcept n
     cdef uint32_t total_len
     cdef bint is_last
     cdef uint8_t *start = self.packet + self.done
-    cdef uint8_t *ip = start + self.ip_at
     cdef uint8_t *l4 = start + self.l4_at
     if self.index == self.count:
         return 0
@@ -147,12 +149,7 @@ cdef inline uint32_t splitter_next(Splitter *self, uint8_t **segment) noexcept n
     is_last = self.index + 1 == self.count
     total_len = self.header_len + payload
     memcpy(start, self.header, self.header_len)
-    ip_total_len_set(ip, self.is_v6, total_len - self.ip_at)
-    if not self.is_v6:
-        store_be16(ip + 4, <uint16_t>(self.first_id + self.index))
-        checksum_store(ip + 10, <uint16_t>~checksum_fold(
-            self.ip_sum + checksum_word(<uint16_t>(total_len - self.ip_at))
-            + checksum_word(<uint16_t>(self.first_id + self.index))))
+    ip_template_write(&self.ip, start, total_len, self.index)
     if self.is_tcp:
         store_be32(l4 + 4, self.first_sequence + self.done)
         if not is_last:
@@ -163,6 +160,9 @@ cdef inline uint32_t splitter_next(Splitter *self, uint8_t **segment) noexcept n
     else:
         store_be16(l4 + 4, <uint16_t>(total_len - self.l4_at))
         splitter_checksum(self, start, PROTOCOL_UDP, total_len - self.l4_at, 6)
+    if self.has_outer:
+        outer_write(&self.outer, start, total_len, self.index, self.l4_at,
+                    self.pseudo_sum + checksum_word(<uint16_t>(total_len - self.l4_at)))
     self.done += payload
     self.index += 1
     segment[0] = start
@@ -174,5 +174,5 @@ cdef inline void splitter_checksum(const Splitter *self, uint8_t *packet, uint8_
     cdef uint8_t *l4 = packet + self.l4_at
     checksum_store(l4 + check_offset,
                    checksum_fold(self.pseudo_sum + checksum_word(<uint16_t>l4_len)))
-    if not self.leaves_partial:
+    if self.has_outer or not self.leaves_partial:
         l4_checksum_finish(protocol, l4, l4_len, check_offset)

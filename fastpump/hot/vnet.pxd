@@ -1,8 +1,11 @@
 # The virtio-net header in front of every packet of a TUN/TAP queue opened with
 # IFF_VNET_HDR (include/uapi/linux/virtio_net.h; native byte order on TUN).
 #
-# The kernel's csum_start and csum_offset are used after a bounds check; its hdr_len is wrong
-# on forwarded packets and is not used at all.
+# It has the length of struct virtio_net_hdr_v1_hash_tunnel (TUNSETVNETHDRSZ), of which kernels
+# before 6.17 know the first fields only: they skip the others, and leave in them what was there.
+#
+# The kernel's offsets are used after a bounds check; its hdr_len is wrong on forwarded packets and
+# is not used at all. csum_start and csum_offset are those of the innermost header.
 
 from libc.stdint cimport uint16_t, uint32_t, uint8_t
 from libc.string cimport memcpy
@@ -19,13 +22,25 @@ cdef struct VnetHeader:
     uint16_t gso_size
     uint16_t csum_start
     uint16_t csum_offset
+    uint8_t unused[10]
+    uint16_t outer_l4_at            # of a superpacket in a UDP tunnel: the outer UDP header, ...
+    uint16_t inner_ip_at            # ... and the IP header in it
 
-cdef enum:
-    GSO_UDP_L4 = 5                  # VIRTIO_NET_HDR_GSO_UDP_L4: not in Debian 12's header
+cdef enum:                          # not in Debian 12's header
+    GSO_UDP_L4 = 5                  # VIRTIO_NET_HDR_GSO_UDP_L4
+    GSO_IN_UDP4 = 0x20              # VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4
+    GSO_IN_UDP6 = 0x40              # VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV6
+    GSO_IN_UDP = GSO_IN_UDP4 | GSO_IN_UDP6
+    OUTER_CSUM = 8                  # flags: VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM
 
 
 cdef inline void vnet_load(VnetHeader *self, const uint8_t *bytes) noexcept nogil:
     memcpy(self, bytes, sizeof(VnetHeader))
+
+
+cdef inline uint8_t vnet_segment_type(const VnetHeader *self) noexcept nogil:
+    """Of what a superpacket is made, whether in a tunnel or not: VIRTIO_NET_HDR_GSO_*."""
+    return self.gso_type & ~<uint8_t>(VIRTIO_NET_HDR_GSO_ECN | GSO_IN_UDP)
 
 
 cdef inline bint vnet_checksum_complete(const VnetHeader *self, Packet *packet) noexcept nogil:
@@ -82,7 +97,7 @@ cdef inline uint32_t vnet_segment_count(const VnetHeader *self, const Packet *pa
     bytes[0] = packet.length
     if self.gso_type == 0 or self.gso_size == 0 or header_len + 20 > packet.length:
         return 1
-    if self.gso_type & ~VIRTIO_NET_HDR_GSO_ECN == GSO_UDP_L4:
+    if vnet_segment_type(self) == GSO_UDP_L4:
         header_len += 8
     else:
         header_len += <uint32_t>(packet.start[header_len + 12] >> 4) * 4

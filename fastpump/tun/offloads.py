@@ -5,6 +5,8 @@ By the names that `--offload NAME=off` takes:
     csum      the kernel leaves TCP and UDP checksums to us (TUN_F_CSUM)
     tso4 tso6 it hands over TCP superpackets (TUN_F_TSO4/6, with ECN)
     uso       it hands over UDP superpackets (TUN_F_USO4|6; Linux 6.2)
+    tunnel    it hands over both as VXLAN and Geneve have packed them (TUN_F_UDP_TUNNEL_GSO; Linux
+              6.17)
     gro       it takes superpackets that we coalesced
     udp-gso   one send carries many datagrams (UDP_SEGMENT; Linux 4.18)
     udp-gro   one receive brings many datagrams (UDP_GRO; Linux 5.0)
@@ -33,6 +35,8 @@ from fastpump.kernel import (
     TUN_F_TSO4,
     TUN_F_TSO6,
     TUN_F_TSO_ECN,
+    TUN_F_UDP_TUNNEL_GSO,
+    TUN_F_UDP_TUNNEL_GSO_CSUM,
     TUN_F_USO4,
     TUN_F_USO6,
     UDP_GRO,
@@ -47,7 +51,8 @@ from fastpump.protocol import lane_messages
 from fastpump.tun.queues import TunQueues
 
 LANE_OFFLOADS = ("partial", "bundle")
-OFFLOAD_NAMES = ("csum", "tso4", "tso6", "uso", "gro", "udp-gso", "udp-gro", *LANE_OFFLOADS)
+OFFLOAD_NAMES = ("csum", "tso4", "tso6", "uso", "tunnel", "gro", "udp-gso", "udp-gro",
+                 *LANE_OFFLOADS)
 LANE_CIPHERS = tuple(lane_messages.CIPHER_NUMBERS)
 
 
@@ -86,7 +91,7 @@ def _superpacket(kind: str, is_frame: bool) -> bytes:
     if is_frame:        # between two MACs that no host has
         link = bytes(range(2, 14)) + (b"\x08\0" if kind.endswith("4") else b"\x86\xdd")
     vnet = VIRTIO_NET_HDR.pack(VIRTIO_NET_HDR_F_NEEDS_CSUM, gso, len(link + ip) + l4_len, 100,
-                               len(link + ip), offset)
+                               len(link + ip), offset, 0, 0)
     return vnet + link + ip + l4 + payload
 
 
@@ -146,7 +151,8 @@ def _switch_on(tun: TunQueues, is_allowed: Callable[[str], bool]) -> list[str]:
         return []
     names, mask = ["csum"], TUN_F_CSUM
     for name, bits in (("tso4", TUN_F_TSO4), ("tso6", TUN_F_TSO6),
-                       ("uso", TUN_F_USO4 | TUN_F_USO6)):
+                       ("uso", TUN_F_USO4 | TUN_F_USO6),
+                       ("tunnel", TUN_F_UDP_TUNNEL_GSO | TUN_F_UDP_TUNNEL_GSO_CSUM)):
         if is_allowed(name) and tun.set_offloads(mask | bits):
             names.append(name)
             mask |= bits

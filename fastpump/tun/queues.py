@@ -27,6 +27,8 @@ from fastpump.kernel import (
     TUNGETIFF,
     TUNSETIFF,
     TUNSETOFFLOAD,
+    TUNSETVNETHDRSZ,
+    VIRTIO_NET_HDR,
 )
 
 DEVICE = "/dev/net/tun"
@@ -146,6 +148,7 @@ class TunQueues:
         try:
             for number in range(queue_count):
                 self.fds.append(open_queue(name, flags, number))
+            fcntl.ioctl(self.fds[0], TUNSETVNETHDRSZ, _UINT.pack(VIRTIO_NET_HDR.size))
         except BaseException:
             self.close()
             raise

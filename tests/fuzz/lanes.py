@@ -8,7 +8,6 @@ verdict.
 from __future__ import annotations
 
 import atexit
-import struct
 
 from fastpump import _core
 from fastpump.protocol import lane_messages
@@ -19,8 +18,12 @@ from support.packets import (
     A6,
     B4,
     B6,
+    NEEDS_CSUM,
+    PLAIN,
     TCP,
     UDP,
+    VNET,
+    Vnet,
     checksum,
     ip,
     parse_vnet,
@@ -29,6 +32,8 @@ from support.packets import (
     superpacket,
     tcp,
     udp,
+    vxlan,
+    vxlan_superpacket,
 )
 from support.plainlanes import ASK, BUNDLE, FENCE, PARTIAL
 from support.pumps import START, lane_pair, message
@@ -201,8 +206,8 @@ def check_egress(rng):
 
 def check_answer(data):
     """Nobody is there: that is all that may be written for a packet from the interface."""
-    vnet, packet = data[:10], data[10:]
-    assert vnet == bytes(10)
+    vnet, packet = data[:VNET.size], data[VNET.size:]
+    assert vnet == PLAIN
     if packet[0] == 0x45:
         assert len(packet) == int.from_bytes(packet[2:4], "big") <= 576
         assert packet[9] == 1 and packet[20:22] == b"\3\1"
@@ -220,20 +225,24 @@ def random_read(rng):
     source, destination = rng.choice(((A4, B4), (A6, B6)))
     make = rng.choice((tcp, udp))
     packet = make(source, destination, rng.randbytes(size), ident=rng.randrange(4))
-    what = rng.randrange(4)
+    what = rng.randrange(5)
     if what == 0:
-        data = bytes(10) + packet
+        data = PLAIN + packet
     elif what == 1:
         l4_at, check_at = 20 if source == A4 else 40, 16 if make is tcp else 6
-        data = struct.pack("=BBHHHH", 1, 0, 0, 0, l4_at, check_at) + partial(
+        data = Vnet(NEEDS_CSUM, csum_start=l4_at, csum_offset=check_at).emit() + partial(
             packet, l4_at, check_at)
     else:
-        data = superpacket(packet, rng.choice((1, 100, 536, 1348, 1428, 9000)))
+        gso_size = rng.choice((1, 100, 536, 1348, 1428, 9000))
         if rng.random() < 0.5 and size > 5000:
-            data = superpacket(packet, 1348)
+            gso_size = 1348
+        data = superpacket(packet, gso_size) if what < 4 else vxlan_superpacket(
+            vxlan(*rng.choice(((A4, B4), (A6, B6))), packet), gso_size,
+            has_checksum=rng.random() < 0.5)
     if rng.random() < 0.2:
-        data = mutated(rng, data[:70]) + data[70:]
-    return data[:65545]
+        headers = VNET.size + (60 if what < 4 else 130)
+        data = mutated(rng, data[:headers]).ljust(VNET.size, b"\0") + data[headers:]
+    return data[:VNET.size + 65535]
 
 
 def datagrams(end):

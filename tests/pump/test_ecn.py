@@ -8,7 +8,7 @@ import pytest
 
 from fastpump import _core
 from fastpump.kernel import UDP_GRO
-from support.packets import A4, A6, B4, B6, checksum, frame, superpacket, tcp, udp
+from support.packets import A4, A6, B4, B6, VNET, checksum, frame, superpacket, tcp, udp
 from support.pumps import lane_pair, pair
 from support.sites import HOST, arp, close, network, settle
 
@@ -104,7 +104,7 @@ def test_over_ipv6_too(closed):
             router.sendmsg([datagram], [(socket.IPPROTO_IPV6, socket.IPV6_TCLASS,
                                          struct.pack("=i", ECT1))], 0, two.udp.getsockname())
         two.poll()
-        assert [data[10:] for data in two.take()] == [marked(6, OUT[tos][ECT1])]
+        assert [data[VNET.size:] for data in two.take()] == [marked(6, OUT[tos][ECT1])]
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -120,7 +120,7 @@ def test_what_routers_marked_is_put_into_the_packet(ends, version, inside, on_th
     if wanted is None:
         assert written == [] and two.verdicts() == {"DROP_ECN": 1}
         return
-    assert [data[10:] for data in written] == [marked(version, wanted)]
+    assert [data[VNET.size:] for data in written] == [marked(version, wanted)]
     assert two.verdicts() == {}
 
 
@@ -135,7 +135,7 @@ def test_packets_of_different_fields_share_no_gso_send(ends):
     found = outside(two)
     assert [tos for _, tos in found] == fields
     written = [arrive(two, datagram, tos) for datagram, tos in found]
-    assert [[data[10:] for data in each] for each in written] == [
+    assert [[data[VNET.size:] for data in each] for each in written] == [
         [marked(4, tos, LARGE, dport=3000 + number)] for number, tos in enumerate(fields)]
 
 
@@ -146,7 +146,7 @@ def test_a_superpacket_s_segments_all_have_its_field(ends):
     one.poll()
     found = outside(two)
     assert [tos for _, tos in found] == [ECT0] * 5
-    written = [data[10:] for datagram, tos in found for data in arrive(two, datagram, CE)]
+    written = [data[VNET.size:] for datagram, tos in found for data in arrive(two, datagram, CE)]
     assert [ecn(packet) for packet in written] == [CE] * 5
     assert all(checksum(packet[:20]) == 0 for packet in written)
 
@@ -176,7 +176,7 @@ def test_a_mark_reaches_every_packet_of_a_bundle(lanes):
         one.give(marked(version, tos, bytes(number + 1)))
     one.poll()
     ((bundle, _),) = outside(two)
-    assert [data[10:] for data in arrive(two, bundle, CE)] == [
+    assert [data[VNET.size:] for data in arrive(two, bundle, CE)] == [
         marked(version, CE, bytes(number + 1)) for number, (version, _) in enumerate(packets)]
 
 
@@ -189,9 +189,9 @@ def test_marked_and_unmarked_packets_are_not_merged(ends):
     one.poll()
     two.poll()
     written = two.take()
-    assert [ecn(data[10:]) for data in written] == [ECT0, CE, ECT0]
+    assert [ecn(data[VNET.size:]) for data in written] == [ECT0, CE, ECT0]
     segments = [segment for data in written for segment in _core.split(data)] \
-        if len(written) < len(packets) else [data[10:] for data in written]
+        if len(written) < len(packets) else [data[VNET.size:] for data in written]
     assert segments == packets
 
 
@@ -211,7 +211,7 @@ def test_a_frame_s_packet_is_what_counts(version, vlans):
         a.poll()
         ((datagram, seen),) = outside(b)
         assert seen == tos
-        assert [data[10:] for data in arrive(b, datagram, CE)] == [
+        assert [data[VNET.size:] for data in arrive(b, datagram, CE)] == [
             frame(HOST["b"], HOST["a"], marked(version, CE), vlans=vlans)]
     close(sites)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from support.packets import A4, flip, frame, ip, partial, udp
+from support.packets import A4, VNET, flip, frame, ip, partial, udp
 from support.plainlanes import FRAME, PARTIAL, RELAY, origin, parse_relay, relay_header
 from support.pumps import START, datagrams
 from support.sites import ALL, close, network, settle
@@ -38,7 +38,8 @@ class Race:
             for wire in wires:
                 self.at("a").udp.sendto(wire, self.at(name).udp.getsockname())
         settle(self.sites)
-        return {name: [data[10:] for data in site.take()] for name, site in self.sites.items()}
+        return {name: [data[VNET.size:] for data in site.take()]
+                for name, site in self.sites.items()}
 
 
 @pytest.fixture

@@ -5,7 +5,21 @@ import struct
 import pytest
 
 from fastpump.constants import SECOND
-from support.packets import A4, A6, ACK, B4, B6, checksum, ip, pseudo, superpacket, tcp, udp
+from support.packets import (
+    A4,
+    A6,
+    ACK,
+    B4,
+    B6,
+    PLAIN,
+    VNET,
+    checksum,
+    ip,
+    pseudo,
+    superpacket,
+    tcp,
+    udp,
+)
 from support.pumps import START, pair
 
 ICMP, ICMPV6, FRAGMENT = 1, 58, 44
@@ -24,8 +38,8 @@ def answers(one, *packets, now=START):
         one.give(packet)
     one.poll(now)
     written = one.take()
-    assert all(data[:10] == bytes(10) for data in written)
-    return [data[10:] for data in written]
+    assert all(data[:VNET.size] == PLAIN for data in written)
+    return [data[VNET.size:] for data in written]
 
 
 def host_unreachable(packet, most=548):
@@ -69,7 +83,7 @@ def test_a_superpacket_is_answered_once(one):
     one.interface.send(superpacket(tcp(A4, NOBODY4, bytes(5000), flags=ACK), 1000))
     one.poll()
     (answer,) = one.take()
-    assert len(answer) == 10 + 576 and answer[10 + 20:][:2] == b"\3\1"
+    assert len(answer) == VNET.size + 576 and answer[VNET.size + 20:][:2] == b"\3\1"
 
 
 def icmp4(kind, **more):

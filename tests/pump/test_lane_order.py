@@ -3,12 +3,13 @@
 import pytest
 
 from fastpump.constants import SECOND
-from support.packets import A4, B4, PLAIN, flip, udp
+from support.packets import A4, B4, PLAIN, VNET, flip, udp
 from support.plainlanes import ASK, FENCE
 from support.pumps import START, closing, lane_pair, on_the_wire, pair
 
 MS = SECOND // 1000
 SMALL = udp(A4, B4, b"small")
+DATA_AT = VNET.size + 28        # of what is written
 
 
 @pytest.fixture
@@ -41,13 +42,13 @@ def test_the_first_use_of_a_lane_is_fenced():
     one.udp.sendto(end, target)
     two.poll()
     two.poll()
-    assert [each[38:] for each in two.take()] == [b"by the session", b"on the lane"]
+    assert [each[DATA_AT:] for each in two.take()] == [b"by the session", b"on the lane"]
     assert two.verdicts() == {}
     # From now on nothing waits.
     one.give(udp(A4, B4, b"later"))
     one.poll()
     two.poll()
-    assert [each[38:] for each in two.take()] == [b"later"]
+    assert [each[DATA_AT:] for each in two.take()] == [b"later"]
     closing((one, two))
 
 
@@ -78,7 +79,7 @@ def test_a_set_of_the_other_sides_is_fenced_too(one, two):
     one.lane_sockets[0].sendto(end, where)
     two.poll()
     two.poll()
-    assert [each[38:] for each in two.take()] == [b"first", b"second"]
+    assert [each[DATA_AT:] for each in two.take()] == [b"first", b"second"]
     assert two.verdicts() == {}
 
 
@@ -90,11 +91,11 @@ def test_a_lost_end_costs_20_ms_and_no_data():
     two.poll(START + 19 * MS)
     assert two.take() == []
     two.poll(START + 20 * MS)
-    assert [each[38:] for each in two.take()] == [b"on the lane"]
+    assert [each[DATA_AT:] for each in two.take()] == [b"on the lane"]
     one.give(udp(A4, B4, b"later"))
     one.poll()
     two.poll()
-    assert [each[38:] for each in two.take()] == [b"later"]
+    assert [each[DATA_AT:] for each in two.take()] == [b"later"]
     closing((one, two))
 
 

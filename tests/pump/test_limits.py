@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from fastpump.constants import SECOND
-from support.packets import A4, ACK, B4, PLAIN, superpacket, tcp, udp
+from support.packets import A4, ACK, B4, PLAIN, VNET, superpacket, tcp, udp
 from support.pumps import START, datagrams, lane_pair
 from support.sites import close, network
 
@@ -35,11 +35,11 @@ def offered(one, two, sizes, seconds, load, vnet=PLAIN, step=MS, start=START, pa
             number += 1
         one.poll(at)
         two.poll(at)
-        got += [(at, data[10:]) for data in two.take()]
+        got += [(at, data[VNET.size:]) for data in two.take()]
     # On a busy machine the kernel delivers some of it later.
     while select.select([two.udp, *two.lane_sockets], [], [], 0.01)[0]:
         two.poll(at)
-        got += [(at, data[10:]) for data in two.take()]
+        got += [(at, data[VNET.size:]) for data in two.take()]
     return got
 
 
@@ -82,7 +82,7 @@ def test_a_superpacket_counts_as_its_packets(ends):
     data = superpacket(tcp(A4, B4, bytes(13000), flags=ACK), 1300)      # ten of them
     wire = 0
     for at in range(START, START + 2 * SECOND, 10 * MS):
-        one.give(data[10:], data[:10])
+        one.give(data[VNET.size:], data[:VNET.size])
         one.poll(at)
         wire += len(datagrams(two.udp))
     assert wire == pytest.approx(300, abs=10)
@@ -90,7 +90,7 @@ def test_a_superpacket_counts_as_its_packets(ends):
     one.tables.limiters.set(None, "rx", (1, SECOND, 0), None, START)      # the other way is free
     wire = 0
     for at in range(START + 2 * SECOND, START + 4 * SECOND, 10 * MS):
-        one.give(data[10:], data[:10])
+        one.give(data[VNET.size:], data[:VNET.size])
         one.poll(at)
         wire += sum(len(each) - 32 for each in datagrams(two.udp))
     assert wire == pytest.approx(3 * 130_000, rel=0.1)
@@ -241,7 +241,7 @@ def test_tcp_options_are_headers_too(ends):
     data = superpacket(tcp(A4, B4, bytes(13000), flags=ACK, options=bytes(12)), 1300)
     wire = 0
     for _ in range(12):
-        one.give(data[10:], data[:10])
+        one.give(data[VNET.size:], data[:VNET.size])
         one.poll()
         wire += len(datagrams(two.udp))
     assert wire == 100

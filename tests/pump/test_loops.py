@@ -2,7 +2,7 @@
 
 import pytest
 
-from support.packets import A4, A6, B4, B6, frame, superpacket, udp
+from support.packets import A4, A6, B4, B6, VNET, frame, superpacket, udp
 from support.pumps import carry, lane_pair, pair
 from support.sites import HOST, close, network, settle
 
@@ -62,9 +62,9 @@ def test_all_else_passes(ends):
     ]
     for other in others:
         packet = as_packet(other)
-        assert [data[10:] for data in carry(one, two, packet)] == [packet]
+        assert [data[VNET.size:] for data in carry(one, two, packet)] == [packet]
     later = as_packet(message, offset=1480)
-    assert [data[10:] for data in carry(one, two, later)] == [later]
+    assert [data[VNET.size:] for data in carry(one, two, later)] == [later]
     assert one.verdicts() == {}
 
 

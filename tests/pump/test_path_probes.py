@@ -11,7 +11,9 @@ from support.packets import (
     ACK,
     B4,
     B6,
+    PLAIN,
     SYN,
+    VNET,
     Vnet,
     checksum,
     checksums_are_right,
@@ -48,7 +50,7 @@ def told(one):
     """(type and code, MTU, what is quoted) of the ICMP errors that were written."""
     found = []
     for data in one.take():
-        packet = data[10:]
+        packet = data[VNET.size:]
         if packet[0] >> 4 == 4:
             assert checksum(packet[:20]) == checksum(packet[20:]) == 0 and packet[9] == 1
             icmp = packet[20:]
@@ -204,7 +206,7 @@ def test_broken_options_are_left_alone(ends, options):
 def introduce(mesh, vlans):
     """The hosts of a and b are known."""
     for other in "ab":
-        mesh[other].interface.send(bytes(10) + frame(
+        mesh[other].interface.send(PLAIN + frame(
             HOST["a" if other == "b" else "b"], HOST[other], udp(A4, B4, b""), vlans=vlans))
         settle(mesh)
     for each in mesh.values():
@@ -220,11 +222,11 @@ def test_tcp_in_frames_is_clamped(mesh, vlans):
             site.tables.peers.set_payload_mtu(peer, FITS)
     link = frame(HOST["b"], HOST["a"], tcp(A4, B4, b""), vlans=vlans)
     link = link[:14 + 4 * len(vlans)]
-    mesh["a"].interface.send(framed(bytes(10) + tcp(A4, B4, b"", flags=SYN, options=MSS), link))
-    mesh["a"].interface.send(framed(bytes(10) + udp(A4, B4, bytes(1400)), link))
+    mesh["a"].interface.send(framed(PLAIN + tcp(A4, B4, b"", flags=SYN, options=MSS), link))
+    mesh["a"].interface.send(framed(PLAIN + udp(A4, B4, bytes(1400)), link))
     mesh["a"].poll()
     mesh["b"].poll()
-    opening, large = [data[10 + len(link):] for data in mesh["b"].take()]
+    opening, large = [data[VNET.size + len(link):] for data in mesh["b"].take()]
     assert mss_of(opening) == FITS - len(link) - 16 - 40
     assert len(large) == 1428
 
@@ -234,9 +236,9 @@ def test_a_flooded_frame_is_the_same_for_all(mesh):
     site = mesh["a"]
     site.tables.peers.set_payload_mtu(site.peers["b"], FITS)
     opening = frame(HOST["b"], HOST["a"], tcp(A4, B4, b"", flags=SYN, options=MSS))
-    site.interface.send(bytes(10) + opening)
+    site.interface.send(PLAIN + opening)
     settle(mesh)
-    assert [data[10:] for data in mesh["b"].take()] == [opening]
+    assert [data[VNET.size:] for data in mesh["b"].take()] == [opening]
 
 
 @pytest.mark.parametrize("vlans", [(), (5,)])
@@ -248,11 +250,11 @@ def test_the_sender_of_a_frame_with_tcp_is_told(mesh, packet, vlans):
     for peer in site.peers.values():
         site.tables.peers.set_payload_mtu(peer, FITS)
     data = frame(HOST["b"], HOST["a"], packet, vlans=vlans)
-    site.interface.send(bytes(10) + data)
+    site.interface.send(PLAIN + data)
     site.poll()
     mesh["b"].poll()
-    assert [each[10:] for each in mesh["b"].take()] == [data]
-    (answer,) = [each[10:] for each in site.take()]
+    assert [each[VNET.size:] for each in mesh["b"].take()] == [data]
+    (answer,) = [each[VNET.size:] for each in site.take()]
     link_len = 14 + 4 * len(vlans)
     assert answer[:link_len] == data[6:12] + data[:6] + data[12:link_len]
     icmp = answer[link_len + (40 if packet[0] >> 4 == 6 else 20):]

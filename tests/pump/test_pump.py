@@ -28,6 +28,7 @@ from support.packets import (
     NEEDS_CSUM,
     PLAIN,
     UDP,
+    VNET,
     Vnet,
     checksums_are_right,
     ip,
@@ -105,7 +106,7 @@ def test_without_offloads_the_same_packets_arrive_singly():
     two.poll()
     two.poll()
     written = two.take()
-    assert [data[10:] for data in written] == _core.split(superpacket(whole, 1000))
+    assert [data[VNET.size:] for data in written] == _core.split(superpacket(whole, 1000))
     assert one.counters()["udp_tx_messages"] == 5
     one.close()
     two.close()
@@ -125,7 +126,7 @@ def test_a_partial_checksum_leaves_complete(one, two):
     packet = udp(A4, B4, b"odd")
     (written,) = carry(one, two, partial(packet, 20, 6), Vnet(
         NEEDS_CSUM, csum_start=20, csum_offset=6).emit())
-    assert written == PLAIN + packet and checksums_are_right(written[10:])
+    assert written == PLAIN + packet and checksums_are_right(written[VNET.size:])
 
 
 def test_padding_is_a_multiple_of_16_within_the_mtu(one, two):

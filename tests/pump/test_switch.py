@@ -13,6 +13,7 @@ from support.packets import (
     B4,
     B6,
     PLAIN,
+    VNET,
     checksums_are_right,
     frame,
     framed,
@@ -131,7 +132,8 @@ def test_frames_wait_for_lanes_and_keep_their_name():
     for name in "bc":
         a.tables.peers.set_lanes(a.peers[name], sets[name], None)
     settle(sites)
-    assert [[each[10:] for each in sites[name].take()] for name in "abc"] == [[], [data], [data]]
+    assert [[each[VNET.size:] for each in sites[name].take()]
+            for name in "abc"] == [[], [data], [data]]
     close(sites)
 
 
@@ -148,7 +150,7 @@ def test_superpackets_behind_any_ethernet_header(mesh, vlans, inner):
     link = frame(HOST["b"], HOST["a"], packet, vlans=vlans)[:-len(packet)]
     data = framed(superpacket(packet, 1300), link)
     for is_known in (False, True):
-        mesh["a"].give(data[10:], data[:10])
+        mesh["a"].give(data[VNET.size:], data[:VNET.size])
         mesh["a"].poll()
         for name in "b" if is_known else "bc":
             seen = 0
@@ -160,7 +162,7 @@ def test_superpackets_behind_any_ethernet_header(mesh, vlans, inner):
             assert seen == 5
         if is_known:
             continue
-        mesh["a"].give(data[10:], data[:10])
+        mesh["a"].give(data[VNET.size:], data[:VNET.size])
         settle(mesh)
         for name in "bc":
             (written,) = mesh[name].take()

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from fastpump.constants import SECOND
-from support.packets import A4, ACK, B4, frame, framed, ip, superpacket, tcp
+from support.packets import A4, ACK, B4, VNET, frame, framed, ip, superpacket, tcp
 from support.plainlanes import BUNDLE, FRAME, PARTIAL, RELAY, bundle, origin, relay_header
 from support.pumps import START
 from support.sites import ALL, HOST, PACKET, arp, close, network, sent, settle, unicast
@@ -37,7 +37,7 @@ def test_a_peer_that_lies_is_counted(mesh, payload, flags, verdict):
     mesh["a"].lie("b", payload, flags)
     settle(mesh)
     assert mesh["b"].verdicts() == {verdict: 1}
-    assert all(data[10:] == arp(HOST["a"]) for data in mesh["b"].take())
+    assert all(data[VNET.size:] == arp(HOST["a"]) for data in mesh["b"].take())
 
 
 def test_a_tun_takes_no_frames():
@@ -165,7 +165,8 @@ def test_who_claims_our_addresses_stops_nothing():
         a.poll()
         b.poll()
     settle(sites, 40)
-    assert [each[10:] for each in b.take()].count(data) >= 197      # of those flooded, 3 a second
+    # Of those flooded, 3 a second.
+    assert [each[VNET.size:] for each in b.take()].count(data) >= 197
     assert len(c.take()) <= 101
     assert "DROP_STORM" not in a.verdicts()
     close(sites)
@@ -190,7 +191,7 @@ def test_the_frames_of_a_superpacket_are_a_storm_too():
     link = frame(HOST["b"], HOST["a"], packet)[:-len(packet)]
     data = framed(superpacket(packet, 1300), link)
     for _ in range(5):
-        sites["a"].give(data[10:], data[:10])
+        sites["a"].give(data[VNET.size:], data[:VNET.size])
         sites["a"].poll()
     assert sites["a"].verdicts() == {"DROP_STORM": 3}
     settle(sites)
@@ -213,5 +214,5 @@ def test_floods_leave_room_for_those_who_wait_for_a_session():
         a.poll()
     a.tables.peers.set_lanes(a.peers["b"], a._first["b"], None)
     settle(sites)
-    assert [each[10:] for each in sites["b"].take()] == [arp(HOST["a"])] * 8 + data
+    assert [each[VNET.size:] for each in sites["b"].take()] == [arp(HOST["a"])] * 8 + data
     close(sites)

@@ -22,6 +22,7 @@ from fastpump.device.peer_change import PeerChange, PrefixChange
 from fastpump.protocol import keys
 from support import plainlanes
 from support.devices import Callbacks, Clock
+from support.packets import PLAIN, VNET
 from support.pumps import attached, udp_socket
 
 LANE_SOCKETS = 4        # for each queue
@@ -175,11 +176,11 @@ class Side(Callbacks):
 
     def write_packet(self, worker, packet):
         """The host sends a packet; the worker has not looked yet."""
-        self._interfaces[worker].send(bytes(10) + packet)
+        self._interfaces[worker].send(PLAIN + packet)
 
     def take_packets(self):
         """What the workers have written to the interface."""
-        return [data[10:] for interface in self._interfaces for data in received(interface)]
+        return [data[VNET.size:] for interface in self._interfaces for data in received(interface)]
 
     def receive_handshake(self, message, other):
         self.device.receive(message, other.place.endpoint, NO_SOURCE_ADDRESS, self.world.now)

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 
 TCP, UDP = 6, 17
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
-NEEDS_CSUM = 1
+VNET = struct.Struct("=BBHHHH10xHH")     # struct virtio_net_hdr_v1_hash_tunnel
+NEEDS_CSUM, OUTER_CSUM = 1, 8
 GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 1, 4, 5, 0x80
+GSO_IN_UDP4, GSO_IN_UDP6 = 0x20, 0x40
+VXLAN_PORT = 4789
 
 A4, B4 = "10.9.0.1", "10.9.0.2"
 A6, B6 = "fd00:9::1", "fd00:9::2"
@@ -85,11 +88,13 @@ class Vnet:
     gso_size: int = 0
     csum_start: int = 0
     csum_offset: int = 0
+    outer_l4_at: int = 0
+    inner_ip_at: int = 0
 
     def emit(self) -> bytes:
-        """10 bytes, native order."""
-        return struct.pack("=BBHHHH", self.flags, self.gso_type, self.hdr_len, self.gso_size,
-                           self.csum_start, self.csum_offset)
+        """24 bytes, native order."""
+        return VNET.pack(self.flags, self.gso_type, self.hdr_len, self.gso_size, self.csum_start,
+                         self.csum_offset, self.outer_l4_at, self.inner_ip_at)
 
 
 PLAIN = Vnet().emit()
@@ -97,7 +102,7 @@ PLAIN = Vnet().emit()
 
 def parse_vnet(data: bytes) -> tuple[Vnet, bytes]:
     """Take a written or read packet apart."""
-    return Vnet(*struct.unpack("=BBHHHH", data[:10])), data[10:]
+    return Vnet(*VNET.unpack(data[:VNET.size])), data[VNET.size:]
 
 
 def partial(packet: bytes, l4_at: int, check_at: int, *, source: str | None = None,
@@ -127,6 +132,26 @@ def superpacket(packet: bytes, gso_size: int, *, l4_at: int | None = None,
     gso = GSO_UDP_L4 if not is_tcp else GSO_TCPV6 if is_v6 else GSO_TCPV4
     vnet = Vnet(NEEDS_CSUM, gso | (GSO_ECN if ecn else 0), 0, gso_size, l4_at, check_at)
     return vnet.emit() + partial(packet, l4_at, check_at)
+
+
+def vxlan(src: str, dst: str, inner: bytes, *, vni: int = 7, **more: object) -> bytes:
+    """A VXLAN packet (RFC 7348) with an Ethernet frame of that packet in it."""
+    header = struct.pack("!II", 0x08000000, vni << 8)
+    return udp(src, dst, header + frame("02:00:00:00:00:0b", "02:00:00:00:00:0a", inner),
+               sport=40000, dport=VXLAN_PORT, **more)
+
+
+def vxlan_superpacket(whole: bytes, gso_size: int, *, has_checksum: bool = True) -> bytes:
+    """Vnet header and superpacket, as the kernel hands it over, of one big VXLAN packet."""
+    is_v6 = whole[0] >> 4 == 6
+    udp_at = 40 if is_v6 else 20
+    inner_at = udp_at + 8 + 8 + 14
+    vnet, inner = parse_vnet(superpacket(whole[inner_at:], gso_size))
+    outer = (partial(whole, udp_at, 6) if has_checksum else whole)[:inner_at]
+    return Vnet(NEEDS_CSUM | (OUTER_CSUM if has_checksum else 0),
+                vnet.gso_type | (GSO_IN_UDP6 if is_v6 else GSO_IN_UDP4), 0, gso_size,
+                inner_at + vnet.csum_start, vnet.csum_offset, udp_at, inner_at).emit() \
+        + outer + inner
 
 
 def checksums_are_right(packet: bytes) -> bool:

@@ -10,7 +10,7 @@ import socket
 from fastpump._core import NewLanes, Pump, SharedTables
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME
-from support.packets import A4, B4, frame, udp
+from support.packets import A4, B4, VNET, frame, udp
 from support.plainlanes import FRAME, PlainLane, origin
 from support.pumps import (
     ALL_FEATURES,
@@ -133,4 +133,4 @@ def sent(sites, name, *frames, now=START):
     for each in frames:
         sites[name].give(each)
     settle(sites, now=now)
-    return {other: [data[10:] for data in site.take()] for other, site in sites.items()}
+    return {other: [data[VNET.size:] for data in site.take()] for other, site in sites.items()}

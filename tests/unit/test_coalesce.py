@@ -26,6 +26,7 @@ from support.packets import (
     SYN,
     UDP,
     URG,
+    VNET,
     Vnet,
     ip,
     parse_vnet,
@@ -44,7 +45,7 @@ def lengths(packets, **kwargs):
     for written in _core.coalesce(packets, **kwargs):
         vnet, packet = parse_vnet(written)
         if vnet.gso_type == 0:
-            assert written[:10] == PLAIN
+            assert written[:VNET.size] == PLAIN
             counts.append(1)
         else:
             is_v6 = packet[0] >> 4 == 6

@@ -1,6 +1,7 @@
 """Superpackets leave as the packets that the kernel would have made of them."""
 
 import struct
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -17,22 +18,30 @@ from support.packets import (
     CWR,
     ECE,
     FIN,
+    GSO_IN_UDP4,
+    GSO_IN_UDP6,
     GSO_TCPV4,
     GSO_TCPV6,
     GSO_UDP_L4,
     NEEDS_CSUM,
+    OUTER_CSUM,
     PLAIN,
     PSH,
     TCP,
     UDP,
+    VNET,
     Vnet,
     checksums_are_right,
+    frame,
     ip,
     l4_checksum,
+    parse_vnet,
     partial,
     superpacket,
     tcp,
     udp,
+    vxlan,
+    vxlan_superpacket,
 )
 
 PAIRS = {"v4": (A4, B4), "v6": (A6, B6)}
@@ -60,6 +69,47 @@ def test_udp(pair):
     expected = [udp(*pair, payload[at:at + 500], ident=9 + at // 500)
                 for at in range(0, len(payload), 500)]
     assert _core.split(superpacket(whole, 500)) == expected
+
+
+@pytest.mark.parametrize("outer", PAIRS.values(), ids=["in v4", "in v6"])
+@pytest.mark.parametrize("inner", PAIRS.values(), ids=PAIRS)
+@pytest.mark.parametrize("make", [tcp, udp])
+@pytest.mark.parametrize("no_checksum", [False, True], ids=["checksum", "none"])
+def test_in_a_tunnel(outer, inner, make, no_checksum):
+    """Each segment is what the tunnel's end would have made of it, but for the outer id."""
+    payload = bytes(range(241)) * 21
+
+    def packed(at, end):
+        more = {"seq": 2**32 - 700 + at} if make is tcp else {}
+        return vxlan(*outer, make(*inner, payload[at:end], ident=65535 + at // 1000, **more),
+                     ident=65534 + at // 1000, no_checksum=no_checksum)
+
+    given = vxlan_superpacket(packed(0, None), 1000, has_checksum=not no_checksum)
+    expected = [packed(at, at + 1000) for at in range(0, len(payload), 1000)]
+    assert _core.split(given) == expected
+    ethernet = frame("02:00:00:00:00:02", "02:00:00:00:00:01", b"", ethertype=(
+        0x86dd if outer == (A6, B6) else 0x800))
+    header, packet = parse_vnet(given)
+    moved = replace(header, **{name: getattr(header, name) + 14 for name in (
+        "csum_start", "outer_l4_at", "inner_ip_at")}).emit()
+    assert _core.split(moved + ethernet + packet, is_frame=True) == [
+        ethernet + each for each in expected]
+    left = _core.split(given, may_leave_partial=True)
+    assert left == (expected if no_checksum else [
+        partial(each, header.outer_l4_at, 6) for each in expected])
+
+
+@pytest.mark.parametrize("change", [
+    {"gso_type": GSO_TCPV4 | GSO_IN_UDP6},
+    {"gso_type": GSO_TCPV4 | GSO_IN_UDP4 | GSO_IN_UDP6}, {"gso_type": GSO_IN_UDP4},
+    {"gso_type": GSO_TCPV6 | GSO_IN_UDP4}, {"outer_l4_at": 19}, {"outer_l4_at": 43},
+    {"inner_ip_at": 27}, {"inner_ip_at": 49}, {"inner_ip_at": 65535}, {"csum_start": 69},
+    {"flags": OUTER_CSUM}])
+def test_lies_about_a_tunnel_are_refused(change):
+    whole = vxlan(A4, B4, tcp(A4, B4, bytes(3000)))
+    header, packet = parse_vnet(vxlan_superpacket(whole, 1000))
+    assert _core.split(header.emit() + packet)
+    assert _core.split(replace(header, **change).emit() + packet) is None
 
 
 def test_cwr_stays_on_the_first_and_ece_on_all():
@@ -184,7 +234,7 @@ GOOD = superpacket(tcp(A4, B4, bytes(3000)), 1000)
 def test_a_lying_vnet_header_is_refused(change):
     fields = {"flags": NEEDS_CSUM, "gso_type": GSO_TCPV4, "gso_size": 1000, "csum_start": 20,
               "csum_offset": 16, **change}
-    result = _core.split(Vnet(**fields).emit() + GOOD[10:])
+    result = _core.split(Vnet(**fields).emit() + GOOD[VNET.size:])
     if change == {"csum_start": 21}:    # inside the packet; the TCP header it finds is absurd
         assert result is None or all(len(packet) <= 3040 for packet in result)
     else:
@@ -198,10 +248,14 @@ def test_garbage_is_refused_or_small(data):
 
 
 @given(vnet=st.builds(Vnet, st.integers(0, 3), st.integers(0, 255), st.integers(0, 65535),
-                      st.integers(0, 65535), st.integers(0, 200), st.integers(0, 40)),
-       cut=st.integers(0, 120), v6=st.booleans())
-def test_lying_headers_of_real_packets_never_go_out_of_bounds(vnet, cut, v6):
-    packet = tcp(*PAIRS["v6" if v6 else "v4"], bytes(100))
+                      st.integers(0, 65535), st.integers(0, 200), st.integers(0, 40),
+                      st.integers(0, 60), st.integers(0, 100)),
+       cut=st.integers(0, 120), v6=st.booleans(), is_tunnel=st.booleans())
+def test_lying_headers_of_real_packets_never_go_out_of_bounds(vnet, cut, v6, is_tunnel):
+    pair = PAIRS["v6" if v6 else "v4"]
+    packet = tcp(*pair, bytes(100))
+    if is_tunnel:
+        packet = vxlan(*pair, packet)
     result = _core.split(vnet.emit() + packet[:len(packet) - cut])
     for segment in result or ():
         assert len(segment) <= len(packet)
