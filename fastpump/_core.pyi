@@ -11,6 +11,7 @@ OFFLOAD_BITS: dict[str, int]
 FEATURE_PARTIAL: int
 FEATURE_BUNDLE: int
 FEATURE_PATH_MTU: int
+FEATURE_RECORDS: int
 HAS_NULL_CIPHER: bool
 REPLAY_WINDOW: int
 REPLAY_LEN: int
@@ -70,6 +71,7 @@ class LaneStatus(TypedDict):
     number: int
     worker: int
     is_usable: bool
+    has_records: bool
     endpoint: bytes
     tx_messages: int
     rx_newest: int
@@ -188,6 +190,7 @@ class Lanes:
     def forget_source_address(self, slot: int) -> None: ...
     def rearm(self, slot: int, bit: str) -> None: ...
     def set_dead(self, slot: int) -> None: ...
+    def set_records(self, slot: int, are_used: bool) -> None: ...
     def seal(self, slot: int, flags: int, now: int, payload: bytes = ...) -> bytes: ...
     def expect_answer(self, slot: int, now: int) -> None: ...
     def take_counter(self, slot: int, now: int) -> int: ...

@@ -206,7 +206,7 @@ OPTIONS = (
            summary="switch an offload on or off (default: on, if it works). NAME: "
                    "csum, tso4, tso6, uso, tunnel (VXLAN and Geneve inside), gro (superpackets "
                    "to the interface), udp-gso, udp-gro; on lanes: partial (checksums), "
-                   "bundle (small packets share datagrams)"),
+                   "bundle (small packets share datagrams), records (superpackets stay whole)"),
     Option(name="dscp", value=Parsed(lazily("fastpump.config.parsers.parse_dscp")), default="0",
            flag="--dscp", key="DSCP", environment="FASTPUMP_DSCP", metavar="N|copy",
            needs_restart=True, is_own=True,

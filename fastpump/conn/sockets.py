@@ -51,6 +51,7 @@ from fastpump.kernel import (
     SO_RCVBUFFORCE,
     SO_SNDBUFFORCE,
     UDP_GRO,
+    UDP_SEGMENT,
 )
 from fastpump.protocol.wire import INITIATION_TYPE, LANE_TYPE, TRANSPORT_TYPE
 
@@ -362,28 +363,32 @@ class SocketGroup:
         return True
 
     def send_probe(self, message: bytes, endpoint: Endpoint, source_address: bytes,
-                   number: int | None) -> bool:
-        """As `send_lane`, never in fragments; False if our own link does not take so much."""
+                   number: int | None, datagram_len: int = 0) -> bool:
+        """As `send_lane`, never in fragments, but in datagrams of that length (UDP GSO), or in one
+        (0). False if our own link does not take it."""
+        refusals = (errno.EMSGSIZE, errno.EINVAL, errno.EIO) if datagram_len else (errno.EMSGSIZE,)
         try:
             self._send(self._prober if number is None else self._lane_probers[number], message,
-                       endpoint, source_address)
+                       endpoint, source_address, datagram_len)
         except OSError as error:
-            if error.errno == errno.EMSGSIZE:
+            if error.errno in refusals:
                 return False
             raise
         return True
 
     def _send(self, sock: socket.socket, message: bytes, endpoint: Endpoint,
-              source_address: bytes) -> None:
+              source_address: bytes, datagram_len: int = 0) -> None:
         where = endpoint.to_python(self.family)
+        control = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", datagram_len))
+                   ] if datagram_len else []
         if source_address != NO_SOURCE_ADDRESS:
             try:
-                sock.sendmsg([message], [_pktinfo(source_address, self.family)], 0, where)
+                sock.sendmsg([message], [_pktinfo(source_address, self.family), *control], 0, where)
                 return
             except OSError as error:
                 if error.errno not in (errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH):
                     raise
-        sock.sendto(message, where)
+        sock.sendmsg([message], control, 0, where)
 
     def close(self) -> None:
         """Close all sockets."""

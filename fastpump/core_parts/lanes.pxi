@@ -4,7 +4,7 @@ import os
 from collections import namedtuple
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memset
 
 from fastpump.hot cimport constants
@@ -12,17 +12,19 @@ from fastpump.hot.aead cimport aead_forget, aead_key_set, aead_seal, nonce_set
 from fastpump.hot.atomics cimport (
     RELAXED, RELEASE, SEQ_CST, add64, and32, load32, load64, or32, store32,
 )
-from fastpump.hot.bytes cimport store_le32, store_le64
-from fastpump.hot.constants cimport LANE_TYPE, TAG_LEN, TRANSPORT_HEADER_LEN
+from fastpump.hot.bytes cimport store_le16, store_le32, store_le64
+from fastpump.hot.constants cimport (
+    LANE_FLAG_RECORD, LANE_TYPE, RECORD_FIELDS_LEN, TAG_LEN, TRANSPORT_HEADER_LEN,
+)
 from fastpump.hot.endpoint cimport endpoint_unset_source_address
 from fastpump.hot.shm cimport (
-    LANE_DEAD, LANE_ECHO_REPORTED, LANE_FREE, LANE_LIVE, LANE_REKEY_REPORTED, LANE_RESERVED,
-    LANE_ROAM_REPORTED, LANE_UNANSWERED_REPORTED, LANE_USABLE, LANE_USABLE_REPORTED, NONE,
+    LANE_DEAD, LANE_ECHO_REPORTED, LANE_FREE, LANE_LIVE, LANE_RECORDS, LANE_REKEY_REPORTED,
+    LANE_RESERVED, LANE_ROAM_REPORTED, LANE_UNANSWERED_REPORTED, LANE_USABLE, LANE_USABLE_REPORTED, NONE,
     SOURCE_ADDRESS_LEN, Header, Lane, LaneState,
 )
 
 FEATURE_PARTIAL, FEATURE_BUNDLE = constants.FEATURE_PARTIAL, constants.FEATURE_BUNDLE
-FEATURE_PATH_MTU = constants.FEATURE_PATH_MTU
+FEATURE_PATH_MTU, FEATURE_RECORDS = constants.FEATURE_PATH_MTU, constants.FEATURE_RECORDS
 LANE_BITS = {
     "echo_reported": LANE_ECHO_REPORTED,
     "usable_reported": LANE_USABLE_REPORTED,
@@ -151,6 +153,7 @@ cdef class Lanes(SlotTable):
             "number": self.at(slot).number,
             "worker": self.at(slot).worker,
             "is_usable": load32(&lane.bits, RELAXED) & LANE_USABLE != 0,
+            "has_records": load32(&lane.bits, RELAXED) & LANE_RECORDS != 0,
             "endpoint": endpoint_load(&lane.endpoint)[0],
             "tx_messages": load64(&lane.send_counter, RELAXED),
             "rx_newest": lane.replay.newest,
@@ -185,21 +188,34 @@ cdef class Lanes(SlotTable):
         or32(&lane.bits, LANE_DEAD, SEQ_CST)
         and32(&lane.bits, ~<uint32_t>LANE_USABLE, SEQ_CST)
 
+    def set_records(self, uint32_t slot, bint are_used):
+        """Whether superpackets may leave on a lane as records (hot/record.pxd)."""
+        if are_used:
+            or32(&self.state_at(slot).bits, LANE_RECORDS, RELAXED)
+        else:
+            and32(&self.state_at(slot).bits, ~<uint32_t>LANE_RECORDS, RELAXED)
+
     def seal(self, uint32_t slot, uint32_t flags, uint64_t now, bytes payload=b""):
-        """A message of that lane, which leaves now."""
+        """A message of that lane, which leaves now; a record, with that flag."""
+        cdef uint32_t header_len = TRANSPORT_HEADER_LEN
         cdef uint8_t *message
         cdef uint8_t nonce[12]
         cdef Lane *lane = self.at(slot)
         cdef uint64_t counter = self.take_counter(slot, now)
-        sealed = PyBytes_FromStringAndSize(NULL, TRANSPORT_HEADER_LEN + len(payload) + TAG_LEN)
+        if flags & LANE_FLAG_RECORD:
+            header_len += RECORD_FIELDS_LEN
+        sealed = PyBytes_FromStringAndSize(NULL, header_len + len(payload) + TAG_LEN)
         message = <uint8_t *>PyBytes_AS_STRING(sealed)
         store_le32(message, LANE_TYPE | flags << 8 | lane.number << 16)
         store_le32(message + 4, lane.remote_index)
         store_le64(message + 8, counter)
+        if flags & LANE_FLAG_RECORD:
+            store_le16(message + TRANSPORT_HEADER_LEN, <uint16_t>len(sealed))
+            store_le16(message + TRANSPORT_HEADER_LEN + 2, 0)
         nonce_set(nonce, counter)
-        if aead_seal(&self.mapping.aead, lane.cipher, lane.send_key, nonce, message,
-                     TRANSPORT_HEADER_LEN, <const uint8_t *>PyBytes_AS_STRING(payload),
-                     message + TRANSPORT_HEADER_LEN, len(payload)) != 0 \
+        if aead_seal(&self.mapping.aead, lane.cipher, lane.send_key, nonce, message, header_len,
+                     <const uint8_t *>PyBytes_AS_STRING(payload), message + header_len,
+                     len(payload)) != 0 \
                 or aead_forget(&self.mapping.aead) != 0:
             raise OSError("the AEAD library failed")
         return sealed

@@ -24,8 +24,10 @@ SHARED_CONSTANTS = {
     "CONTROL_MARK": _constants.CONTROL_MAGIC,
     "LANE_FLAG_ECHO_REQUEST": _constants.LANE_FLAG_ECHO_REQUEST,
     "LANE_FLAG_EXTENSION": _constants.LANE_FLAG_EXTENSION,
+    "LANE_FLAG_RECORD": _constants.LANE_FLAG_RECORD,
     "EXTENSION_PATH_PROBE": _constants.EXTENSION_PATH_PROBE,
     "EXTENSION_PATH_ACK": _constants.EXTENSION_PATH_ACK,
+    "EXTENSION_RECORD_CUT": _constants.EXTENSION_RECORD_CUT,
     "LANE_TYPE": _constants.LANE_TYPE,
     "TRANSPORT_TYPE": _constants.TRANSPORT_TYPE,
     # protocol/lane_messages.py: Kind, Field, and where HELLO and OFFER have the field IN_USE

@@ -34,9 +34,9 @@ class DeviceCallbacks:
     transmit_lane: Callable[[bytes, Endpoint, bytes, int | None], object] = _ignore
     """Like `transmit`, for a lane message: from the lane socket of that number, or our port
     (None)."""
-    transmit_probe: Callable[[bytes, Endpoint, bytes, int | None], bool] | None = None
-    """Like `transmit_lane`, but never in fragments; False if our own link does not take so large a
-    message. None: the path MTU is not probed."""
+    transmit_probe: Callable[[bytes, Endpoint, bytes, int | None, int], bool] | None = None
+    """Like `transmit_lane`, but never in fragments; in datagrams of the last argument's length, or
+    in one (0). False if our own link does not take it. None: paths are not probed."""
     on_deadline: Callable[[], None] = _ignore
     """`Device.next_deadline` may be earlier than it was."""
     on_retired: Callable[[], None] = _ignore

@@ -83,6 +83,9 @@ class PeerEvents:
             "gso_refused": self._gso_refused,
             "path_probe": self._path_probe,
             "path_ack": self._path_ack,
+            "lane_bulk": self._lane_bulk,
+            "record_cut": self._record_cut,
+            "records_end": self._records_end,
             "loop": self._loop,
             "resent": self._resent,
             "resent_acked": self._resent_acked,
@@ -137,6 +140,15 @@ class PeerEvents:
     def _path_ack(self, peer: Peer, event: WorkerEvent, now: int) -> None:
         slot = None if event.detail == NO_SLOT else event.detail
         self._lanes.of(peer).paths.on_ack(slot, event.error >> 16, event.error & 0xffff, now)
+
+    def _lane_bulk(self, peer: Peer, event: WorkerEvent, now: int) -> None:
+        self._lanes.of(peer).paths.on_bulk(event.detail, now)
+
+    def _record_cut(self, peer: Peer, event: WorkerEvent, now: int) -> None:
+        self._lanes.of(peer).paths.records.on_cut(event.detail, now)
+
+    def _records_end(self, peer: Peer, event: WorkerEvent, now: int) -> None:
+        self._lanes.of(peer).paths.records.on_end(event.detail, now)
 
     def _loop(self, peer: Peer, _event: WorkerEvent, now: int) -> None:
         endpoint = self._endpoints.of_data(peer)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastpump._core import FEATURE_BUNDLE, FEATURE_PARTIAL, FEATURE_PATH_MTU, SharedTables
+from fastpump._core import (
+    FEATURE_BUNDLE,
+    FEATURE_PARTIAL,
+    FEATURE_PATH_MTU,
+    FEATURE_RECORDS,
+    SharedTables,
+)
 from fastpump.conn.endpoint import Endpoint
 from fastpump.device.peer import Peer
 from fastpump.protocol.keypairs import Keypair
@@ -20,7 +26,7 @@ class Options:
     """auto, wireguard (never lanes) or lanes (nothing else)."""
     ciphers: tuple[str, ...] = ("aes-256-gcm", "chacha20-poly1305")
     """Names of lane_messages.CIPHER_NUMBERS, the best first."""
-    features: int = FEATURE_PARTIAL | FEATURE_BUNDLE | FEATURE_PATH_MTU
+    features: int = FEATURE_PARTIAL | FEATURE_BUNDLE | FEATURE_PATH_MTU | FEATURE_RECORDS
     mode: Mode = Mode.TUN
     socket_count: int = 0
     """Of the lane sockets; a multiple of the queues."""
@@ -37,9 +43,9 @@ class LanesCallbacks:
     None for our port)."""
     ring: Callable[[], None]
     """Have the workers look at what they have staged."""
-    send_probe: Callable[[bytes, Endpoint, bytes, int | None], bool] | None
-    """Like `send_lane`, but never in fragments; False if our own link does not take it. None: the
-    path MTU is not probed."""
+    send_probe: Callable[[bytes, Endpoint, bytes, int | None, int], bool] | None
+    """Like `send_lane`, but never in fragments; in datagrams of the last argument's length, or in
+    one (0). False if our own link does not take it. None: paths are not probed."""
     want_session: Callable[[Peer, int], None]
     """Start a handshake, REKEY_TIMEOUT after the last one at the earliest."""
 

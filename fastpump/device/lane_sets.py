@@ -78,7 +78,7 @@ class LaneSet:
                  "created_ns", "due", "features", "first", "is_opener", "lanes", "local_index",
                  "peer", "remote_index", "tables")
 
-    EXTENSION = wire.LANE_FLAG_EXTENSION
+    EXTENSION, RECORD = wire.LANE_FLAG_EXTENSION, wire.LANE_FLAG_RECORD
 
     def __init__(self, peer: Peer, context: LanesContext, agreement: Agreement) -> None:
         self.peer = peer
@@ -176,9 +176,9 @@ class LaneSet:
     # -- sending
 
     def send(self, number: int, flags: int, now: int, payload: bytes = b"", *,
-             is_probe: bool = False) -> bool:
+             is_probe: bool = False, datagram_len: int = 0) -> bool:
         """Send a message on a lane, if it is known where that is. `is_probe`: never in fragments;
-        False if our own link does not take it."""
+        False if our own link does not take it. `datagram_len`: the same in so long datagrams."""
         slot = self.first + number
         sockaddr, source_address = self.tables.lanes.endpoint(slot)
         if not sockaddr:
@@ -186,8 +186,8 @@ class LaneSet:
         socket = number % self._context.options.socket_count if self.is_opener else None
         message = self.tables.lanes.seal(slot, flags, now, payload)
         endpoint, callbacks = Endpoint.from_sockaddr(sockaddr), self._context.callbacks
-        if is_probe and callbacks.send_probe is not None:
-            return callbacks.send_probe(message, endpoint, source_address, socket)
+        if (is_probe or datagram_len) and callbacks.send_probe is not None:
+            return callbacks.send_probe(message, endpoint, source_address, socket, datagram_len)
         callbacks.send_lane(message, endpoint, source_address, socket)
         return True
 

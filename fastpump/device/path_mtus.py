@@ -31,6 +31,7 @@ from fastpump.device.black_holes import BlackHole
 from fastpump.device.lane_context import LanesContext
 from fastpump.device.lane_sets import LaneSet, LaneSets
 from fastpump.device.peer import Peer
+from fastpump.device.records import PeerRecords
 from fastpump.protocol.keypairs import Keypair
 from fastpump.protocol.lane_messages import Kind, Mode
 from fastpump.protocol.path_mtu import BASE_PLPMTU, PathMtu, State
@@ -68,7 +69,7 @@ class PeerPaths:
 
     __slots__ = ("_answers", "_ask_at", "_asks_left", "_context", "_is_inferred",
                  "_is_unprobed", "_logged", "_paths", "_payload_mtu", "_peer", "_sets",
-                 "_silent_sessions", "_tables", "black_hole")
+                 "_silent_sessions", "_tables", "black_hole", "records")
 
     def __init__(self, peer: Peer, context: LanesContext, sets: LaneSets) -> None:
         self._peer = peer
@@ -82,6 +83,7 @@ class PeerPaths:
         self._asks_left = 0
         self._silent_sessions = 0
         self.black_hole = BlackHole(peer, context)
+        self.records = PeerRecords(peer, context, sets)
         # What the workers have; whether only the black hole says so.
         self._is_unprobed, self._is_inferred = True, False
         self._payload_mtu: int | None = None
@@ -102,6 +104,7 @@ class PeerPaths:
     def clear(self) -> None:
         """There is neither a session nor a lane."""
         self._paths.clear()
+        self.records.clear()
         self._ask_at = None
         self.black_hole.clear()
         self._forget()
@@ -156,6 +159,11 @@ class PeerPaths:
         if path is not None:
             path.search.on_data(now)
 
+    def on_bulk(self, slot: int, now: int) -> None:
+        """Much leaves on a lane."""
+        payload_len = self._needed_payload if self._payload_mtu is None else self._payload_mtu
+        self.records.on_bulk(slot, payload_len + MESSAGE_OVERHEAD, now)
+
     def on_probe(self, slot: int | None, number: int, size: int, now: int) -> None:
         """The peer probes a lane, by its slot, or a session (None)."""
         if slot is not None:
@@ -175,7 +183,7 @@ class PeerPaths:
             path, endpoint = self._paths.get(SESSION), self._peer.endpoint
         else:
             lane_set = self._sets.set_of(slot)
-            if lane_set is None:
+            if lane_set is None or self.records.on_ack(slot, number, size, now):
                 return
             path = self._paths.get(slot - lane_set.first)
             endpoint = lane_set.endpoint(slot)
@@ -308,7 +316,7 @@ class PeerPaths:
         message = self._tables.keypairs.seal(keypair.slot, keypair.local_index, inner)
         callbacks = self._context.callbacks
         if is_probe and callbacks.send_probe is not None:
-            return callbacks.send_probe(message, endpoint, self._peer.source_address, None)
+            return callbacks.send_probe(message, endpoint, self._peer.source_address, None, 0)
         callbacks.send_lane(message, endpoint, self._peer.source_address, None)
         return True
 

@@ -152,6 +152,23 @@ cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
     return <uint8_t *>self.iov[i].iov_base
 
 
+cdef inline uint8_t *send_reserve_train(SendBatch *self, const Path *path, uint32_t length,
+                                        uint32_t datagram_len) noexcept nogil:
+    """Room for a run of `length` bytes that leaves as datagrams of that length, the last of which
+    is shorter; else as `send_reserve`. UDP GSO has to be on."""
+    cdef SendMessage *info = send_latest(self, path.id)
+    cdef uint8_t *room
+    if info != NULL:
+        info.is_open = False
+    room = send_reserve(self, path, length)
+    if room != NULL:
+        info = &self.info[self.count - 1]
+        info.segment_len = datagram_len
+        info.segment_count = (length + datagram_len - 1) / datagram_len
+        info.is_open = False
+    return room
+
+
 cdef inline SendMessage *send_latest(SendBatch *self, uint32_t path_id) noexcept nogil:
     """The latest message of a path; NULL if there is none."""
     cdef uint32_t i = self.count

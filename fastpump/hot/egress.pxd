@@ -7,7 +7,8 @@
 #   dispatch    egress_dispatch: by the route that the peer has now (hot/tx_route.pxd); without one,
 #               the packet is staged and a handshake requested from the supervisor
 #   transmit    egress_transmit, on a lane or a session:
-#     split     a superpacket into segments, in place (hot/split.pxd)
+#     record    a superpacket stays whole, where the path allows it (hot/record.pxd)
+#     split     or becomes segments, in place (hot/split.pxd)
 #     bundle    small packets on a lane (hot/bundle.pxd)
 #     seal      each segment into the send batch: the only copy (hot/seal.pxd)
 #   send        egress_flush: sendmmsg when the interface is empty, the iteration's budget used, or
@@ -44,7 +45,8 @@ from fastpump.hot.lookup cimport lookup_peer
 from fastpump.hot.loops cimport loops_back
 from fastpump.hot.packet cimport Packet, packet_parse, packet_parse_ip
 from fastpump.hot.path_mtu cimport path_mtu_takes
-from fastpump.hot.seal cimport seal_on_lane, seal_on_session
+from fastpump.hot.record cimport record_datagram_len
+from fastpump.hot.seal cimport seal_on_lane, seal_on_session, seal_record
 from fastpump.hot.shaper cimport shaper_buffer, shaper_is_used, shaper_push, shaper_schedule
 from fastpump.hot.shm cimport (
     DIRECTION_TX, EVENT_LOOP, EVENT_WANT_SESSION, NONE, POLICY_NOTHING, REPORTED_LOOP,
@@ -58,7 +60,7 @@ from fastpump.hot.tx_route cimport TxRoute, tx_route_choose, tx_route_session
 from fastpump.hot.verdict cimport (
     DROP_COUNTER_LIMIT, DROP_LINK_LOCAL, DROP_LOOP, DROP_MALFORMED_PACKET, DROP_NO_ENDPOINT,
     DROP_NO_LANES, DROP_NO_PEER, DROP_PATH_MTU, DROP_RATE_LIMIT, DROP_STAGED_TIMEOUT, DROP_TOO_BIG,
-    PASS, Verdict,
+    PASS, UDP_TX_RECORDS, Verdict,
 )
 from fastpump.hot.vnet cimport (
     VnetHeader, vnet_checksum_complete, vnet_is_plain_partial, vnet_load, vnet_segment_count,
@@ -206,7 +208,7 @@ cdef inline Verdict egress_transmit_on_lane(Worker *worker, const Lane *lane,
     cdef Verdict verdict
     cdef Path path
     cdef uint8_t *segment = packet.start
-    cdef uint32_t segment_len = packet.length, sealed_len, flags, before = 0
+    cdef uint32_t segment_len = packet.length, datagram_len, sealed_len, flags, before = 0
     cdef uint64_t counter, wire_bytes = 0, word = relay.word
     cdef bint is_partial, is_super = vnet.gso_type != VIRTIO_NET_HDR_GSO_NONE
     verdict = egress_prepare(&splitter, vnet, packet, lane.features & FEATURE_PARTIAL != 0,
@@ -228,6 +230,11 @@ cdef inline Verdict egress_transmit_on_lane(Worker *worker, const Lane *lane,
         before = RELAY_HEADER_LEN
     lane_path(worker, lane, &path)
     path.tos = tos_of(worker, packet)
+    if is_super and not word:
+        datagram_len = record_datagram_len(worker, lane, state, packet, &splitter)
+        if datagram_len:
+            return egress_transmit_record(worker, lane, state, &path, packet, &splitter, flags,
+                                          datagram_len)
     # lane_is_usable() leaves room between LANE_REJECT_AFTER_MESSAGES and what GCM bears.
     counter = add64(&state.send_counter, splitter.count, RELAXED)
     if is_super:
@@ -250,6 +257,24 @@ cdef inline Verdict egress_transmit_on_lane(Worker *worker, const Lane *lane,
     state.tx_bytes += wire_bytes
     add64(&peer.tx_bytes, wire_bytes, RELAXED)
     activity_lane_sent(worker, lane, peer, counter)
+    return PASS
+
+
+cdef inline Verdict egress_transmit_record(Worker *worker, const Lane *lane, LaneState *state,
+                                           const Path *path, const Packet *packet,
+                                           const Splitter *splitter, uint32_t flags,
+                                           uint32_t datagram_len) noexcept nogil:
+    """A superpacket as one message."""
+    cdef PeerState *peer = &worker.tables.peer_states[lane.peer]
+    cdef uint64_t counter = add64(&state.send_counter, 1, RELAXED)
+    cdef uint32_t sealed_len = seal_record(worker, lane, path, counter, flags, packet.start,
+                                           packet.length, splitter.segment_size, datagram_len)
+    if sealed_len == 0:
+        return DROP_NO_ENDPOINT
+    worker.shared.counters[UDP_TX_RECORDS] += 1
+    state.tx_bytes += sealed_len
+    add64(&peer.tx_bytes, sealed_len, RELAXED)
+    activity_lane_sent(worker, lane, peer, counter + 1)
     return PASS
 
 

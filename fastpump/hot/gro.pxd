@@ -80,6 +80,7 @@ cdef struct Item:
     bint is_tcp
     bint is_partial
     bint is_open
+    bint is_record                  # it came as a superpacket (hot/record.pxd): all is there
     VnetHeader vnet
     uint8_t saved_header[GRO_MAX_HEADER]    # of the first packet, once something merged
 
@@ -150,6 +151,20 @@ cdef inline void gro_receive(Gro *self, Candidate *candidate) noexcept nogil:
     item.is_open = (self.offloads & candidate.offload) != 0
     if item.is_tcp and l4[13] & (TCP_PSH | TCP_FIN):
         item.is_open = False
+
+
+cdef inline void gro_receive_record(Gro *self, const Candidate *candidate, const VnetHeader *vnet,
+                                    uint32_t segments) noexcept nogil:
+    """Take a superpacket, which was classified (FLOW_MERGES), as it is."""
+    cdef Item *item = gro_append(self, candidate)
+    item.vnet = vnet[0]
+    item.is_record = True
+    item.segment_count = segments
+    item.header_len = candidate.header_len
+    item.offload = candidate.offload
+    item.is_tcp = candidate.is_tcp
+    # Nothing may join what came before it; should another flow have the bucket, that costs little.
+    self.buckets[candidate.flow_hash % GRO_FLOW_BUCKETS] = 0
 
 
 cdef inline void candidate_classify(Candidate *self) noexcept nogil:
@@ -310,6 +325,7 @@ cdef inline Item *gro_append(Gro *self, const Candidate *candidate) noexcept nog
     item.is_v6 = candidate.packet.ip.is_v6
     item.is_partial = candidate.is_partial
     item.is_open = False
+    item.is_record = False
     memset(&item.vnet, 0, sizeof(VnetHeader))
     if candidate.is_partial:
         vnet_set_partial(&item.vnet, &candidate.packet)
@@ -321,7 +337,7 @@ cdef inline int item_finish(Gro *gro, Item *self, iovec *iov) noexcept nogil:
     the number of entries."""
     cdef uint32_t next_piece = self.first_piece
     cdef int count = 2
-    if self.segment_count > 1:
+    if self.segment_count > 1 and not self.is_record:
         item_finish_superpacket(self)
     iov[0].iov_base = &self.vnet
     iov[0].iov_len = VNET_HEADER_LEN

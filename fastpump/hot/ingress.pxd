@@ -47,20 +47,25 @@ from fastpump.hot.bundle cimport BundleEntry, bundle_next
 from fastpump.hot.bytes cimport load_le32, load_le64
 from fastpump.hot.constants cimport (
     CONTROL_MAGIC, CONTROL_PATH_ACK, CONTROL_PATH_PROBE, LANE_FLAG_BUNDLE, LANE_FLAG_EXTENSION,
-    LANE_FLAG_FRAME, LANE_FLAG_PARTIAL, LANE_FLAG_RELAY, LANE_TYPE, RECV_MESSAGES,
-    RELAY_HEADER_LEN, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN, TRANSPORT_TYPE,
+    LANE_FLAG_FRAME, LANE_FLAG_PARTIAL, LANE_FLAG_RECORD, LANE_FLAG_RELAY, LANE_TYPE,
+    RECV_MESSAGES, RELAY_HEADER_LEN, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN, TRANSPORT_TYPE,
 )
 from fastpump.hot.ecn cimport ECN_MASK, ecn_leave
 from fastpump.hot.egress cimport egress_flush
 from fastpump.hot.fence cimport fence_is_end_marker, fence_check_lanes, fence_lift
-from fastpump.hot.gro cimport Candidate, gro_is_full, gro_receive, gro_reset
+from fastpump.hot.gro cimport (
+    Candidate, gro_is_full, gro_receive, gro_receive_record, gro_reset,
+)
 from fastpump.hot.ip cimport ip_can_be_partial, ip_is_link_local, ip_source
 from fastpump.hot.lane cimport lane_find
 from fastpump.hot.linux cimport EAGAIN, EINTR, errno
 from fastpump.hot.lookup cimport lookup_peer
-from fastpump.hot.packet cimport packet_parse_frame, packet_parse_ip
+from fastpump.hot.packet cimport packet_parse, packet_parse_frame, packet_parse_ip
 from fastpump.hot.path_mtu cimport path_mtu_received
 from fastpump.hot.path_probe cimport path_probe_is, path_probe_on_lane, path_probe_on_session
+from fastpump.hot.record cimport (
+    lane_header_len, record_begins, record_cut, record_is_rest, record_is_whole, record_parse,
+)
 from fastpump.hot.recv cimport Sender, Train, recv_batch, recv_prepare, recv_train
 from fastpump.hot.reorder cimport reorder_add, reorder_must_wait
 from fastpump.hot.replay cimport replay_is_fresh, replay_mark
@@ -75,10 +80,10 @@ from fastpump.hot.upcall cimport handshake_has_length, upcall_take
 from fastpump.hot.verdict cimport (
     DROP_CONTROL_FULL, DROP_CONTROL_RATE, DROP_CONTROL_UNWANTED, DROP_ECN, DROP_EXPIRED_KEYPAIR,
     DROP_HOLD_FULL, DROP_LINK_LOCAL, DROP_MALFORMED_BUNDLE, DROP_MALFORMED_INNER,
-    DROP_MALFORMED_MESSAGE, DROP_MALFORMED_PARTIAL, DROP_MISDELIVERED, DROP_NOT_IN_LANES,
+    DROP_MALFORMED_MESSAGE, DROP_MALFORMED_PARTIAL, DROP_MALFORMED_RECORD, DROP_MISDELIVERED, DROP_NOT_IN_LANES,
     DROP_REPLAYED, DROP_SOURCE_NOT_ALLOWED, DROP_TRUNCATED, DROP_UNAUTHENTIC, DROP_UNKNOWN_INDEX,
     FAILED_EVENT_RING_FULL, KEEPALIVES_RECEIVED, PASS, UDP_RX_BYTES, UDP_RX_CALLS, UDP_RX_DATAGRAMS,
-    UDP_RX_MESSAGES, Verdict,
+    UDP_RX_MESSAGES, UDP_RX_RECORDS, Verdict,
 )
 from fastpump.hot.vnet cimport VnetHeader, vnet_set_partial
 from fastpump.hot.worker cimport Relay, Worker, peer_verdict, worker_count
@@ -118,10 +123,13 @@ cdef inline uint32_t ingress_train(Worker *worker, uint32_t which) noexcept nogi
     worker.shared.counters[UDP_RX_BYTES] += train.length
     while train.length:
         length = train.length if train.length < train.segment_len else train.segment_len
+        if record_begins(train.datagram, length) and record_is_rest(worker, train.datagram,
+                                                                    train.length):
+            length = train.length
         worker_count(worker, ingress_datagram(worker, train.datagram, length, &train.sender))
         train.datagram += length
         train.length -= length
-        datagrams += 1
+        datagrams += (length + train.segment_len - 1) / train.segment_len
     return datagrams
 
 
@@ -224,9 +232,13 @@ cdef inline Verdict ingress_lane(Worker *worker, uint8_t *datagram, uint32_t len
     cdef const Lane *lane
     if datagram[1] & ~worker.lane_flags or datagram[3] != 0:
         return DROP_MALFORMED_MESSAGE
+    if datagram[1] & LANE_FLAG_RECORD and not record_begins(datagram, length):
+        return DROP_MALFORMED_MESSAGE
     lane = lane_find(&worker.tables, load_le32(datagram + 4), datagram[2], worker.number)
     if lane == NULL:
         return DROP_UNKNOWN_INDEX
+    if datagram[1] & LANE_FLAG_RECORD and not record_is_whole(datagram, length):
+        return peer_verdict(worker, lane.peer, record_cut(worker, lane))
     if load32(&lane.state, ACQUIRE) == LANE_LIVE:
         return peer_verdict(worker, lane.peer, ingress_lane_open(worker, lane, datagram, length,
                                                                  sender, True))
@@ -239,8 +251,9 @@ cdef inline Verdict ingress_lane_open(Worker *worker, const Lane *lane, uint8_t 
                                       uint32_t length, const Sender *sender,
                                       bint may_wait) noexcept nogil:
     """A lane message whose keys are known: checks 3 to 5, and whether it has to wait."""
-    cdef uint8_t *inner = datagram + TRANSPORT_HEADER_LEN
-    cdef uint32_t inner_len = length - TRANSPORT_HEADER_LEN - TAG_LEN
+    cdef uint32_t header_len = lane_header_len(datagram)
+    cdef uint8_t *inner = datagram + header_len
+    cdef uint32_t inner_len = length - header_len - TAG_LEN
     cdef uint8_t nonce[12]
     cdef uint64_t counter = load_le64(datagram + 8)
     cdef LaneState *state = lane_state(&worker.tables, lane)
@@ -249,15 +262,15 @@ cdef inline Verdict ingress_lane_open(Worker *worker, const Lane *lane, uint8_t 
     if not replay_is_fresh(&state.replay, counter):
         return DROP_REPLAYED
     nonce_set(nonce, counter)
-    if aead_open(&worker.aead, lane.cipher, lane.receive_key, nonce, datagram,
-                 TRANSPORT_HEADER_LEN, inner, inner, inner_len) != 0:
+    if aead_open(&worker.aead, lane.cipher, lane.receive_key, nonce, datagram, header_len, inner,
+                 inner, inner_len) != 0:
         return DROP_UNAUTHENTIC
     replay_mark(&state.replay, counter)
     ingress_count_bytes(worker, lane.peer, length)
     state.rx_bytes += length
     activity_lane_roams(worker, lane, sender)
     if datagram[1] & LANE_FLAG_EXTENSION:
-        return path_probe_on_lane(worker, lane, datagram[1], inner, inner_len)
+        return path_probe_on_lane(worker, lane, datagram[1] & ~LANE_FLAG_RECORD, inner, inner_len)
     activity_lane_received(worker, lane, datagram[1], inner_len != 0)
     if may_wait and reorder_must_wait(state, datagram[1]):
         return PASS if reorder_add(worker, lane, datagram, length, True,
@@ -268,12 +281,15 @@ cdef inline Verdict ingress_lane_open(Worker *worker, const Lane *lane, uint8_t 
 cdef inline Verdict ingress_lane_inner(Worker *worker, const Lane *lane, uint8_t *datagram,
                                        uint32_t length) noexcept nogil:
     """A lane message that was opened in place: checks 6 to 8."""
-    cdef uint8_t *inner = datagram + TRANSPORT_HEADER_LEN
-    cdef uint32_t inner_len = length - TRANSPORT_HEADER_LEN - TAG_LEN
+    cdef uint32_t header_len = lane_header_len(datagram)
+    cdef uint8_t *inner = datagram + header_len
+    cdef uint32_t inner_len = length - header_len - TAG_LEN
     cdef uint32_t flags = datagram[1]
     if inner_len == 0:
         worker.shared.counters[KEEPALIVES_RECEIVED] += 1
         return PASS
+    if flags & LANE_FLAG_RECORD:
+        return ingress_record(worker, lane.peer, datagram, inner, inner_len)
     if flags & LANE_FLAG_RELAY:
         return ingress_relayed(worker, lane.peer, inner, inner_len, flags)
     if not flags & (LANE_FLAG_BUNDLE | LANE_FLAG_FRAME) and fence_is_end_marker(inner, inner_len):
@@ -283,6 +299,38 @@ cdef inline Verdict ingress_lane_inner(Worker *worker, const Lane *lane, uint8_t
     if flags & LANE_FLAG_BUNDLE:
         return ingress_bundle(worker, lane.peer, inner, inner_len)
     return ingress_inner(worker, lane.peer, inner, inner_len, flags & LANE_FLAG_PARTIAL != 0)
+
+
+cdef inline Verdict ingress_record(Worker *worker, uint32_t peer, const uint8_t *datagram,
+                                   uint8_t *inner, uint32_t inner_len) noexcept nogil:
+    """A superpacket that came whole."""
+    cdef Candidate candidate
+    cdef VnetHeader vnet
+    cdef Relay relay
+    cdef Verdict verdict = PASS
+    cdef uint32_t segments
+    cdef bint is_for_us = True
+    if (datagram[1] & LANE_FLAG_FRAME != 0) != worker.is_tap \
+            or not packet_parse(&candidate.packet, worker.is_tap, inner, inner_len):
+        return DROP_MALFORMED_INNER
+    memset(&vnet, 0, sizeof(VnetHeader))
+    if not record_parse(&candidate, &vnet, datagram, &segments):
+        return DROP_MALFORMED_RECORD
+    if not worker.is_tap and lookup_peer(&worker.tables, ip_source(&candidate.packet.ip),
+                                         candidate.packet.ip.is_v6) != peer:
+        return DROP_SOURCE_NOT_ALLOWED
+    if not ecn_leave(&candidate.packet, worker.outer_ecn):
+        return DROP_ECN
+    worker.shared.counters[UDP_RX_RECORDS] += 1
+    if worker.is_tap:
+        relay.word = 0
+        verdict = switch_from_peer(worker, peer, &vnet, &candidate.packet, &relay, &is_for_us)
+    if is_for_us:
+        if gro_is_full(&worker.gro):
+            tun_write_flush(worker)
+        candidate.peer = peer
+        gro_receive_record(&worker.gro, &candidate, &vnet, segments)
+    return verdict
 
 
 cdef inline Verdict ingress_relayed(Worker *worker, uint32_t peer, uint8_t *inner,

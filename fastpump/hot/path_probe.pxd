@@ -20,13 +20,13 @@ from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from fastpump.hot.activity cimport activity_lane_received, activity_path_probed
 from fastpump.hot.bytes cimport load_le16
 from fastpump.hot.constants cimport (
-    CONTROL_PATH_PROBE, EXTENSION_PATH_ACK, EXTENSION_PATH_PROBE, LANE_FLAG_EXTENSION,
-    TRANSPORT_OVERHEAD,
+    CONTROL_PATH_PROBE, EXTENSION_PATH_ACK, EXTENSION_PATH_PROBE, EXTENSION_RECORD_CUT,
+    LANE_FLAG_EXTENSION, TRANSPORT_OVERHEAD,
 )
 from fastpump.hot.events cimport event_push, events_are_many
 from fastpump.hot.lane cimport lane_slot
 from fastpump.hot.shm cimport (
-    EVENT_PATH_ACK, EVENT_PATH_PROBE, NONE, Keypair, Lane, lane_state,
+    EVENT_PATH_ACK, EVENT_PATH_PROBE, EVENT_RECORDS_END, NONE, Keypair, Lane, lane_state,
 )
 from fastpump.hot.upcall cimport upcall_take_path
 from fastpump.hot.verdict cimport (
@@ -46,6 +46,10 @@ cdef inline Verdict path_probe_on_lane(Worker *worker, const Lane *lane, uint32_
                                        const uint8_t *inner, uint32_t inner_len) noexcept nogil:
     """A lane message with the flag EXTENSION."""
     cdef bint is_probe
+    if flags == LANE_FLAG_EXTENSION and inner_len >= PATH_PROBE_LEN \
+            and inner[0] == EXTENSION_RECORD_CUT:
+        activity_lane_received(worker, lane, 0, False)
+        return record_end(worker, lane)
     if flags != LANE_FLAG_EXTENSION or inner_len < PATH_PROBE_LEN or not path_probe_is(
             inner[0], EXTENSION_PATH_PROBE, EXTENSION_PATH_ACK):
         return DROP_MALFORMED_INNER
@@ -56,6 +60,16 @@ cdef inline Verdict path_probe_on_lane(Worker *worker, const Lane *lane, uint32_
         activity_lane_received(worker, lane, 0, False)
     return path_probe_report(worker, lane.peer, lane_slot(&worker.tables, lane), is_probe, inner,
                              inner_len, &lane_state(&worker.tables, lane).path_full_at_ns)
+
+
+cdef inline Verdict record_end(Worker *worker, const Lane *lane) noexcept nogil:
+    """The peer got a record of ours in part (hot/record.pxd): none for a while."""
+    if events_are_many(worker.shared) or not upcall_take_path(
+            worker, &lane_state(&worker.tables, lane).path_full_at_ns):
+        return DROP_CONTROL_RATE
+    worker.send.has_events |= event_push(worker.shared, EVENT_RECORDS_END, lane.peer,
+                                         lane_slot(&worker.tables, lane), 0, worker.now_ns)
+    return PASS
 
 
 cdef inline Verdict path_probe_on_session(Worker *worker, const Keypair *keypair,

@@ -4,16 +4,16 @@
 # packet, which a transport message's padding borrows, may be the next segment's payload: they are
 # put back. A lane message has no padding.
 
-from libc.stdint cimport uint32_t, uint64_t, uint8_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from fastpump.hot.aead cimport AEAD_CHACHA20_POLY1305, aead_seal, nonce_set
 from fastpump.hot.atomics cimport RELAXED, load32
-from fastpump.hot.batch cimport Path, send_reserve
-from fastpump.hot.bytes cimport store_le32, store_le64
+from fastpump.hot.batch cimport Path, send_reserve, send_reserve_train
+from fastpump.hot.bytes cimport store_le16, store_le32, store_le64
 from fastpump.hot.constants cimport (
-    LANE_FLAG_FENCE, LANE_TYPE, PADDING_MULTIPLE, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD,
-    TRANSPORT_TYPE,
+    LANE_FLAG_FENCE, LANE_FLAG_RECORD, LANE_TYPE, PADDING_MULTIPLE, RECORD_FIELDS_LEN,
+    TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, TRANSPORT_TYPE,
 )
 from fastpump.hot.shm cimport Keypair, Lane, lane_state
 from fastpump.hot.worker cimport Worker
@@ -23,19 +23,44 @@ cdef inline uint32_t seal_on_lane(Worker *worker, const Lane *lane, const Path *
                                   uint64_t counter, uint32_t flags, const uint8_t *payload,
                                   uint32_t payload_len) noexcept nogil:
     """Seal one payload; the datagram's length, 0 if the lane's endpoint is unknown."""
-    cdef uint8_t nonce[12]
     cdef uint8_t *message = send_reserve(&worker.send, path, payload_len + TRANSPORT_OVERHEAD)
     if message == NULL:
         return 0
+    seal_lane_message(worker, lane, message, TRANSPORT_HEADER_LEN, counter, flags, payload,
+                      payload_len)
+    return payload_len + TRANSPORT_OVERHEAD
+
+
+cdef inline uint32_t seal_record(Worker *worker, const Lane *lane, const Path *path,
+                                 uint64_t counter, uint32_t flags, const uint8_t *payload,
+                                 uint32_t payload_len, uint32_t segment_size,
+                                 uint32_t datagram_len) noexcept nogil:
+    """Seal a superpacket of such segments as a record (hot/record.pxd); the message's length, 0 if
+    the lane's endpoint is unknown."""
+    cdef uint32_t length = payload_len + RECORD_FIELDS_LEN + TRANSPORT_OVERHEAD
+    cdef uint8_t *message = send_reserve_train(&worker.send, path, length, datagram_len)
+    if message == NULL:
+        return 0
+    store_le16(message + TRANSPORT_HEADER_LEN, <uint16_t>length)
+    store_le16(message + TRANSPORT_HEADER_LEN + 2, <uint16_t>segment_size)
+    seal_lane_message(worker, lane, message, TRANSPORT_HEADER_LEN + RECORD_FIELDS_LEN, counter,
+                      flags | LANE_FLAG_RECORD, payload, payload_len)
+    return length
+
+
+cdef inline void seal_lane_message(Worker *worker, const Lane *lane, uint8_t *message,
+                                   uint32_t header_len, uint64_t counter, uint32_t flags,
+                                   const uint8_t *payload, uint32_t payload_len) noexcept nogil:
+    """The header and what is sealed; fields behind the first 16 bytes of the header are there."""
+    cdef uint8_t nonce[12]
     if lane_state(&worker.tables, lane).is_fenced:
         flags |= LANE_FLAG_FENCE
     store_le32(message, LANE_TYPE | flags << 8 | lane.number << 16)
     store_le32(message + 4, lane.remote_index)
     store_le64(message + 8, counter)
     nonce_set(nonce, counter)
-    aead_seal(&worker.aead, lane.cipher, lane.send_key, nonce, message, TRANSPORT_HEADER_LEN,
-              payload, message + TRANSPORT_HEADER_LEN, payload_len)
-    return payload_len + TRANSPORT_OVERHEAD
+    aead_seal(&worker.aead, lane.cipher, lane.send_key, nonce, message, header_len, payload,
+              message + header_len, payload_len)
 
 
 cdef inline uint32_t seal_on_session(Worker *worker, uint32_t peer, const Keypair *keypair,

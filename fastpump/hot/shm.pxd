@@ -95,6 +95,7 @@ cdef enum:
     LANE_UNANSWERED_REPORTED = 32
     LANE_DEAD = 64                  # no answer on it: its flows may take others
     LANE_ROAM_REPORTED = 128
+    LANE_RECORDS = 256              # its path brings records whole (hot/record.pxd)
 
 # PeerSlot.policy: what data may travel by.
 cdef enum:
@@ -131,6 +132,9 @@ cdef enum:
     EVENT_PATH_PROBE                # it probes the path MTU, on the lane in slot `detail`, or NONE
     EVENT_PATH_ACK                  # it has received such a probe; `error`: hot/path_probe.pxd
     EVENT_RESENT                    # a large TCP segment to the peer was sent again and again
+    EVENT_LANE_BULK                 # much leaves on the lane in slot `detail` (hot/record.pxd)
+    EVENT_RECORD_CUT                # a record on that lane came in part
+    EVENT_RECORDS_END               # the peer says that of ours
     EVENT_RESENT_ACKED              # that flow goes on; `detail`: it was in pieces that fit, or not
     EVENT_COUNT
 
@@ -371,7 +375,10 @@ cdef struct LaneState:
     uint64_t last_data_ns           # as last_tx_ns, of data
     Replay replay
     uint64_t roam_full_at_ns, echo_full_at_ns, path_full_at_ns  # its share of events
-    uint8_t padding2[32]                                        # (hot/upcall.pxd)
+                                                                # (hot/upcall.pxd)
+    uint64_t bulk_until_ns          # superpackets that left until then (hot/record.pxd)
+    uint32_t bulk_bytes
+    uint8_t padding2[20]
 
 cdef struct MacEntry:
     uint64_t key                    # MAC_*: address and VLAN; 0: free

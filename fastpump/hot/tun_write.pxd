@@ -18,14 +18,16 @@ from fastpump.hot.constants cimport VNET_HEADER_LEN
 from fastpump.hot.events cimport event_push
 from fastpump.hot.gro cimport Item, gro_reset, item_finish
 from fastpump.hot.linux cimport EAGAIN, EINVAL, EIO, ENOBUFS, ENOMEM, errno, iovec, writev
+from fastpump.hot.packet cimport Packet, packet_parse
 from fastpump.hot.shaper cimport shaper_buffer, shaper_is_used, shaper_push, shaper_schedule
 from fastpump.hot.shm cimport DIRECTION_RX, EVENT_OFFLOAD_OFF, NONE
+from fastpump.hot.split cimport Splitter, splitter_init, splitter_next
 from fastpump.hot.verdict cimport (
     DROP_INTERFACE_DOWN, DROP_INTERFACE_ERROR, DROP_INTERFACE_FULL, DROP_RATE_LIMIT,
     DROP_STAGED_TIMEOUT, FAILED_TUN_GSO, TUN_TX_BYTES, TUN_TX_PACKETS, TUN_TX_SUPERPACKETS,
     TUN_TX_WRITES,
 )
-from fastpump.hot.vnet cimport VnetHeader
+from fastpump.hot.vnet cimport VnetHeader, vnet_set_partial
 from fastpump.hot.worker cimport ShaperEntry, Worker, worker_count, worker_count_of
 
 
@@ -38,7 +40,11 @@ cdef inline void tun_write_flush(Worker *worker) noexcept nogil:
 
 
 cdef inline void tun_write_item(Worker *worker, Item *item) noexcept nogil:
-    cdef int count = item_finish(&worker.gro, item, worker.write_iov)
+    cdef int count
+    if item.is_record and not worker.gro.offloads & item.offload:
+        tun_write_split(worker, item)
+        return
+    count = item_finish(&worker.gro, item, worker.write_iov)
     if shaper_is_used(worker) and not tun_write_shape(worker, item, count):
         return
     if tun_write_vector(worker, tun_write_queue(worker, item), worker.write_iov, count,
@@ -47,7 +53,10 @@ cdef inline void tun_write_item(Worker *worker, Item *item) noexcept nogil:
     elif errno == EINVAL and item.segment_count > 1:
         # The kernel takes vnet headers but not this kind of superpacket.
         tun_write_disable_offload(worker, item.offload)
-        tun_write_one_by_one(worker, item)
+        if item.is_record:
+            tun_write_split(worker, item)
+        else:
+            tun_write_one_by_one(worker, item)
     else:
         tun_write_count_error(worker, item.peer, errno, item.segment_count)
 
@@ -160,3 +169,29 @@ cdef inline void tun_write_one_by_one(Worker *worker, Item *item) noexcept nogil
         if not tun_write_vector(worker, fd, iov, 2, 1, <uint32_t>iov[1].iov_len):
             tun_write_count_error(worker, item.peer, errno, 1)
         piece = worker.gro.pieces[piece - 1].next
+
+
+cdef inline void tun_write_split(Worker *worker, const Item *item) noexcept nogil:
+    """Write the packets of a record singly: the kernel takes no such superpackets. They are not
+    shaped: who limits rates has a kernel that does."""
+    cdef Packet packet
+    cdef Splitter splitter
+    cdef VnetHeader vnet
+    cdef iovec iov[2]
+    cdef uint8_t *segment
+    cdef uint32_t length
+    if not packet_parse(&packet, worker.is_tap, item.packet - item.link_len,
+                        item.link_len + item.packet_len) \
+            or not splitter_init(&splitter, &item.vnet, &packet, True):
+        return                      # cannot be: it was checked (hot/record.pxd)
+    memset(&vnet, 0, sizeof(VnetHeader))
+    vnet_set_partial(&vnet, &packet)
+    iov[0].iov_base = &vnet
+    iov[0].iov_len = VNET_HEADER_LEN
+    length = splitter_next(&splitter, &segment)
+    while length:
+        iov[1].iov_base = segment
+        iov[1].iov_len = length
+        if not tun_write_vector(worker, tun_write_queue(worker, item), iov, 2, 1, length):
+            tun_write_count_error(worker, item.peer, errno, 1)
+        length = splitter_next(&splitter, &segment)

@@ -41,6 +41,8 @@ cdef enum:
     DROP_FRAGMENTED_PROBE           # a probe of the path MTU that came in fragments
     DROP_MALFORMED_PARTIAL          # not a packet whose checksum can be partial
     DROP_MALFORMED_BUNDLE           # an entry that is empty, or longer than what is left
+    DROP_MALFORMED_RECORD           # not a superpacket that we might have made
+    DROP_RECORD_CUT                 # a datagram of a record was lost, or came on its own
     DROP_NOT_IN_LANES               # lanes are required, and this came by the session
     DROP_HOLD_FULL                  # a lane message came too early, and there was no room
     DROP_ECN                        # a router marked a datagram whose packet knows no ECN
@@ -69,10 +71,12 @@ cdef enum:
     UDP_TX_MESSAGES                 # entries of sendmmsg (a GSO send is one)
     UDP_TX_CALLS
     UDP_TX_BUNDLES                  # lane messages with more than one packet
+    UDP_TX_RECORDS                  # superpackets that left whole (hot/record.pxd)
     UDP_RX_DATAGRAMS
     UDP_RX_BYTES
     UDP_RX_MESSAGES
     UDP_RX_CALLS
+    UDP_RX_RECORDS
     TUN_TX_PACKETS                  # inner packets delivered
     TUN_TX_BYTES
     TUN_TX_WRITES

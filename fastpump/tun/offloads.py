@@ -12,6 +12,7 @@ By the names that `--offload NAME=off` takes:
     udp-gro   one receive brings many datagrams (UDP_GRO; Linux 5.0)
     partial   on lanes, checksums that the kernel left to us are left to the peer's kernel
     bundle    on lanes, small packets that wait together share a datagram
+    records   on lanes, superpackets travel whole where the path allows it
 
 Some kernels accept vnet headers and then fail superpackets, so each kind is written to
 the interface before it is up: a kernel that takes it says EIO (interface down), one that
@@ -29,7 +30,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastpump._core import FEATURE_BUNDLE, FEATURE_PARTIAL, FEATURE_PATH_MTU
+from fastpump._core import (
+    FEATURE_BUNDLE,
+    FEATURE_PARTIAL,
+    FEATURE_PATH_MTU,
+    FEATURE_RECORDS,
+)
 from fastpump.kernel import (
     TUN_F_CSUM,
     TUN_F_TSO4,
@@ -50,7 +56,7 @@ from fastpump.kernel import (
 from fastpump.protocol import lane_messages
 from fastpump.tun.queues import TunQueues
 
-LANE_OFFLOADS = ("partial", "bundle")
+LANE_OFFLOADS = ("partial", "bundle", "records")
 OFFLOAD_NAMES = ("csum", "tso4", "tso6", "uso", "tunnel", "gro", "udp-gso", "udp-gro",
                  *LANE_OFFLOADS)
 LANE_CIPHERS = tuple(lane_messages.CIPHER_NUMBERS)
@@ -141,6 +147,9 @@ def probe(tun: TunQueues, wanted: Mapping[str, bool]) -> Offloads:
     if is_allowed("bundle"):
         names.append("bundle")
         lane_features |= FEATURE_BUNDLE
+    if has_udp_gro and {"partial", "gro", "udp-gso"} <= set(names) and is_allowed("records"):
+        names.append("records")
+        lane_features |= FEATURE_RECORDS
     return Offloads(tuple(names), tuple(hot), has_udp_gro, lane_features)
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from fastpump import paths
 from fastpump._core import (
     BACKENDS,
+    FEATURE_RECORDS,
     HAS_NULL_CIPHER,
     SharedTables,
     backend_problem,
@@ -406,5 +407,8 @@ class _Start:
             log.warning("%(problem)s", {"problem": problem})
             return None
         mode = lane_messages.Mode.TAP if self._is_tap else lane_messages.Mode.TUN
-        return Options(transport, lane_ciphers(config.cipher), self._offloads.lane_features, mode,
+        features = self._offloads.lane_features
+        if config.relay:        # what is flooded again needs an id for each frame
+            features &= ~FEATURE_RECORDS
+        return Options(transport, lane_ciphers(config.cipher), features, mode,
                        lane_socket_count(config.queue_count))

@@ -31,6 +31,7 @@ def _lane(tables: SharedTables, slot: int, dead: bool) -> dict[str, Any]:
         "endpoint": str(Endpoint.from_sockaddr(sockaddr)) if sockaddr else None,
         **{key: lane[key] for key in ("tx_messages", "tx_bytes", "rx_bytes")},
         "rx_counter": lane["rx_newest"],
+        "records": lane["has_records"],
     }
 
 

@@ -22,7 +22,6 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from fastpump import cpus
 from fastpump._core import ADMISSION_BATCH, Admission, SharedTables
@@ -122,7 +121,7 @@ class Supervisor:
         timestamps = TimestampFiles()
         self.device = Device(tables, DeviceCallbacks(
             transmit=self._transmit, transmit_lane=self._transmit_lane,
-            transmit_probe=partial(self._transmit_lane, is_probe=True),
+            transmit_probe=self._transmit_lane,
             ring=self._workers.ring, unix_ns=time.time_ns, jitter=random.randrange,
             on_deadline=self._alarms.on_deadline, on_retired=self._alarms.on_retired,
             on_endpoint=self._on_endpoint, on_unanswered=on_unanswered,
@@ -395,13 +394,16 @@ class Supervisor:
             self._sockets.send_handshake(message, endpoint, source_address)
 
     def _transmit_lane(self, message: bytes, endpoint: Endpoint, source_address: bytes,
-                       socket_number: int | None, *, is_probe: bool = False) -> bool:
-        """`is_probe`: never in fragments; False if our own link does not take it."""
+                       socket_number: int | None, datagram_len: int | None = None) -> bool:
+        """`datagram_len`: never in fragments, but in such datagrams (0: in one); False if our own
+        link does not take it."""
         if self._sockets is None or self._tables.is_halted:
             return True
-        send = self._sockets.send_probe if is_probe else self._sockets.send_lane
         try:
-            return send(message, endpoint, source_address, socket_number)
+            if datagram_len is None:
+                return self._sockets.send_lane(message, endpoint, source_address, socket_number)
+            return self._sockets.send_probe(message, endpoint, source_address, socket_number,
+                                            datagram_len)
         except OSError as error:
             log.debug("nothing can be sent to %(endpoint)s now: %(error)s",
                       {"endpoint": endpoint, "error": error})

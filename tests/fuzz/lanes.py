@@ -35,7 +35,7 @@ from support.packets import (
     vxlan,
     vxlan_superpacket,
 )
-from support.plainlanes import ASK, BUNDLE, FENCE, PARTIAL
+from support.plainlanes import ASK, BUNDLE, FENCE, PARTIAL, RECORD
 from support.pumps import START, lane_pair, message
 
 SOURCES = {bytes([10, 9, 0, 2]), bytes.fromhex("fd000009") + bytes(11) + b"\2"}
@@ -85,12 +85,19 @@ def random_packet(rng):
 
 def random_payload(rng):
     """(flags, payload) of a lane message."""
-    flags = rng.choice((0, 0, PARTIAL, BUNDLE, BUNDLE, PARTIAL | BUNDLE, ASK, rng.randrange(256)))
+    flags = rng.choice((0, 0, PARTIAL, BUNDLE, BUNDLE, PARTIAL | BUNDLE, ASK, PARTIAL | RECORD,
+                        rng.randrange(256)))
     packets = [random_packet(rng) for _ in range(rng.choice((1, 1, 2, 3, 9)))]
     if flags & BUNDLE and rng.random() < 0.95:
         payload = plainlanes.bundle(packets)
         if rng.random() < 0.3:
             payload = mutated(rng, payload)
+    elif flags & RECORD and rng.random() < 0.95:
+        payload = parse_vnet(superpacket(rng.choice((tcp, udp))(
+            *rng.choice(((B4, A4), (B6, A6))), rng.randbytes(rng.choice((90, 3000, 30_000)))),
+            1300))[1]
+        if rng.random() < 0.3:
+            payload = mutated(rng, payload[:80]) + payload[80:]
     else:
         payload = packets[0][0]
     if rng.random() < 0.05:
@@ -143,7 +150,8 @@ def check_lanes(rng):
                 continue
             lane = rng.choice(lanes)
             flags, payload = random_payload(rng)
-            wire = lane.seal(payload, flags, counter=two.take_counter(lane.number))
+            wire = lane.seal(payload, flags, counter=two.take_counter(lane.number),
+                             segment_size=rng.choice((1300, 1300, 60, 1, rng.randrange(65536))))
             if rng.random() < 0.15:
                 wire = mutated(rng, wire)
             inputs.append((lane.number, flags, wire.hex()))

@@ -6,7 +6,7 @@ import pytest
 
 from fastpump.constants import SECOND
 from support.packets import A4, ACK, B4, VNET, frame, framed, ip, superpacket, tcp
-from support.plainlanes import BUNDLE, FRAME, PARTIAL, RELAY, bundle, origin, relay_header
+from support.plainlanes import BUNDLE, FRAME, PARTIAL, RECORD, RELAY, bundle, origin, relay_header
 from support.pumps import START
 from support.sites import ALL, HOST, PACKET, arp, close, network, sent, settle, unicast
 
@@ -31,7 +31,7 @@ from support.sites import ALL, HOST, PACKET, arp, close, network, sent, settle, 
     (bundle([(arp(HOST["a"]), False)]) + b"\xff\xff", FRAME | BUNDLE, "DROP_MALFORMED_BUNDLE"),
     (bundle([(b"short", False)]), FRAME | BUNDLE, "DROP_MALFORMED_INNER"),
     (arp(HOST["a"]), FRAME | 64, "DROP_MALFORMED_INNER"),               # an extension has no other
-    (arp(HOST["a"]), FRAME | 128, "DROP_MALFORMED_MESSAGE"),
+    (arp(HOST["a"]), FRAME | RECORD, "DROP_RECORD_CUT"),
 ])
 def test_a_peer_that_lies_is_counted(mesh, payload, flags, verdict):
     mesh["a"].lie("b", payload, flags)

@@ -53,7 +53,7 @@ class Side(Callbacks):
 
     def __init__(self, world, place, queues, options):
         self.world, self.place, self.sent, self.lane_sent = world, place, [], []
-        self.probes = 0
+        self.probes, self.trains = 0, []
         self.tables = SharedTables.create(queues, 64, 4096)
         self.tables.mtu = 1420
         self._files = []
@@ -90,10 +90,15 @@ class Side(Callbacks):
         else:
             self.lane_sent.append((message, where, number))
 
-    def _transmit_probe(self, message, where, source_address, number):
-        """What the path does not take is lost."""
-        self.probes += 1
-        if len(message) + 28 <= self.world.path_mtu:
+    def _transmit_probe(self, message, where, source_address, number, datagram_len):
+        """What the path does not take is lost, and so is what it does not bring whole."""
+        if datagram_len:
+            self.trains.append((len(message), datagram_len))
+            is_received = self.world.brings_trains
+        else:
+            self.probes += 1
+            is_received = len(message) + 28 <= self.world.path_mtu
+        if is_received:
             self._transmit_lane(message, where, source_address, number)
         return True
 
@@ -232,6 +237,7 @@ class World(Clock):
         """`path_mtu`: None: it is not probed."""
         super().__init__()
         self.path_mtu = path_mtu
+        self.brings_trains = True
         self._places = []
         self.blocked = set()
         """(sender, lane): what does not arrive."""

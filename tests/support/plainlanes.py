@@ -17,7 +17,7 @@ AEAD = {1: AESGCM, 2: ChaCha20Poly1305}
 CIPHER_NAMES = {1: "aes-256-gcm", 2: "chacha20-poly1305"}
 HELLO, OFFER, ACCEPT, END, REFUSE = range(1, 6)
 PATH_PROBE, PATH_ACK, PART = WITHOUT_FIELDS = range(6, 9)
-PARTIAL, BUNDLE, FENCE, ASK, FRAME, RELAY, EXTENSION = 1, 2, 4, 8, 16, 32, 64
+PARTIAL, BUNDLE, FENCE, ASK, FRAME, RELAY, EXTENSION, RECORD = (1 << bit for bit in range(8))
 
 
 # -- control packets
@@ -88,11 +88,15 @@ class PlainLane:
     counter: int = 0
     seen: set[int] = field(default_factory=set)
 
-    def seal(self, payload: bytes = b"", flags: int = 0, *, counter: int | None = None) -> bytes:
-        """A lane message."""
+    def seal(self, payload: bytes = b"", flags: int = 0, *, counter: int | None = None,
+             segment_size: int = 0, length: int | None = None) -> bytes:
+        """A lane message. Of a record: the size of its segments, and a wrong length."""
         if counter is None:
             counter, self.counter = self.counter, self.counter + 1
         header = struct.pack("<BBHIQ", 5, flags, self.number, self.remote_index, counter)
+        if flags & RECORD:
+            header += struct.pack("<HH", len(payload) + 36 if length is None else length,
+                                  segment_size)
         nonce = bytes(4) + struct.pack("<Q", counter)
         return header + AEAD[self.cipher](self.send_key).encrypt(nonce, payload, header)
 
@@ -101,9 +105,12 @@ class PlainLane:
         kind, flags, lane, _index, counter = struct.unpack("<BBHIQ", message[:16])
         if kind != 5 or lane != self.number or counter in self.seen:
             return None
+        header_len = 20 if flags & RECORD else 16
+        if flags & RECORD and struct.unpack("<H", message[16:18])[0] != len(message):
+            return None
         try:
             payload = AEAD[self.cipher](self.receive_key).decrypt(
-                bytes(4) + struct.pack("<Q", counter), message[16:], message[:16])
+                bytes(4) + struct.pack("<Q", counter), message[header_len:], message[:header_len])
         except InvalidTag:
             return None
         self.seen.add(counter)
