@@ -19,8 +19,8 @@ from fastpump.hot.constants cimport (
 from fastpump.hot.endpoint cimport endpoint_unset_source_address
 from fastpump.hot.shm cimport (
     LANE_DEAD, LANE_ECHO_REPORTED, LANE_FREE, LANE_LIVE, LANE_RECORDS, LANE_REKEY_REPORTED,
-    LANE_RESERVED, LANE_ROAM_REPORTED, LANE_UNANSWERED_REPORTED, LANE_USABLE, LANE_USABLE_REPORTED, NONE,
-    SOURCE_ADDRESS_LEN, Header, Lane, LaneState,
+    LANE_RESERVED, LANE_ROAM_REPORTED, LANE_UNANSWERED_REPORTED, LANE_USABLE,
+    LANE_USABLE_REPORTED, NONE, SOURCE_ADDRESS_LEN, Header, Lane, LaneState,
 )
 
 FEATURE_PARTIAL, FEATURE_BUNDLE = constants.FEATURE_PARTIAL, constants.FEATURE_BUNDLE
@@ -171,7 +171,8 @@ cdef class Lanes(SlotTable):
 
     def set_endpoint(self, uint32_t slot, bytes sockaddr,
                      bytes source_address=bytes(SOURCE_ADDRESS_LEN)):
-        """As of a peer."""
+        """As of a peer. No records leave on a lane that is elsewhere."""
+        self.set_records(slot, False)
         self.retired.endpoints.write(&self.state_at(slot).endpoint, sockaddr, source_address)
 
     def forget_source_address(self, uint32_t slot):

@@ -142,7 +142,7 @@ class PeerEvents:
         self._lanes.of(peer).paths.on_ack(slot, event.error >> 16, event.error & 0xffff, now)
 
     def _lane_bulk(self, peer: Peer, event: WorkerEvent, now: int) -> None:
-        self._lanes.of(peer).paths.on_bulk(event.detail, now)
+        self._lanes.of(peer).paths.records.on_bulk(event.detail, now)
 
     def _record_cut(self, peer: Peer, event: WorkerEvent, now: int) -> None:
         self._lanes.of(peer).paths.records.on_cut(event.detail, now)

@@ -17,6 +17,11 @@ from fastpump.device.peer import Peer
 from fastpump.protocol.keypairs import Keypair
 from fastpump.protocol.lane_messages import Mode
 
+MESSAGE_OVERHEAD = 32
+"""Of a message, but of a record: header and tag."""
+FRAME_OVERHEAD = 14 + 8 + 16
+"""Of a TAP: the Ethernet header, two tags, a relay header."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -66,3 +71,8 @@ class LanesContext:
     def is_lanes_only(self) -> bool:
         """Whether data may travel on lanes only."""
         return self.options.transport == "lanes"
+
+    @property
+    def needed_payload(self) -> int:
+        """The largest payload of a message that the interface needs."""
+        return self.tables.mtu + (FRAME_OVERHEAD if self.options.mode is Mode.TAP else 0)

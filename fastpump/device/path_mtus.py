@@ -28,12 +28,12 @@ from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import REJECT_AFTER_TIME, SECOND
 from fastpump.device import reported
 from fastpump.device.black_holes import BlackHole
-from fastpump.device.lane_context import LanesContext
+from fastpump.device.lane_context import MESSAGE_OVERHEAD, LanesContext
 from fastpump.device.lane_sets import LaneSet, LaneSets
 from fastpump.device.peer import Peer
 from fastpump.device.records import PeerRecords
 from fastpump.protocol.keypairs import Keypair
-from fastpump.protocol.lane_messages import Kind, Mode
+from fastpump.protocol.lane_messages import Kind
 from fastpump.protocol.path_mtu import BASE_PLPMTU, PathMtu, State
 from fastpump.protocol.timers import Activity, earliest
 from fastpump.protocol.wire import CONTROL_MARK, EXTENSION_PATH_ACK, EXTENSION_PATH_PROBE
@@ -42,9 +42,6 @@ log = logging.getLogger("fastpump.path_mtu")
 
 UDP_OVERHEAD = {4: 28, 6: 48}
 """IP and UDP headers, by the IP version."""
-MESSAGE_OVERHEAD = 32
-FRAME_OVERHEAD = 14 + 8 + 16
-"""Of a TAP: the Ethernet header, two tags, a relay header."""
 ASK_TRIES = 2
 ASK_TIMEOUT = SECOND
 SILENT_SESSIONS = 3
@@ -159,11 +156,6 @@ class PeerPaths:
         if path is not None:
             path.search.on_data(now)
 
-    def on_bulk(self, slot: int, now: int) -> None:
-        """Much leaves on a lane."""
-        payload_len = self._needed_payload if self._payload_mtu is None else self._payload_mtu
-        self.records.on_bulk(slot, payload_len + MESSAGE_OVERHEAD, now)
-
     def on_probe(self, slot: int | None, number: int, size: int, now: int) -> None:
         """The peer probes a lane, by its slot, or a session (None)."""
         if slot is not None:
@@ -259,12 +251,7 @@ class PeerPaths:
     @property
     def _needed(self) -> int:
         """The size of an IP packet that holds the largest message that the interface needs."""
-        return self._needed_payload + MESSAGE_OVERHEAD + UDP_OVERHEAD[6]
-
-    @property
-    def _needed_payload(self) -> int:
-        is_tap = self._context.options.mode is Mode.TAP
-        return self._tables.mtu + (FRAME_OVERHEAD if is_tap else 0)
+        return self._context.needed_payload + MESSAGE_OVERHEAD + UDP_OVERHEAD[6]
 
     def _where(self, number: int) -> Endpoint | None:
         """Where a lane or session is; None if it is not used."""
@@ -335,7 +322,7 @@ class PeerPaths:
         if hole is not None and not fits:
             fits = [BASE_PLPMTU - MESSAGE_OVERHEAD - UDP_OVERHEAD[hole.address.version]]
         smallest = min(fits)
-        payload_mtu = None if smallest >= self._needed_payload else smallest
+        payload_mtu = None if smallest >= self._context.needed_payload else smallest
         self._set(payload_mtu)
         if payload_mtu != self._logged and (
                 self.black_hole.is_certain if self._is_inferred else self._is_settled):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fastpump._core import FEATURE_RECORDS
 from fastpump.conn.endpoint import Endpoint
 from fastpump.constants import SECOND
-from fastpump.device.lane_context import LanesContext
+from fastpump.device.lane_context import MESSAGE_OVERHEAD, LanesContext
 from fastpump.device.lane_sets import LaneSet, LaneSets
 from fastpump.device.peer import Peer
 from fastpump.protocol.wire import EXTENSION_PATH_PROBE, EXTENSION_RECORD_CUT
@@ -26,14 +26,14 @@ log = logging.getLogger("fastpump.records")
 
 BACKOFF, MAX_BACKOFF = 10 * SECOND, 640 * SECOND
 CALM = 60 * SECOND
-"""After so long without a failure the next one is the first."""
+"""After so long without a failure, or a try, the next one is the first."""
 PROBE_TIMEOUT = SECOND
 PROBE_LEN = 60_000
 """Of the record of zeros: about that of a full superpacket, which is 65,535 bytes at most."""
 MAX_DATAGRAMS = 60
 """Fewer than UDP GSO takes."""
-OVERHEAD = 36
-"""Of a record: header, fields, tag. The acknowledgement counts all but the fields."""
+FIELDS_LEN = 4
+"""Of a record, besides MESSAGE_OVERHEAD; not counted by an acknowledgement."""
 
 _MESSAGE = struct.Struct("<BBHHH")
 
@@ -54,7 +54,7 @@ class _Lane:
 
     def fail(self, now: int) -> None:
         """A probe or a record did not come whole."""
-        if self.is_on and now >= self.on_since + CALM:
+        if now >= (self.on_since if self.is_on else self.not_before) + CALM:
             self.backoff = BACKOFF
         self.is_on, self.probe = False, None
         self.not_before = now + self.backoff
@@ -77,15 +77,19 @@ class PeerRecords:
         """There is no lane."""
         self._lanes.clear()
 
-    def on_bulk(self, slot: int, datagram_len: int, now: int) -> None:
-        """Much leaves on a lane, in datagrams of up to that length."""
+    def on_bulk(self, slot: int, now: int) -> None:
+        """Much leaves on a lane."""
         lane_set = self._sets.set_of(slot)
+        payload_mtu = self._context.tables.peers.payload_mtu(self._peer.slot)
+        datagram_len = MESSAGE_OVERHEAD + (
+            self._context.needed_payload if payload_mtu is None else payload_mtu)
         if lane_set is None or not lane_set.features & FEATURE_RECORDS \
                 or self._context.callbacks.send_probe is None or 2 * datagram_len > PROBE_LEN:
             return
         number, where = slot - lane_set.first, lane_set.endpoint(slot)
         lane = self._lanes.get(number)
         if lane is None or lane.where != where:
+            self._end(number)
             self._lanes[number] = lane = _Lane(where)
         if lane.is_on:
             self._context.tables.lanes.set_records(slot, True)
@@ -105,9 +109,10 @@ class PeerRecords:
         length -= length % datagram_len == 0        # the last datagram is shorter
         self._number = (self._number + 1) & 0xffff
         head = _MESSAGE.pack(EXTENSION_PATH_PROBE, 0, 4, self._number, 0)
-        lane.probe, lane.probed_at = (self._number, length - 4), now
+        lane.probe, lane.probed_at = (self._number, length - FIELDS_LEN), now
         if not lane_set.send(number, LaneSet.EXTENSION | LaneSet.RECORD, now,
-                             head.ljust(length - OVERHEAD, b"\0"), datagram_len=datagram_len):
+                             head.ljust(length - MESSAGE_OVERHEAD - FIELDS_LEN, b"\0"),
+                             datagram_len=datagram_len):
             lane.fail(now)                          # our own link does not take it
 
     def on_ack(self, slot: int, number: int, size: int, now: int) -> bool:
@@ -131,13 +136,19 @@ class PeerRecords:
         """The peer says that of ours."""
         lane_set = self._sets.set_of(slot)
         lane = None if lane_set is None else self._lanes.get(slot - lane_set.first)
-        if lane_set is None or lane is None or not lane.is_on:
+        if lane_set is None or lane is None:
+            return
+        number = slot - lane_set.first
+        self._end(number)
+        if not lane.is_on:
             return
         lane.fail(now)
-        number = slot - lane_set.first
-        for each in self._sets:
-            if number < each.count:
-                self._context.tables.lanes.set_records(each.first + number, False)
         log.debug("a record to %(peer)s on lane %(number)d came in part: none for %(seconds)d s",
                   {"peer": self._peer, "number": number,
                    "seconds": (lane.not_before - now) // SECOND})
+
+    def _end(self, number: int) -> None:
+        """None on that lane, of whichever set."""
+        for each in self._sets:
+            if number < each.count:
+                self._context.tables.lanes.set_records(each.first + number, False)

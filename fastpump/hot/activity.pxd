@@ -37,7 +37,7 @@ from fastpump.hot.shm cimport (
     EVENT_CONFIRMED, EVENT_LANE_ECHO_REQUEST, EVENT_LANE_ROAM, EVENT_LANE_UNANSWERED,
     EVENT_LANE_USABLE, EVENT_REKEY, EVENT_ROAM, EVENT_UNANSWERED_RX, EVENT_UNANSWERED_TX,
     KEYPAIR_CONFIRM_REPORTED, KEYPAIR_INITIATOR, KEYPAIR_REKEY_REPORTED, KEYPAIR_UNCONFIRMED,
-    LANE_DEAD, LANE_ECHO_REPORTED, LANE_REKEY_REPORTED, LANE_ROAM_REPORTED,
+    LANE_DEAD, LANE_ECHO_REPORTED, LANE_RECORDS, LANE_REKEY_REPORTED, LANE_ROAM_REPORTED,
     LANE_UNANSWERED_REPORTED, LANE_USABLE, LANE_USABLE_REPORTED, NONE, REPORTED_ROAM,
     REPORTED_UNANSWERED_RX, REPORTED_UNANSWERED_TX, SOURCE_ADDRESS_LEN, Endpoint, Keypair,
     KeypairState, Lane, LaneState, PeerState, keypair_slot, keypair_state, lane_state,
@@ -190,6 +190,7 @@ cdef inline void activity_lane_roams(Worker *worker, const Lane *lane,
             or not endpoint_write(&state.endpoint, worker.number, sender.address,
                                   sender.address_len, sender.source_address):
         return
+    and32(&state.bits, ~<uint32_t>LANE_RECORDS, RELAXED)    # another path
     if lane.socket != NONE:
         activity_peer_roams(worker, lane.peer, sender)
         return

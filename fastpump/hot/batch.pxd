@@ -110,9 +110,6 @@ cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
     """Room for one datagram of `length` bytes on a path; NULL if its endpoint is
     unknown. The caller fills all of it before the next call."""
     cdef SendMessage *info = send_latest(self, path.id)
-    cdef cmsghdr *control
-    cdef uint32_t i, name_len
-    cdef uint8_t source_address[SOURCE_ADDRESS_LEN]
     cdef uint8_t *room
     if info != NULL and send_message_fits(info, path.tos, length):
         room = <uint8_t *>self.iov[info - self.info].iov_base + info.length
@@ -121,6 +118,32 @@ cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
         info.is_open = length == info.segment_len and info.segment_count < MAX_GSO_SEGMENTS
         self.bytes += length
         return room
+    room = send_open(self, path, length, length)
+    if room != NULL:
+        info = &self.info[self.count - 1]
+        info.is_open = (self.tables.interface.offloads & OFFLOAD_UDP_GSO) != 0
+        if gso_is_refused(path.endpoint, length) and info.is_open:
+            info.is_open = info.is_gso_retry = gso_may_retry(path.endpoint, send_now_s(self))
+    return room
+
+
+cdef inline uint8_t *send_reserve_train(SendBatch *self, const Path *path, uint32_t length,
+                                        uint32_t datagram_len) noexcept nogil:
+    """Room for a run of `length` bytes that leaves as datagrams of that length, the last of which
+    is shorter; else as `send_reserve`. UDP GSO has to be on, and not refused."""
+    cdef SendMessage *info = send_latest(self, path.id)
+    if info != NULL:
+        info.is_open = False
+    return send_open(self, path, length, datagram_len)
+
+
+cdef inline uint8_t *send_open(SendBatch *self, const Path *path, uint32_t length,
+                               uint32_t datagram_len) noexcept nogil:
+    """A new message, which nothing joins; NULL if the path's endpoint is unknown."""
+    cdef SendMessage *info
+    cdef cmsghdr *control
+    cdef uint32_t i, name_len
+    cdef uint8_t source_address[SOURCE_ADDRESS_LEN]
     if self.count == SEND_MESSAGES or self.bytes >= SEND_FLUSH_BYTES:
         send_flush(self)
     i = self.count
@@ -136,12 +159,9 @@ cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
     info.endpoint = path.endpoint
     info.tos = path.tos
     info.length = length
-    info.segment_len = length
-    info.segment_count = 1
-    info.is_open = (self.tables.interface.offloads & OFFLOAD_UDP_GSO) != 0
-    info.is_gso_retry = False
-    if gso_is_refused(path.endpoint, length) and info.is_open:
-        info.is_open = info.is_gso_retry = gso_may_retry(path.endpoint, send_now_s(self))
+    info.segment_len = datagram_len
+    info.segment_count = (length + datagram_len - 1) / datagram_len
+    info.is_open = info.is_gso_retry = False
     self.messages[i].msg_hdr.msg_namelen = name_len
     info.pktinfo_len = pktinfo_write(self.control[i] + TOS_LEN, source_address,
                                      self.names[i].sin6_family)
@@ -150,23 +170,6 @@ cdef inline uint8_t *send_reserve(SendBatch *self, const Path *path,
     control.cmsg_type = UDP_SEGMENT
     control.cmsg_len = CMSG_LEN(sizeof(uint16_t))
     return <uint8_t *>self.iov[i].iov_base
-
-
-cdef inline uint8_t *send_reserve_train(SendBatch *self, const Path *path, uint32_t length,
-                                        uint32_t datagram_len) noexcept nogil:
-    """Room for a run of `length` bytes that leaves as datagrams of that length, the last of which
-    is shorter; else as `send_reserve`. UDP GSO has to be on."""
-    cdef SendMessage *info = send_latest(self, path.id)
-    cdef uint8_t *room
-    if info != NULL:
-        info.is_open = False
-    room = send_reserve(self, path, length)
-    if room != NULL:
-        info = &self.info[self.count - 1]
-        info.segment_len = datagram_len
-        info.segment_count = (length + datagram_len - 1) / datagram_len
-        info.is_open = False
-    return room
 
 
 cdef inline SendMessage *send_latest(SendBatch *self, uint32_t path_id) noexcept nogil:

@@ -45,7 +45,7 @@ from fastpump.hot.lookup cimport lookup_peer
 from fastpump.hot.loops cimport loops_back
 from fastpump.hot.packet cimport Packet, packet_parse, packet_parse_ip
 from fastpump.hot.path_mtu cimport path_mtu_takes
-from fastpump.hot.record cimport record_datagram_len
+from fastpump.hot.record cimport record_counters, record_datagram_len
 from fastpump.hot.seal cimport seal_on_lane, seal_on_session, seal_record
 from fastpump.hot.shaper cimport shaper_buffer, shaper_is_used, shaper_push, shaper_schedule
 from fastpump.hot.shm cimport (
@@ -231,7 +231,7 @@ cdef inline Verdict egress_transmit_on_lane(Worker *worker, const Lane *lane,
     lane_path(worker, lane, &path)
     path.tos = tos_of(worker, packet)
     if is_super and not word:
-        datagram_len = record_datagram_len(worker, lane, state, packet, &splitter)
+        datagram_len = record_datagram_len(worker, lane, state, packet, &splitter, path.tos)
         if datagram_len:
             return egress_transmit_record(worker, lane, state, &path, packet, &splitter, flags,
                                           datagram_len)
@@ -266,7 +266,8 @@ cdef inline Verdict egress_transmit_record(Worker *worker, const Lane *lane, Lan
                                            uint32_t datagram_len) noexcept nogil:
     """A superpacket as one message."""
     cdef PeerState *peer = &worker.tables.peer_states[lane.peer]
-    cdef uint64_t counter = add64(&state.send_counter, 1, RELAXED)
+    cdef uint32_t counters = record_counters(packet.length)
+    cdef uint64_t counter = add64(&state.send_counter, counters, RELAXED)
     cdef uint32_t sealed_len = seal_record(worker, lane, path, counter, flags, packet.start,
                                            packet.length, splitter.segment_size, datagram_len)
     if sealed_len == 0:
@@ -274,7 +275,7 @@ cdef inline Verdict egress_transmit_record(Worker *worker, const Lane *lane, Lan
     worker.shared.counters[UDP_TX_RECORDS] += 1
     state.tx_bytes += sealed_len
     add64(&peer.tx_bytes, sealed_len, RELAXED)
-    activity_lane_sent(worker, lane, peer, counter + 1)
+    activity_lane_sent(worker, lane, peer, counter + counters)
     return PASS
 
 

@@ -46,9 +46,11 @@ from fastpump.hot.batch cimport batch_bucket
 from fastpump.hot.bundle cimport BundleEntry, bundle_next
 from fastpump.hot.bytes cimport load_le32, load_le64
 from fastpump.hot.constants cimport (
-    CONTROL_MAGIC, CONTROL_PATH_ACK, CONTROL_PATH_PROBE, LANE_FLAG_BUNDLE, LANE_FLAG_EXTENSION,
+    CONTROL_MAGIC, CONTROL_PATH_ACK, CONTROL_PATH_PROBE, FEATURE_RECORDS, LANE_FLAG_BUNDLE,
+    LANE_FLAG_EXTENSION,
     LANE_FLAG_FRAME, LANE_FLAG_PARTIAL, LANE_FLAG_RECORD, LANE_FLAG_RELAY, LANE_TYPE,
-    RECV_MESSAGES, RELAY_HEADER_LEN, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN, TRANSPORT_TYPE,
+    RECV_MESSAGES, RELAY_HEADER_LEN, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN,
+    TRANSPORT_TYPE,
 )
 from fastpump.hot.ecn cimport ECN_MASK, ecn_leave
 from fastpump.hot.egress cimport egress_flush
@@ -80,13 +82,13 @@ from fastpump.hot.upcall cimport handshake_has_length, upcall_take
 from fastpump.hot.verdict cimport (
     DROP_CONTROL_FULL, DROP_CONTROL_RATE, DROP_CONTROL_UNWANTED, DROP_ECN, DROP_EXPIRED_KEYPAIR,
     DROP_HOLD_FULL, DROP_LINK_LOCAL, DROP_MALFORMED_BUNDLE, DROP_MALFORMED_INNER,
-    DROP_MALFORMED_MESSAGE, DROP_MALFORMED_PARTIAL, DROP_MALFORMED_RECORD, DROP_MISDELIVERED, DROP_NOT_IN_LANES,
-    DROP_REPLAYED, DROP_SOURCE_NOT_ALLOWED, DROP_TRUNCATED, DROP_UNAUTHENTIC, DROP_UNKNOWN_INDEX,
-    FAILED_EVENT_RING_FULL, KEEPALIVES_RECEIVED, PASS, UDP_RX_BYTES, UDP_RX_CALLS, UDP_RX_DATAGRAMS,
-    UDP_RX_MESSAGES, UDP_RX_RECORDS, Verdict,
+    DROP_MALFORMED_MESSAGE, DROP_MALFORMED_PARTIAL, DROP_MALFORMED_RECORD, DROP_MISDELIVERED,
+    DROP_NOT_IN_LANES, DROP_REPLAYED, DROP_SOURCE_NOT_ALLOWED, DROP_TRUNCATED, DROP_UNAUTHENTIC,
+    DROP_UNKNOWN_INDEX, FAILED_EVENT_RING_FULL, KEEPALIVES_RECEIVED, PASS, UDP_RX_BYTES,
+    UDP_RX_CALLS, UDP_RX_DATAGRAMS, UDP_RX_MESSAGES, UDP_RX_RECORDS, Verdict,
 )
 from fastpump.hot.vnet cimport VnetHeader, vnet_set_partial
-from fastpump.hot.worker cimport Relay, Worker, peer_verdict, worker_count
+from fastpump.hot.worker cimport Relay, Worker, peer_verdict, worker_count, worker_count_of
 
 
 cdef inline bint udp_to_tun(Worker *worker, int fd) noexcept nogil:
@@ -237,8 +239,11 @@ cdef inline Verdict ingress_lane(Worker *worker, uint8_t *datagram, uint32_t len
     lane = lane_find(&worker.tables, load_le32(datagram + 4), datagram[2], worker.number)
     if lane == NULL:
         return DROP_UNKNOWN_INDEX
-    if datagram[1] & LANE_FLAG_RECORD and not record_is_whole(datagram, length):
-        return peer_verdict(worker, lane.peer, record_cut(worker, lane))
+    if datagram[1] & LANE_FLAG_RECORD:
+        if not lane.features & FEATURE_RECORDS:     # not live yet, or we said that we take none
+            return peer_verdict(worker, lane.peer, DROP_MALFORMED_RECORD)
+        if not record_is_whole(datagram, length):
+            return peer_verdict(worker, lane.peer, record_cut(worker, lane))
     if load32(&lane.state, ACQUIRE) == LANE_LIVE:
         return peer_verdict(worker, lane.peer, ingress_lane_open(worker, lane, datagram, length,
                                                                  sender, True))
@@ -318,9 +323,13 @@ cdef inline Verdict ingress_record(Worker *worker, uint32_t peer, const uint8_t 
         return DROP_MALFORMED_RECORD
     if not worker.is_tap and lookup_peer(&worker.tables, ip_source(&candidate.packet.ip),
                                          candidate.packet.ip.is_v6) != peer:
-        return DROP_SOURCE_NOT_ALLOWED
-    if not ecn_leave(&candidate.packet, worker.outer_ecn):
-        return DROP_ECN
+        verdict = DROP_LINK_LOCAL if ip_is_link_local(
+            ip_source(&candidate.packet.ip), candidate.packet.ip.is_v6) else DROP_SOURCE_NOT_ALLOWED
+    elif not ecn_leave(&candidate.packet, worker.outer_ecn):
+        verdict = DROP_ECN
+    if verdict != PASS:
+        worker_count_of(worker, peer, verdict, segments - 1)
+        return verdict
     worker.shared.counters[UDP_RX_RECORDS] += 1
     if worker.is_tap:
         relay.word = 0

@@ -15,7 +15,7 @@ from fastpump.hot.checksum cimport (
 )
 from fastpump.hot.ip cimport PROTOCOL_UDP, IpPacket, ip_parse
 from fastpump.hot.ip_template cimport IpTemplate, ip_template_init, ip_template_write
-from fastpump.hot.packet cimport Packet
+from fastpump.hot.packet cimport VLAN_TAG_LEN, Packet
 from fastpump.hot.vnet cimport GSO_IN_UDP, GSO_IN_UDP4, GSO_IN_UDP6, OUTER_CSUM, VnetHeader
 
 cdef enum:
@@ -23,6 +23,7 @@ cdef enum:
 
 cdef struct Outer:
     uint32_t udp_at                 # from the start of the packet or frame
+    uint32_t inner_at               # the IP header inside
     bint has_checksum
     bint leaves_partial
     IpTemplate ip
@@ -34,16 +35,23 @@ cdef inline bint outer_init(Outer *self, const VnetHeader *vnet, const Packet *p
     """Prepare for a superpacket in a tunnel; False if vnet header and packet do not agree. `inner`:
     the packet in it, which must reach to its end."""
     cdef uint32_t end = packet.link_len + packet.ip.total_len
-    cdef const uint8_t *udp = packet.start + vnet.outer_l4_at
+    cdef uint32_t udp_at = vnet.outer_l4_at, inner_at = vnet.inner_ip_at
+    cdef const uint8_t *udp
+    if udp_at == packet.link_len + packet.ip.header_len - VLAN_TAG_LEN:
+        # Linux writes an accelerated tag into the frame, and counts it for csum_start only.
+        udp_at += VLAN_TAG_LEN
+        inner_at += VLAN_TAG_LEN
+    udp = packet.start + udp_at
     if vnet.gso_type & GSO_IN_UDP != (GSO_IN_UDP6 if packet.ip.is_v6 else GSO_IN_UDP4):
         return False
-    if vnet.outer_l4_at < packet.link_len + packet.ip.header_len \
-            or vnet.inner_ip_at < vnet.outer_l4_at + UDP_HEADER_LEN or vnet.inner_ip_at >= end:
+    if udp_at < packet.link_len + packet.ip.header_len \
+            or inner_at < udp_at + UDP_HEADER_LEN or inner_at >= end:
         return False
-    if not ip_parse(inner, packet.start + vnet.inner_ip_at, end - vnet.inner_ip_at) \
-            or vnet.inner_ip_at + inner.total_len != end:
+    if not ip_parse(inner, packet.start + inner_at, end - inner_at) \
+            or inner_at + inner.total_len != end:
         return False
-    self.udp_at = vnet.outer_l4_at
+    self.udp_at = udp_at
+    self.inner_at = inner_at
     self.has_checksum = vnet.flags & OUTER_CSUM != 0
     self.leaves_partial = may_leave_partial and self.has_checksum and not packet.ip.is_fragment \
         and self.udp_at == packet.link_len + packet.ip.header_len \

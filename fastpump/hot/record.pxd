@@ -1,4 +1,4 @@
-# Records: a superpacket that travels whole, as one lane message in many datagrams (docs/PROTOCOL.md).
+# Records: a superpacket that travels whole, as a lane message in many datagrams (docs/PROTOCOL.md).
 #
 # One seal, one open and one write instead of forty-five, and headers are neither split nor merged:
 # a fifth less CPU time per byte. The sender cuts the sealed message into datagrams by UDP GSO, of
@@ -11,10 +11,13 @@
 #             (device/records.py)
 #   use       superpackets of RECORD_MIN_SEGMENTS and more go as records, if they are what the
 #             receiver's own coalescing might have made (`candidate_classify`)
-#   cut       a record that came in part is told to the supervisor, it tells the sender, and that one
-#             goes back to single messages for a while
+#   cut       a record that came in part is told to the supervisor, which tells the sender, and that
+#             one goes back to single messages for a while
 #
 # The last datagram of a record is always shorter than the others: so it ends a train, for GRO.
+#
+# A record takes as many counters as it has RECORD_BYTES_PER_COUNTER, so that limits by messages
+# hold (RFC 9001, appendix B.1: packets of up to 2^11 bytes).
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 
@@ -22,9 +25,11 @@ from fastpump.hot.atomics cimport RELAXED, load32
 from fastpump.hot.bytes cimport load_le16, load_le32
 from fastpump.hot.constants cimport (
     FEATURE_RECORDS, GRO_MAX_TCP_SEGMENTS, GRO_MAX_UDP_SEGMENTS, LANE_FLAG_BUNDLE,
-    LANE_FLAG_EXTENSION, LANE_FLAG_PARTIAL, LANE_FLAG_RECORD, LANE_FLAG_RELAY, LANE_TYPE, MAX_GSO_SEGMENTS,
-    MAX_UDP_PAYLOAD, RECORD_FIELDS_LEN, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD,
+    LANE_FLAG_EXTENSION, LANE_FLAG_PARTIAL, LANE_FLAG_RECORD, LANE_FLAG_RELAY, LANE_TYPE,
+    MAX_GSO_SEGMENTS, MAX_UDP_PAYLOAD, RECORD_FIELDS_LEN, TAG_LEN, TRANSPORT_HEADER_LEN,
+    TRANSPORT_OVERHEAD,
 )
+from fastpump.hot.ecn cimport ECN_MASK
 from fastpump.hot.events cimport event_push, events_are_many
 from fastpump.hot.gro cimport FLOW_MERGES, Candidate, candidate_classify
 from fastpump.hot.gso cimport gso_is_refused
@@ -32,10 +37,11 @@ from fastpump.hot.lane cimport lane_find, lane_slot
 from fastpump.hot.linux cimport VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6
 from fastpump.hot.packet cimport Packet, frame_is_for_group
 from fastpump.hot.shm cimport (
-    EVENT_LANE_BULK, EVENT_RECORD_CUT, LANE_RECORDS, OFFLOAD_UDP_GSO, Lane, LaneState, lane_state,
+    EVENT_LANE_BULK, EVENT_RECORD_CUT, LANE_RECORDS, OFFLOAD_UDP_GSO, UNPROBED, Lane, LaneState,
+    lane_state,
 )
 from fastpump.hot.split cimport Splitter
-from fastpump.hot.upcall cimport upcall_take_path
+from fastpump.hot.upcall cimport upcall_take_cut
 from fastpump.hot.verdict cimport DROP_RECORD_CUT, Verdict
 from fastpump.hot.vnet cimport GSO_UDP_L4, VnetHeader, vnet_set_partial
 from fastpump.hot.worker cimport Worker
@@ -45,26 +51,34 @@ cdef enum:
     RECORD_BULK_BYTES = 1 << 20     # in so long is much: a probe takes a few ms of that
     RECORD_BULK_NS = 100_000_000
     RECORD_BULK_PAUSE_NS = 1_000_000_000
+    RECORD_BYTES_PER_COUNTER = 2048
 
 
 # -- sending
 
 cdef inline uint32_t record_datagram_len(Worker *worker, const Lane *lane, LaneState *state,
-                                         const Packet *packet,
-                                         const Splitter *splitter) noexcept nogil:
-    """The length of the datagrams in which a superpacket goes as a record; 0: it does not."""
+                                         const Packet *packet, const Splitter *splitter,
+                                         uint32_t tos) noexcept nogil:
+    """The length of the datagrams in which a superpacket goes as a record; 0: it does not.
+
+    Not if it is ECT: one mark would break the train. Nor if GRO might put its first datagram at the
+    end of what was sent before (net/ipv4/udp_offload.c)."""
     cdef Candidate candidate
+    cdef uint32_t payload_mtu = load32(&worker.tables.peers[lane.peer].payload_mtu, RELAXED)
     cdef uint32_t length = packet.length + RECORD_FIELDS_LEN + TRANSPORT_OVERHEAD
     cdef uint32_t datagram_len = (splitter.header_len + splitter.segment_size
                                   + TRANSPORT_OVERHEAD)
     if not lane.features & FEATURE_RECORDS or splitter.count < RECORD_MIN_SEGMENTS \
-            or splitter.has_outer or not splitter.leaves_partial:
+            or splitter.has_outer or not splitter.leaves_partial or tos & ECN_MASK:
         return 0
     if not load32(&state.bits, RELAXED) & LANE_RECORDS:
         record_watch(worker, lane, state, length)
         return 0
+    if payload_mtu < UNPROBED:      # what is larger leaves in fragments
+        datagram_len = min(datagram_len, payload_mtu + TRANSPORT_OVERHEAD)
     datagram_len -= length % datagram_len == 0
-    if length > MAX_UDP_PAYLOAD or length > datagram_len * MAX_GSO_SEGMENTS \
+    if state.open_len >= datagram_len or length > MAX_UDP_PAYLOAD \
+            or length > datagram_len * MAX_GSO_SEGMENTS \
             or splitter.count > record_max_segments(splitter.is_tcp) \
             or not load32(&worker.tables.interface.offloads, RELAXED) & OFFLOAD_UDP_GSO \
             or gso_is_refused(&state.endpoint, datagram_len):
@@ -96,6 +110,11 @@ cdef inline void record_watch(Worker *worker, const Lane *lane, LaneState *state
                 worker.now_ns)
 
 
+cdef inline uint32_t record_counters(uint32_t length) noexcept nogil:
+    """How many counters a record of that length takes; it uses the first."""
+    return (length + RECORD_BYTES_PER_COUNTER - 1) / RECORD_BYTES_PER_COUNTER
+
+
 # -- receiving
 
 cdef inline bint record_begins(const uint8_t *datagram, uint32_t length) noexcept nogil:
@@ -118,10 +137,9 @@ cdef inline bint record_is_whole(const uint8_t *datagram, uint32_t length) noexc
 
 
 cdef inline Verdict record_cut(Worker *worker, const Lane *lane) noexcept nogil:
-    """A record came in part. That it is the peer's is not known: the share of events is the
-    lane's."""
-    if lane.features & FEATURE_RECORDS and not events_are_many(worker.shared) \
-            and upcall_take_path(worker, &lane_state(&worker.tables, lane).path_full_at_ns):
+    """A record came in part. That it is the peer's is not known."""
+    if not events_are_many(worker.shared) and upcall_take_cut(
+            worker, lane_state(&worker.tables, lane)):
         worker.send.has_events |= event_push(
             worker.shared, EVENT_RECORD_CUT, lane.peer, lane_slot(&worker.tables, lane), 0,
             worker.now_ns)

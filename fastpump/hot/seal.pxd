@@ -15,7 +15,7 @@ from fastpump.hot.constants cimport (
     LANE_FLAG_FENCE, LANE_FLAG_RECORD, LANE_TYPE, PADDING_MULTIPLE, RECORD_FIELDS_LEN,
     TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, TRANSPORT_TYPE,
 )
-from fastpump.hot.shm cimport Keypair, Lane, lane_state
+from fastpump.hot.shm cimport Keypair, Lane, LaneState, lane_state
 from fastpump.hot.worker cimport Worker
 
 
@@ -28,7 +28,15 @@ cdef inline uint32_t seal_on_lane(Worker *worker, const Lane *lane, const Path *
         return 0
     seal_lane_message(worker, lane, message, TRANSPORT_HEADER_LEN, counter, flags, payload,
                       payload_len)
+    seal_train_goes_on(worker, lane, payload_len + TRANSPORT_OVERHEAD)
     return payload_len + TRANSPORT_OVERHEAD
+
+
+cdef inline void seal_train_goes_on(Worker *worker, const Lane *lane,
+                                    uint32_t length) noexcept nogil:
+    """A datagram leaves on a lane: for GRO, a shorter one ends the train before it."""
+    cdef LaneState *state = lane_state(&worker.tables, lane)
+    state.open_len = length if length >= state.open_len else 0
 
 
 cdef inline uint32_t seal_record(Worker *worker, const Lane *lane, const Path *path,
@@ -45,6 +53,7 @@ cdef inline uint32_t seal_record(Worker *worker, const Lane *lane, const Path *p
     store_le16(message + TRANSPORT_HEADER_LEN + 2, <uint16_t>segment_size)
     seal_lane_message(worker, lane, message, TRANSPORT_HEADER_LEN + RECORD_FIELDS_LEN, counter,
                       flags | LANE_FLAG_RECORD, payload, payload_len)
+    lane_state(&worker.tables, lane).open_len = 0
     return length
 
 

@@ -374,11 +374,13 @@ cdef struct LaneState:
     uint32_t is_fenced              # an end marker was sent for it (hot/fence.pxd)
     uint64_t last_data_ns           # as last_tx_ns, of data
     Replay replay
-    uint64_t roam_full_at_ns, echo_full_at_ns, path_full_at_ns  # its share of events
-                                                                # (hot/upcall.pxd)
+    # Its share of events (hot/upcall.pxd).
+    uint64_t roam_full_at_ns, echo_full_at_ns, path_full_at_ns
     uint64_t bulk_until_ns          # superpackets that left until then (hot/record.pxd)
+    uint64_t cuts_full_at_ns        # records that came in part: their share of events
     uint32_t bulk_bytes
-    uint8_t padding2[20]
+    uint32_t open_len               # of the last datagram sent, if a train may go on behind it
+    uint8_t padding2[8]
 
 cdef struct MacEntry:
     uint64_t key                    # MAC_*: address and VLAN; 0: free

@@ -90,7 +90,7 @@ cdef inline bint splitter_init(Splitter *self, const VnetHeader *vnet,
         if not outer_init(&self.outer, vnet, packet, may_leave_partial, &inner):
             return False
         ip = &inner
-        ip_at = vnet.inner_ip_at
+        ip_at = self.outer.inner_at
         self.leaves_partial = self.outer.leaves_partial
     else:
         self.leaves_partial = may_leave_partial and self.l4_at == ip_at + ip.header_len \

@@ -42,7 +42,7 @@ cdef inline void tun_write_flush(Worker *worker) noexcept nogil:
 cdef inline void tun_write_item(Worker *worker, Item *item) noexcept nogil:
     cdef int count
     if item.is_record and not worker.gro.offloads & item.offload:
-        tun_write_split(worker, item)
+        tun_write_split(worker, item, shaper_is_used(worker))
         return
     count = item_finish(&worker.gro, item, worker.write_iov)
     if shaper_is_used(worker) and not tun_write_shape(worker, item, count):
@@ -54,7 +54,7 @@ cdef inline void tun_write_item(Worker *worker, Item *item) noexcept nogil:
         # The kernel takes vnet headers but not this kind of superpacket.
         tun_write_disable_offload(worker, item.offload)
         if item.is_record:
-            tun_write_split(worker, item)
+            tun_write_split(worker, item, False)    # it was shaped
         else:
             tun_write_one_by_one(worker, item)
     else:
@@ -171,27 +171,32 @@ cdef inline void tun_write_one_by_one(Worker *worker, Item *item) noexcept nogil
         piece = worker.gro.pieces[piece - 1].next
 
 
-cdef inline void tun_write_split(Worker *worker, const Item *item) noexcept nogil:
-    """Write the packets of a record singly: the kernel takes no such superpackets. They are not
-    shaped: who limits rates has a kernel that does."""
+cdef inline void tun_write_split(Worker *worker, const Item *item,
+                                 bint may_shape) noexcept nogil:
+    """Write the packets of a record singly: the kernel takes no such superpackets."""
     cdef Packet packet
     cdef Splitter splitter
     cdef VnetHeader vnet
-    cdef iovec iov[2]
+    cdef Item single
     cdef uint8_t *segment
     cdef uint32_t length
+    cdef iovec *iov = worker.write_iov
     if not packet_parse(&packet, worker.is_tap, item.packet - item.link_len,
                         item.link_len + item.packet_len) \
             or not splitter_init(&splitter, &item.vnet, &packet, True):
         return                      # cannot be: it was checked (hot/record.pxd)
     memset(&vnet, 0, sizeof(VnetHeader))
     vnet_set_partial(&vnet, &packet)
+    single = item[0]
+    single.segment_count = 1
     iov[0].iov_base = &vnet
     iov[0].iov_len = VNET_HEADER_LEN
     length = splitter_next(&splitter, &segment)
     while length:
         iov[1].iov_base = segment
         iov[1].iov_len = length
-        if not tun_write_vector(worker, tun_write_queue(worker, item), iov, 2, 1, length):
+        single.total_len = length - item.link_len
+        if (not may_shape or tun_write_shape(worker, &single, 2)) and not tun_write_vector(
+                worker, tun_write_queue(worker, item), iov, 2, 1, length):
             tun_write_count_error(worker, item.peer, errno, 1)
         length = splitter_next(&splitter, &segment)

@@ -39,6 +39,8 @@ cdef enum:
     LANE_ECHO_BURST = 2
     PATH_RATE = 50                  # path probes and their acks, of a lane or of a session
     PATH_BURST = 60                 # rounds of a search (protocol/path_mtu.py)
+    CUT_RATE = 5                    # records that came in part, or that somebody says so of
+    CUT_BURST = 5
 
 
 cdef inline bint upcall_take(Worker *worker, uint32_t peer) noexcept nogil:
@@ -67,6 +69,11 @@ cdef inline bint upcall_take_echo(Worker *worker, LaneState *lane) noexcept nogi
 cdef inline bint upcall_take_path(Worker *worker, uint64_t *full_at_ns) noexcept nogil:
     """Whether a path probe or its ack may be reported now."""
     return rate_take(full_at_ns, worker.now_ns, PATH_RATE, PATH_BURST)
+
+
+cdef inline bint upcall_take_cut(Worker *worker, LaneState *lane) noexcept nogil:
+    """Whether a record that came in part may be reported now."""
+    return rate_take(&lane.cuts_full_at_ns, worker.now_ns, CUT_RATE, CUT_BURST)
 
 
 cdef inline bint handshake_has_length(uint32_t kind, uint32_t length) noexcept nogil:

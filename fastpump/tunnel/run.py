@@ -24,7 +24,6 @@ from pathlib import Path
 from fastpump import paths
 from fastpump._core import (
     BACKENDS,
-    FEATURE_RECORDS,
     HAS_NULL_CIPHER,
     SharedTables,
     backend_problem,
@@ -221,7 +220,10 @@ class _Start:
 
     def probe_offloads(self) -> None:
         """What the kernel really does, by writing to the interface."""
-        self._offloads = probe(self._queues, self._config.offloads)
+        wanted = self._config.offloads
+        if self._config.relay:      # what is flooded again needs an id for each frame
+            wanted = {**wanted, "records": False}
+        self._offloads = probe(self._queues, wanted)
 
     def create_tables(self) -> None:
         """The shared memory."""
@@ -407,8 +409,5 @@ class _Start:
             log.warning("%(problem)s", {"problem": problem})
             return None
         mode = lane_messages.Mode.TAP if self._is_tap else lane_messages.Mode.TUN
-        features = self._offloads.lane_features
-        if config.relay:        # what is flooded again needs an id for each frame
-            features &= ~FEATURE_RECORDS
-        return Options(transport, lane_ciphers(config.cipher), features, mode,
+        return Options(transport, lane_ciphers(config.cipher), self._offloads.lane_features, mode,
                        lane_socket_count(config.queue_count))

@@ -75,7 +75,7 @@ int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags)
 
 PROGRAM = """
 import errno, os
-from support.packets import A4, B4, superpacket, tcp, udp
+from support.packets import A4, B4, VNET, superpacket, tcp, udp
 from support.pumps import pair
 from fastpump import _core
 
@@ -87,7 +87,7 @@ for round_number in range(2):
     for _ in range(4):
         one.poll()
         two.poll()
-    assert [data[10:] for data in two.take()] == _core.split(whole), "packets differ"
+    assert [data[VNET.size:] for data in two.take()] == _core.split(whole), "packets differ"
 print(one.verdicts(), two.verdicts())
 print(sorted(one.tables.offloads), sorted(two.tables.offloads))
 print([event for event in one.events() if event != "unanswered_tx"],

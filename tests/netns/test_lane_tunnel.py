@@ -465,6 +465,6 @@ def test_status_tells_of_lanes_in_json(lab, tmp_path):
         ports = {lane["endpoint"].rpartition(":")[2] for lane in peer["lanes"]}
         assert len(ports) == 2 and "51820" not in ports
         assert set(peer["lanes"][0]) == {"lane", "worker", "state", "endpoint", "tx_messages",
-                                         "tx_bytes", "rx_bytes", "rx_counter"}
+                                         "tx_bytes", "rx_bytes", "rx_counter", "records"}
         there = peer_of(lab, "a")["lanes"]
         assert {lane["endpoint"] for lane in there} == {f"{OUTSIDE4['b']}:51820"}

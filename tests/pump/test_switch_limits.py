@@ -31,7 +31,7 @@ from support.sites import ALL, HOST, PACKET, arp, close, network, sent, settle, 
     (bundle([(arp(HOST["a"]), False)]) + b"\xff\xff", FRAME | BUNDLE, "DROP_MALFORMED_BUNDLE"),
     (bundle([(b"short", False)]), FRAME | BUNDLE, "DROP_MALFORMED_INNER"),
     (arp(HOST["a"]), FRAME | 64, "DROP_MALFORMED_INNER"),               # an extension has no other
-    (arp(HOST["a"]), FRAME | RECORD, "DROP_RECORD_CUT"),
+    (arp(HOST["a"]), FRAME | RECORD, "DROP_MALFORMED_RECORD"),
 ])
 def test_a_peer_that_lies_is_counted(mesh, payload, flags, verdict):
     mesh["a"].lie("b", payload, flags)

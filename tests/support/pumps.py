@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from fastpump._core import (
     FEATURE_BUNDLE,
     FEATURE_PARTIAL,
+    FEATURE_RECORDS,
     AttachedTables,
     NewKeypair,
     NewLanes,
@@ -27,7 +28,7 @@ from support.plainlanes import PlainLane
 
 START = 1 << 40
 LANE_SOCKETS = 8
-ALL_FEATURES = FEATURE_PARTIAL | FEATURE_BUNDLE
+ALL_FEATURES = FEATURE_PARTIAL | FEATURE_BUNDLE | FEATURE_RECORDS
 KEYS = bytes(range(32)), bytes(range(32, 64))
 EVERYTHING = ("udp-gso", "tun-tcp4", "tun-tcp6", "tun-udp4", "tun-udp6")
 

@@ -1,9 +1,11 @@
 """A host on an Ethernet that sends and hears whole frames, vnet header first, on "eth0" of its
 network namespace: run as a program.
 
-    station.py send HEX...          each is a vnet header (10 bytes) and a frame
+    station.py send HEX...          each is a vnet header (24 bytes) and a frame
     station.py listen               prints "listening", then those that come, in hex, until SIGTERM
                                     and until nothing comes any more
+
+Of a vnet header, a packet socket knows the first HEADER_LEN bytes only.
 """
 
 import select
@@ -12,6 +14,8 @@ import socket
 import struct
 import sys
 
+HEADER_LEN = 10
+MORE_LEN = 14
 ETH_P_ALL = 3
 SOL_PACKET, PACKET_AUXDATA, PACKET_VNET_HDR = 263, 8, 15
 TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID = 0x10, 0x40
@@ -54,7 +58,9 @@ def listen(sock):
         if select.select([sock], [], [], QUIET_S)[0]:
             data, control, _, source = sock.recvmsg(1 << 17, 200)
             if source[2] != PACKET_OUTGOING:
-                print("frame", tagged(data, control).hex(), flush=True)
+                frame = tagged(data, control)
+                print("frame", (frame[:HEADER_LEN] + bytes(MORE_LEN) + frame[HEADER_LEN:]).hex(),
+                      flush=True)
         elif signals:
             break
     print("end", flush=True)
@@ -64,7 +70,8 @@ if __name__ == "__main__":
     if sys.argv[1] == "send":
         with open_socket() as sender:
             for each in sys.argv[2:]:
-                sender.send(bytes.fromhex(each))
+                frame = bytes.fromhex(each)
+                sender.send(frame[:HEADER_LEN] + frame[HEADER_LEN + MORE_LEN:])
     else:
         with open_socket() as hearer:
             listen(hearer)

@@ -99,6 +99,18 @@ def test_in_a_tunnel(outer, inner, make, no_checksum):
         partial(each, header.outer_l4_at, 6) for each in expected])
 
 
+def test_in_a_tunnel_behind_a_tag_that_linux_has_put_in():
+    """It counts the tag for csum_start only (virtio_net_hdr_tnl_from_skb())."""
+    whole = vxlan(A4, B4, tcp(A4, B4, bytes(5000)))
+    header, packet = parse_vnet(vxlan_superpacket(whole, 1000))
+    tagged = frame("02:00:00:00:00:02", "02:00:00:00:00:01", b"", ethertype=0x800, vlans=(5,))
+    moved = replace(header, csum_start=header.csum_start + 18, outer_l4_at=header.outer_l4_at + 14,
+                    inner_ip_at=header.inner_ip_at + 14)
+    segments = _core.split(moved.emit() + tagged + packet, is_frame=True)
+    assert [segment[:18] for segment in segments] == [tagged] * 5
+    assert [segment[18:] for segment in segments] == _core.split(header.emit() + packet)
+
+
 @pytest.mark.parametrize("change", [
     {"gso_type": GSO_TCPV4 | GSO_IN_UDP6},
     {"gso_type": GSO_TCPV4 | GSO_IN_UDP4 | GSO_IN_UDP6}, {"gso_type": GSO_IN_UDP4},
