@@ -35,6 +35,8 @@ cdef enum:
     EXTENSION_PATH_PROBE = 1        # its types; see hot/path_probe.pxd
     EXTENSION_PATH_ACK = 2
     EXTENSION_RECORD_CUT = 3
+    EXTENSION_TRAIN_END = 4
+    EXTENSION_HEADER_LEN = 4
     RECORD_FIELDS_LEN = 4           # behind the header: length of the message, size of a segment
     CONTROL_MAGIC = 0xf0            # the first byte of a control packet
     CONTROL_END_MARKER = 4          # its second: the kind

@@ -45,7 +45,7 @@ from fastpump.hot.lookup cimport lookup_peer
 from fastpump.hot.loops cimport loops_back
 from fastpump.hot.packet cimport Packet, packet_parse, packet_parse_ip
 from fastpump.hot.path_mtu cimport path_mtu_takes
-from fastpump.hot.record cimport record_counters, record_datagram_len
+from fastpump.hot.record cimport record_counters, record_datagram_len, record_end_train
 from fastpump.hot.seal cimport seal_on_lane, seal_on_session, seal_record
 from fastpump.hot.shaper cimport shaper_buffer, shaper_is_used, shaper_push, shaper_schedule
 from fastpump.hot.shm cimport (
@@ -266,10 +266,12 @@ cdef inline Verdict egress_transmit_record(Worker *worker, const Lane *lane, Lan
                                            uint32_t datagram_len) noexcept nogil:
     """A superpacket as one message."""
     cdef PeerState *peer = &worker.tables.peer_states[lane.peer]
-    cdef uint32_t counters = record_counters(packet.length)
-    cdef uint64_t counter = add64(&state.send_counter, counters, RELAXED)
-    cdef uint32_t sealed_len = seal_record(worker, lane, path, counter, flags, packet.start,
-                                           packet.length, splitter.segment_size, datagram_len)
+    cdef uint32_t counters = record_counters(packet.length), sealed_len
+    cdef uint64_t counter
+    record_end_train(worker, lane, path, datagram_len)
+    counter = add64(&state.send_counter, counters, RELAXED)
+    sealed_len = seal_record(worker, lane, path, counter, flags, packet.start, packet.length,
+                             splitter.segment_size, datagram_len)
     if sealed_len == 0:
         return DROP_NO_ENDPOINT
     worker.shared.counters[UDP_TX_RECORDS] += 1

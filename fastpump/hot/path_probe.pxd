@@ -21,7 +21,7 @@ from fastpump.hot.activity cimport activity_lane_received, activity_path_probed
 from fastpump.hot.bytes cimport load_le16
 from fastpump.hot.constants cimport (
     CONTROL_PATH_PROBE, EXTENSION_PATH_ACK, EXTENSION_PATH_PROBE, EXTENSION_RECORD_CUT,
-    LANE_FLAG_EXTENSION, TRANSPORT_OVERHEAD,
+    EXTENSION_HEADER_LEN, EXTENSION_TRAIN_END, LANE_FLAG_EXTENSION, TRANSPORT_OVERHEAD,
 )
 from fastpump.hot.events cimport event_push, events_are_many
 from fastpump.hot.lane cimport lane_slot
@@ -46,6 +46,9 @@ cdef inline Verdict path_probe_on_lane(Worker *worker, const Lane *lane, uint32_
                                        const uint8_t *inner, uint32_t inner_len) noexcept nogil:
     """A lane message with the flag EXTENSION."""
     cdef bint is_probe
+    if flags == LANE_FLAG_EXTENSION and inner_len >= EXTENSION_HEADER_LEN \
+            and inner[0] == EXTENSION_TRAIN_END:
+        return PASS
     if flags == LANE_FLAG_EXTENSION and inner_len >= PATH_PROBE_LEN \
             and inner[0] == EXTENSION_RECORD_CUT:
         activity_lane_received(worker, lane, 0, False)

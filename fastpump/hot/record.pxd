@@ -14,20 +14,25 @@
 #   cut       a record that came in part is told to the supervisor, which tells the sender, and that
 #             one goes back to single messages for a while
 #
-# The last datagram of a record is always shorter than the others: so it ends a train, for GRO.
+# The last datagram of a record is always shorter than the others: so it ends a train, for GRO. What
+# was sent before must have ended one, too, or GRO might put the first datagram of the record at the
+# end of that (net/ipv4/udp_offload.c): if it was not, a datagram with nothing in it is
+# (`record_end_train`).
 #
 # A record takes as many counters as it has RECORD_BYTES_PER_COUNTER, so that limits by messages
 # hold (RFC 9001, appendix B.1: packets of up to 2^11 bytes).
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
+from libc.string cimport memset
 
-from fastpump.hot.atomics cimport RELAXED, load32
+from fastpump.hot.atomics cimport RELAXED, add64, load32
+from fastpump.hot.batch cimport Path
 from fastpump.hot.bytes cimport load_le16, load_le32
 from fastpump.hot.constants cimport (
-    FEATURE_RECORDS, GRO_MAX_TCP_SEGMENTS, GRO_MAX_UDP_SEGMENTS, LANE_FLAG_BUNDLE,
-    LANE_FLAG_EXTENSION, LANE_FLAG_PARTIAL, LANE_FLAG_RECORD, LANE_FLAG_RELAY, LANE_TYPE,
-    MAX_GSO_SEGMENTS, MAX_UDP_PAYLOAD, RECORD_FIELDS_LEN, TAG_LEN, TRANSPORT_HEADER_LEN,
-    TRANSPORT_OVERHEAD,
+    EXTENSION_HEADER_LEN, EXTENSION_TRAIN_END, FEATURE_RECORDS, GRO_MAX_TCP_SEGMENTS,
+    GRO_MAX_UDP_SEGMENTS, LANE_FLAG_BUNDLE, LANE_FLAG_EXTENSION, LANE_FLAG_PARTIAL,
+    LANE_FLAG_RECORD, LANE_FLAG_RELAY, LANE_TYPE, MAX_GSO_SEGMENTS, MAX_UDP_PAYLOAD,
+    RECORD_FIELDS_LEN, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD,
 )
 from fastpump.hot.ecn cimport ECN_MASK
 from fastpump.hot.events cimport event_push, events_are_many
@@ -36,6 +41,7 @@ from fastpump.hot.gso cimport gso_is_refused
 from fastpump.hot.lane cimport lane_find, lane_slot
 from fastpump.hot.linux cimport VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6
 from fastpump.hot.packet cimport Packet, frame_is_for_group
+from fastpump.hot.seal cimport seal_on_lane
 from fastpump.hot.shm cimport (
     EVENT_LANE_BULK, EVENT_RECORD_CUT, LANE_RECORDS, OFFLOAD_UDP_GSO, UNPROBED, Lane, LaneState,
     lane_state,
@@ -61,8 +67,7 @@ cdef inline uint32_t record_datagram_len(Worker *worker, const Lane *lane, LaneS
                                          uint32_t tos) noexcept nogil:
     """The length of the datagrams in which a superpacket goes as a record; 0: it does not.
 
-    Not if it is ECT: one mark would break the train. Nor if GRO might put its first datagram at the
-    end of what was sent before (net/ipv4/udp_offload.c)."""
+    Not if it is ECT: one mark would break the train."""
     cdef Candidate candidate
     cdef uint32_t payload_mtu = load32(&worker.tables.peers[lane.peer].payload_mtu, RELAXED)
     cdef uint32_t length = packet.length + RECORD_FIELDS_LEN + TRANSPORT_OVERHEAD
@@ -77,8 +82,7 @@ cdef inline uint32_t record_datagram_len(Worker *worker, const Lane *lane, LaneS
     if payload_mtu < UNPROBED:      # what is larger leaves in fragments
         datagram_len = min(datagram_len, payload_mtu + TRANSPORT_OVERHEAD)
     datagram_len -= length % datagram_len == 0
-    if state.open_len >= datagram_len or length > MAX_UDP_PAYLOAD \
-            or length > datagram_len * MAX_GSO_SEGMENTS \
+    if length > MAX_UDP_PAYLOAD or length > datagram_len * MAX_GSO_SEGMENTS \
             or splitter.count > record_max_segments(splitter.is_tcp) \
             or not load32(&worker.tables.interface.offloads, RELAXED) & OFFLOAD_UDP_GSO \
             or gso_is_refused(&state.endpoint, datagram_len):
@@ -87,6 +91,19 @@ cdef inline uint32_t record_datagram_len(Worker *worker, const Lane *lane, LaneS
     candidate.is_partial = True
     candidate_classify(&candidate)
     return datagram_len if candidate.flow_class == FLOW_MERGES else 0
+
+
+cdef inline void record_end_train(Worker *worker, const Lane *lane, const Path *path,
+                                  uint32_t datagram_len) noexcept nogil:
+    """Before a record of such datagrams: end the train that GRO might have it go on."""
+    cdef uint8_t nothing[EXTENSION_HEADER_LEN]
+    cdef LaneState *state = lane_state(&worker.tables, lane)
+    if state.open_len < datagram_len:
+        return
+    memset(nothing, 0, sizeof(nothing))
+    nothing[0] = EXTENSION_TRAIN_END
+    seal_on_lane(worker, lane, path, add64(&state.send_counter, 1, RELAXED), LANE_FLAG_EXTENSION,
+                 nothing, sizeof(nothing))
 
 
 cdef inline uint32_t record_max_segments(bint is_tcp) noexcept nogil:

@@ -12,8 +12,8 @@ from fastpump.hot.atomics cimport RELAXED, load32
 from fastpump.hot.batch cimport Path, send_reserve, send_reserve_train
 from fastpump.hot.bytes cimport store_le16, store_le32, store_le64
 from fastpump.hot.constants cimport (
-    LANE_FLAG_FENCE, LANE_FLAG_RECORD, LANE_TYPE, PADDING_MULTIPLE, RECORD_FIELDS_LEN,
-    TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, TRANSPORT_TYPE,
+    LANE_FLAG_EXTENSION, LANE_FLAG_FENCE, LANE_FLAG_RECORD, LANE_TYPE, PADDING_MULTIPLE,
+    RECORD_FIELDS_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, TRANSPORT_TYPE,
 )
 from fastpump.hot.shm cimport Keypair, Lane, LaneState, lane_state
 from fastpump.hot.worker cimport Worker
@@ -62,7 +62,7 @@ cdef inline void seal_lane_message(Worker *worker, const Lane *lane, uint8_t *me
                                    const uint8_t *payload, uint32_t payload_len) noexcept nogil:
     """The header and what is sealed; fields behind the first 16 bytes of the header are there."""
     cdef uint8_t nonce[12]
-    if lane_state(&worker.tables, lane).is_fenced:
+    if lane_state(&worker.tables, lane).is_fenced and not flags & LANE_FLAG_EXTENSION:
         flags |= LANE_FLAG_FENCE
     store_le32(message, LANE_TYPE | flags << 8 | lane.number << 16)
     store_le32(message + 4, lane.remote_index)

@@ -290,7 +290,7 @@ def test_a_probe_and_its_ack_go_to_the_supervisor(closed, kind, size, expected):
 
 
 @pytest.mark.parametrize("payload, flags", [
-    (b"\1\0\4\0\1\0\0", EXTENSION), (b"\4\0\4\0\1\0\0\0", EXTENSION),
+    (b"\1\0\4\0\1\0\0", EXTENSION), (b"\5\0\4\0\1\0\0\0", EXTENSION),
     (b"\1\0\4\0\1\0\0\0", EXTENSION | ASK), (b"", EXTENSION)])
 def test_malformed_extensions_are_dropped(closed, payload, flags):
     one, two = closed(lane_pair())

@@ -147,17 +147,23 @@ def test_where_the_kernel_takes_no_superpackets(closed, make, size):
     assert two.counters()["tun_tx_packets"] == len(written)
 
 
-@pytest.mark.parametrize("before, is_record", [(1000, True), (1403, False), (1404, False)])
-def test_not_where_gro_would_join_it_to_what_was_sent_before(ends, before, is_record):
-    """Which ends a train if it is shorter. The superpacket's own last segment does, too."""
+@pytest.mark.parametrize("before, is_ended", [(1000, False), (1403, True), (1404, True)])
+def test_gro_cannot_join_it_to_what_was_sent_before(ends, before, is_ended):
+    """A shorter datagram ends a train; a longer one begins another."""
     one, two = ends
     one.give(udp(A4, B4, bytes(before - 60)))
     one.poll()
     for _ in range(2):
         give(one, superpacket(tcp(A4, B4, DATA[:19_000]), 1331))
-    assert one.counters()["udp_tx_records"] == 1 + is_record
+    assert one.counters()["udp_tx_records"] == 2
+    pieces = on_the_wire(two)
+    assert [len(piece) for piece in pieces].count(36) == is_ended
+    plain = two.plain()
+    assert not is_ended or plain.open(pieces[1]) == (EXTENSION, b"\4\0\0\0")
+    for piece in pieces[:1 + is_ended]:
+        one.lane_sockets[0].sendto(piece, two.udp.getsockname())
     two.poll()
-    assert not two.verdicts()
+    assert len(two.take()) == 1 and not two.verdicts()
 
 
 def test_packets_that_may_be_marked_go_alone(ends):
