@@ -28,12 +28,11 @@ from fastpump.kernel import (
     TUN_F_TSO4,
     TUN_F_TSO6,
     TUNSETOFFLOAD,
-    VIRTIO_NET_HDR,
 )
 from fastpump.netlink import bridges, links, redirects
 from fastpump.tun.queues import open_queue
 
-VNET_LEN = VIRTIO_NET_HDR.size
+VNET_LEN = 10       # of a TAP, unless somebody says otherwise
 MAX_FRAME_LEN = 70000
 
 
