@@ -3,7 +3,7 @@
 import pytest
 
 from fastpump.lab.networks import INSIDE4, INSIDE6, fastpump_pair
-from support.hosts import transfer, until
+from support.hosts import is_reachable, transfer, until
 
 MUCH = 64 << 20
 
@@ -17,6 +17,8 @@ def total(status, name):
     (("--mtu", "1300"), False)], ids=["IPv4 outside", "IPv6 outside", "TAP", "small MTU"])
 def test_much_goes_whole_both_ways(lab, tmp_path, words, v6_outside):
     with fastpump_pair(lab, tmp_path, "--queues", "2", *words, v6_outside=v6_outside):
+        # A TAP's addresses are tentative for a while.
+        assert until(lambda: is_reachable(lab, INSIDE6["a"], "b"))
         assert transfer(lab, "a", INSIDE4["b"], MUCH)
         assert transfer(lab, "b", INSIDE6["a"], MUCH)
         status = {side: lab.status(side) for side in "ab"}
