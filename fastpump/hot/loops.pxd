@@ -6,8 +6,9 @@
 # had, is recognised here: a UDP packet whose payload has the receiver index that we would put on
 # it. An index is drawn at random for each session and set of lanes, by the peer.
 #
-# Accepted limit: later fragments of a datagram that came back by a detour have no index to see, and
-# go round, unless somebody on the way puts datagrams together.
+# Accepted limit: later fragments of a datagram that came back by a detour, and the datagrams of a
+# record behind its first, have no index to see, and go round, unless somebody on the way puts them
+# together.
 
 from libc.stdint cimport uint32_t, uint8_t
 

@@ -132,10 +132,10 @@ cdef enum:
     EVENT_PATH_PROBE                # it probes the path MTU, on the lane in slot `detail`, or NONE
     EVENT_PATH_ACK                  # it has received such a probe; `error`: hot/path_probe.pxd
     EVENT_RESENT                    # a large TCP segment to the peer was sent again and again
+    EVENT_RESENT_ACKED              # that flow goes on; `detail`: it was in pieces that fit, or not
     EVENT_LANE_BULK                 # much leaves on the lane in slot `detail` (hot/record.pxd)
     EVENT_RECORD_CUT                # a record on that lane came in part
     EVENT_RECORDS_END               # the peer says that of ours
-    EVENT_RESENT_ACKED              # that flow goes on; `detail`: it was in pieces that fit, or not
     EVENT_COUNT
 
 cdef struct Misdelivered:
